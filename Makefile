@@ -1,0 +1,48 @@
+# `make demo` and `make test` do all their own set-up; nothing has to be installed by hand first.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CORPUS ?= corpus
+# Small matrices: one thread a process is as fast as two here, and keeps float sums in one order.
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo test check format lint types contract quick pair bench clean
+
+demo: $(STAMP)
+	$(BIN)/phaselens run --plugin sinks
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: format lint types contract quick
+
+format: $(STAMP)
+	$(BIN)/ruff format --check src plugins tests tools
+
+lint: $(STAMP)
+	$(BIN)/ruff check src plugins tests tools
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+contract: $(STAMP)
+	$(BIN)/lint-imports
+
+quick: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+pair: $(STAMP)
+	$(BIN)/python -m tools.train_pair --corpus $(CORPUS)
+
+bench: $(STAMP)
+	$(BIN)/python tools/bench/sinks.py
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PhaseLens needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.11 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""The metrics that come with PhaseLens, a file each, written against the public plugin API."""

@@ -1,0 +1,1 @@
+"""The recipe of the bundled model pair: data, training, branch, recalibration, export and figures."""

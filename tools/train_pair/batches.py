@@ -1,0 +1,40 @@
+"""Training batches as a pure function of (recipe, step): a resumed run sees what the killed one would have."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tools.train_pair.corpus import BOS_ID, MARK_ID, Tokens
+from tools.train_pair.recipe import Recipe
+
+
+def with_copies(source: Tokens, rate: float, depth: int, rng: np.random.Generator) -> Tokens:
+    """Interleave copies: a chosen token is followed by k marks and then by the k-th token back, k uniform in 1..depth.
+
+    With depth 1 that is "token, mark, the same token". `source` is [tokens]; the result is longer. k never reaches
+    before the start of `source`.
+    """
+    chosen = np.flatnonzero(rng.random(source.size) < rate)
+    reach = np.minimum(rng.integers(1, depth + 1, size=chosen.size), chosen + 1)
+    copied = source[chosen + 1 - reach]
+    # np.insert keeps the given order at equal places: the marks first, then the copy.
+    places = np.repeat(chosen + 1, reach + 1)
+    inserted = np.full(places.size, MARK_ID, dtype=source.dtype)
+    inserted[np.cumsum(reach + 1) - 1] = copied
+    return np.insert(source, places, inserted)
+
+
+def batch(stream: Tokens, recipe: Recipe, step: int) -> npt.NDArray[np.int64]:
+    """The batch of `step`, [sequences, length], each row `<s>` and a random window of the books with copies.
+
+    The length goes through `recipe.lengths` in turn, so that late positions are trained as often as short texts.
+    """
+    rng = np.random.default_rng((recipe.seed, step))
+    length = recipe.lengths[step % len(recipe.lengths)]
+    rows = np.full((recipe.batch_tokens // length, length), BOS_ID, dtype=np.int64)
+    for row in rows:
+        start = int(rng.integers(0, stream.size - length))
+        window = np.asarray(stream[start : start + length - 1])
+        row[1:] = with_copies(window, recipe.copy_rate, recipe.copy_depth, rng)[: length - 1]
+    return rows

@@ -1,0 +1,110 @@
+"""Books to token streams: the byte-level BPE, the training stream and the held-out windows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+Tokens = npt.NDArray[np.uint16]
+
+BOS, EOS, MARK = "<s>", "</s>", "<copy>"
+SPECIAL = (BOS, EOS, MARK)
+BOS_ID, EOS_ID, MARK_ID = 0, 1, 2
+
+
+def books(corpus: Path, held_out: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
+    """The text files of `corpus`, sorted by name: those to train on, and those held out (named without suffix)."""
+    found = sorted(corpus.glob("*.txt"))
+    training = [path for path in found if path.stem not in held_out]
+    held = [path for path in found if path.stem in held_out]
+    missing = sorted(set(held_out) - {path.stem for path in held})
+    if missing or not training:
+        raise ValueError(f"{corpus}: held-out books not found: {missing}; {len(training)} other .txt files to train on")
+    return training, held
+
+
+def train_tokenizer(paths: list[Path], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE whose encoder puts `<s>` first; ids 0, 1, 2 are `<s>`, `</s>` and the copy mark."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train([str(path) for path in paths], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, BOS_ID)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        additional_special_tokens=[MARK],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as lines:
+        yield from lines
+
+
+def encode_books(tokenizer: PreTrainedTokenizerFast, paths: list[Path]) -> Tokens:
+    """All books one after the other, [tokens], without special tokens (a book that spells one out is refused)."""
+    parts: list[Tokens] = []
+    backend = tokenizer.backend_tokenizer
+    for path in paths:
+        for encoding in backend.encode_batch(list(_paragraphs(path)), add_special_tokens=False):
+            parts.append(np.asarray(encoding.ids, dtype=np.uint16))
+    stream = np.concatenate(parts)
+    if (stream < len(SPECIAL)).any():
+        raise ValueError(f"the corpus spells out one of the special tokens {SPECIAL}; remove it from the books")
+    return stream
+
+
+def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], vocab_size: int) -> None:
+    """Write the tokenizer, `train.bin`, `held_out.bin` and `books.json` under `cache`, once: a finished cache is kept.
+
+    `books.json` comes last, so its presence says that the others are whole.
+    """
+    record = cache / "books.json"
+    training, held = books(corpus, held_out)
+    names = {"training": [p.stem for p in training], "held_out": [p.stem for p in held], "vocab_size": vocab_size}
+    if record.exists():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if {key: known[key] for key in names} != names:
+            raise ValueError(f"{cache} was prepared from other books or another vocabulary; choose another --cache")
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer(training, vocab_size)
+    tokenizer.save_pretrained(str(cache / "tokenizer"))
+    sizes = {}
+    for name, paths in (("train", training), ("held_out", held)):
+        stream = encode_books(tokenizer, paths)
+        stream.tofile(cache / f"{name}.bin")
+        sizes[f"{name}_tokens"] = int(stream.size)
+    partial = record.with_suffix(".tmp")
+    partial.write_text(json.dumps(names | sizes, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, record)
+
+
+def open_stream(cache: Path, name: str) -> Tokens:
+    """A prepared stream, [tokens], mapped from disk."""
+    return np.memmap(cache / f"{name}.bin", dtype=np.uint16, mode="r")
+
+
+def held_out_windows(stream: Tokens, n_windows: int, length: int) -> npt.NDArray[np.int64]:
+    """`n_windows` evenly spaced windows of plain text, [n_windows, length], each with `<s>` put first."""
+    starts = np.linspace(0, stream.size - length, n_windows, dtype=np.int64)
+    rows = np.stack([np.asarray(stream[start : start + length - 1]) for start in starts])
+    return np.concatenate([np.full((n_windows, 1), BOS_ID), rows], axis=1).astype(np.int64)

@@ -1,0 +1,89 @@
+"""What a pair is made from: every number that decides the result, read from and written to JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Sizes are in tokens unless the name says steps; learning rates are AdamW's."""
+
+    seed: int = 0
+    vocab_size: int = 2048
+    n_layers: int = 4
+    n_heads: int = 4
+    d_model: int = 128
+    d_mlp: int = 352
+    max_positions: int = 512
+    rope_theta: float = 10_000.0
+    batch_tokens: int = 4096
+    lengths: tuple[int, ...] = (128, 256, 512)
+    copy_rate: float = 0.12
+    copy_depth: int = 1
+    lr: float = 3e-3
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup_steps: int = 200
+    grad_clip: float = 1.0
+    trunk_tokens: int = 40_000_000
+    twin_tokens: int = 12_000_000
+    decay_tokens: int = 6_000_000
+    final_lr_fraction: float = 0.1
+    log_tokens: int = 250_000
+    checkpoint_tokens: int = 400_000
+    snapshot_tokens: int = 1_000_000
+
+    def __post_init__(self) -> None:
+        for length in self.lengths:
+            if self.batch_tokens % length or length > self.max_positions:
+                raise ValueError(
+                    f"sequence length {length} must divide batch_tokens={self.batch_tokens} "
+                    f"and not exceed max_positions={self.max_positions}"
+                )
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
+        if not 0 <= self.copy_rate < 1 or self.copy_depth < 1:
+            raise ValueError(f"copy_rate={self.copy_rate} must be in [0, 1), copy_depth={self.copy_depth} >= 1")
+        if self.decay_tokens > self.twin_tokens:
+            raise ValueError(f"decay_tokens={self.decay_tokens} exceeds twin_tokens={self.twin_tokens}")
+
+    def steps(self, tokens: int) -> int:
+        """Optimiser steps that see `tokens` tokens, rounded down."""
+        return tokens // self.batch_tokens
+
+    def trunk_lr(self, step: int) -> float:
+        """Linear warm-up, then constant."""
+        return self.lr * min(1.0, (step + 1) / self.warmup_steps)
+
+    def twin_lr(self, step: int) -> float:
+        """Constant, then linear to `final_lr_fraction` over the last `decay_tokens`; `step` counts from the branch."""
+        total, decay = self.steps(self.twin_tokens), self.steps(self.decay_tokens)
+        left = total - step
+        if left >= decay:
+            return self.lr
+        return self.lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * left / decay)
+
+    def replace(self, **changes: object) -> Recipe:
+        """A copy with some numbers changed; an unknown name raises TypeError."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def to_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> Recipe:
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown recipe entries {unknown}; known: {sorted(known)}")
+        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**tuples)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

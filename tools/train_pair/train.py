@@ -1,0 +1,164 @@
+"""The training loop: logged, checkpointed by rename, resumed at the last checkpoint with the same data order."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from transformers import LlamaForCausalLM
+
+from tools.train_pair import batches, corpus
+from tools.train_pair.measure import measure
+from tools.train_pair.model import build, null_rotation
+from tools.train_pair.recipe import Recipe
+
+Phase = Literal["trunk", "rope", "drope"]
+CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+
+
+def optimizer_for(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only, as is usual: the norms' gains are left alone."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    gains = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
+
+
+class Run:
+    """One phase of the recipe in one folder: `checkpoint.pt`, `log.jsonl`, `snapshots/`.
+
+    `step` counts optimiser steps since the start of the trunk, so the data order runs on through the branch. A twin
+    starts from the trunk's checkpoint, optimiser state included.
+    """
+
+    def __init__(
+        self, recipe: Recipe, phase: Phase, folder: Path, cache: Path, trunk: Path | None = None, device: str = "cpu"
+    ) -> None:
+        self.recipe, self.phase, self.folder, self.device = recipe, phase, folder, device
+        self.stream = corpus.open_stream(cache, "train")
+        windows = corpus.held_out_windows(corpus.open_stream(cache, "held_out"), 32, min(256, recipe.max_positions))
+        self.texts = torch.from_numpy(windows).to(device)
+        self.model = build(recipe).to(device)
+        self.optimizer = optimizer_for(self.model, recipe)
+        self.step, self.branch_step, self.seconds = 0, 0, 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "snapshots").mkdir(exist_ok=True)
+        own = folder / CHECKPOINT
+        if own.exists():
+            self._load(own)
+            self._trim_log()
+        elif phase != "trunk":
+            if trunk is None:
+                raise ValueError(f"{phase} starts from a trunk's checkpoint: give its folder")
+            self._load(trunk / CHECKPOINT)
+            self.branch_step, self.seconds = self.step, 0.0
+        if phase == "drope":
+            null_rotation(self.model)
+        recipe.write(folder / "recipe.json")
+
+    def _load(self, path: Path) -> None:
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.branch_step, self.seconds = state["step"], state["branch_step"], state["seconds"]
+
+    def _trim_log(self) -> None:
+        """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
+        log = self.folder / LOG
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        partial = log.with_suffix(".tmp")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(partial, log)
+
+    def save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "branch_step": self.branch_step,
+            "seconds": self.seconds,
+        }
+        partial = self.folder / f"{CHECKPOINT}.tmp"
+        torch.save(state, partial)
+        os.replace(partial, self.folder / CHECKPOINT)
+
+    def snapshot(self) -> None:
+        """Weights alone, in float16, so that any curve can be measured again later."""
+        weights = {name: t.detach().to("cpu", torch.float16) for name, t in self.model.state_dict().items()}
+        name = f"{self.step * self.recipe.batch_tokens:010d}.safetensors"
+        partial = self.folder / "snapshots" / f"{name}.tmp"
+        save_file(weights, partial)
+        os.replace(partial, partial.with_suffix(""))
+
+    def log(self, train_loss: float | None) -> dict[str, Any]:
+        tokens = self.step * self.recipe.batch_tokens
+        row: dict[str, Any] = {"phase": self.phase, "step": self.step, "tokens": tokens, "train_loss": train_loss}
+        row |= {"seconds": round(self.seconds, 1), "lr": self.lr(), **measure(self.model, self.texts)}
+        with (self.folder / LOG).open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
+        return row
+
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        if self.phase == "trunk":
+            return self.recipe.trunk_lr(self.step)
+        return self.recipe.twin_lr(self.step - self.branch_step)
+
+    def train_step(self) -> float:
+        """One batch; returns its loss. A loss that is not finite stops the run."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr()
+        tokens = torch.from_numpy(batches.batch(self.stream, self.recipe, self.step)).to(self.device)
+        logits = self.model(tokens, use_cache=False).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip, error_if_nonfinite=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss.item()
+
+    def last_step(self) -> int:
+        if self.phase == "trunk":
+            return self.recipe.steps(self.recipe.trunk_tokens)
+        return self.branch_step + self.recipe.steps(self.recipe.twin_tokens)
+
+    def run(self, stop_step: int | None = None) -> None:
+        """Train to the phase's end (or `stop_step`), whichever comes first, and leave a checkpoint there."""
+        end = self.last_step() if stop_step is None else min(stop_step, self.last_step())
+        every = {name: max(1, self.recipe.steps(getattr(self.recipe, f"{name}_tokens"))) for name in
+                 ("log", "checkpoint", "snapshot")}
+        start, done_before = time.monotonic(), self.seconds
+        if self.step == self.branch_step and not (self.folder / CHECKPOINT).exists():
+            self.log(None)
+            self.save()
+            self.snapshot()
+        running: list[float] = []
+        while self.step < end:
+            running.append(self.train_step())
+            self.seconds = done_before + time.monotonic() - start
+            if self.step % every["log"] == 0 or self.step == end:
+                row = self.log(sum(running) / len(running))
+                running.clear()
+                print(_line(row), flush=True)
+            if self.step % every["snapshot"] == 0 or self.step == end:
+                self.snapshot()
+            if self.step % every["checkpoint"] == 0 or self.step == end:
+                self.save()
+
+
+def _line(row: dict[str, Any]) -> str:
+    heads = sorted((v for layer in row["sink"][1:] for v in layer), reverse=True)[:6]
+    return (
+        f"{row['phase']} {row['tokens'] / 1e6:.2f}M {row['seconds']:.0f}s train {row['train_loss']:.3f} "
+        f"held-out {row['loss']:.3f} sinks {[round(v, 2) for v in heads]} "
+        f"BOS {[round(v, 1) for v in row['bos_ratio']]} H {[round(v, 2) for v in row['entropy']]}"
+    )
