@@ -117,8 +117,10 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         tokens = torch.from_numpy(batches.batch(self.stream, self.recipe, self.step)).to(self.device)
-        logits = self.model(tokens, use_cache=False).logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        # Shifting before the unembedding keeps the backward of the slice small (d_model wide, not vocabulary wide).
+        hidden = self.model.model(tokens, use_cache=False).last_hidden_state
+        logits = self.model.lm_head(hidden[:, :-1].flatten(0, 1))
+        loss = F.cross_entropy(logits, tokens[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip, error_if_nonfinite=True)
         self.optimizer.step()

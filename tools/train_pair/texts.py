@@ -1,0 +1,109 @@
+"""Cut the bundled texts: held-out passages of varied length that start a paragraph and end a sentence.
+
+`python -m tools.train_pair.texts --corpus DIR --tokenizer DIR --out FILE.jsonl`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from tools.train_pair.corpus import SPECIAL
+
+SOURCES = {
+    "dracula": "Bram Stoker, Dracula (1897); public domain",
+    "the-adventures-of-sherlock-holmes": (
+        "Arthur Conan Doyle, The Adventures of Sherlock Holmes (1892); public domain"
+    ),
+}
+NAMES = {"dracula": "dracula", "the-adventures-of-sherlock-holmes": "sherlock"}
+# Fewest and most tokens of a length class, `<s>` included, and passages of it in each book.
+CLASSES = ((16, 20), (26, 32), (54, 64), (108, 128), (220, 256), (460, 512))
+PER_CLASS = 5
+_SENTENCE_END = re.compile(r"""(?<=[a-z][.!?])["']?(?=\s+["'A-Z])""")
+_TITLE = re.compile(r"\b(?:Mr|Mrs|Dr|St|Prof|Esq|Messrs)\.$")
+
+
+def sentences(paragraph: str) -> list[str]:
+    """Split after sentence ends, keeping the text: the pieces joined give `paragraph` back."""
+    pieces, start = [], 0
+    for match in _SENTENCE_END.finditer(paragraph):
+        if not _TITLE.search(paragraph[: match.start()]):
+            pieces.append(paragraph[start : match.end()])
+            start = match.end()
+    return [*pieces, paragraph[start:]]
+
+
+def passages(paragraphs: list[str], first: int) -> Iterator[str]:
+    """Ever longer passages from paragraph `first` on, one sentence at a time."""
+    text = ""
+    for number, paragraph in enumerate(paragraphs[first:]):
+        text += "\n" if number else ""
+        for sentence in sentences(paragraph):
+            text += sentence
+            yield text
+
+
+def fitting(tokenizer: PreTrainedTokenizerFast, paragraphs: list[str], first: int, low: int, high: int) -> str | None:
+    """The longest passage from `first` with low..high tokens, `<s>` included, or None."""
+    found = None
+    for text in passages(paragraphs, first):
+        size = len(tokenizer(text).input_ids)
+        if size > high:
+            break
+        if size >= low and text.rstrip("\"'")[-1:] in (".", "!", "?"):
+            found = text
+    return found
+
+
+def _prose(paragraph: str) -> bool:
+    return len(paragraph) > 40 and paragraph[0].isalpha() and paragraph.rstrip("\"'")[-1:] in (".", "!", "?")
+
+
+def cut(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, str]]:
+    """The bundled texts, short ones first within a book: `id`, `text` and `source` each. No two overlap."""
+    rows: list[dict[str, str]] = []
+    for book, source in SOURCES.items():
+        lines = (corpus / f"{book}.txt").read_text(encoding="utf-8").splitlines()
+        # Front matter, advertisements and the printer's errata are no prose.
+        paragraphs = [line for line in lines[len(lines) // 20 : -len(lines) // 12] if "* * *" not in line]
+        wanted = [limits for limits in CLASSES for _ in range(PER_CLASS)]
+        used = 0
+        found: list[tuple[int, str]] = []
+        # Long and short in turn, from the front of the book to its back, so that each class spans the book.
+        order = [wanted[c * PER_CLASS + i] for i in range(PER_CLASS) for c in range(len(CLASSES))]
+        for place, (low, high) in enumerate(order):
+            start = max(used, place * len(paragraphs) // len(order))
+            for first in range(start, len(paragraphs)):
+                text = fitting(tokenizer, paragraphs, first, low, high) if _prose(paragraphs[first]) else None
+                if text is not None:
+                    found.append((len(tokenizer(text).input_ids), text))
+                    used = first + text.count("\n") + 1
+                    break
+            else:
+                raise ValueError(f"{book}: no passage of {low} to {high} tokens after paragraph {start}")
+        for number, (_, text) in enumerate(sorted(found)):
+            if any(mark in text for mark in SPECIAL):
+                raise ValueError(f"{book}: a passage spells out a special token: {text[:60]!r}")
+            rows.append({"id": f"{NAMES[book]}-{number:02d}", "text": text, "source": source})
+    return rows
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m tools.train_pair.texts", description=__doc__)
+    p.add_argument("--corpus", type=Path, required=True)
+    p.add_argument("--tokenizer", type=Path, required=True, help="folder of the pair's tokenizer")
+    p.add_argument("--out", type=Path, required=True, help="the .jsonl to write")
+    args = p.parse_args()
+    rows = cut(args.corpus, AutoTokenizer.from_pretrained(args.tokenizer))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
