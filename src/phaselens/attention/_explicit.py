@@ -1,0 +1,79 @@
+"""The dense path: every score and every weight, differentiable, for those who hook the matrix itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phaselens.attention._blocks import mix
+from phaselens.attention._problem import Problem
+from phaselens.attention._streaming import check_values
+
+
+def explicit(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, scores, pattern) with the full matrix: O(query · key) memory, differentiable.
+
+    out [batch, head, query, d_v] and pattern [batch, head, query, key] in q's dtype; scores [batch, head,
+    query, key] in float32 (float64 for float64 inputs), −inf where hidden: half precision would overflow
+    at 65,504. Arguments and errors as in `attend`.
+
+    >>> import torch
+    >>> q = k = torch.zeros(1, 1, 3, 4)
+    >>> out, scores, pattern = explicit(q, k, torch.eye(3)[None, None], scale=0.5)
+    >>> pattern[0, 0, 1].tolist()
+    [0.5, 0.5, 0.0]
+    """
+    scores = explicit_scores(q, k, scale=scale, mask=mask, window=window, softcap=softcap)
+    check_values(k, v)
+    pattern = explicit_pattern(scores, sinks=sinks).to(q.dtype)
+    return mix(pattern, v), scores, pattern
+
+
+def explicit_scores(
+    q: Tensor,
+    k: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Scores [batch, head, query, key] as the softmax sees them, float32 or wider, −inf where hidden."""
+    problem = Problem(q, k, scale, mask, window, softcap)
+    everything = (0, problem.n_queries), (0, problem.n_keys)
+    dtype = problem.accumulate
+    batch, n_heads, n_queries, _ = q.shape
+    scores = q.to(dtype).reshape(batch, k.shape[1], -1, q.shape[-1]) @ k.to(dtype).transpose(-1, -2) * scale
+    scores = scores.view(batch, n_heads, n_queries, -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    hidden, bias = problem.block(*everything)
+    if bias is not None:
+        scores = scores + bias
+    return scores if hidden is None else scores.masked_fill(hidden, -torch.inf)
+
+
+def explicit_pattern(scores: Tensor, *, sinks: Tensor | None = None) -> Tensor:
+    """Softmax of scores [batch, head, query, key] over the keys, in the scores' dtype.
+
+    `sinks` [head] takes part in the sum and is dropped: its rows sum to less than 1. A query that sees
+    nothing gets a row of zeros.
+    """
+    blind = (scores == -torch.inf).all(-1, keepdim=True)
+    scores = scores.masked_fill(blind, 0.0)
+    if sinks is None:
+        pattern = scores.softmax(-1)
+    else:
+        column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        pattern = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
+    return pattern.masked_fill(blind, 0.0)
