@@ -36,8 +36,8 @@ class Problem:
             )
         if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or not k.shape[1] or q.shape[1] % k.shape[1]:
             raise ValueError(
-                "expected k [batch, kv_head, key, d_head] with q's batch and d_head and as many heads as divide "
-                f"q's, received q {_shape(q)} and k {_shape(k)}"
+                "expected k [batch, kv_head, key, d_head] with q's batch and d_head, its heads dividing q's, "
+                f"received q {_shape(q)} and k {_shape(k)}"
             )
         if q.dtype not in FLOATS or q.dtype != k.dtype or q.device != k.device:
             raise ValueError(
@@ -154,7 +154,7 @@ def no_gradient(name: str, *tensors: Tensor | None) -> None:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise RuntimeError(
             f"{name} streams through kernels whose log-sum-exp has no gradient; call it under "
-            "torch.no_grad(), or take scores and pattern from phaselens.attention.explicit, which is differentiable"
+            "torch.no_grad(), or use phaselens.attention.explicit, which is differentiable"
         )
 
 

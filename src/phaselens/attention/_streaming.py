@@ -175,9 +175,10 @@ def _real_queries(problem: Problem, lengths: Tensor | None) -> Tensor | None:
 
 def check_values(k: Tensor, v: Tensor) -> None:
     if v.ndim != 4 or v.shape[:3] != k.shape[:3] or v.dtype != k.dtype:
+        front = ", ".join(str(size) for size in k.shape[:3])
         raise ValueError(
-            f"expected v [batch, kv_head, key, d_v] with ({k.shape[0]}, {k.shape[1]}, {k.shape[2]}) in front and "
-            f"{k.dtype}, received {tuple(v.shape)} of {v.dtype}"
+            f"expected v [batch, kv_head, key, d_v] = ({front}, d_v) of {k.dtype}, "
+            f"received {tuple(v.shape)} of {v.dtype}"
         )
 
 
