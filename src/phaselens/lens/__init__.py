@@ -1,0 +1,32 @@
+"""The lens: TransformerLens' bridge around an unmodified Hugging Face model, with streaming attention statistics.
+
+The only storey that knows Hugging Face module names and TransformerLens' components.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from phaselens.lens.info import ModelInfo
+
+if TYPE_CHECKING:
+    from phaselens.lens.bridge import HookedTransformer
+    from phaselens.lens.checks import CheckResult, run_checks
+    from phaselens.lens.loading import load
+
+__all__ = ["CheckResult", "HookedTransformer", "ModelInfo", "load", "run_checks"]
+
+_HOMES = {
+    "CheckResult": "phaselens.lens.checks",
+    "HookedTransformer": "phaselens.lens.bridge",
+    "load": "phaselens.lens.loading",
+    "run_checks": "phaselens.lens.checks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'phaselens.lens' has no attribute {name!r}")

@@ -1,0 +1,264 @@
+"""`HookedTransformer`: TransformerLens' bridge, mended, with one streaming forward for measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformer_lens.factories import architecture_adapter_factory
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+from transformer_lens.model_bridge.generalized_components.block import BlockBridge
+from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
+from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
+    PositionEmbeddingsAttentionBridge,
+)
+from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+from phaselens.errors import InputError, RefusedModel, close_matches
+from phaselens.lens import interface
+from phaselens.lens.components import Request, SkippingBlock, StreamingAttention, each_attention, mixed
+from phaselens.lens.info import ModelInfo
+
+HookFn = Callable[..., Any]
+
+# Attention that comes down to one softmax over causal q·k, computed by the function transformers is told to use.
+_SERVED_ATTENTION = (PositionEmbeddingsAttentionBridge, JointQKVAttentionBridge)
+
+
+class HookedTransformer(TransformerBridge):  # type: ignore[misc]
+    """A TransformerLens bridge around an unmodified Hugging Face causal language model.
+
+    Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`, `hooks()`,
+    `transformer_lens.patching`). On top of it:
+
+    * ``blocks.{i}.attn.hook_lse``, ``hook_sink``, ``hook_entropy`` [batch, head, query] and ``hook_received``
+      [batch, head, key], float32, computed only where hooked, exactly, in O(L) memory;
+    * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
+    * `info` (what is known of the model) and `stream` (one measuring forward).
+
+    Made by `phaselens.load`; not meant to be constructed directly.
+    """
+
+    info: ModelInfo
+    text_tokenizer: Any
+    tokenizer_note: str | None
+    reference: Any
+    _request: Request
+    _points: dict[str, Any]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embedding is, and so where tokens go."""
+        weight: Tensor = self.original_model.get_input_embeddings().weight
+        return weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype, which is that of all activations but the statistics."""
+        dtype: torch.dtype = next(self.original_model.parameters()).dtype
+        return dtype
+
+    @contextmanager
+    def streaming(self, *, lengths: Tensor | None = None, sink_position: int = 0) -> Iterator[None]:
+        """Say, for the forwards inside, how long each text is and which key `hook_sink` measures.
+
+        Args:
+            lengths: [batch], number of real tokens of each right-padded text; None where nothing is padded.
+            sink_position: absolute position of the key.
+        """
+        if sink_position < 0:
+            raise InputError(f"sink position {sink_position}: positions are counted from 0")
+        before = (self._request.lengths, self._request.sink_position)
+        self._request.lengths, self._request.sink_position = lengths, sink_position
+        try:
+            yield
+        finally:
+            self._request.lengths, self._request.sink_position = before
+
+    def stream(
+        self,
+        tokens: Tensor | None = None,
+        hooks: Sequence[tuple[str, HookFn]] = (),
+        *,
+        residual: Tensor | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        unembed: bool = False,
+        lengths: Tensor | None = None,
+        sink_position: int = 0,
+    ) -> Tensor:
+        """One forward without gradient, KV cache or (unless asked for) unembedding.
+
+        Args:
+            tokens: [batch, pos] ids, padded on the right: causal attention then needs no mask, and no real token sees
+                a pad. Rows of pads are computed and must be dropped by whoever reads them.
+            hooks: pairs of a hook name and a function `(tensor, hook)`.
+            residual: [batch, pos, d_model], with `start_at_layer`, in place of tokens.
+            start_at_layer: the first layer to run, on `residual`.
+            stop_at_layer: the layer to stop before.
+            unembed: return logits [batch, pos, d_vocab].
+            lengths, sink_position: as in `streaming`.
+
+        Returns:
+            The final norm's output [batch, pos, d_model]; with `stop_at_layer`, the residual entering that layer; with
+            `unembed`, logits.
+
+        Raises:
+            InputError: for tokens the model does not have, an unknown hook, or layers out of range.
+
+        >>> import phaselens
+        >>> from phaselens.testing import tiny_model
+        >>> lens = phaselens.load(tiny_model("llama"))
+        >>> sinks = []
+        >>> hook = lambda sink, hook: sinks.append(sink)
+        >>> final = lens.stream(torch.tensor([[0, 5, 7, 9]]), [("blocks.0.attn.hook_sink", hook)])
+        >>> tuple(final.shape), tuple(sinks[0].shape)
+        ((1, 4, 32), (1, 4, 4))
+        """
+        inputs = self._inputs(tokens, residual, start_at_layer)
+        model = self.original_model
+        handles = [(self.require_hook(name), hook) for name, hook in hooks]
+        added = []
+        try:
+            for point, hook in handles:
+                added.append((point, point.add_hook(hook)))
+            if start_at_layer is not None:
+                self._setup_start_at_layer(residual, start_at_layer)
+            self._stop_before(stop_at_layer)
+            with torch.no_grad(), self.streaming(lengths=lengths, sink_position=sink_position):
+                if unembed:
+                    logits: Tensor = model(**inputs, use_cache=False).logits
+                    return logits
+                final: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+                return final
+        except StopAtLayerException as stopped:
+            reached: Tensor = stopped.layer_output
+            return reached
+        finally:
+            if start_at_layer is not None:
+                self._teardown_start_at_layer()
+            self._stop_before(None)
+            for point, handle in added:
+                handle.hook.remove()
+                point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+    def _inputs(self, tokens: Tensor | None, residual: Tensor | None, start: int | None) -> dict[str, Tensor]:
+        if start is not None:
+            if residual is None or tokens is not None:
+                raise InputError("start_at_layer takes `residual`, the activation entering that layer, and no tokens")
+            return {"inputs_embeds": residual}
+        if tokens is None or residual is not None:
+            raise InputError("stream takes `tokens`; `residual` goes with start_at_layer")
+        if tokens.dim() != 2 or tokens.is_floating_point():
+            raise InputError(f"tokens: expected ids [batch, pos], got {tokens.dtype} {list(tokens.shape)}")
+        if tokens.numel() == 0:
+            raise InputError(f"tokens: expected at least one token, got {list(tokens.shape)}")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.info.d_vocab:
+            raise InputError(
+                f"tokens: ids from {low} to {high}, but {self.info.label} knows 0 to {self.info.d_vocab - 1}; "
+                "was another model's tokenizer used?"
+            )
+        if "learned" in self.info.positions and self.info.n_ctx and tokens.shape[1] > self.info.n_ctx:
+            raise InputError(
+                f"{tokens.shape[1]} tokens, but {self.info.label} has learned positions for {self.info.n_ctx}; "
+                "shorten the texts (--max-tokens)"
+            )
+        return {"input_ids": tokens.to(self.device)}
+
+    def _stop_before(self, layer: int | None) -> None:
+        if layer is not None and not -self.info.n_layers <= layer <= self.info.n_layers:
+            raise InputError(f"stop_at_layer {layer}: {self.info.label} has {self.info.n_layers} layers")
+        for block in self.blocks:
+            block._stop_at_layer_idx = layer if layer is None or layer >= 0 else layer + self.info.n_layers
+
+    def require_hook(self, name: str) -> Any:
+        """The hook point of that name.
+
+        Raises:
+            InputError: with close matches, where there is none.
+        """
+        if name not in self._points:
+            self._points = dict(self.hook_dict)
+        point = self._points.get(name)
+        if point is None:
+            point = self._point_by_path(name)
+        if point is None:
+            raise InputError(f"{self.info.label} has no hook point {name!r}; {close_matches(name, self._points)}")
+        self._points[name] = point
+        return point
+
+    def _point_by_path(self, name: str) -> Any:
+        """Resolve an alias such as `blocks.0.hook_resid_pre`, which is an attribute and not a module of its own."""
+        from transformer_lens.hook_points import HookPoint
+
+        target: Any = self
+        for part in name.split("."):
+            if part.isdigit() and hasattr(target, "__getitem__"):
+                if int(part) >= len(target):
+                    return None
+                target = target[int(part)]
+            else:
+                target = getattr(target, part, None)
+            if target is None:
+                return None
+        return target if isinstance(target, HookPoint) else None
+
+
+def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTransformer:
+    """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest.
+
+    Raises:
+        RefusedModel: for an architecture that TransformerLens does not know, or whose attention is not one softmax
+            over causal scores.
+    """
+    config = model.config
+    model.eval()
+    architecture = type(model).__name__
+    if architecture not in architecture_adapter_factory.SUPPORTED_ARCHITECTURES:
+        raise RefusedModel(
+            f"{config.model_type} ({architecture}): TransformerLens has no adapter for this architecture, so it cannot be "
+            "hooked; use a family listed in docs/families.md"
+        )
+    bridge = build_bridge_from_module(
+        model,
+        architecture,
+        hf_config=config,
+        tokenizer=tokenizer,
+        model_name=name or config.name_or_path or config.model_type,
+        post_adapter_hook=_mend,
+    )
+    model.set_attn_implementation(interface.NAME)
+    # The builder makes plain bridges; this adds methods and no state that it would have had to set up.
+    bridge.__class__ = HookedTransformer
+    bridge._request = Request()
+    bridge._points = {}
+    for attention in each_attention(bridge):
+        if not isinstance(attention, StreamingAttention):
+            raise RefusedModel(f"{config.model_type}: its attention ({type(attention).__name__}) is not served")
+        attention.request = bridge._request
+    bridge.eval()
+    lens: HookedTransformer = bridge
+    return lens
+
+
+def _mend(adapter: Any) -> None:
+    """Put our mixins on the adapter's templates, before they are cloned for each layer."""
+    mapping = adapter.component_mapping
+    blocks = mapping.get("blocks")
+    family = adapter.cfg.architecture
+    if not isinstance(blocks, BlockBridge) or "attn" not in blocks.submodules:
+        raise RefusedModel(f"{family}: it has no stack of attention blocks, so nothing here can be measured on it")
+    attn = blocks.submodules["attn"]
+    if not isinstance(attn, AttentionBridge) or not isinstance(attn, _SERVED_ATTENTION):
+        raise RefusedModel(
+            f"{family}: its attention ({type(attn).__name__.removesuffix('Bridge')}) is not one softmax over causal "
+            "q·k, so its statistics would not be exact; use a family listed in docs/families.md"
+        )
+    mixed(attn, StreamingAttention)
+    mixed(blocks, SkippingBlock)

@@ -1,0 +1,288 @@
+"""The self-check: what the lens shows of a model is what the model does, or it is refused.
+
+On load a few layers are tried; `phaselens check` tries all. The reference is the model's own forward, run before
+anything of it was wrapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phaselens.errors import RefusedModel
+from phaselens.lens.components import STATISTICS, each_attention
+
+# Largest difference allowed, relative to the largest value compared: what reordering sums does to each dtype, with room.
+LIMITS = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+_PROBE = 16
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check: `measured` must not exceed `limit`; `detail` names the layer it was worst in, or what else was found."""
+
+    name: str
+    ok: bool
+    measured: float
+    limit: float
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model's own answer to the probe: tokens [1, pos], logits [1, pos, d_vocab], residuals entering each layer."""
+
+    tokens: Tensor
+    logits: Tensor
+    residuals: tuple[Tensor, ...]
+
+
+def probe_tokens(model: Any) -> Tensor:
+    """A few ids, the same for every model of a vocabulary."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    length = min(_PROBE, getattr(model.config, "max_position_embeddings", None) or _PROBE)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (1, length), generator=generator).to(model.device)
+
+
+def reference_of(model: Any, *, nulled: bool = False) -> Reference:
+    """Run the unwrapped model: SDPA, or eager where scores are capped or sinks learned, which SDPA leaves out."""
+    tokens = probe_tokens(model)
+    config = model.config
+    before = config._attn_implementation
+    needs_eager = getattr(config, "attn_logit_softcapping", None) is not None or any(
+        hasattr(module, "sinks") for module in model.modules()
+    )
+    model.eval()
+    model.set_attn_implementation("eager" if needs_eager else "sdpa")
+    try:
+        with torch.no_grad(), _identity_rotation(model, nulled):
+            out = model(tokens, output_hidden_states=True, use_cache=False)
+    finally:
+        model.set_attn_implementation(before)
+    return Reference(tokens, out.logits, tuple(out.hidden_states[:-1]))
+
+
+@contextmanager
+def _identity_rotation(model: Any, nulled: bool) -> Any:
+    """While inside, let every rotary module of an unwrapped model return cos=1 and sin=0."""
+
+    def replace(_module: Any, _args: Any, out: Any) -> Any:
+        return (torch.ones_like(out[0]), torch.zeros_like(out[1]))
+
+    rotary = [module for name, module in model.named_modules() if name.endswith("rotary_emb")] if nulled else []
+    handles = [module.register_forward_hook(replace) for module in rotary]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def require(lens: Any, results: list[CheckResult]) -> None:
+    """Raise RefusedModel for the first check that failed."""
+    for result in results:
+        if not result.ok:
+            raise RefusedModel(
+                f"{lens.info.label} ({lens.info.family}) failed its check {result.name!r}: difference "
+                f"{result.measured:.3g}, at most {result.limit:.3g} is allowed; {result.detail}. It cannot be measured "
+                "exactly: try --dtype float32; if it fails there too, please report the family"
+            )
+
+
+def run_checks(lens: Any, *, full: bool = True) -> list[CheckResult]:
+    """All checks, in every layer (`full`) or in the first, middle and last.
+
+    Returns:
+        A result a check, in the order they ran; failed ones are results too, not exceptions.
+    """
+    n_layers = lens.info.n_layers
+    layers = list(range(n_layers)) if full else sorted({0, n_layers // 2, n_layers - 1})
+    tokens = lens.reference.tokens if lens.reference is not None else probe_tokens(lens.original_model)
+    results = []
+    if lens.reference is not None:
+        results += _same_as_reference(lens, lens.reference)
+    results.append(_rows_sum_to_one(lens, tokens))
+    results.append(_statistics_match_matrix(lens, tokens))
+    results.append(_edit_reaches(lens, tokens, layers))
+    results += _mid_edit(lens, tokens, layers)
+    results.append(_resumes(lens, tokens, layers))
+    results.append(_padding_changes_nothing(lens, tokens))
+    return results
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference relative to the largest expected magnitude; what is not finite must be so in both."""
+    found, expected = found.double(), expected.double().to(found.device)
+    finite = expected.isfinite()
+    if not torch.equal(finite, found.isfinite()):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(expected[finite].abs().max())
+    gap = float((found[finite] - expected[finite]).abs().max())
+    return gap / scale if scale > 0 else gap
+
+
+def _worst(name: str, limit: float, by_layer: dict[int, float], what: str = "worst in layer") -> CheckResult:
+    layer = max(by_layer, key=lambda index: by_layer[index])
+    worst = by_layer[layer]
+    detail = f"{what} {layer}" if worst > 0 else "no difference"
+    return CheckResult(name, worst <= limit, worst, limit, detail)
+
+
+def capture(lens: Any, tokens: Tensor, names: dict[Any, str], **options: Any) -> tuple[Tensor, dict[Any, Tensor]]:
+    """One forward: what it returned, and a copy of each named activation under its key."""
+    kept: dict[Any, Tensor] = {}
+
+    def keep(key: Any) -> Callable[..., None]:
+        def hook(value: Tensor, hook: Any) -> None:
+            kept[key] = value.detach().clone()
+
+        return hook
+
+    out = lens.stream(tokens, [(name, keep(key)) for key, name in names.items()], **options)
+    return out, kept
+
+
+def _per_layer(lens: Any, point: str) -> dict[Any, str]:
+    return {layer: f"blocks.{layer}.{point}" for layer in range(lens.info.n_layers)}
+
+
+def _same_as_reference(lens: Any, reference: Reference) -> list[CheckResult]:
+    limit = LIMITS[lens.dtype]
+    results = []
+    statistics = {(layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS}
+    for name, extra in (("logits, nothing hooked inside", {}), ("logits, all statistics hooked", statistics)):
+        entering = _per_layer(lens, "hook_in")
+        logits, kept = capture(lens, reference.tokens, {**entering, **extra}, unembed=True)
+        by_layer = {layer: _difference(kept[layer], own) for layer, own in enumerate(reference.residuals)}
+        gap = _difference(logits, reference.logits)
+        first = next((layer for layer, value in by_layer.items() if value > limit), None)
+        detail = "no difference" if gap == 0 else "within rounding"
+        if first is not None:
+            detail = f"first seen entering layer {first}, by {by_layer[first]:.3g}"
+        elif gap > limit:
+            detail = "first seen after the last layer"
+        results.append(CheckResult(name, gap <= limit and first is None, gap, limit, detail))
+    return results
+
+
+def _rows_sum_to_one(lens: Any, tokens: Tensor) -> CheckResult:
+    _, kept = capture(lens, tokens, _per_layer(lens, "attn.hook_pattern"))
+    _, lse = capture(lens, tokens, _per_layer(lens, "attn.hook_lse"))
+    by_layer = {}
+    for layer, pattern in kept.items():
+        whole = pattern.double().sum(-1)
+        sinks = getattr(each_attention(lens)[layer].original_component, "sinks", None)  # type: ignore[attr-defined]
+        if sinks is not None:
+            whole = whole + (sinks.double()[None, :, None] - lse[layer].double()).exp()
+        by_layer[layer] = _difference(whole, torch.ones_like(whole))
+    return _worst("rows of attention sum to one", 1e-5, by_layer)
+
+
+def _statistics_match_matrix(lens: Any, tokens: Tensor) -> CheckResult:
+    """Streamed sink, entropy, received mass and log-sum-exp against the same from the explicit matrix."""
+    points = {(layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS}
+    _, streamed = capture(lens, tokens, points)
+    # Hooking the matrix makes the same points come from it.
+    _, dense = capture(lens, tokens, {**points, **_per_layer(lens, "attn.hook_pattern")})
+    by_layer = {layer: 0.0 for layer in range(lens.info.n_layers)}
+    for (layer, statistic), value in streamed.items():
+        expected = dense[layer, statistic]
+        gap = _difference(value, expected)
+        if statistic != "hook_lse" and gap > 0:
+            gap = float((value.double() - expected.double()).abs().max())
+        by_layer[layer] = max(by_layer[layer], gap)
+    # Only the last layers' inputs differ between the two passes, by the model's own rounding.
+    return _worst("streamed statistics equal the matrix'", max(1e-5, LIMITS[lens.dtype]), by_layer)
+
+
+def _edit_reaches(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
+    """Zero the first value of a layer: what enters layers up to it stays bit-equal, and its own output changes."""
+    entering = _per_layer(lens, "hook_in")
+    _, clean = capture(lens, tokens, {**entering, "out": _last_out(lens)})
+    moved: dict[int, float] = {}
+    for layer in layers:
+
+        def zero_first(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            value[:, 0] = 0
+            return value
+
+        kept: dict[Any, Tensor] = {}
+        hooks = [(name, _keeper(kept, key)) for key, name in {**entering, "out": _last_out(lens)}.items()]
+        lens.stream(tokens, [*hooks, (f"blocks.{layer}.attn.hook_v", zero_first)])
+        below = max(_difference(kept[index], clean[index]) for index in range(layer + 1))
+        after = layer + 1 if layer + 1 in clean else "out"
+        changed = _difference(kept[after], clean[after])
+        moved[layer] = below if changed > 0 else float("inf")
+    return _worst("an edit changes what is above it and nothing below", 0.0, moved, "edit of hook_v in layer")
+
+
+def _keeper(kept: dict[Any, Tensor], key: Any) -> Callable[..., None]:
+    def hook(value: Tensor, hook: Any) -> None:
+        kept[key] = value.detach().clone()
+
+    return hook
+
+
+def _last_out(lens: Any) -> str:
+    return f"blocks.{lens.info.n_layers - 1}.hook_out"
+
+
+def _mid_edit(lens: Any, tokens: Tensor, layers: list[int]) -> list[CheckResult]:
+    """Set the mid residual to zero: the block's output must be the MLP's alone; a copy must change no bit."""
+    block = lens.blocks[0]
+    if block._point("hook_resid_mid") is None or block._point("hook_mlp_out") is None:
+        return []
+    gaps: dict[int, float] = {}
+    for layer in layers:
+        out = f"blocks.{layer}.hook_out"
+        mid = f"blocks.{layer}.hook_resid_mid"
+        _, clean = capture(lens, tokens, {"out": out})
+        copied: dict[Any, Tensor] = {}
+        lens.stream(tokens, [(mid, lambda value, hook: value.clone()), (out, _keeper(copied, "out"))])
+        kept: dict[Any, Tensor] = {}
+        hooks = [(out, _keeper(kept, "out")), (f"blocks.{layer}.hook_mlp_out", _keeper(kept, "mlp"))]
+        lens.stream(tokens, [(mid, lambda value, hook: torch.zeros_like(value)), *hooks])
+        gaps[layer] = max(_difference(copied["out"], clean["out"]), _difference(kept["out"], kept["mlp"]))
+    return [_worst("an edit of hook_resid_mid reaches the skip path", 0.0, gaps)]
+
+
+def _resumes(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
+    """Start at a layer from its cached residual: the same result, and nothing below it runs."""
+    final, kept = capture(lens, tokens, _per_layer(lens, "hook_in"))
+    gaps: dict[int, float] = {}
+    for layer in layers:
+        ran: list[int] = []
+        hooks = [
+            (f"blocks.{below}.attn.hook_in", lambda _value, hook, below=below: ran.append(below))
+            for below in range(layer)
+        ]
+        resumed = lens.stream(residual=kept[layer], start_at_layer=layer, hooks=hooks)
+        gaps[layer] = float("inf") if ran else _difference(resumed, final)
+    return _worst("start_at_layer gives the same and skips what is below", 0.0, gaps)
+
+
+def _padding_changes_nothing(lens: Any, tokens: Tensor) -> CheckResult:
+    """One text alone, and beside a longer one, padded on the right."""
+    short = tokens[:, : max(2, tokens.shape[1] // 2)]
+    length = short.shape[1]
+    padded = torch.cat([torch.nn.functional.pad(short, (0, tokens.shape[1] - length)), tokens])
+    lengths = torch.tensor([length, tokens.shape[1]])
+    points = {(layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS}
+    _, alone = capture(lens, short, points)
+    _, beside = capture(lens, padded, points, lengths=lengths)
+    by_layer = {layer: 0.0 for layer in range(lens.info.n_layers)}
+    for (layer, statistic), value in alone.items():
+        gap = _difference(beside[layer, statistic][:1, :, :length], value)
+        by_layer[layer] = max(by_layer[layer], gap)
+    return _worst("a text alone equals the same text in a padded batch", max(1e-5, LIMITS[lens.dtype]), by_layer)
+
+

@@ -1,0 +1,241 @@
+"""TransformerLens' attention and block components, mended.
+
+Three things differ from TransformerLens 4.3: attention always delegates to the model's own module (so no family is
+re-implemented, and nothing forces eager attention); a block below `start_at_layer` does not run; an edit of
+`hook_resid_mid` reaches the skip path as well as the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
+    PositionEmbeddingsAttentionBridge,
+)
+
+from phaselens.errors import InputError, RefusedModel
+from phaselens.lens import families, interface
+from phaselens.lens.interface import is_hooked
+
+STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received")
+
+
+@dataclass
+class Request:
+    """What one forward asks of the statistics; one object, shared by a lens' layers.
+
+    ``sink_position`` is the key that `hook_sink` measures; ``lengths`` [batch] the number of real tokens of each text,
+    so that the queries of pads are left out of `hook_received`.
+    """
+
+    sink_position: int = 0
+    lengths: Tensor | None = None
+
+
+class _CacheTap:
+    """A KV cache that lets `hook_rot_k` see, and edit, new keys before they are stored with the old ones."""
+
+    def __init__(self, cache: Any, point: Any) -> None:
+        self._cache = cache
+        self._point = point
+
+    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._cache.update(self._point(key), value, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+class StreamingAttention:
+    """Mixed into an attention bridge: delegates to the model's module, and streams the statistics of its rows."""
+
+    # DroPE's norm variants: TransformerLens' own computation would apply the unused norm too.
+    always_delegate = False
+    request: Request
+    nulled: bool
+
+    def add_points(self: Any) -> None:
+        """Give the component its hook points; called once, on the template that layers are cloned from."""
+        for name in (*STATISTICS, "hook_rot_q", "hook_rot_k"):
+            if name not in self._modules:
+                setattr(self, name, HookPoint())
+        for name in ("hook_rot_q", "hook_rot_k"):
+            getattr(self, name).pos_dim = 2
+        for name in STATISTICS:
+            getattr(self, name).pos_dim = 2
+        self.request = Request()
+        self.nulled = False
+        self._rot_k_fired = False
+
+    def hooked_statistics(self) -> list[str]:
+        """Names of the statistics that somebody listens to."""
+        return [name for name in STATISTICS if is_hooked(getattr(self, name))]
+
+    def fire_rotated(self: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Fire hook_rot_q and hook_rot_k (after rotation; equal to hook_q and hook_k where there is none)."""
+        query = self.hook_rot_q(query)
+        return query, key if self._rot_k_fired else self.hook_rot_k(key)
+
+    def fire_statistic(self: Any, name: str, value: Tensor) -> None:
+        """Hand a statistic to its listeners. It is a measurement: nothing of the model follows from it."""
+        seen = getattr(self, name)(value)
+        if seen is not value:
+            raise InputError(
+                f"{self.name}.{name}: a hook returned a new value, but this point is a measurement and nothing follows "
+                "from it; return None, and edit hook_pattern or hook_attn_scores instead"
+            )
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Delegate to the model's own attention, firing hook_in, hook_out and all points between."""
+        embeddings = kwargs.get("position_embeddings")
+        if self.nulled and embeddings is not None:
+            cos, sin = embeddings
+            kwargs["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
+        if self._wants_own_computation():
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if "hidden_states" in kwargs:
+            kwargs["hidden_states"] = self.hook_in(kwargs["hidden_states"])
+        else:
+            args = (self.hook_in(args[0]), *args[1:])
+        if kwargs.get("position_embeddings") is not None:
+            kwargs["position_embeddings"] = self._apply_position_embedding_hooks(kwargs["position_embeddings"])
+        cache = kwargs.get("past_key_values")
+        if cache is not None and is_hooked(self.hook_rot_k):
+            kwargs["past_key_values"] = _CacheTap(cache, self.hook_rot_k)
+            self._rot_k_fired = True
+        module = self.original_component
+        fused = self._watch_fused_projection()
+        interface.own(module, self)
+        try:
+            out = module(*args, **kwargs)
+        finally:
+            interface.disown(module)
+            self._rot_k_fired = False
+            if fused is not None:
+                fused.remove()
+        return (self.hook_out(out[0]), *out[1:])
+
+    def _wants_own_computation(self: Any) -> bool:
+        """Whether TransformerLens' own (eager) computation must run: only for the options that need its parts."""
+        flags = [
+            flag
+            for flag in ("use_split_qkv_input", "use_attn_in", "use_attn_result")
+            if getattr(self.config, flag, False)
+        ]
+        if not flags and not self.compatibility_mode:
+            return False
+        why = ", ".join(flags) or "compatibility mode"
+        if self.always_delegate and self.normalises:
+            raise RefusedModel(
+                f"{self.name}: {why} is not available for DroPE models with query or key norms; "
+                "load the model without it"
+            )
+        unserved = self.hooked_statistics()
+        if unserved:
+            raise RefusedModel(f"{self.name}: {', '.join(unserved)} cannot be served under {why}; switch that off")
+        return True
+
+    @property
+    def normalises(self: Any) -> bool:
+        """Whether the module is a DroPE attention with query or key norms."""
+        return bool(getattr(self.original_component, "normed", ""))
+
+    def _watch_fused_projection(self: Any) -> Any:
+        """Where q, k and v come from one projection: fire their three hook points on its parts."""
+        points = [part.hook_out for part in (self.q, self.k, self.v)]
+        if "qkv" not in self.submodules or not any(is_hooked(point) for point in points):
+            return None
+        module = self.original_component
+        layout = families.fused_layout(module)
+
+        def fire(_module: Any, _args: Any, fused: Tensor) -> Tensor:
+            parts = layout.split(fused)
+            edited = [point(part) for point, part in zip(points, parts, strict=True)]
+            # The parts are views: what a hook wrote in place stands in `fused` already.
+            untouched = all(new is old for new, old in zip(edited, parts, strict=True))
+            return fused if untouched else layout.join(edited)
+
+        return self.qkv.register_forward_hook(fire)
+
+
+class SkippingBlock:
+    """Mixed into a block bridge: skips below `start_at_layer`, and carries mid-residual edits to the skip path."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the block, unless the pass starts above it."""
+        start = getattr(self, "_start_at_layer_idx", None)
+        if start is not None and self._extract_layer_idx() < start:
+            return args[0] if args else kwargs["hidden_states"]
+        mid = self._point("hook_resid_mid")
+        if mid is None or not is_hooked(mid):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        branch = self._point("hook_mlp_out")
+        seen: dict[str, Tensor] = {}
+        # Registered last, these see what all other hooks made of the value.
+        handles = [
+            mid.register_forward_hook(lambda _m, given, out: seen.update(before=given[0], mid=out)),
+            branch.register_forward_hook(lambda _m, _given, out: seen.update(branch=out)),
+        ]
+        try:
+            self._mid_edit = seen
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._mid_edit = None
+            for handle in handles:
+                handle.remove()
+
+    def _point(self: Any, alias: str) -> Any:
+        """The hook point behind one of the block's aliases, or None where the family has none."""
+        target = getattr(self, alias, None)
+        return target if isinstance(target, HookPoint) else None
+
+    def _apply_output_hook(self: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+        seen = getattr(self, "_mid_edit", None)
+        if seen and seen["mid"] is not seen["before"]:
+            # The model adds the MLP's output to the residual it kept from before the edit; add it to the edited one.
+            whole = seen["mid"] + seen["branch"]
+            output = (whole, *output[1:]) if isinstance(output, tuple) else whole
+        return super()._apply_output_hook(output, *args, **kwargs)  # type: ignore[misc]
+
+
+def mixed(component: Any, mixin: type) -> None:
+    """Turn `component` into an instance of its own class with `mixin` in front."""
+    cls = type(component)
+    if not issubclass(cls, mixin):
+        component.__class__ = _mixed_class(cls, mixin)
+    if isinstance(component, StreamingAttention):
+        component.add_points()
+
+
+_CLASSES: dict[tuple[type, type], type] = {}
+
+
+def _mixed_class(cls: type, mixin: type) -> type:
+    """One class a pair, so that copies of a component still share theirs."""
+    if (cls, mixin) not in _CLASSES:
+        _CLASSES[cls, mixin] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), {})
+    return _CLASSES[cls, mixin]
+
+
+class DroPEAttentionBridge(StreamingAttention, PositionEmbeddingsAttentionBridge):  # type: ignore[misc]
+    """Attention of DroPE models, for TransformerLens' own loading path as well."""
+
+    rope_optional = True
+    always_delegate = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_points()
+
+
+def each_attention(bridge: Any) -> list[StreamingAttention]:
+    """The attention components of a bridge, layer by layer."""
+    return [cast(StreamingAttention, block.attn) for block in bridge.blocks]
+
+
+Hook = tuple[str, Callable[..., Any]]

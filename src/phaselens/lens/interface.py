@@ -1,0 +1,209 @@
+"""The attention function that transformers calls, in place of its own, in every model the lens wraps.
+
+It fires the hook points inside attention and picks, layer by layer, the cheapest computation that serves them:
+
+* nobody hooks a statistic or the matrix: transformers' own SDPA, bit for bit what the model does without us (or, for
+  softcapped scores and learned sink logits, which SDPA cannot do, the exact streaming computation);
+* ``hook_lse``, ``hook_sink``, ``hook_entropy``, ``hook_received``: the fused kernel with its log-sum-exp, O(L) memory;
+* ``hook_attn_scores`` or ``hook_pattern``: the explicit matrix, in that layer only.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from phaselens import attention
+from phaselens.errors import InputError, RefusedModel
+
+if TYPE_CHECKING:
+    from phaselens.lens.components import StreamingAttention
+
+NAME = "phaselens"
+
+# Where the running bridge component stands for the duration of one call of its module. A weak reference: a plain one
+# would tie model and bridge into a cycle that keeps both alive.
+OWNER = "_phaselens_owner"
+
+
+def is_hooked(point: Any) -> bool:
+    """Whether anything listens at this hook point."""
+    return bool(point._forward_hooks or point._backward_hooks)
+
+
+def attend_hooked(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend, firing the hook points of whichever bridge component is running `module`.
+
+    Args:
+        query: [batch, n_heads, n_queries, d_head], after rotation and norms.
+        key, value: [batch, n_kv_heads, n_keys, d_head].
+        attention_mask: None for causal attention; else bool, True where visible, or additive.
+
+    Returns:
+        The output [batch, n_queries, n_heads, d_head] and, where it was built, the pattern.
+    """
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if is_causal is False or getattr(module, "is_causal", True) is False:
+        raise RefusedModel(f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only")
+    if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+        raise RefusedModel(
+            f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
+            "which key the first query stands at is unknown"
+        )
+    scores_kw: dict[str, Any] = {"scale": scaling, "mask": attention_mask, "softcap": softcap, "sinks": s_aux}
+    reference = module.__dict__.get(OWNER)
+    owner: StreamingAttention | None = reference() if reference is not None else None
+    if owner is None:
+        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
+
+    query, key = owner.fire_rotated(query, key)
+    if is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern):
+        return _explicit(owner, query, key, value, scores_kw)
+    wanted = owner.hooked_statistics()
+    if not wanted:
+        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
+    if torch.is_grad_enabled() and query.requires_grad:
+        # The fused kernel's log-sum-exp carries no gradient. The output keeps its own; the statistics are constants,
+        # on which a backward pass fails loudly instead of being wrong.
+        out = _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs)
+        query, key, value = query.detach(), key.detach(), value.detach()
+        _, lse = attention.attend(query, key, value, **scores_kw)
+    else:
+        out, lse = attention.attend(query, key, value, **scores_kw)
+        out = out.transpose(1, 2)
+    _fire_statistics(owner, wanted, query, key, lse, scores_kw)
+    return out.contiguous(), None
+
+
+def _plain(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores_kw: dict[str, Any],
+    dropout: float,
+    is_causal: bool | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """What the model itself computes, [batch, query, head, d_head]."""
+    if scores_kw["softcap"] is None and scores_kw["sinks"] is None:
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, scores_kw["mask"], dropout=dropout, scaling=scores_kw["scale"],
+            is_causal=is_causal, **kwargs,
+        )  # fmt: skip
+        return out
+    if dropout:
+        raise InputError(f"{type(module).__name__}: attention dropout needs a model in eval mode; call model.eval()")
+    if torch.is_grad_enabled() and query.requires_grad:
+        scores = attention.explicit_scores(query, key, **_without_sinks(scores_kw))
+        pattern = attention.explicit_pattern(scores, sinks=scores_kw["sinks"])
+        return _weigh(pattern, value).transpose(1, 2).contiguous()
+    out, _ = attention.attend(query, key, value, **scores_kw)
+    return out.transpose(1, 2).contiguous()
+
+
+def _without_sinks(scores_kw: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in scores_kw.items() if name != "sinks"}
+
+
+def _weigh(pattern: Tensor, value: Tensor) -> Tensor:
+    """[batch, head, query, d_head] in value's dtype; keys and values of grouped heads are shared."""
+    groups = pattern.shape[1] // value.shape[1]
+    return pattern.to(value.dtype) @ value.repeat_interleave(groups, dim=1)
+
+
+def _explicit(
+    owner: StreamingAttention, query: Tensor, key: Tensor, value: Tensor, scores_kw: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """The matrix itself, because somebody looks at it; statistics then follow its edits."""
+    scores = owner.hook_attn_scores(attention.explicit_scores(query, key, **_without_sinks(scores_kw)))
+    pattern = owner.hook_pattern(attention.explicit_pattern(scores, sinks=scores_kw["sinks"]))
+    out = _weigh(pattern, value).transpose(1, 2).contiguous()
+    wanted = owner.hooked_statistics()
+    if wanted:
+        request = owner.request
+        with torch.no_grad():
+            found = {
+                "hook_lse": lambda: _row_lse(scores, scores_kw["sinks"]),
+                "hook_sink": lambda: _column(pattern, request.sink_position),
+                "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
+                "hook_received": lambda: _received(pattern, request.lengths),
+            }
+            for name in wanted:
+                owner.fire_statistic(name, found[name]())
+    return out, pattern
+
+
+def _row_lse(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    lse = scores.logsumexp(-1)
+    return lse if sinks is None else torch.logaddexp(lse, sinks.to(lse.dtype)[None, :, None])
+
+
+def _received(pattern: Tensor, lengths: Tensor | None) -> Tensor:
+    """[batch, head, key], summed over the queries of real tokens."""
+    if lengths is None:
+        return pattern.sum(-2)
+    position = torch.arange(pattern.shape[-2], device=pattern.device) + pattern.shape[-1] - pattern.shape[-2]
+    real = position[None, :] < lengths.to(pattern.device)[:, None]
+    return pattern.masked_fill(~real[:, None, :, None], 0.0).sum(-2)
+
+
+def _column(pattern: Tensor, position: int) -> Tensor:
+    if position < pattern.shape[-1]:
+        return pattern[..., position]
+    return pattern.new_zeros(pattern.shape[:-1])
+
+
+def _fire_statistics(
+    owner: StreamingAttention,
+    wanted: list[str],
+    query: Tensor,
+    key: Tensor,
+    lse: Tensor,
+    scores_kw: dict[str, Any],
+) -> None:
+    request = owner.request
+    for name in wanted:
+        if name == "hook_lse":
+            value = lse
+        elif name == "hook_sink":
+            value = attention.sink_mass(query, key, lse, position=request.sink_position, **scores_kw)
+        elif name == "hook_entropy":
+            value = attention.row_entropy(query, key, lse, **scores_kw)
+        else:
+            value = attention.received_mass(query, key, lse, lengths=request.lengths, **scores_kw)
+        owner.fire_statistic(name, value)
+
+
+def own(module: Any, owner: StreamingAttention) -> None:
+    """Let calls of `module` fire `owner`'s hook points, until `disown`."""
+    module.__dict__[OWNER] = weakref.ref(owner)
+
+
+def disown(module: Any) -> None:
+    """End what `own` began."""
+    module.__dict__.pop(OWNER, None)
+
+
+AttentionInterface.register(NAME, attend_hooked)
+# Without this, transformers would drop padding masks for an attention it does not know, without a word.
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,112 @@
+"""Per layer: how attention knows positions, how far it sees, and what it multiplies scores by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phaselens.errors import RefusedModel
+from phaselens.lens.components import each_attention
+
+_PROBE = 9
+
+
+def null_rotation(lens: Any, layers: Any = None) -> None:
+    """Null the rotation (cos=1, sin=0) of `layers`, by default all; what has none is left as it is.
+
+    Raises:
+        RefusedModel: where a layer's rotation does not come in as cos and sin, so that nulling would change nothing.
+    """
+    attentions = each_attention(lens)
+    chosen = range(len(attentions)) if layers is None else layers
+    before = detect(lens)
+    for layer in chosen:
+        attentions[layer].nulled = True
+    left = [layer for layer, kind in enumerate(detect(lens)) if layer in chosen and kind != "nope"]
+    if left:
+        for layer in chosen:
+            attentions[layer].nulled = False
+        family = lens.original_model.config.model_type
+        raise RefusedModel(
+            f"{family}: positions=nope cannot be served: layer {left[0]} has {before[left[0]]!r} positions, which do not "
+            "come in as cos and sin; only rotary models can be nulled"
+        )
+
+
+def restore_rotation(lens: Any, layers: Any = None) -> None:
+    """Undo `null_rotation`."""
+    attentions = each_attention(lens)
+    for layer in range(len(attentions)) if layers is None else layers:
+        attentions[layer].nulled = False
+
+
+def detect(lens: Any) -> tuple[str, ...]:
+    """What each layer does with positions, found by trying: `rope`, `nope`, `learned` or `learned+rope`.
+
+    The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…; queries and keys of a
+    layer that rotates differ, those of one that does not are the same.
+    """
+    model = lens.original_model
+    n_layers = len(lens.blocks)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    tokens = torch.arange(_PROBE, device=lens.device)[None] % vocabulary
+    residuals: dict[int, Tensor] = {}
+    keys: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+
+    def keep_residual(layer: int) -> Any:
+        return lambda residual, hook: residuals.__setitem__(layer, residual)
+
+    def put_residual(layer: int) -> Any:
+        return lambda _residual, hook: residuals[layer]
+
+    def keep_keys(run: int, layer: int) -> Any:
+        return lambda key, hook: keys[run].__setitem__(layer, key)
+
+    for run, (stride, at_entry) in enumerate(((1, keep_residual), (2, put_residual))):
+        ids = stride * torch.arange(_PROBE, device=tokens.device)[None]
+        hooks = [(f"blocks.{layer}.hook_in", at_entry(layer)) for layer in range(n_layers)]
+        hooks += [(f"blocks.{layer}.attn.hook_rot_k", keep_keys(run, layer)) for layer in range(n_layers)]
+        with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
+            model.base_model(input_ids=tokens, position_ids=ids, use_cache=False)
+
+    family = model.config.model_type
+    learned = hasattr(lens, "pos_embed")
+    kinds = []
+    for layer in range(n_layers):
+        if layer not in keys[0] or layer not in keys[1]:
+            raise RefusedModel(
+                f"{family}: attention of layer {layer} does not go through transformers' attention interface, so its "
+                "rows cannot be measured; use a family listed in docs/families.md"
+            )
+        first, second = keys[0][layer], keys[1][layer]
+        rotated = not torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)
+        kinds.append(("learned+rope" if rotated else "learned") if learned else ("rope" if rotated else "nope"))
+    return tuple(kinds)
+
+
+def d_head_of(module: Any, config: Any) -> int:
+    """The size of one head's query."""
+    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
+    return int(size or config.hidden_size // config.num_attention_heads)
+
+
+def window_of(module: Any, config: Any) -> int | None:
+    """How many keys a query of this layer sees, itself included, or None where it sees all before it."""
+    if hasattr(module, "sliding_window"):
+        window = module.sliding_window
+    elif getattr(config, "use_sliding_window", True) is False:
+        window = None
+    else:
+        window = getattr(config, "sliding_window", None)
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and kinds[module.layer_idx] != "sliding_attention":
+            window = None
+    return int(window) if window is not None else None
+
+
+def scale_of(module: Any, config: Any) -> float:
+    """What q·k is multiplied by before the softmax."""
+    scale = getattr(module, "scaling", None)
+    return float(scale) if scale is not None else d_head_of(module, config) ** -0.5

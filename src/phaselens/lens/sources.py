@@ -1,0 +1,274 @@
+"""Find and read a checkpoint: names, folders, hub ids; every way it can fail, as one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phaselens.errors import InputError, ModelError, RefusedModel, close_matches
+
+BUNDLED = ("rope", "drope")
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+    "fp64": torch.float64,
+}
+
+# Larger folders would take seconds to hash before anything is measured.
+_HASH_UP_TO_BYTES = 1 << 30
+
+
+def resolve(source: str) -> str:
+    """A bundled name as its folder, a folder as it is, anything else as a hub id.
+
+    Raises:
+        ModelError: for something that was meant as a folder and is not there.
+    """
+    if source in BUNDLED:
+        folder = resources.files("phaselens.data") / "models" / source
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model {source!r}: the bundled checkpoint is not in this installation; reinstall phaselens")
+        return str(folder)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model {source!r}: the folder holds no config.json; name a Hugging Face checkpoint folder")
+        return str(path)
+    if path.is_file():
+        raise ModelError(f"model {source!r} is a file; name the checkpoint's folder instead")
+    looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
+    if looks_like_path:
+        raise ModelError(f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {BUNDLED}")
+    if "/" not in source:
+        raise ModelError(
+            f"model {source!r}: neither a bundled model ({', '.join(BUNDLED)}), nor a folder, nor a hub id like "
+            f"owner/name; {close_matches(source, BUNDLED)}"
+        )
+    return source
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        InputError: for a name torch does not know, or a device that is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as unknown:
+        raise InputError(f"device {name!r} is not one torch knows; use auto, cpu, cuda or cuda:N") from unknown
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}: torch sees no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r}: the statistics are checked on cpu and cuda only; use one of these")
+    return device
+
+
+def resolve_dtype(name: str | torch.dtype, device: torch.device, config: Any) -> torch.dtype:
+    """`auto` is the checkpoint's own dtype on a GPU, and float32 on a CPU.
+
+    Raises:
+        InputError: for a name that is not a floating dtype served here.
+    """
+    if isinstance(name, torch.dtype):
+        if name not in DTYPES.values():
+            raise InputError(f"dtype {name}: use one of {', '.join(DTYPES)}")
+        return name
+    if name == "auto":
+        own = getattr(config, "dtype", None)
+        if device.type == "cpu" or not isinstance(own, torch.dtype) or own not in DTYPES.values():
+            return torch.float32
+        return own
+    if name.removeprefix("torch.") not in DTYPES:
+        raise InputError(f"dtype {name!r} is not known; {close_matches(name, ['auto', *DTYPES])}")
+    return DTYPES[name.removeprefix("torch.")]
+
+
+@contextmanager
+def explained(source: str) -> Iterator[None]:
+    """Turn whatever loading raises into one line about `source`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ModelError, InputError):
+        raise
+    except SafetensorError as broken:
+        raise ModelError(
+            f"model {source!r}: its safetensors file cannot be read ({_line(broken)}); it is truncated or damaged, "
+            "fetch or copy it again"
+        ) from broken
+    except (MemoryError, torch.OutOfMemoryError) as short:
+        raise ModelError(f"model {source!r}: not enough memory; use a smaller dtype (--dtype bf16)") from short
+    except RuntimeError as wrong:
+        if "memory" in str(wrong).lower():
+            raise ModelError(f"model {source!r}: not enough memory ({_line(wrong)})") from wrong
+        raise ModelError(f"model {source!r} could not be loaded: {_line(wrong)}") from wrong
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as wrong:
+        raise ModelError(f"model {source!r} could not be loaded: {_line(wrong)}") from wrong
+    except Exception as wrong:
+        # Strict config classes raise types of their own, which are not public.
+        if type(wrong).__module__.startswith(("huggingface_hub", "transformers")):
+            raise ModelError(f"model {source!r} could not be loaded: {_line(wrong)}") from wrong
+        raise
+
+
+def _line(error: BaseException) -> str:
+    """The first sentence or so of an error, on one line."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:197] + "…"
+
+
+def require_weights(folder: str, source: str, allow_pickle: bool) -> None:
+    """Check that a local folder has weights that can be read, before anything heavy is imported or allocated."""
+    path = Path(folder)
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return
+    if any(path.glob("*.bin")) or any(path.glob("*.pt")):
+        if allow_pickle:
+            return
+        raise ModelError(
+            f"model {source!r} holds its weights as pickle, which can run code when it is read; convert it to "
+            "safetensors, or allow it by name: load(..., allow_pickle=True)"
+        )
+    raise ModelError(f"model {source!r}: a config.json, but no *.safetensors beside it; copy the weights there too")
+
+
+def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a checkpoint that cannot fit, reading only its headers.
+
+    Raises:
+        ModelError: with what is needed and what is free.
+    """
+    numbers = _count_numbers(Path(folder))
+    if numbers is None:
+        return
+    need = numbers * torch.empty((), dtype=dtype).element_size()
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    if need > free:
+        raise ModelError(
+            f"model {source!r} needs {need / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} GB "
+            f"are free on {device.type}; use a smaller dtype (--dtype bf16) or a machine with more memory"
+        )
+
+
+def _count_numbers(folder: Path) -> int | None:
+    """How many numbers the folder's safetensors hold, by their headers; None where that cannot be said."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as handle:
+            head = handle.read(8)
+            if len(head) < 8:
+                return None
+            (length,) = struct.unpack("<Q", head)
+            if length > file.stat().st_size:
+                return None
+            try:
+                header = json.loads(handle.read(length))
+            except ValueError:
+                return None
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            size = 1
+            for axis in entry.get("shape", ()):
+                size *= int(axis)
+            total += size
+    return total or None
+
+
+def hash_files(folder: str) -> dict[str, str]:
+    """sha256 of a local checkpoint's files by name; empty for hub ids and for folders over 1 GiB."""
+    path = Path(folder)
+    if not path.is_dir():
+        return {}
+    files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".bin", ".model"))
+    if sum(f.stat().st_size for f in files) > _HASH_UP_TO_BYTES:
+        return {}
+    hashes = {}
+    for file in files:
+        with file.open("rb") as handle:
+            hashes[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
+    return hashes
+
+
+def load_tokenizer(source: str, tokenizer: Any, revision: str | None) -> tuple[Any, str | None]:
+    """The tokenizer, or None and why there is none.
+
+    Args:
+        tokenizer: a tokenizer object, or where to load one from, or None: the checkpoint's own.
+    """
+    if tokenizer is not None and not isinstance(tokenizer, str):
+        return tokenizer, None
+    from transformers import AutoTokenizer
+
+    where = tokenizer or source
+    if tokenizer is None and Path(source).is_dir() and not _has_tokenizer(Path(source)):
+        return None, f"{source} holds no tokenizer files; name one with tokenizer=…"
+    try:
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False), None
+    except (OSError, ValueError, KeyError, ImportError) as wrong:
+        if tokenizer is not None:
+            raise ModelError(f"tokenizer {where!r} could not be loaded: {_line(wrong)}") from wrong
+        return None, f"no tokenizer could be loaded from {where}: {_line(wrong)}"
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "spiece.model")
+    return any((folder / name).is_file() for name in names)
+
+
+def load_pretrained(
+    folder: str,
+    source: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str | None,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> Any:
+    """The model, every weight of it from the checkpoint.
+
+    Raises:
+        RefusedModel: where the checkpoint leaves weights out, which transformers would fill at random.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model, told = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        use_safetensors=None if allow_pickle else True,
+        output_loading_info=True,
+    )
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise RefusedModel(
+            f"model {source!r}: its checkpoint lacks {len(missing)} of the model's tensors (first: {missing[0]}), which "
+            "would be filled at random; fetch the whole checkpoint, or check model_type in config.json"
+        )
+    return model.to(device)

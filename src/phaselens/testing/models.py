@@ -1,0 +1,112 @@
+"""Tiny random models of every family the lens serves, built in code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phaselens.errors import InputError, close_matches
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 67,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+    "attention_dropout": 0.0,
+}
+
+# name: (configuration class, what differs from the common shape). The window is shorter than a test's text.
+_RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"num_key_value_heads": 4}),
+    "llama-gqa": ("LlamaConfig", {}),
+    "llama-mqa": ("LlamaConfig", {"num_key_value_heads": 1}),
+    "llama-d-head": ("LlamaConfig", {"head_dim": 16}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen3": ("Qwen3Config", {"head_dim": 16}),
+    "mistral": ("MistralConfig", {"sliding_window": 7}),
+    "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8}),
+    "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8}),
+    "phi3": ("Phi3Config", {}),
+    "gpt-neox": ("GPTNeoXConfig", {"rotary_pct": 0.5}),
+    "gpt2": ("GPT2Config", {}),
+    "olmo2": ("Olmo2Config", {}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
+    "cohere2": ("Cohere2Config", {"sliding_window": 7}),
+    "gpt-oss": ("GptOssConfig", {"head_dim": 8, "sliding_window": 7, "num_local_experts": 2}),
+    **{
+        f"{base}-drope-{kind}".replace("_", "-"): (config, {"attention_type": kind})
+        for base, config in (("llama", "DroPELlamaConfig"), ("qwen2", "DroPEQwen2Config"))
+        for kind in ("nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope")
+    },
+}
+
+FAMILIES: tuple[str, ...] = tuple(_RECIPES)
+
+# Fields that a family's configuration spells differently, or does not have.
+_SPELLINGS: dict[str, dict[str, str | None]] = {
+    "GPT2Config": {
+        "hidden_size": "n_embd",
+        "intermediate_size": "n_inner",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "num_key_value_heads": None,
+        "max_position_embeddings": "n_positions",
+        "attention_dropout": "attn_pdrop",
+    },
+    "GPTNeoXConfig": {"num_key_value_heads": None},
+}
+_LAYER_KINDS = {"Gemma2Config", "Gemma3TextConfig", "Cohere2Config", "GptOssConfig"}
+
+
+def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3.0, **overrides: Any) -> Any:
+    """A random Hugging Face model of a family, small enough for a forward in milliseconds.
+
+    Args:
+        family: one of `FAMILIES`.
+        seed: of the weights.
+        dtype: a torch dtype; float32 by default.
+        gain: what queries' and keys' projections are multiplied by, so that attention is far from uniform.
+        overrides: fields of its configuration, by their names in transformers' Llama.
+
+    Returns:
+        A model in eval mode, without a tokenizer: 2 layers, d_model 32, 67 token ids.
+
+    >>> tiny_model("gpt2").config.n_layer
+    2
+    """
+    if family not in _RECIPES:
+        raise InputError(f"no tiny model {family!r}; {close_matches(family, FAMILIES)}")
+    import torch
+    import transformers
+
+    from phaselens.lens import drope
+
+    name, special = _RECIPES[family]
+    config_class = getattr(drope, name, None) or getattr(transformers, name)
+    spelling = _SPELLINGS.get(name, {})
+    fields: dict[str, Any] = {}
+    for field, value in {**_COMMON, **special, **overrides}.items():
+        target = spelling.get(field, field)
+        if target is not None:
+            fields[target] = value
+    if name in _LAYER_KINDS and "layer_types" not in fields:
+        n_layers = fields["num_hidden_layers"]
+        fields["layer_types"] = [("sliding_attention", "full_attention")[layer % 2] for layer in range(n_layers)]
+    config = config_class(**fields)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for parameter_name, parameter in model.named_parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+                elif any(part in parameter_name for part in ("q_proj", "k_proj", "qkv", "query_key", "c_attn")):
+                    parameter.mul_(gain)
+                if not any(part in parameter_name for part in ("norm", "ln_")):
+                    parameter.mul_(4.0)
+    return model.to(dtype or torch.float32).eval()
