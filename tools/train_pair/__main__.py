@@ -1,4 +1,7 @@
-"""`python -m tools.train_pair --corpus DIR --out DIR`: make the pair, from the books to the two folders."""
+"""Make the bundled pair from a folder of books: tokenizer, trunk, both twins, the two folders shipped.
+
+Killed, it goes on from its last checkpoint when called again with the same arguments.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import argparse
 from pathlib import Path
 
 import torch
-
 from tools.train_pair import corpus
 from tools.train_pair.recipe import Recipe
 from tools.train_pair.train import Phase, Run
@@ -19,13 +21,19 @@ PHASES: tuple[Phase, ...] = ("trunk", "rope", "drope")
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(prog="python -m tools.train_pair", description=__doc__)
     p.add_argument("--corpus", type=Path, required=True, help="folder of .txt books")
-    p.add_argument("--out", type=Path, required=True, help="folder for checkpoints, logs and the finished pair")
-    p.add_argument("--cache", type=Path, help="folder of the tokenizer and token streams (default: OUT/cache)")
+    p.add_argument(
+        "--out", type=Path, default=Path("build/pair"), help="checkpoints, logs, the finished pair"
+    )
+    p.add_argument("--cache", type=Path, help="tokenizer and token streams (default: OUT/cache)")
     p.add_argument("--recipe", type=Path, default=HERE / "recipes" / "pair.json", help="the numbers, as JSON")
-    p.add_argument("--held-out", nargs="+", default=list(HELD_OUT), help="books (file names without .txt) never trained on")
+    p.add_argument(
+        "--held-out", nargs="+", default=list(HELD_OUT), help="books (without .txt) never trained on"
+    )
     p.add_argument("--phase", choices=("prepare", *PHASES, "export", "all"), default="all")
     p.add_argument("--trunk-tokens", type=int, help="branch after this many tokens instead of the recipe's")
-    p.add_argument("--twin-tokens", type=int, help="tokens for each twin after the branch instead of the recipe's")
+    p.add_argument(
+        "--twin-tokens", type=int, help="tokens for each twin after the branch instead of the recipe's"
+    )
     p.add_argument("--decay-tokens", type=int, help="how many of them the learning rate falls over")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--device", default="cpu")
@@ -47,6 +55,10 @@ def main(argv: list[str] | None = None) -> None:
         if args.phase in (phase, "all"):
             trunk = None if phase == "trunk" else args.out / "trunk"
             Run(recipe, phase, args.out / phase, cache, trunk, args.device).run()
+    if args.phase in ("export", "all"):
+        from tools.train_pair.export import export
+
+        export(recipe, args.out, cache, args.out / "export")
 
 
 if __name__ == "__main__":

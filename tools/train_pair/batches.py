@@ -1,19 +1,18 @@
-"""Training batches as a pure function of (recipe, step): a resumed run sees what the killed one would have."""
+"""Training batches as a pure function of recipe and step: a resumed run sees what the killed one would."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-
 from tools.train_pair.corpus import BOS_ID, MARK_ID, Tokens
 from tools.train_pair.recipe import Recipe
 
 
 def with_copies(source: Tokens, rate: float, depth: int, rng: np.random.Generator) -> Tokens:
-    """Interleave copies: a chosen token is followed by k marks and then by the k-th token back, k uniform in 1..depth.
+    """Interleave copies: a chosen token is followed by k marks and then by the k-th token back.
 
-    With depth 1 that is "token, mark, the same token". `source` is [tokens]; the result is longer. k never reaches
-    before the start of `source`.
+    k is uniform in 1..depth, but never reaches before the start of `source`, [tokens]. With depth 1 that is
+    "token, mark, the same token". The result is longer than `source`.
     """
     chosen = np.flatnonzero(rng.random(source.size) < rate)
     reach = np.minimum(rng.integers(1, depth + 1, size=chosen.size), chosen + 1)
@@ -28,7 +27,7 @@ def with_copies(source: Tokens, rate: float, depth: int, rng: np.random.Generato
 def batch(stream: Tokens, recipe: Recipe, step: int) -> npt.NDArray[np.int64]:
     """The batch of `step`, [sequences, length], each row `<s>` and a random window of the books with copies.
 
-    The length goes through `recipe.lengths` in turn, so that late positions are trained as often as short texts.
+    The length goes through `recipe.lengths` in turn, so that late positions are trained too.
     """
     rng = np.random.default_rng((recipe.seed, step))
     length = recipe.lengths[step % len(recipe.lengths)]

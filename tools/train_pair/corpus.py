@@ -20,13 +20,15 @@ BOS_ID, EOS_ID, MARK_ID = 0, 1, 2
 
 
 def books(corpus: Path, held_out: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
-    """The text files of `corpus`, sorted by name: those to train on, and those held out (named without suffix)."""
+    """The text files of `corpus`, sorted: those to train on, and those held out (named without suffix)."""
     found = sorted(corpus.glob("*.txt"))
     training = [path for path in found if path.stem not in held_out]
     held = [path for path in found if path.stem in held_out]
     missing = sorted(set(held_out) - {path.stem for path in held})
     if missing or not training:
-        raise ValueError(f"{corpus}: held-out books not found: {missing}; {len(training)} other .txt files to train on")
+        raise ValueError(
+            f"{corpus}: held-out books not found: {missing}; {len(training)} other .txt files to train on"
+        )
     return training, held
 
 
@@ -60,7 +62,7 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 
 def encode_books(tokenizer: PreTrainedTokenizerFast, paths: list[Path]) -> Tokens:
-    """All books one after the other, [tokens], without special tokens (a book that spells one out is refused)."""
+    """All books in a row, [tokens], without special tokens (a book that spells one out is refused)."""
     parts: list[Tokens] = []
     backend = tokenizer.backend_tokenizer
     for path in paths:
@@ -68,22 +70,30 @@ def encode_books(tokenizer: PreTrainedTokenizerFast, paths: list[Path]) -> Token
             parts.append(np.asarray(encoding.ids, dtype=np.uint16))
     stream = np.concatenate(parts)
     if (stream < len(SPECIAL)).any():
-        raise ValueError(f"the corpus spells out one of the special tokens {SPECIAL}; remove it from the books")
+        raise ValueError(
+            f"the corpus spells out one of the special tokens {SPECIAL}; remove it from the books"
+        )
     return stream
 
 
 def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], vocab_size: int) -> None:
-    """Write the tokenizer, `train.bin`, `held_out.bin` and `books.json` under `cache`, once: a finished cache is kept.
+    """Write tokenizer, `train.bin`, `held_out.bin` and `books.json` under `cache`; a finished cache is kept.
 
     `books.json` comes last, so its presence says that the others are whole.
     """
     record = cache / "books.json"
     training, held = books(corpus, held_out)
-    names = {"training": [p.stem for p in training], "held_out": [p.stem for p in held], "vocab_size": vocab_size}
+    names = {
+        "training": [p.stem for p in training],
+        "held_out": [p.stem for p in held],
+        "vocab_size": vocab_size,
+    }
     if record.exists():
         known = json.loads(record.read_text(encoding="utf-8"))
         if {key: known[key] for key in names} != names:
-            raise ValueError(f"{cache} was prepared from other books or another vocabulary; choose another --cache")
+            raise ValueError(
+                f"{cache} was prepared from other books or another vocabulary; choose another --cache"
+            )
         return
     cache.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(training, vocab_size)

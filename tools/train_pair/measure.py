@@ -1,18 +1,18 @@
-"""What the log records of a model at a step: loss, sinks, BOS norm ratio and matrix entropy on held-out plain text."""
+"""What the log records at a step: loss, sinks, BOS norm ratio and matrix entropy on held-out plain text."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch.nn import functional as F
+import torch.nn.functional as functional
 from transformers import LlamaForCausalLM
 
 TAU = 0.3
 
 
 def matrix_entropy(residual: torch.Tensor) -> torch.Tensor:
-    """Von Neumann entropy in nats of each text's residual stream: [text, position, d_model] -> [text], in float64."""
+    """Von Neumann entropy of each text's residual: [text, position, d_model] -> [text], nats, in float64."""
     rows = residual.double()
     gram = rows @ rows.mT if rows.shape[1] < rows.shape[2] else rows.mT @ rows
     values = torch.linalg.eigvalsh(gram)
@@ -32,13 +32,16 @@ def bos_ratio(residual: torch.Tensor) -> torch.Tensor:
 def measure(model: LlamaForCausalLM, texts: torch.Tensor, batch: int = 8) -> dict[str, Any]:
     """Statistics of `model` on `texts`, [text, position] with `<s>` first, all of one length.
 
-    Returns the mean next-token loss in nats, and by layer: `sink` [layer][head] (attention to position 0, query 0
-    excluded, mean over queries and texts), `bos_ratio`, `bos_norm`, `entropy` (means over texts); and `sink_rate`,
-    the share of all heads whose `sink` is at least 0.3. Residuals are those after each layer, before the final norm.
+    Returns the mean next-token loss in nats, and by layer: `sink` [layer][head] (attention to position 0,
+    query 0 excluded, mean over queries and texts), `bos_ratio`, `bos_norm`, `entropy` (means over texts); and
+    `sink_rate`, the share of all heads whose `sink` is at least 0.3. Residuals are those after each layer,
+    before the final norm.
     """
     layers = model.model.layers
     residuals: list[torch.Tensor] = []
-    hooks = [layer.register_forward_hook(lambda _m, _i, out: residuals.append(_first(out))) for layer in layers]
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, out: residuals.append(_first(out))) for layer in layers
+    ]
     training, before = model.training, model.config._attn_implementation
     model.eval()
     model.set_attn_implementation("eager")
@@ -48,7 +51,11 @@ def measure(model: LlamaForCausalLM, texts: torch.Tensor, batch: int = 8) -> dic
             residuals.clear()
             out = model(part, output_attentions=True, use_cache=False)
             flat = out.logits[:, :-1].float().flatten(0, 1)
-            losses.append(F.cross_entropy(flat, part[:, 1:].flatten(), reduction="none").view(len(part), -1).mean(1))
+            losses.append(
+                functional.cross_entropy(flat, part[:, 1:].flatten(), reduction="none")
+                .view(len(part), -1)
+                .mean(1)
+            )
             sinks.append(torch.stack([a[:, :, 1:, 0].float().mean(-1) for a in out.attentions], dim=1))
             ratios.append(torch.stack([bos_ratio(r) for r in residuals], dim=1))
             norms.append(torch.stack([r[:, 0].double().norm(dim=-1) for r in residuals], dim=1))
@@ -70,7 +77,7 @@ def measure(model: LlamaForCausalLM, texts: torch.Tensor, batch: int = 8) -> dic
 
 
 def _first(out: Any) -> torch.Tensor:
-    """A decoder layer returns its residual, or a tuple that starts with it, depending on the transformers version."""
+    """A decoder layer returns its residual, or a tuple that starts with it: versions differ."""
     tensor = out[0] if isinstance(out, tuple) else out
     assert isinstance(tensor, torch.Tensor)
     return tensor.detach()

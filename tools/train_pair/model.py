@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from tools.train_pair.corpus import BOS_ID, EOS_ID
 from tools.train_pair.recipe import Recipe
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 class NullRotation(nn.Module):

@@ -46,7 +46,9 @@ class Recipe:
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
         if not 0 <= self.copy_rate < 1 or self.copy_depth < 1:
-            raise ValueError(f"copy_rate={self.copy_rate} must be in [0, 1), copy_depth={self.copy_depth} >= 1")
+            raise ValueError(
+                f"copy_rate={self.copy_rate} must be in [0, 1), copy_depth={self.copy_depth} >= 1"
+            )
         if self.decay_tokens > self.twin_tokens:
             raise ValueError(f"decay_tokens={self.decay_tokens} exceeds twin_tokens={self.twin_tokens}")
 
@@ -59,7 +61,7 @@ class Recipe:
         return self.lr * min(1.0, (step + 1) / self.warmup_steps)
 
     def twin_lr(self, step: int) -> float:
-        """Constant, then linear to `final_lr_fraction` over the last `decay_tokens`; `step` counts from the branch."""
+        """Constant, then linear to `final_lr_fraction` over `decay_tokens`; `step` counts from the branch."""
         total, decay = self.steps(self.twin_tokens), self.steps(self.decay_tokens)
         left = total - step
         if left >= decay:

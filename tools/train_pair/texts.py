@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
 from tools.train_pair.corpus import SPECIAL
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 SOURCES = {
     "dracula": "Bram Stoker, Dracula (1897); public domain",
@@ -49,7 +48,9 @@ def passages(paragraphs: list[str], first: int) -> Iterator[str]:
             yield text
 
 
-def fitting(tokenizer: PreTrainedTokenizerFast, paragraphs: list[str], first: int, low: int, high: int) -> str | None:
+def fitting(
+    tokenizer: PreTrainedTokenizerFast, paragraphs: list[str], first: int, low: int, high: int
+) -> str | None:
     """The longest passage from `first` with low..high tokens, `<s>` included, or None."""
     found = None
     for text in passages(paragraphs, first):

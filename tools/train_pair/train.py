@@ -1,4 +1,4 @@
-"""The training loop: logged, checkpointed by rename, resumed at the last checkpoint with the same data order."""
+"""The training loop: logged, checkpointed by rename, resumed at the last one in the same data order."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as functional
 from safetensors.torch import save_file
-from torch.nn import functional as F
-from transformers import LlamaForCausalLM
-
 from tools.train_pair import batches, corpus
 from tools.train_pair.measure import measure
 from tools.train_pair.model import build, null_rotation
 from tools.train_pair.recipe import Recipe
+from transformers import LlamaForCausalLM
 
 Phase = Literal["trunk", "rope", "drope"]
 CHECKPOINT = "checkpoint.pt"
@@ -27,23 +26,34 @@ def optimizer_for(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW; weight decay on matrices only, as is usual: the norms' gains are left alone."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     gains = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": gains, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 
 class Run:
     """One phase of the recipe in one folder: `checkpoint.pt`, `log.jsonl`, `snapshots/`.
 
-    `step` counts optimiser steps since the start of the trunk, so the data order runs on through the branch. A twin
-    starts from the trunk's checkpoint, optimiser state included.
+    `step` counts optimiser steps since the start of the trunk, so the data order runs on through the branch.
+    A twin starts from the trunk's checkpoint, optimiser state included.
     """
 
     def __init__(
-        self, recipe: Recipe, phase: Phase, folder: Path, cache: Path, trunk: Path | None = None, device: str = "cpu"
+        self,
+        recipe: Recipe,
+        phase: Phase,
+        folder: Path,
+        cache: Path,
+        trunk: Path | None = None,
+        device: str = "cpu",
     ) -> None:
         self.recipe, self.phase, self.folder, self.device = recipe, phase, folder, device
         self.stream = corpus.open_stream(cache, "train")
-        windows = corpus.held_out_windows(corpus.open_stream(cache, "held_out"), 32, min(256, recipe.max_positions))
+        windows = corpus.held_out_windows(
+            corpus.open_stream(cache, "held_out"), 32, min(256, recipe.max_positions)
+        )
         self.texts = torch.from_numpy(windows).to(device)
         self.model = build(recipe).to(device)
         self.optimizer = optimizer_for(self.model, recipe)
@@ -100,7 +110,12 @@ class Run:
 
     def log(self, train_loss: float | None) -> dict[str, Any]:
         tokens = self.step * self.recipe.batch_tokens
-        row: dict[str, Any] = {"phase": self.phase, "step": self.step, "tokens": tokens, "train_loss": train_loss}
+        row: dict[str, Any] = {
+            "phase": self.phase,
+            "step": self.step,
+            "tokens": tokens,
+            "train_loss": train_loss,
+        }
         row |= {"seconds": round(self.seconds, 1), "lr": self.lr(), **measure(self.model, self.texts)}
         with (self.folder / LOG).open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
@@ -117,12 +132,14 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         tokens = torch.from_numpy(batches.batch(self.stream, self.recipe, self.step)).to(self.device)
-        # Shifting before the unembedding keeps the backward of the slice small (d_model wide, not vocabulary wide).
+        # Shifting before the unembedding keeps the slice's backward d_model wide, not vocabulary wide.
         hidden = self.model.model(tokens, use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden[:, :-1].flatten(0, 1))
-        loss = F.cross_entropy(logits, tokens[:, 1:].flatten())
+        loss = functional.cross_entropy(logits, tokens[:, 1:].flatten())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip, error_if_nonfinite=True)
+        torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.recipe.grad_clip, error_if_nonfinite=True
+        )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -136,8 +153,10 @@ class Run:
     def run(self, stop_step: int | None = None) -> None:
         """Train to the phase's end (or `stop_step`), whichever comes first, and leave a checkpoint there."""
         end = self.last_step() if stop_step is None else min(stop_step, self.last_step())
-        every = {name: max(1, self.recipe.steps(getattr(self.recipe, f"{name}_tokens"))) for name in
-                 ("log", "checkpoint", "snapshot")}
+        every = {
+            name: max(1, self.recipe.steps(getattr(self.recipe, f"{name}_tokens")))
+            for name in ("log", "checkpoint", "snapshot")
+        }
         start, done_before = time.monotonic(), self.seconds
         if self.step == self.branch_step and not (self.folder / CHECKPOINT).exists():
             self.log(None)
@@ -147,7 +166,9 @@ class Run:
         while self.step < end:
             running.append(self.train_step())
             self.seconds = done_before + time.monotonic() - start
-            if self.step % every["log"] == 0 or self.step == end:
+            # The first steps after a start or a branch change fastest: 1, 2, 4, 8, … are logged as well.
+            since = self.step - self.branch_step
+            if self.step % every["log"] == 0 or self.step == end or since & (since - 1) == 0:
                 row = self.log(sum(running) / len(running))
                 running.clear()
                 print(_line(row), flush=True)

@@ -1,0 +1,103 @@
+"""From two checkpoints to two Hugging Face folders: float16 safetensors, config, tokenizer, model card."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from tools.train_pair import card, corpus
+from tools.train_pair.measure import measure
+from tools.train_pair.model import llama_config
+from tools.train_pair.recipe import Recipe
+from tools.train_pair.train import CHECKPOINT, LOG
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
+
+# Registers llama_drope with transformers' Auto classes.
+import phaselens  # noqa: F401
+from phaselens.lens.drope import DroPELlamaConfig, DroPELlamaForCausalLM
+
+TWINS = ("rope", "drope")
+# How much of the held-out loss the rounding to float16 may cost, relative.
+ROUNDING = 1e-3
+
+
+def as_model(recipe: Recipe, twin: str, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """The twin in its published class (`llama` or `llama_drope`), in float32."""
+    config = llama_config(recipe)
+    config.use_cache = True
+    if twin == "rope":
+        model: PreTrainedModel = LlamaForCausalLM(config)
+    else:
+        values = {
+            key: value
+            for key, value in config.to_dict().items()
+            if key not in ("model_type", "architectures")
+        }
+        model = DroPELlamaForCausalLM(DroPELlamaConfig(**values, attention_type="nope"))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def held_out_texts(cache: Path, recipe: Recipe, n_windows: int = 128) -> torch.Tensor:
+    """Evenly spaced held-out windows, [text, position]: 256 tokens, or as many as the model has positions."""
+    stream = corpus.open_stream(cache, "held_out")
+    return torch.from_numpy(corpus.held_out_windows(stream, n_windows, min(256, recipe.max_positions)))
+
+
+def export_twin(recipe: Recipe, twin: str, run: Path, cache: Path, out: Path) -> dict[str, Any]:
+    """Write one folder and read it back as a user would; refuse a rounding that overflows or costs too much.
+
+    Returns what the model card and the results file say about the twin.
+    """
+    state = torch.load(run / CHECKPOINT, map_location="cpu", weights_only=True)
+    texts = held_out_texts(cache, recipe)
+    exact = measure(as_model(recipe, twin, state["model"]), texts)
+    model = as_model(recipe, twin, state["model"]).to(torch.float16)
+    for name, tensor in model.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"{twin}: {name} does not fit float16; largest {state['model'][name].abs().max():.3g}"
+            )
+    shutil.rmtree(out, ignore_errors=True)
+    model.save_pretrained(out)
+    tokenizer = AutoTokenizer.from_pretrained(cache / "tokenizer")
+    tokenizer.model_max_length = recipe.max_positions
+    tokenizer.save_pretrained(out)
+    # Written by transformers for sampling defaults that these models do not have.
+    (out / "generation_config.json").unlink(missing_ok=True)
+
+    read = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    rounded = measure(read, texts)
+    cost = abs(rounded["loss"] / exact["loss"] - 1)
+    if not math.isfinite(cost) or cost > ROUNDING:
+        raise ValueError(
+            f"{twin}: float16 changes the held-out loss from {exact['loss']:.5f} to {rounded['loss']:.5f}"
+        )
+    last = json.loads((run / LOG).read_text(encoding="utf-8").splitlines()[-1])
+    return {
+        "class": type(read).__name__,
+        "parameters": sum(p.numel() for p in read.parameters()),
+        "trained_tokens": last["tokens"],
+        "branch_tokens": state["branch_step"] * recipe.batch_tokens,
+        "seconds": last["seconds"],
+        "float32_loss": exact["loss"],
+        "n_texts": len(texts),
+        "text_tokens": texts.shape[1],
+        **rounded,
+    }
+
+
+def export(recipe: Recipe, runs: Path, cache: Path, out: Path) -> dict[str, Any]:
+    """Write `out`/rope and `out`/drope, and `out`/pair.json with what was measured on them as shipped."""
+    facts: dict[str, Any] = {"recipe": recipe.to_dict()}
+    facts["books"] = json.loads((cache / "books.json").read_text(encoding="utf-8"))
+    for twin in TWINS:
+        facts[twin] = export_twin(recipe, twin, runs / twin, cache, out / twin)
+    for twin in TWINS:
+        (out / twin / "README.md").write_text(card.model_card(twin, facts), encoding="utf-8")
+    (out / "pair.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return facts

@@ -1,0 +1,176 @@
+"""Draw the pair's training from the committed results: `python -m tools.train_pair.figures`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from tools.train_pair.results import RESULTS, read_log
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images" / "pair"
+ROPE, DROPE, TRUNK = "#1b6ca8", "#d1495b", "#555555"
+Rows = Sequence[dict[str, Any]]
+
+
+def millions(rows: Rows) -> list[float]:
+    return [row["tokens"] / 1e6 for row in rows]
+
+
+def uniform_sink(length: int) -> float:
+    """Sink score of uniform causal attention, query 0 excluded: mean of 1/(i+1) over i = 1 .. length-1."""
+    return float(np.mean([1 / (i + 1) for i in range(1, length)]))
+
+
+def layer_colors(n_layers: int) -> list[Any]:
+    return [plt.get_cmap("viridis")(0.92 * i / max(1, n_layers - 1)) for i in range(n_layers)]
+
+
+def _branch(axes: Axes, trunk: Rows) -> None:
+    axes.axvline(trunk[-1]["tokens"] / 1e6, color="black", linewidth=0.8, linestyle=":")
+
+
+def sinks(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
+    """Every head past layer 0, twin by twin, on a shared trunk."""
+    figure, both = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    n_layers = len(trunk[0]["sink"])
+    colors = layer_colors(n_layers)
+    for axes, twin, title in zip(
+        both, (rope, drope), ("rope", "drope: rotation nulled at the branch"), strict=True
+    ):
+        rows = [*trunk, *twin]
+        for layer in range(1, n_layers):
+            for head in range(len(rows[0]["sink"][layer])):
+                axes.plot(
+                    millions(rows), [r["sink"][layer][head] for r in rows], color=colors[layer], linewidth=1
+                )
+        axes.axhline(0.3, color="black", linewidth=0.8, linestyle="--")
+        axes.axhline(uniform_sink(256), color="grey", linewidth=0.8)
+        _branch(axes, trunk)
+        axes.set(title=title, xlabel="tokens trained, millions", ylim=(0, 1))
+    both[0].set_ylabel("attention to <s>, mean of a head")
+    handles = [plt.Line2D([], [], color=colors[i], label=f"layer {i}") for i in range(1, n_layers)]
+    handles += [
+        plt.Line2D([], [], color="black", linestyle="--", linewidth=0.8, label="threshold 0.3"),
+        plt.Line2D([], [], color="grey", linewidth=0.8, label="uniform attention"),
+        plt.Line2D([], [], color="black", linestyle=":", linewidth=0.8, label="branch"),
+    ]
+    both[0].legend(handles=handles, fontsize=8, loc="upper left")
+    return figure
+
+
+def norms(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
+    """BOS norm ratio after each layer."""
+    figure, both = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    n_layers = len(trunk[0]["bos_ratio"])
+    colors = layer_colors(n_layers)
+    for axes, twin, title in zip(
+        both, (rope, drope), ("rope", "drope: rotation nulled at the branch"), strict=True
+    ):
+        rows = [*trunk, *twin]
+        for layer in range(n_layers):
+            label = f"after layer {layer}"
+            axes.plot(millions(rows), [r["bos_ratio"][layer] for r in rows], color=colors[layer], label=label)
+        _branch(axes, trunk)
+        axes.set(title=title, xlabel="tokens trained, millions", ylim=(0, None))
+    both[0].set_ylabel("norm of <s> over median of the others")
+    both[0].legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def loss(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
+    """Held-out loss: the whole run, and the twins from the branch on."""
+    figure, (whole, near) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axes in (whole, near):
+        axes.plot(
+            millions(rope), [r["loss"] for r in rope], color=ROPE, label="rope", marker=".", markersize=3
+        )
+        axes.plot(
+            millions(drope), [r["loss"] for r in drope], color=DROPE, label="drope", marker=".", markersize=3
+        )
+        axes.set_xlabel("tokens trained, millions")
+    whole.plot(millions(trunk), [r["loss"] for r in trunk], color=TRUNK, label="trunk")
+    _branch(whole, trunk)
+    whole.set(ylabel="held-out loss, nats a token", title="whole run", ylim=(None, trunk[0]["loss"]))
+    whole.legend()
+    near.set(title="from the branch on")
+    near.plot([trunk[-1]["tokens"] / 1e6], [trunk[-1]["loss"]], "o", color=TRUNK, label="trunk at the branch")
+    near.legend()
+    return figure
+
+
+def depth(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
+    """Profiles over depth at the branch and at the end: entropy, BOS ratio, mean and strongest sink."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
+    states = (
+        (trunk[-1], "trunk at the branch", TRUNK, "-"),
+        (drope[0], "rotation nulled, no training", DROPE, ":"),
+        (rope[-1], "rope, end", ROPE, "-"),
+        (drope[-1], "drope, end", DROPE, "-"),
+    )
+    for row, label, color, line in states:
+        layers = range(len(row["entropy"]))
+        axes[0].plot(
+            layers, row["entropy"], color=color, linestyle=line, marker="o", markersize=3, label=label
+        )
+        axes[1].plot(layers, row["bos_ratio"], color=color, linestyle=line, marker="o", markersize=3)
+        axes[2].plot(
+            layers, [max(r) for r in row["sink"]], color=color, linestyle=line, marker="o", markersize=3
+        )
+    axes[0].set(title="matrix entropy after the layer, nats", xlabel="layer")
+    axes[1].set(title="norm of <s> over median of the others", xlabel="layer", ylim=(0, None))
+    axes[2].set(title="strongest sink head of the layer", xlabel="layer", ylim=(0, 1))
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def tried(trunk: Rows, others: dict[str, Rows], count: int = 5) -> Figure:
+    """The strongest heads of each candidate by tokens seen."""
+    runs = {"shipped": trunk, **others}
+    figure, panels = plt.subplots(
+        1, len(runs), figsize=(5.5 * len(runs), 4), sharey=True, layout="constrained"
+    )
+    for axes, (name, rows) in zip(np.atleast_1d(panels), runs.items(), strict=True):
+        ranked = [sorted((v for layer in r["sink"][1:] for v in layer), reverse=True)[:count] for r in rows]
+        for place in range(count):
+            axes.plot(millions(rows), [r[place] for r in ranked], color=ROPE, alpha=1 - place / (count + 1))
+        ratio = axes.twinx()
+        ratio.plot(millions(rows), [max(r["bos_ratio"]) for r in rows], color="#e0a030")
+        ratio.set(ylim=(0, 1.1 * max(max(r["bos_ratio"]) for run in runs.values() for r in run)))
+        ratio.set_ylabel("largest norm ratio of <s> (yellow)")
+        axes.set(
+            title=name,
+            xlabel="tokens trained, millions",
+            ylabel=f"{count} strongest heads past layer 0 (blue)",
+        )
+        axes.set_xlim(0, max(run[-1]["tokens"] for run in runs.values()) / 1e6)
+    return figure
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(prog="python -m tools.train_pair.figures", description=__doc__)
+    p.add_argument("--results", type=Path, default=RESULTS)
+    p.add_argument("--out", type=Path, default=IMAGES)
+    args = p.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    trunk, rope, drope = (read_log(args.results / f"{name}.jsonl") for name in ("trunk", "rope", "drope"))
+    for draw in (sinks, norms, loss, depth):
+        draw(trunk, rope, drope).savefig(args.out / f"{draw.__name__}.png", dpi=110)
+    others = {
+        path.stem.removeprefix("tried-"): read_log(path)
+        for path in sorted(args.results.glob("tried-*.jsonl"))
+    }
+    tried(trunk, others).savefig(args.out / "tried.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
