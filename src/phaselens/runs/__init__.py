@@ -1,0 +1,22 @@
+"""A run: models × metrics × texts, measured in one pass a model."""
+
+from phaselens.runs.api import run
+from phaselens.runs.engine import Observer
+from phaselens.runs.options import DEFAULT_MODELS, Chosen, ModelSpec, Options, choose
+from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelRecord, Run, TextRecord
+
+__all__ = [
+    "DEFAULT_MODELS",
+    "SCHEMA",
+    "Chosen",
+    "Failure",
+    "MetricResult",
+    "ModelRecord",
+    "ModelSpec",
+    "Observer",
+    "Options",
+    "Run",
+    "TextRecord",
+    "choose",
+    "run",
+]

@@ -1,0 +1,420 @@
+"""Attention sinks: how much attention the heads of each layer put on one position, by default the first.
+
+Gu et al. 2024 (arXiv:2410.10781), section 3, with two choices made explicit: whether query 0 counts,
+which can only attend to itself, and whether the threshold is applied to each text or to the mean over
+texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from phaselens.plugin import (
+    Column,
+    Display,
+    LayerView,
+    Metric,
+    Params,
+    Table,
+    TableSpec,
+    hookimpl,
+    param,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+SHARE = "share of attention"
+TEXT = Column("text", str, None, "the text's id")
+LAYER = Column("layer", int, "index", "0-based")
+HEAD = Column("head", int, "index", "0-based")
+LOW = Column("ci_low", float, SHARE, "95 % interval, bootstrap over texts")
+HIGH = Column("ci_high", float, SHARE, "95 % interval, bootstrap over texts")
+N_TEXTS = Column("n_texts", int, "texts", "texts with a value")
+
+
+def sink_scores(sink: Tensor, lengths: Tensor, position: int = 0) -> tuple[Tensor, Tensor]:
+    """sink [batch, head, query], the mass each query gives to key `position`, lengths [batch] → two
+    [batch, head].
+
+    Means over the queries that can see the key: the first without query 0 (which sees only itself), the
+    second with it. They are equal for any other key. NaN where a text has no such query.
+
+    >>> import torch
+    >>> sink = torch.tensor([[[1.0, 0.6, 0.5, 0.7, 0.2]]], dtype=torch.float64)
+    >>> [round(score.item(), 4) for score in sink_scores(sink, torch.tensor([5]))]
+    [0.5, 0.6]
+    """
+    import torch
+
+    query = torch.arange(sink.shape[-1], device=sink.device)
+    scores = []
+    for first in (max(position, 1), position):
+        counted = (query >= first) & (query < lengths[:, None])
+        total = torch.where(counted[:, None], sink, 0.0).sum(-1)
+        scores.append(total / counted.sum(-1)[:, None])  # 0 / 0 is NaN: no query to take a mean of
+    return scores[0], scores[1]
+
+
+@lru_cache(maxsize=65536)
+def uniform_score(length: int, position: int = 0, window: int | None = None, first: int = 0) -> float:
+    """The score of `position` if each query spread its attention evenly over the keys that it sees.
+
+    The mean is over queries max(position, first) … length − 1; NaN where there are none. With `window`, a
+    query sees itself and the window − 1 keys before it.
+
+    >>> round(uniform_score(9), 4), round(uniform_score(9, first=1), 4)
+    (0.3143, 0.2286)
+    """
+    import numpy as np
+
+    query = np.arange(max(position, first), length)
+    if not len(query):
+        return float("nan")
+    seen = query + 1 if window is None else np.minimum(query + 1, window)
+    visible = np.ones(len(query), bool) if window is None else query - position < window
+    return float(np.where(visible, 1.0 / seen, 0.0).mean())
+
+
+def strongest_position(received: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """received [batch, head, key], attention mass summed over real queries, lengths [batch] → two [batch,
+    head].
+
+    The key other than 0 that receives most, and its score: its mass over the number of queries that can
+    see it. NaN where a text has one token, or where a mass is not finite.
+
+    >>> import torch
+    >>> received = torch.tensor([[[2.0, 0.3, 0.6, 0.1]]], dtype=torch.float64)
+    >>> strongest_position(received, torch.tensor([4]))
+    (tensor([[2.]], dtype=torch.float64), tensor([[0.3000]], dtype=torch.float64))
+    """
+    import torch
+
+    key = torch.arange(received.shape[-1], device=received.device)
+    real = (key < lengths[:, None])[:, None]
+    found = torch.where(real & (key > 0), received, -torch.inf).max(-1)
+    score = found.values / (lengths[:, None] - found.indices)
+    usable = (lengths[:, None] > 1) & torch.where(real, received, 0.0).isfinite().all(-1)
+    return torch.where(usable, found.indices.double(), torch.nan), torch.where(usable, score, torch.nan)
+
+
+@dataclass(frozen=True)
+class SinkParams(Params):
+    """What the metric can be asked for."""
+
+    threshold: float = param(
+        0.3, help="a head whose score is at least this is a sink", unit=SHARE, minimum=0, maximum=1
+    )
+    include_query0: bool = param(False, help="rates, means and intervals use score_all, which counts query 0")
+    order: str = param(
+        "threshold_then_mean",
+        help="threshold each text and take the mean over texts, or the reverse",
+        choices=("threshold_then_mean", "mean_then_threshold"),
+    )
+    sink_position: int = param(
+        0, help="the key whose share of attention is measured", unit="position", minimum=0
+    )
+    strongest: bool = param(
+        True, help="also find the strongest position other than 0 (one more kernel call a layer)"
+    )
+
+
+class Sinks(Metric[SinkParams]):
+    """Sink scores by text, layer and head; sink rates by layer; each with its null."""
+
+    name = "sinks"
+    version = "1"
+    title = "Attention sinks"
+    description = "share of heads that put at least a threshold of their attention on one position"
+    citation = "Gu et al. 2024, arXiv:2410.10781"
+    Params = SinkParams
+    tables = (
+        TableSpec(
+            "texts",
+            (
+                TEXT,
+                LAYER,
+                HEAD,
+                Column("score", float, SHARE, "mean over the queries that can see the key, without query 0"),
+                Column("score_all", float, SHARE, "the same with query 0"),
+                Column("null", float, SHARE, "score of uniform attention at this text's length"),
+                Column("null_all", float, SHARE, "score_all of uniform attention at this text's length"),
+                Column("n_tokens", int, "tokens", "tokens of the text for this model"),
+            ),
+            "a row per text, layer and head",
+        ),
+        TableSpec(
+            "heads",
+            (
+                LAYER,
+                HEAD,
+                Column("score", float, SHARE, "mean over texts"),
+                LOW,
+                HIGH,
+                Column("null", float, SHARE, "the same of uniform attention"),
+                N_TEXTS,
+            ),
+            "a row per layer and head",
+        ),
+        TableSpec(
+            "layers",
+            (
+                LAYER,
+                Column("sink_rate", float, "share of heads", "heads whose score reaches the threshold"),
+                Column("ci_low", float, "share of heads", "95 % interval, bootstrap over texts"),
+                Column("ci_high", float, "share of heads", "95 % interval, bootstrap over texts"),
+                Column("null_rate", float, "share of heads", "the same if all attention were uniform"),
+                Column("mean_score", float, SHARE, "mean over texts and heads"),
+            ),
+            "a row per layer",
+        ),
+        TableSpec(
+            "summary",
+            (
+                Column("sink_rate", float, "share of heads", "mean over layers"),
+                Column("mean_score", float, SHARE, "mean over texts, layers and heads"),
+                N_TEXTS,
+            ),
+            "a row per model",
+        ),
+        TableSpec(
+            "positions",
+            (
+                LAYER,
+                HEAD,
+                Column("position", int, "index", "the key other than 0 that is most often the strongest"),
+                Column("share", float, "share of texts", "texts in which it is"),
+                Column("score", float, SHARE, "score of each text's strongest such key, mean over texts"),
+                Column("null", float, SHARE, "the same of uniform attention at the same keys"),
+                N_TEXTS,
+            ),
+            "the strongest position other than 0, by layer and head",
+        ),
+        TableSpec(
+            "strongest",
+            (
+                TEXT,
+                LAYER,
+                HEAD,
+                Column("position", int, "index", "the key other than 0 that receives most attention"),
+                Column("score", float, SHARE, "what it receives over the queries that can see it"),
+                Column("null", float, SHARE, "score of uniform attention at this key"),
+            ),
+            "the strongest position other than 0, by text, layer and head",
+        ),
+    )
+    display = Display(
+        value="sink_rate",
+        title="sink rate",
+        low="ci_low",
+        high="ci_high",
+        null="null_rate",
+        percent=True,
+        strong=0.5,
+        strong_means="sink-heavy: half of the heads or more",
+        summary=("sink_rate", "mean_score"),
+    )
+
+    @property
+    def sink_position(self) -> int:
+        """The key whose share `hook_sink` holds."""
+        return self.params.sink_position
+
+    @classmethod
+    def define(cls, params: SinkParams) -> str:
+        """For instance: share of heads with score ≥ 0.3 on position 0, query 0 excluded; …"""
+        query0 = "included" if params.include_query0 else "excluded"
+        order = {
+            "threshold_then_mean": "threshold per text, then mean over texts",
+            "mean_then_threshold": "mean over texts, then threshold",
+        }[params.order]
+        return (
+            f"share of heads with score ≥ {params.threshold:g} on position {params.sink_position}, "
+            f"query 0 {query0}; {order}"
+        )
+
+    def hooks(self) -> Sequence[str]:
+        """`hook_sink`, and `hook_received` for the strongest position."""
+        received = ["blocks.{layer}.attn.hook_received"] if self.params.strongest else []
+        return ["blocks.{layer}.attn.hook_sink", *received]
+
+    def update(self, layer: LayerView) -> None:
+        """Scores of this layer for the texts of the batch."""
+        sink = layer.float64("attn.hook_sink")
+        lengths = layer.batch.lengths_on(sink.device)
+        score, score_all = sink_scores(sink, lengths, self.params.sink_position)
+        self.per_text.add(layer, score=score, score_all=score_all)
+        if self.params.strongest:
+            position, strength = strongest_position(layer.float64("attn.hook_received"), lengths)
+            self.per_text.add(layer, position=position, strength=strength)
+
+    def compute(self) -> Mapping[str, Table]:
+        """All tables of this model."""
+        score, score_all = self.per_text.stack("score"), self.per_text.stack("score_all")
+        null, null_all = self._null(first=1), self._null(first=0)
+        self._explain(score)
+        used, used_null = (score_all, null_all) if self.params.include_query0 else (score, null)
+        result = {
+            "texts": self._texts(score, score_all, null, null_all),
+            "heads": self._heads(used, used_null),
+            **self._rates(used, used_null),
+        }
+        return result | (self._strongest() if self.params.strongest else {})
+
+    def _null(self, first: int) -> np.ndarray:
+        """Scores of uniform attention, [text, layer]."""
+        import numpy as np
+
+        lengths, windows = self.per_text.lengths, self.model.windows
+        position = self.params.sink_position
+        known = {
+            (length, window): uniform_score(length, position, window, first)
+            for length in set(lengths)
+            for window in set(windows)
+        }
+        return np.array([[known[length, window] for window in windows] for length in lengths])
+
+    def _explain(self, score: np.ndarray) -> None:
+        """Say why scores are missing."""
+        import numpy as np
+
+        texts, first = self.per_text.texts, max(self.params.sink_position, 1)
+        short = np.array(self.per_text.lengths) <= first
+        if short.any():
+            needed = "two tokens" if first == 1 else f"{first + 1} tokens"
+            self.warn(f"score is null: fewer than {needed} in text {_some(texts, short)}")
+        missing = np.isnan(score) & ~short[:, None, None]
+        if missing.any():
+            layers = ", ".join(str(layer) for layer in np.flatnonzero(missing.any((0, 2))))
+            self.warn(
+                f"score is null, and rates leave the text out: attention is NaN or infinite in layer {layers}"
+                f" ({int(missing.sum())} heads) for text {_some(texts, missing.any((1, 2)))}"
+            )
+
+    def _texts(self, *columns: np.ndarray) -> Table:
+        score, score_all, null, null_all = columns
+        n_texts, n_layers, n_heads = score.shape
+        texts, lengths = self.per_text.texts, self.per_text.lengths
+        return self.table(
+            "texts",
+            (
+                (
+                    texts[text],
+                    layer,
+                    head,
+                    _cell(score[text, layer, head]),
+                    _cell(score_all[text, layer, head]),
+                    _cell(null[text, layer]),
+                    _cell(null_all[text, layer]),
+                    lengths[text],
+                )
+                for text in range(n_texts)
+                for layer in range(n_layers)
+                for head in range(n_heads)
+            ),
+        )
+
+    def _heads(self, score: np.ndarray, null: np.ndarray) -> Table:
+        import numpy as np
+
+        from phaselens.uncertainty import mean_interval
+
+        present = ~np.isnan(score)
+        mean, low, high = mean_interval(score, present=present, seed=self.seed)
+        nulls = np.broadcast_to(null[..., None], score.shape)
+        base, _, _ = mean_interval(nulls, present=present, n_resamples=1)
+        counts = present.sum(0)
+        columns = [each.tolist() for each in (mean, low, high, base, counts)]
+        return self.table(
+            "heads",
+            (
+                (layer, head, *(column[layer][head] for column in columns))
+                for layer in range(score.shape[1])
+                for head in range(score.shape[2])
+            ),
+        )
+
+    def _rates(self, score: np.ndarray, null: np.ndarray) -> dict[str, Table]:
+        """`layers` and `summary`. A text counts for a layer if all heads of that layer have a score."""
+        import numpy as np
+
+        complete = ~np.isnan(score).any(-1)
+        rows = []
+        for layer in range(score.shape[1]):
+            texts = complete[:, layer]
+            rate, low, high = self._rate(score[texts, layer])
+            null_rate, _, _ = self._rate(null[texts, layer, None])
+            rows.append((layer, rate, low, high, null_rate, _mean(score[texts, layer])))
+        whole = complete.all(1)
+        flat = score[whole].reshape(int(whole.sum()), -1)
+        summary = (self._rate(flat)[0], _mean(flat), int(whole.sum()))
+        if 0 < whole.sum() < 2:
+            self.warn("fewer than 2 texts with a score: intervals are null")
+        return {"layers": self.table("layers", rows), "summary": self.table("summary", [summary])}
+
+    def _rate(self, score: np.ndarray) -> tuple[Any, Any, Any]:
+        """(rate, low, high) of score [text, cell] in the chosen order; None where unknown."""
+        from phaselens.uncertainty import mean_interval
+
+        threshold = self.params.threshold
+        if self.params.order == "threshold_then_mean":
+            interval = mean_interval((score >= threshold).mean(1), seed=self.seed)
+        else:
+            interval = mean_interval(
+                score, transform=lambda mean: (mean >= threshold).mean(-1), seed=self.seed
+            )
+        rate, low, high = (each.tolist() for each in interval)
+        return rate, low, high
+
+    def _strongest(self) -> dict[str, Table]:
+        """`strongest` and `positions`."""
+        import numpy as np
+
+        position, score = self.per_text.stack("position"), self.per_text.stack("strength")
+        null = np.full_like(score, np.nan)
+        for text, layer, head in np.argwhere(~np.isnan(position)):
+            key = int(position[text, layer, head])
+            null[text, layer, head] = uniform_score(
+                self.per_text.lengths[text], key, self.model.windows[layer]
+            )
+        texts = self.per_text.texts
+        by_text = [
+            (texts[at[0]], at[1], at[2], _cell(position[at]), _cell(score[at]), _cell(null[at]))
+            for at in np.ndindex(position.shape)
+        ]
+        by_head: list[tuple[Any, ...]] = []
+        for layer, head in np.ndindex(position.shape[1:]):
+            there = ~np.isnan(position[:, layer, head])
+            n_texts = int(there.sum())
+            if not n_texts:
+                by_head.append((layer, head, None, None, None, None, 0))
+                continue
+            keys, counts = np.unique(position[there, layer, head], return_counts=True)
+            means = (_mean(each[there, layer, head]) for each in (score, null))
+            by_head.append((layer, head, int(keys[counts.argmax()]), counts.max() / n_texts, *means, n_texts))
+        return {"strongest": self.table("strongest", by_text), "positions": self.table("positions", by_head)}
+
+
+def _cell(value: Any) -> float | None:
+    """NaN, which marks a missing value here, as the None that it is in a table."""
+    return None if value != value else float(value)
+
+
+def _some(texts: Sequence[str], chosen: np.ndarray) -> str:
+    """The first few of the chosen texts' ids, and how many more there are."""
+    names = [repr(text) for text, is_chosen in zip(texts, chosen, strict=True) if is_chosen]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+@hookimpl
+def phaselens_metrics() -> list[type[Metric[Any]] | str]:
+    """The metrics in this file."""
+    return [Sinks]

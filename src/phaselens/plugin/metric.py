@@ -1,0 +1,127 @@
+"""The class that a metric is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from phaselens.lens.info import ModelInfo
+from phaselens.plugin import params as parameters
+from phaselens.plugin.tables import Table, TableSpec
+from phaselens.plugin.views import LayerView, PerText
+
+P = TypeVar("P", bound=parameters.Params)
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a person sees the metric: one of its tables with layers down and models across.
+
+    `value` is the column shown, `low` and `high` the ends of its interval, `null` its null value. A layer
+    whose value is `strong` or more is coloured and marked; `strong_means` says what that is. `summary`
+    names columns of the `summary` table for the line under each model.
+    """
+
+    value: str
+    title: str
+    table: str = "layers"
+    low: str | None = None
+    high: str | None = None
+    null: str | None = None
+    percent: bool = False
+    strong: float | None = None
+    strong_means: str = ""
+    summary: tuple[str, ...] = ()
+
+
+class Metric(ABC, Generic[P]):
+    """One metric measuring one model. Subclass it; `hooks`, `update` and `compute` are all that is needed.
+
+    The run makes one instance a model, hands it every layer of every batch once (`update`), and asks for
+    its tables at the end (`compute`). State goes into `self.per_text`, or into attributes made in
+    `setup`; then `merge` must know them too. What cannot be measured is None in a table, with a reason
+    given to `self.warn`.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    title: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    Params: ClassVar[type[parameters.Params]] = parameters.Params
+    tables: ClassVar[tuple[TableSpec, ...]]
+    display: ClassVar[Display | None] = None
+
+    def __init__(self, model: ModelInfo, params: P, seed: int = 0) -> None:
+        self.model = model
+        self.params = params
+        self.seed = seed
+        self.per_text = PerText()
+        self.warnings: list[str] = []
+        self.setup()
+
+    def setup(self) -> None:
+        """Make more state here if `per_text` is not enough; `self.model` and `self.params` are there."""
+        return
+
+    @property
+    def sink_position(self) -> int:
+        """The key whose received share `hook_sink` holds for this metric. Metrics that want the same key
+        share a pass."""
+        return 0
+
+    @abstractmethod
+    def hooks(self) -> Sequence[str]:
+        """Hook points it reads. `blocks.{layer}.attn.hook_sink` stands for every layer; `hook_embed` for
+        itself."""
+
+    @abstractmethod
+    def update(self, layer: LayerView) -> None:
+        """Take in one layer of one batch."""
+
+    @abstractmethod
+    def compute(self) -> Mapping[str, Table]:
+        """The tables of this model, by name; each as declared in `tables` (see `self.table`)."""
+
+    def merge(self, other: Metric[P]) -> None:
+        """Take over what `other`, the same metric on other texts, has gathered."""
+        self.per_text.merge(other.per_text)
+
+    @classmethod
+    def define(cls, params: P) -> str:
+        """One line that says which definition these parameters choose; it heads the printed table."""
+        return ", ".join(f"{name} = {value}" for name, value in params.as_dict().items())
+
+    def warn(self, message: str) -> None:
+        """Give the reason for a missing value, or another caution; the run prints each one once."""
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+    @classmethod
+    def spec(cls, table: str) -> TableSpec:
+        """The declared table of that name."""
+        for each in cls.tables:
+            if each.name == table:
+                return each
+        raise KeyError(f"{cls.name} declares no table {table!r}")
+
+    @classmethod
+    def table(cls, name: str, rows: Iterable[Sequence[Any]]) -> Table:
+        """The declared table `name`, filled with `rows`."""
+        return cls.spec(name).build(rows)
+
+
+def require_metric(candidate: Any, origin: str) -> type[Metric[Any]]:
+    """`candidate` if it is a usable Metric class, else TypeError that names `origin` and what is missing."""
+    if not (isinstance(candidate, type) and issubclass(candidate, Metric)):
+        raise TypeError(f"{origin}: {candidate!r} is no subclass of phaselens.plugin.Metric")
+    for attribute, kind in (("name", str), ("version", str), ("tables", tuple)):
+        if not isinstance(getattr(candidate, attribute, None), kind):
+            raise TypeError(f"{origin}: {candidate.__name__} sets no `{attribute}` ({kind.__name__})")
+    undone = sorted(getattr(candidate, "__abstractmethods__", ()))
+    if undone:
+        raise TypeError(f"{origin}: {candidate.__name__} does not define {', '.join(undone)}")
+    candidate.Params.specs()
+    return candidate

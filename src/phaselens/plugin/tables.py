@@ -1,0 +1,102 @@
+"""Result tables: long, a row per text or layer or head, every column with a type and a unit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `type` is str, int or float; `unit` is None for names and labels."""
+
+    name: str
+    type: type = float
+    unit: str | None = None
+    help: str = ""
+
+
+#: The column that a run puts before all others, so that the tables of several models stand together.
+MODEL = Column("model", str, None, "the model's label")
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """What a table holds. The run puts a `model` column in front; a column named `text` holds text ids, and a
+    table that has one comes out in the order of the texts."""
+
+    name: str
+    columns: tuple[Column, ...]
+    help: str = ""
+
+    def build(self, rows: Iterable[Sequence[Any]]) -> Table:
+        """A table of these columns. A number that is NaN or infinite becomes null, and is counted."""
+        table = Table(self)
+        for row in rows:
+            table.append(row)
+        return table
+
+    def index(self, column: str) -> int:
+        """Where `column` stands; ValueError where there is none."""
+        return [each.name for each in self.columns].index(column)
+
+
+@dataclass
+class Table:
+    """Rows of plain Python values: str, int, finite float, or None for missing."""
+
+    spec: TableSpec
+    rows: list[tuple[Cell, ...]] = field(default_factory=list)
+    not_finite: dict[str, int] = field(default_factory=dict)
+
+    def append(self, row: Sequence[Any]) -> None:
+        """Add a row, checked against the columns; TypeError says which cell does not fit."""
+        columns = self.spec.columns
+        if len(row) != len(columns):
+            raise TypeError(f"table {self.spec.name}: a row of {len(row)} cells for {len(columns)} columns")
+        self.rows.append(tuple(self._cell(column, value) for column, value in zip(columns, row, strict=True)))
+
+    def _cell(self, column: Column, value: Any) -> Cell:
+        value = value.item() if hasattr(value, "item") else value  # numpy's and torch's scalars
+        if value is None or (column.type is str and isinstance(value, str)):
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                self.not_finite[column.name] = self.not_finite.get(column.name, 0) + 1
+                return None
+            if column.type is float:
+                return float(value)
+            if column.type is int and value == int(value):
+                return int(value)
+        raise TypeError(
+            f"table {self.spec.name}, column {column.name}: {value!r} is no {column.type.__name__}"
+        )
+
+    def column(self, name: str) -> list[Cell]:
+        """All cells of one column, top to bottom."""
+        at = self.spec.index(name)
+        return [row[at] for row in self.rows]
+
+    def as_dict(self) -> dict[str, Any]:
+        """`{"columns": [{"name", "unit"}], "rows": [[…]]}`: plain JSON values."""
+        columns = [{"name": column.name, "unit": column.unit} for column in self.spec.columns]
+        return {"columns": columns, "rows": [list(row) for row in self.rows]}
+
+    def to_arrow(self) -> pa.Table:
+        """The same as a pyarrow Table; a column's unit is in its field's metadata."""
+        import pyarrow as pa
+
+        types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+        fields = [
+            pa.field(column.name, types[column.type], metadata={"unit": column.unit} if column.unit else None)
+            for column in self.spec.columns
+        ]
+        arrays = [pa.array(self.column(each.name), type=each.type) for each in fields]
+        return pa.Table.from_arrays(arrays, schema=pa.schema(fields))

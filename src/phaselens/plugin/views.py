@@ -1,0 +1,132 @@
+"""What a metric is handed (one layer of one batch), and a place to gather numbers text by text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts that went through the model together, padded on the right.
+
+    `tokens` [batch, pos] holds the token ids, `lengths` how many of a row are real, `texts` the texts'
+    ids and `indices` their places in the run, which is the order that result tables come in.
+    """
+
+    texts: tuple[str, ...]
+    indices: tuple[int, ...]
+    lengths: tuple[int, ...]
+    tokens: Tensor
+
+    @property
+    def n(self) -> int:
+        """The number of texts."""
+        return len(self.texts)
+
+    def lengths_on(self, device: torch.device) -> Tensor:
+        """`lengths` as a tensor [batch]."""
+        import torch
+
+        return torch.tensor(self.lengths, device=device)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """[batch, pos], True where the token is the text's and not a pad."""
+        import torch
+
+        device = self.tokens.device
+        return torch.arange(self.tokens.shape[1], device=device) < self.lengths_on(device)[:, None]
+
+
+@dataclass(frozen=True)
+class LayerView(Mapping[str, "Tensor"]):
+    """The hooked activations of one layer for one batch, by name without `blocks.{layer}.`.
+
+    `index` is the 0-based layer, or None for a point outside of the layers, which arrives alone under its
+    whole name (`hook_embed`). Pads are still in the tensors: drop what `batch.real` does not mark before
+    you sum anything. Tensors belong to the forward pass: read them, keep none, change none.
+    """
+
+    index: int | None
+    batch: Batch
+    activations: Mapping[str, Tensor] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.activations[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.activations)
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def float64(self, name: str) -> Tensor:
+        """`self[name]` in float64 (on the CPU where the device has no float64), so that sums do not
+        depend on padding."""
+        tensor = self[name]
+        return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+
+
+class PerText:
+    """Numbers gathered a layer of a batch at a time and read back as [text, layer, …] in the order of the
+    texts.
+
+    It can be pickled, and two of them that saw different texts can be merged in any order.
+    """
+
+    def __init__(self) -> None:
+        self._ids: dict[int, str] = {}
+        self._lengths: dict[int, int] = {}
+        self._values: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+
+    def add(self, layer: LayerView, **values: Tensor) -> None:
+        """Keep `values`, each [batch, …] and finished for these texts and this layer."""
+        batch = layer.batch
+        for index, text, length in zip(batch.indices, batch.texts, batch.lengths, strict=True):
+            self._ids[index], self._lengths[index] = text, length
+        for name, tensor in values.items():
+            if tensor.shape[0] != batch.n:
+                raise ValueError(f"{name} has {tensor.shape[0]} rows for a batch of {batch.n} texts")
+            rows = tensor.detach().cpu().double().numpy()
+            kept = self._values.setdefault(name, {})
+            for index, row in zip(batch.indices, rows, strict=True):
+                kept[index, layer.index or 0] = row.copy()
+
+    def merge(self, other: PerText) -> None:
+        """Take over all that `other` gathered."""
+        self._ids.update(other._ids)
+        self._lengths.update(other._lengths)
+        for name, kept in other._values.items():
+            self._values.setdefault(name, {}).update(kept)
+
+    @property
+    def texts(self) -> list[str]:
+        """The ids of the texts, in their order."""
+        return [self._ids[index] for index in sorted(self._ids)]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text, in the same order."""
+        return [self._lengths[index] for index in sorted(self._ids)]
+
+    def stack(self, name: str) -> np.ndarray:
+        """All values under `name`: float64 [text, layer, …]; NaN where a text has none for a layer."""
+        import numpy as np
+
+        kept = self._values[name]
+        layers = 1 + max(layer for _, layer in kept)
+        missing = np.full_like(next(iter(kept.values())), np.nan)
+        return np.stack(
+            [
+                np.stack([kept.get((index, layer), missing) for layer in range(layers)])
+                for index in sorted(self._ids)
+            ]
+        )

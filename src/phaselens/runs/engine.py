@@ -1,0 +1,230 @@
+"""One model, one set of texts, all metrics: the passes, and the handing out of layers."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from phaselens.data import Tokens, pack
+from phaselens.errors import InputError
+from phaselens.plugin import Batch, LayerView, Metric, Table
+from phaselens.runs.options import Chosen
+from phaselens.runs.result import Failure, MetricResult
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from phaselens.lens import HookedTransformer
+
+_IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+class Observer:
+    """What a progress display is told. This one listens to nothing."""
+
+    def loading(self, label: str) -> None:
+        """A model is about to be loaded."""
+
+    def measuring(self, label: str, n_tokens: int) -> None:
+        """A model is about to see `n_tokens` tokens."""
+
+    def advance(self, n_tokens: int) -> None:
+        """It has seen `n_tokens` more."""
+
+
+@dataclass
+class Measured:
+    """One metric at work on one model. A metric that raises is dropped, and its result says why."""
+
+    metric: Metric[Any]
+    result: MetricResult
+    points: dict[str, tuple[int | None, str]] = field(default_factory=dict)
+
+    @property
+    def works(self) -> bool:
+        """Whether it has not failed on this model."""
+        return not any(failure.model == self.metric.model.label for failure in self.result.failures)
+
+
+@contextmanager
+def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
+    """A metric's own failure ends that metric, not the run."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - it is recorded with its traceback and makes the run exit with 1
+        text = "".join(traceback.format_exception(error))
+        message = " ".join(str(error).split())
+        result.failures.append(Failure(label, stage, type(error).__name__, message, text))
+
+
+def measure(
+    lens: HookedTransformer,
+    texts: Sequence[Tokens],
+    chosen: Sequence[Chosen],
+    results: Mapping[str, MetricResult],
+    *,
+    batch_tokens: int,
+    seed: int,
+    observer: Observer,
+) -> tuple[dict[str, Mapping[str, Table]], list[str]]:
+    """Run all metrics on one model: their tables by metric, and what they warn of.
+
+    Metrics share one pass over the texts; only a metric that measures another sink position needs its own.
+    """
+    at_work: list[Measured] = []
+    for one in chosen:
+        with guarded(results[one.name], lens.info.label, "construct"):
+            measured = Measured(one.metric(lens.info, one.params, seed), results[one.name])
+            measured.points = _points(lens, measured.metric.hooks())
+            at_work.append(measured)
+    passes = _passes(at_work)
+    batches = pack([len(text.ids) for text in texts], batch_tokens)
+    observer.measuring(lens.info.label, len(passes) * sum(len(text.ids) for text in texts))
+    for sink_position, members in passes.items():
+        for indices in batches:
+            _forward(lens, _batch(texts, indices), members, sink_position)
+            observer.advance(sum(len(texts[index].ids) for index in indices))
+    tables: dict[str, Mapping[str, Table]] = {}
+    warnings: list[str] = []
+    for measured in at_work:
+        metric = measured.metric
+        if measured.works:
+            with guarded(measured.result, lens.info.label, "compute"):
+                tables[metric.name] = _declared(metric, metric.compute())
+                metric.warnings.extend(_not_finite(tables[metric.name]))
+        warnings.extend(f"{metric.name}: {lens.info.label}: {warning}" for warning in metric.warnings)
+    return tables, warnings
+
+
+def _points(lens: HookedTransformer, names: Sequence[str]) -> dict[str, tuple[int | None, str]]:
+    """Whole hook names, `{layer}` filled in, with the layer and the name in it; InputError for unknown
+    ones."""
+    points: dict[str, tuple[int | None, str]] = {}
+    for pattern in names:
+        layers = range(lens.info.n_layers) if "{layer}" in pattern else range(1)
+        for layer in layers:
+            name = pattern.replace("{layer}", str(layer))
+            lens.require_hook(name)
+            inside = _IN_LAYER.fullmatch(name)
+            points[name] = (int(inside[1]), inside[2]) if inside else (None, name)
+    return points
+
+
+def _passes(at_work: Sequence[Measured]) -> dict[int, list[Measured]]:
+    """Metrics by the sink position they need; those that hook no `hook_sink` ride along with the first."""
+    passes: dict[int, list[Measured]] = {}
+    anywhere = []
+    for measured in at_work:
+        if any(name.endswith(".hook_sink") for name in measured.points):
+            passes.setdefault(measured.metric.sink_position, []).append(measured)
+        else:
+            anywhere.append(measured)
+    if anywhere:
+        passes.setdefault(next(iter(passes), 0), []).extend(anywhere)
+    return passes
+
+
+def _batch(texts: Sequence[Tokens], indices: Sequence[int]) -> Batch:
+    """Texts side by side, padded on the right with token 0, which no real token can see."""
+    import torch
+
+    lengths = [len(texts[index].ids) for index in indices]
+    tokens = torch.zeros(len(indices), max(lengths), dtype=torch.long)
+    for row, index in enumerate(indices):
+        tokens[row, : lengths[row]] = torch.tensor(texts[index].ids)
+    ids = tuple(texts[index].text.id for index in indices)
+    return Batch(ids, tuple(indices), tuple(lengths), tokens)
+
+
+def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured], sink_position: int) -> None:
+    """One batch through the model; every metric that still works is handed its layers."""
+    import torch
+
+    working = [measured for measured in members if measured.works]
+    names = {name: None for measured in working for name in measured.points}
+    if not names:
+        return
+    batch = Batch(batch.texts, batch.indices, batch.lengths, batch.tokens.to(lens.device))
+    layers = _Layers(batch, working)
+    with torch.no_grad():
+        try:
+            lens.stream(
+                batch.tokens,
+                [(name, layers.catcher(name)) for name in names],
+                lengths=batch.lengths_on(lens.device),
+                sink_position=sink_position,
+                unembed=any(name.startswith("unembed.") for name in names),
+            )
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower():
+                raise InputError(
+                    f"{lens.info.label}: a batch of {batch.n} × {batch.tokens.shape[1]} tokens does not fit "
+                    f"into the memory of {lens.device}; lower --batch-tokens or --max-tokens"
+                ) from error
+            raise
+        layers.hand_out()
+    layers.require_all(names)
+
+
+class _Layers:
+    """Holds the activations of one layer until it is complete, hands them to the metrics, and lets go of
+    them."""
+
+    def __init__(self, batch: Batch, members: Sequence[Measured]) -> None:
+        self._batch = batch
+        self._members = members
+        self._layer: int | None = None
+        self._held: dict[str, Tensor] = {}
+        self._fired: set[str] = set()
+        self._points = {name: at for measured in members for name, at in measured.points.items()}
+
+    def catcher(self, name: str) -> Callable[[Tensor, Any], None]:
+        """The function to hook on the point `name`."""
+        layer, _ = self._points[name]
+
+        def catch(tensor: Tensor, hook: Any) -> None:
+            # A point of another layer: the one before is complete. A point outside of all layers is alone.
+            if layer != self._layer or layer is None:
+                self.hand_out()
+            self._layer = layer
+            self._held[name] = tensor
+            self._fired.add(name)
+
+        return catch
+
+    def hand_out(self) -> None:
+        """Give what is held to the metrics that asked for it."""
+        held, self._held = self._held, {}
+        for measured in self._members:
+            mine = {measured.points[name][1]: held[name] for name in held if name in measured.points}
+            if mine and measured.works:
+                with guarded(measured.result, measured.metric.model.label, "update"):
+                    measured.metric.update(LayerView(self._layer, self._batch, mine))
+
+    def require_all(self, names: Mapping[str, None]) -> None:
+        """A point that exists but did not fire is a failure of the metrics that hooked it, not a missing
+        value."""
+        for measured in self._members:
+            silent = [name for name in measured.points if name not in self._fired]
+            if silent and measured.works:
+                with guarded(measured.result, measured.metric.model.label, "update"):
+                    raise InputError(f"hook point {silent[0]!r} did not fire in this model's forward")
+
+
+def _declared(metric: Metric[Any], tables: Mapping[str, Table]) -> Mapping[str, Table]:
+    for name, table in tables.items():
+        if table.spec != metric.spec(name):
+            raise TypeError(f"table {name} is not as {metric.name} declares it; build it by self.table")
+    return tables
+
+
+def _not_finite(tables: Mapping[str, Table]) -> list[str]:
+    return [
+        f"table {name}, column {column}: {count} values were NaN or infinite, shown as null"
+        for name, table in tables.items()
+        for column, count in table.not_finite.items()
+    ]

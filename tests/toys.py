@@ -1,0 +1,46 @@
+"""A word tokenizer and small checkpoints for tests of runs; random weights, nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+WORDS = tuple("abcdefghijklmnopqrstuvwxyz")
+
+
+def toy_tokenizer(*, bos: bool = True, adds_bos: bool = True) -> Any:
+    """A tokenizer of single letters (ids 3…28) in the 67 ids of the tiny models: `<s>` 0, `</s>` 1, unknown 2."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2} | {word: 3 + place for place, word in enumerate(WORDS)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    if bos and adds_bos:
+        inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    special = {"bos_token": "<s>"} if bos else {}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="</s>", **special)
+
+
+def toy_lens(family: str = "llama", *, label: str | None = None, seed: int = 0, **overrides: Any) -> Any:
+    """A lens around a tiny random model, with the toy tokenizer for texts."""
+    import phaselens
+    from phaselens.testing import tiny_model
+
+    lens = phaselens.load(tiny_model(family, seed=seed, **overrides), label=label or family, check=False)
+    lens.text_tokenizer = toy_tokenizer()
+    return lens
+
+
+def letters(n: int, start: int = 0) -> str:
+    """A text of `n` words."""
+    return " ".join(WORDS[(start + 7 * place) % len(WORDS)] for place in range(n))
+
+
+def save_checkpoint(folder: Path, family: str = "llama", *, seed: int = 0, **overrides: Any) -> Path:
+    """A folder with a tiny model and the tokenizer, as `phaselens run FOLDER` takes it."""
+    from phaselens.testing import tiny_model
+
+    tiny_model(family, seed=seed, **overrides).save_pretrained(folder)
+    toy_tokenizer().save_pretrained(folder)
+    return folder
