@@ -11,17 +11,27 @@ from torch import Tensor
 from transformer_lens.factories import architecture_adapter_factory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
-from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
+from transformer_lens.model_bridge.generalized_components import NormalizationBridge, RMSNormalizationBridge
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
 from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
     PositionEmbeddingsAttentionBridge,
 )
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.model_bridge.sources._bridge_builder import (
+    build_bridge_config_from_hf,
+    build_bridge_from_module,
+)
 
 from phaselens.errors import InputError, RefusedModel, close_matches
 from phaselens.lens import interface
-from phaselens.lens.components import Request, SkippingBlock, StreamingAttention, each_attention, mixed
+from phaselens.lens.components import (
+    NativeNorm,
+    Request,
+    SkippingBlock,
+    StreamingAttention,
+    each_attention,
+    mixed,
+)
 from phaselens.lens.info import ModelInfo
 
 HookFn = Callable[..., Any]
@@ -211,26 +221,14 @@ class HookedTransformer(TransformerBridge):  # type: ignore[misc]
 
 
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTransformer:
-    """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest.
-
-    Raises:
-        RefusedModel: for an architecture that TransformerLens does not know, or whose attention is not one softmax
-            over causal scores.
-    """
-    config = model.config
+    """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest."""
     model.eval()
-    architecture = type(model).__name__
-    if architecture not in architecture_adapter_factory.SUPPORTED_ARCHITECTURES:
-        raise RefusedModel(
-            f"{config.model_type} ({architecture}): TransformerLens has no adapter for this architecture, so it cannot be "
-            "hooked; use a family listed in docs/families.md"
-        )
     bridge = build_bridge_from_module(
         model,
-        architecture,
-        hf_config=config,
+        type(model).__name__,
+        hf_config=model.config,
         tokenizer=tokenizer,
-        model_name=name or config.name_or_path or config.model_type,
+        model_name=name or model.config.name_or_path or model.config.model_type,
         post_adapter_hook=_mend,
     )
     model.set_attn_implementation(interface.NAME)
@@ -239,26 +237,45 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTr
     bridge._request = Request()
     bridge._points = {}
     for attention in each_attention(bridge):
-        if not isinstance(attention, StreamingAttention):
-            raise RefusedModel(f"{config.model_type}: its attention ({type(attention).__name__}) is not served")
-        attention.request = bridge._request
+        attention.adopt(bridge._request)
     bridge.eval()
     lens: HookedTransformer = bridge
     return lens
 
 
+def require_served(model: Any) -> None:
+    """Look, before anything is run or changed, whether this model's attention can be measured exactly.
+
+    Raises:
+        RefusedModel: for an architecture that TransformerLens does not know, or whose attention is not one softmax
+            over causal scores.
+    """
+    config = model.config
+    architecture = type(model).__name__
+    family = f"{config.model_type} ({architecture})"
+    instead = "use a family listed in docs/families.md"
+    if getattr(config, "is_encoder_decoder", False):
+        raise RefusedModel(f"{family}: an encoder-decoder; PhaseLens serves decoder-only, causal models; {instead}")
+    if architecture not in architecture_adapter_factory.SUPPORTED_ARCHITECTURES:
+        raise RefusedModel(f"{family}: TransformerLens has no adapter for this architecture; {instead}")
+    bridge_config = build_bridge_config_from_hf(config, architecture, architecture, torch.float32)
+    factory = architecture_adapter_factory.ArchitectureAdapterFactory
+    blocks = factory.select_architecture_adapter(bridge_config).component_mapping.get("blocks")
+    attention = blocks.submodules.get("attn") if isinstance(blocks, BlockBridge) else None
+    if attention is None:
+        raise RefusedModel(f"{family}: it has no stack of attention blocks, so nothing here can be measured; {instead}")
+    if not isinstance(attention, _SERVED_ATTENTION):
+        kind = type(attention).__name__.removesuffix("Bridge")
+        raise RefusedModel(f"{family}: its attention ({kind}) is not one softmax over causal q·k; {instead}")
+
+
 def _mend(adapter: Any) -> None:
     """Put our mixins on the adapter's templates, before they are cloned for each layer."""
     mapping = adapter.component_mapping
-    blocks = mapping.get("blocks")
-    family = adapter.cfg.architecture
-    if not isinstance(blocks, BlockBridge) or "attn" not in blocks.submodules:
-        raise RefusedModel(f"{family}: it has no stack of attention blocks, so nothing here can be measured on it")
-    attn = blocks.submodules["attn"]
-    if not isinstance(attn, AttentionBridge) or not isinstance(attn, _SERVED_ATTENTION):
-        raise RefusedModel(
-            f"{family}: its attention ({type(attn).__name__.removesuffix('Bridge')}) is not one softmax over causal "
-            "q·k, so its statistics would not be exact; use a family listed in docs/families.md"
-        )
-    mixed(attn, StreamingAttention)
+    blocks = mapping["blocks"]
+    attention = blocks.submodules["attn"]
+    mixed(attention, StreamingAttention)
     mixed(blocks, SkippingBlock)
+    for component in (*mapping.values(), *blocks.submodules.values(), *attention.submodules.values()):
+        if type(component) in (NormalizationBridge, RMSNormalizationBridge):
+            mixed(component, NativeNorm)

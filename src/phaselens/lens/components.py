@@ -64,13 +64,21 @@ class StreamingAttention:
         for name in (*STATISTICS, "hook_rot_q", "hook_rot_k"):
             if name not in self._modules:
                 setattr(self, name, HookPoint())
-        for name in ("hook_rot_q", "hook_rot_k"):
-            getattr(self, name).pos_dim = 2
         for name in STATISTICS:
             getattr(self, name).pos_dim = 2
         self.request = Request()
         self.nulled = False
         self._rot_k_fired = False
+
+    def adopt(self: Any, request: Request) -> None:
+        """Share the lens' request; and let the module call our projections where TransformerLens calls them itself."""
+        self.request = request
+        for part in (self.o, self.submodules.get("qkv")):
+            if part is None:
+                continue
+            for name, child in self.original_component.named_children():
+                if child is part.original_component:
+                    setattr(self.original_component, name, part)
 
     def hooked_statistics(self) -> list[str]:
         """Names of the statistics that somebody listens to."""
@@ -161,6 +169,23 @@ class StreamingAttention:
             return fused if untouched else layout.join(edited)
 
         return self.qkv.register_forward_hook(fire)
+
+
+class NativeNorm:
+    """Mixed into a norm bridge: the model's own norm, computed once, unless somebody looks inside it.
+
+    TransformerLens computes the norm in its own way, which rounds differently, or a second time to show its parts.
+    """
+
+    def forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """Norm [..., d_model], firing hook_in and hook_out."""
+        inside = is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)
+        if inside or self.compatibility_mode or getattr(self.config, "layer_norm_folding", False):
+            self.use_native_layernorm_autograd = True
+            normed: Tensor = super().forward(hidden_states, **kwargs)  # type: ignore[misc]
+            return normed
+        out: Tensor = self.hook_out(self.original_component(self.hook_in(hidden_states)))
+        return out
 
 
 class SkippingBlock:

@@ -11,7 +11,7 @@ import torch
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import checks, sources
 from phaselens.lens import positions as layers
-from phaselens.lens.bridge import HookedTransformer, wrap
+from phaselens.lens.bridge import HookedTransformer, require_served, wrap
 from phaselens.lens.components import each_attention
 from phaselens.lens.info import ModelInfo
 
@@ -112,6 +112,7 @@ def _build(
     folder: str,
     revision: str | None,
 ) -> HookedTransformer:
+    require_served(model)
     reference = checks.reference_of(model, nulled=how == "nope") if check else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

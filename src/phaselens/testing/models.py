@@ -37,7 +37,7 @@ _RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", {}),
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "cohere2": ("Cohere2Config", {"sliding_window": 7}),
-    "gpt-oss": ("GptOssConfig", {"head_dim": 8, "sliding_window": 7, "num_local_experts": 2}),
+    "gpt-oss": ("GptOssConfig", {"head_dim": 8, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2}),
     **{
         f"{base}-drope-{kind}".replace("_", "-"): (config, {"attention_type": kind})
         for base, config in (("llama", "DroPELlamaConfig"), ("qwen2", "DroPEQwen2Config"))
@@ -100,7 +100,8 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
     config = config_class(**fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        # The plain loop over experts, which also runs in float64; it matters to mixtures of experts only.
+        model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="eager")
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if parameter.dim() == 1:

@@ -1,0 +1,46 @@
+"""Tiny models of each family, and what their own eager attention says in float64."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+import phaselens
+from phaselens.testing import tiny_model
+
+LENGTH = 24
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The model's own float64 answer: logits, and per layer the whole pattern [batch, head, query, key]."""
+
+    logits: Tensor
+    patterns: tuple[Tensor, ...]
+
+
+def text(batch: int = 2, length: int = LENGTH) -> Tensor:
+    return torch.randint(2, 67, (batch, length), generator=torch.Generator().manual_seed(7))
+
+
+@functools.cache
+def dense(family: str) -> Dense:
+    model = tiny_model(family, dtype=torch.float64)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model(text(), output_attentions=True, use_cache=False)
+    return Dense(out.logits, tuple(out.attentions))
+
+
+@functools.cache
+def lens_of(family: str, **overrides):
+    return phaselens.load(tiny_model(family, **overrides), label=family)
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return text()

@@ -1,0 +1,274 @@
+"""What TransformerLens offers, on the lens: its names, its edits, its caches; and what was mended."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from transformer_lens import ActivationCache
+from transformer_lens.hook_points import HookPoint
+
+import phaselens
+from phaselens.lens.checks import capture
+from phaselens.testing import tiny_model
+from tests.lens.conftest import lens_of
+
+
+def test_it_is_a_transformer_lens_bridge(tokens):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    lens = lens_of("llama-gqa")
+    assert isinstance(lens, TransformerBridge)
+    assert isinstance(lens, phaselens.HookedTransformer)
+    logits, cache = lens.run_with_cache(tokens)
+    assert isinstance(cache, ActivationCache)
+    assert cache["blocks.1.attn.hook_pattern"].shape == (2, 4, 24, 24)
+    assert cache["blocks.0.attn.hook_q"].shape == (2, 24, 4, 8)
+    assert cache["blocks.0.attn.hook_k"].shape == (2, 24, 2, 8)
+    assert cache["blocks.0.attn.hook_rot_k"].shape == (2, 24, 2, 8)
+    assert cache["blocks.0.attn.hook_z"].shape == (2, 24, 4, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(logits, lens(tokens), atol=2e-5, rtol=1e-5)
+
+
+def test_the_matrix_is_built_only_in_the_layer_that_is_hooked(tokens, monkeypatch):
+    from phaselens import attention
+
+    built = []
+    explicit = attention.explicit_scores
+    monkeypatch.setattr(attention, "explicit_scores", lambda *a, **k: built.append(1) or explicit(*a, **k))
+    lens = lens_of("llama-gqa")
+    capture(lens, tokens, {i: f"blocks.{i}.attn.hook_{s}" for i, s in enumerate(("sink", "entropy"))})
+    assert built == []
+    capture(lens, tokens, {0: "blocks.1.attn.hook_pattern"})
+    assert built == [1]
+
+
+def test_scores_and_pattern_edits_reach_the_output(tokens):
+    lens = lens_of("llama")
+
+    def blind_to_first(scores, hook):
+        return scores.index_fill(-1, torch.tensor([0]), -torch.inf).masked_fill(
+            torch.arange(24)[None, None, :, None] == 0, 0.0
+        )
+
+    hooks = [("blocks.1.attn.hook_attn_scores", blind_to_first)]
+    found = {}
+    keep = [(f"blocks.1.attn.{p}", lambda v, hook, p=p: found.update({p: v})) for p in ("hook_sink", "hook_pattern")]
+    with torch.no_grad():
+        plain = lens(tokens)
+        edited = lens.run_with_hooks(tokens, fwd_hooks=[*hooks, *keep])
+    assert (edited - plain).abs().max() > 1e-3
+    assert found["hook_pattern"][:, :, 1:, 0].abs().max() == 0
+    assert found["hook_sink"][:, :, 1:].abs().max() == 0
+
+
+def test_a_statistic_cannot_be_edited(tokens):
+    with pytest.raises(phaselens.InputError, match="hook_sink: a hook returned a new value"):
+        lens_of("llama").stream(tokens, [("blocks.0.attn.hook_sink", lambda value, hook: value * 0)])
+
+
+def test_start_at_layer_skips_the_layers_below(tokens):
+    lens = lens_of("llama", num_hidden_layers=4)
+    with torch.no_grad():
+        logits, cache = lens.run_with_cache(tokens)
+        ran = []
+        for layer in range(4):
+            lens.blocks[layer].attn.original_component.register_forward_hook(
+                lambda *_args, layer=layer: ran.append(layer)
+            )
+        resumed = lens(cache["blocks.2.hook_resid_pre"], start_at_layer=2)
+    assert ran == [2, 3]
+    torch.testing.assert_close(resumed, logits, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "gpt2"])
+def test_an_edit_of_resid_mid_reaches_the_skip_path(family, tokens):
+    lens = lens_of(family)
+    shift = torch.zeros(32)
+    shift[3] = 5.0
+    name = "blocks.1.hook_resid_mid"
+    points = {"mid": name, "mlp": "blocks.1.hook_mlp_out", "out": "blocks.1.hook_out"}
+    _, clean = capture(lens, tokens, points)
+    kept = {}
+    keep = [(point, lambda v, hook, key=key: kept.update({key: v})) for key, point in points.items() if key != "mid"]
+    lens.stream(tokens, [(name, lambda v, hook: v + shift), *keep])
+    assert torch.equal(kept["out"], clean["mid"] + shift + kept["mlp"])
+    assert (kept["mlp"] - clean["mlp"]).abs().max() > 0
+    in_place = {}
+
+    def add_in_place(value, hook):
+        value += shift
+
+    lens.stream(tokens, [(name, add_in_place), (points["out"], lambda v, hook: in_place.update(out=v))])
+    torch.testing.assert_close(in_place["out"], kept["out"])
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "phi3", "gpt-neox"])
+def test_editing_q_k_v_is_what_editing_the_projection_is(family, tokens):
+    """Also where one projection gives all three: zeroing v at a position zeroes what it contributes."""
+    lens = lens_of(family)
+    for point in ("hook_q", "hook_k", "hook_v"):
+        seen = {}
+
+        def double(value, hook, point=point, seen=seen):
+            seen[point] = value.shape
+            return 2 * value
+
+        doubled, kept = capture(lens, tokens, {"z": "blocks.0.attn.hook_z"})
+        z = {}
+        lens.stream(tokens, [(f"blocks.0.attn.{point}", double), ("blocks.0.attn.hook_z", lambda v, hook: z.update(z=v))])
+        n_heads = lens.info.n_heads if point == "hook_q" else lens.info.n_kv_heads
+        assert seen[point] == (2, 24, n_heads, lens.info.d_head)
+        if point == "hook_v":
+            torch.testing.assert_close(z["z"], 2 * kept["z"], atol=2e-5, rtol=1e-5)
+        else:
+            assert (z["z"] - kept["z"]).abs().max() > 1e-4
+        assert doubled.shape == (2, 24, 32)
+
+
+def test_cached_decoding_measures_the_new_row_only(tokens):
+    """Token by token with a KV cache: the statistics of the last query are those of the whole text's last row."""
+    lens = lens_of("llama-gqa")
+    point = "blocks.1.attn.hook_sink"
+    _, whole = capture(lens, tokens, {"sink": point})
+    rows = []
+    with torch.no_grad(), lens.hooks(fwd_hooks=[(point, lambda sink, hook: rows.append(sink.clone()))]):
+        _, cache = lens(tokens[:, :20], return_type="logits_and_cache", use_past_kv_cache=True)
+        for i in range(20, 24):
+            _, cache = lens(tokens[:, i : i + 1], past_key_values=cache, return_type="logits_and_cache")
+    assert [row.shape[-1] for row in rows] == [20, 1, 1, 1, 1]
+    torch.testing.assert_close(torch.cat(rows, dim=-1), whole["sink"], atol=1e-5, rtol=0)
+
+
+def test_an_edit_of_rot_k_is_stored_once_in_the_cache(tokens):
+    """Each key is edited when it is new, and not again when later tokens read it from the cache."""
+    lens = lens_of("llama-gqa")
+
+    def halve(key, hook):
+        return 0.5 * key
+
+    hooks = [(f"blocks.{i}.attn.hook_rot_k", halve) for i in range(2)]
+    with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
+        whole = lens(tokens)
+        _, cache = lens(tokens[:, :20], return_type="logits_and_cache", use_past_kv_cache=True)
+        last = []
+        for i in range(20, 24):
+            logits, cache = lens(tokens[:, i : i + 1], past_key_values=cache, return_type="logits_and_cache")
+            last.append(logits)
+    torch.testing.assert_close(torch.cat(last, dim=1), whole[:, 20:], atol=2e-5, rtol=1e-5)
+
+
+def test_left_padding_with_a_mask_is_served(tokens):
+    lens = lens_of("llama-gqa")
+    mask = torch.ones_like(tokens)
+    mask[0, :5] = 0
+    found = {}
+    with torch.no_grad(), lens.hooks(fwd_hooks=[("blocks.1.attn.hook_entropy", lambda v, hook: found.update(h=v))]):
+        lens(tokens, attention_mask=mask)
+    _, alone = capture(lens, tokens[:1, 5:], {"h": "blocks.1.attn.hook_entropy"})
+    torch.testing.assert_close(found["h"][:1, :, 5:], alone["h"], atol=1e-5, rtol=0)
+
+
+def test_gradients_flow_and_a_statistic_has_none(tokens):
+    lens = lens_of("llama")
+    sinks = []
+    with lens.hooks(fwd_hooks=[("blocks.0.attn.hook_sink", lambda v, hook: sinks.append(v))]):
+        loss = lens(tokens, return_type="loss")
+    loss.backward()
+    gradient = lens.original_model.get_input_embeddings().weight.grad
+    assert gradient.abs().sum() > 0
+    lens.zero_grad()
+    assert not sinks[0].requires_grad
+    with lens.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", lambda v, hook: sinks.append(v))]):
+        lens(tokens)
+    assert sinks[1].requires_grad
+
+
+def test_generate_and_patching_work(tokens):
+    from transformer_lens import patching
+
+    lens = lens_of("llama-gqa")
+    assert lens.generate(tokens[:1], max_new_tokens=3, do_sample=False, verbose=False, return_type="tokens").shape[1] >= 25
+    _, cache = lens.run_with_cache(tokens[:1])
+    corrupted = tokens[:1].clone()
+    corrupted[0, 4] = 9
+    with torch.no_grad():
+        found = patching.get_act_patch_resid_pre(lens, corrupted, cache, lambda logits: logits[0, -1, 3])
+    assert found.shape == (2, 24)
+    assert found[0, 4] == pytest.approx(float(lens(tokens[:1])[0, -1, 3].detach()), abs=1e-4)
+
+
+def test_compatibility_mode_keeps_the_logits_and_refuses_the_statistics(tokens):
+    lens = phaselens.load(tiny_model("llama"), label="compat")
+    with torch.no_grad():
+        plain = lens(tokens).log_softmax(-1)
+        lens.enable_compatibility_mode()
+        torch.testing.assert_close(lens(tokens).log_softmax(-1), plain, atol=1e-3, rtol=1e-3)
+    with pytest.raises(phaselens.RefusedModel, match="hook_sink cannot be served under compatibility mode"):
+        lens.stream(tokens, [("blocks.0.attn.hook_sink", lambda v, hook: None)])
+
+
+def test_stream_leaves_no_hook_behind(tokens):
+    lens = lens_of("llama")
+    point = lens.require_hook("blocks.0.attn.hook_sink")
+    assert isinstance(point, HookPoint)
+
+    def fail(value, hook):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        lens.stream(tokens, [("blocks.0.attn.hook_sink", fail)])
+    assert not point._forward_hooks
+    assert not point.fwd_hooks
+
+
+def test_stream_stops_before_a_layer(tokens):
+    lens = lens_of("llama")
+    residual = lens.stream(tokens, stop_at_layer=1)
+    _, kept = capture(lens, tokens, {"in": "blocks.1.hook_in"})
+    assert torch.equal(residual, kept["in"])
+    assert lens.stream(tokens).shape == (2, 24, 32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"tokens": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
+        ({"tokens": torch.tensor([[3, 67]])}, "knows 0 to 66"),
+        ({"tokens": torch.tensor([[-1]])}, "ids from -1"),
+        ({"tokens": torch.tensor([3])}, r"expected ids \[batch, pos\]"),
+        ({"tokens": torch.tensor([[3]]), "hooks": [("blocks.0.attn.hook_sinc", None)]}, "did you mean .*hook_sink"),
+        ({"tokens": torch.tensor([[3]]), "start_at_layer": 1}, "residual"),
+        ({"tokens": torch.tensor([[3]]), "stop_at_layer": 9}, "has 2 layers"),
+        ({"tokens": torch.tensor([[3]]), "sink_position": -1}, "counted from 0"),
+    ],
+)
+def test_wrong_input_is_named(call, message):
+    with pytest.raises(phaselens.InputError, match=message):
+        lens_of("llama").stream(**call)
+
+
+def test_learned_positions_end():
+    lens = lens_of("gpt2")
+    with pytest.raises(phaselens.InputError, match="learned positions for 128"):
+        lens.stream(torch.zeros(1, 129, dtype=torch.long))
+
+
+def test_a_lens_that_is_dropped_is_freed():
+    lens = phaselens.load(tiny_model("llama"))
+    reference = weakref.ref(lens.original_model)
+    del lens
+    gc.collect()
+    assert reference() is None
+
+
+def test_any_sink_position(tokens):
+    lens = lens_of("mistral")
+    found = {}
+    lens.stream(tokens, [("blocks.0.attn.hook_sink", lambda v, hook: found.update(s=v))], sink_position=3)
+    _, dense = capture(lens, tokens, {"p": "blocks.0.attn.hook_pattern"})
+    torch.testing.assert_close(found["s"], dense["p"][..., 3], atol=1e-6, rtol=0)
+    assert found["s"][..., 10:].abs().max() == 0  # out of the window's sight
