@@ -216,7 +216,7 @@ class Sinks(Metric[SinkParams]):
         percent=True,
         strong=0.5,
         strong_means="sink-heavy: half of the heads or more",
-        summary=("sink_rate", "mean_score"),
+        summary=(("sink_rate", "average"), ("mean_score", "mean score")),
     )
 
     @property

@@ -21,7 +21,7 @@ class Display:
 
     `value` is the column shown, `low` and `high` the ends of its interval, `null` its null value. A layer
     whose value is `strong` or more is coloured and marked; `strong_means` says what that is. `summary`
-    names columns of the `summary` table for the line under each model.
+    holds columns of the `summary` table, each with its heading, for the line under each model.
     """
 
     value: str
@@ -33,7 +33,7 @@ class Display:
     percent: bool = False
     strong: float | None = None
     strong_means: str = ""
-    summary: tuple[str, ...] = ()
+    summary: tuple[tuple[str, str], ...] = ()
 
 
 class Metric(ABC, Generic[P]):

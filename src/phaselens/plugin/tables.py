@@ -84,6 +84,11 @@ class Table:
         at = self.spec.index(name)
         return [row[at] for row in self.rows]
 
+    def records(self) -> list[dict[str, Cell]]:
+        """All rows, each by column name."""
+        names = [column.name for column in self.spec.columns]
+        return [dict(zip(names, row, strict=True)) for row in self.rows]
+
     def as_dict(self) -> dict[str, Any]:
         """`{"columns": [{"name", "unit"}], "rows": [[…]]}`: plain JSON values."""
         columns = [{"name": column.name, "unit": column.unit} for column in self.spec.columns]

@@ -1,0 +1,1 @@
+"""What a person or a machine is shown of a run. rich is imported with the first thing that is shown."""

@@ -1,0 +1,83 @@
+"""From whatever a command ends with to one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+
+import click
+
+from phaselens.cli.app import app
+from phaselens.errors import PhaseLensError
+from phaselens.report.words import plain
+
+INTERRUPTED = 130
+
+
+def run_to_exit_code(arguments: Sequence[str]) -> int:
+    """Run the command that `arguments` spell. Errors become one line; a traceback comes with --debug only."""
+    debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows ? in its place
+    try:
+        code = app.main(args=list(arguments), prog_name="phaselens", standalone_mode=False)
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("interrupted", INTERRUPTED, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _complain(error.format_message(), 2, debug)
+    except PhaseLensError as error:
+        return _complain(str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        _forget_stdout()
+        return 0
+    except OSError as error:
+        return _complain(f"{error.strerror or error}: {error.filename or 'standard output'}", 2, debug)
+    except Exception as error:  # noqa: BLE001 - the last resort: a bug is told in one line too
+        message = f"unforeseen {type(error).__name__}: {error}; please report it with what --debug prints"
+        return _complain(message, 1, debug)
+    return code if isinstance(code, int) else 0
+
+
+def say(kind: str, message: str) -> None:
+    """One line on stderr."""
+    click.echo(f"phaselens: {kind}: {plain(message)}", err=True)
+
+
+def _complain(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    say("error", message)
+    return code
+
+
+def _forget_stdout() -> None:
+    """Whoever read us has gone (`| head`): let Python's flush at exit go nowhere, instead of complaining."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def only_results_on_stdout(*, debug: bool) -> Iterator[None]:
+    """Inside, what libraries print goes to stderr, and their log and warnings nowhere (unless `debug`)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    disabled = logging.root.manager.disable
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        if not debug:
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            warnings.simplefilter("ignore")
+            logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)

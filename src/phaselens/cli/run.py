@@ -1,0 +1,171 @@
+"""`phaselens run`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from phaselens.cli import options
+from phaselens.cli.flags import MetricCommand, metric_flags
+from phaselens.errors import InputError
+from phaselens.plugin import plugins
+
+if TYPE_CHECKING:
+    from phaselens.runs import Run
+
+_POSITIVE = click.IntRange(min=1)
+
+
+@click.command(cls=MetricCommand, context_settings={"show_default": True})
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "-p",
+    "--plugin",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A metric to run; repeat, or separate by commas.",
+)
+@click.option(
+    "-P",
+    "settings",
+    multiple=True,
+    metavar="METRIC.PARAMETER=VALUE",
+    help="Set a metric's parameter; repeat.",
+)
+@click.option(
+    "--texts",
+    default="bundled",
+    metavar="bundled|FILE",
+    help="A .txt file (a text a line) or .jsonl file (`text`, optional `id`).",
+)
+@click.option("--max-tokens", type=_POSITIVE, default=512, help="Cut longer texts to this many tokens.")
+@click.option("--n-texts", type=_POSITIVE, help="Use only the first texts.")
+@click.option(
+    "--batch-tokens",
+    type=_POSITIVE,
+    default=8192,
+    help="Tokens in a batch, pads included; changes speed and memory only.",
+)
+@click.option(
+    "--bos",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="BOS at position 0; auto: as the tokenizer does.",
+)
+@options.device
+@options.dtype
+@click.option(
+    "--positions",
+    multiple=True,
+    metavar="LABEL=auto|nope",
+    help="nope nulls the rotation of that model; repeat.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the bootstrap intervals.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "csv", "markdown"]),
+    default="table",
+    help="json: everything; csv: one table.",
+)
+@click.option(
+    "--table", metavar="[METRIC.]NAME", help="Print this result table, whole (csv: layers if none is named)."
+)
+@click.option("--quiet", is_flag=True, help="No progress bar and no notes on stderr.")
+@options.debug
+@click.pass_context
+def run(ctx: click.Context, /, models: tuple[str, ...], **given: Any) -> int:
+    """Measure metrics on models, side by side, on the same texts.
+
+    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, a checkpoint folder or a hub id. None
+    means: rope drope. Name a metric with -p; `phaselens run -p NAME --help` shows its parameters,
+    `phaselens plugins` lists all.
+    """
+    flags = metric_flags(ctx).values(given)
+    names = options.split_names(given["names"])
+    if not names:
+        raise InputError(
+            f"no metric was named; add -p NAME, one of: {', '.join(plugins().names) or 'none is installed'}"
+        )
+    settings = options.merged(options.by_metric(given["settings"], names), flags)
+    table = _table_asked_for(names, given["form"], given["table"])
+    finished = _measured(models, [(name, settings[name]) for name in names], given)
+    _print(finished, given["form"], table, quiet=given["quiet"])
+    return _failures(finished)
+
+
+def _table_asked_for(names: list[str], form: str, name: str | None) -> str | None:
+    """`METRIC.TABLE`, checked before anything is measured."""
+    if form == "json" and name is not None:
+        raise InputError(
+            "--format json prints all tables; leave --table out, or choose csv, markdown or table"
+        )
+    if name is None and form != "csv":
+        return None
+    from phaselens.report.formats import which_table
+
+    declared = {each: [spec.name for spec in plugins().metric(each).tables] for each in names}
+    return ".".join(which_table(declared, name or "layers"))
+
+
+def _measured(
+    models: tuple[str, ...], metrics: list[tuple[str, dict[str, Any]]], given: dict[str, Any]
+) -> Run:
+    from phaselens.cli.outcome import only_results_on_stdout
+    from phaselens.report.progress import ProgressBar
+    from phaselens.runs import DEFAULT_MODELS
+    from phaselens.runs import run as measure
+
+    with only_results_on_stdout(debug=given["debug"]), ProgressBar(quiet=given["quiet"]) as observer:
+        return measure(
+            models or DEFAULT_MODELS,
+            metrics=metrics,
+            texts=given["texts"],
+            max_tokens=given["max_tokens"],
+            n_texts=given["n_texts"],
+            batch_tokens=given["batch_tokens"],
+            bos=given["bos"],
+            device=given["device"],
+            dtype=given["dtype"],
+            positions=options.by_label(given["positions"]),
+            seed=given["seed"],
+            observer=observer,
+        )
+
+
+def _print(finished: Run, form: str, table: str | None, *, quiet: bool) -> None:
+    from phaselens.cli.outcome import say
+    from phaselens.report import formats, tables
+
+    if table is not None:
+        metric, _, name = table.partition(".")
+        if name not in finished.result(metric).tables:
+            return  # the metric failed on every model, which `_failures` says
+    if form == "json":
+        click.echo(formats.as_json(finished))
+    elif form == "markdown":
+        click.echo(formats.as_markdown(finished, table))
+    elif form == "csv":
+        click.echo(formats.as_csv(finished, table or "layers"))
+    elif table is not None:
+        tables.print_table(finished, metric, name, tables.console(sys.stdout))
+    else:
+        tables.print_run(finished, tables.console(sys.stdout))
+    if table is not None and not quiet:
+        for warning in finished.warnings:
+            say("note", warning)
+
+
+def _failures(finished: Run) -> int:
+    from phaselens.cli.outcome import say
+
+    for name in finished.failed:
+        for failure in finished.metrics[name].failures:
+            say(
+                "error",
+                f"metric {name} failed: {failure}; the other results are complete (--debug, --format json)",
+            )
+    return 1 if finished.failed else 0

@@ -1,0 +1,103 @@
+"""A metric's display as a grid of texts: layers down, models across. The printed forms are made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from phaselens.plugin import Cell, Display
+from phaselens.report import words
+from phaselens.runs import MetricResult, Run
+
+MARK = "●"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One layer of one model."""
+
+    value: str
+    interval: str
+    null: str
+    strong: bool
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`entries[row][model]` for `layers[row]`; `lines` is one line a model, with the titles of its cells."""
+
+    layers: list[str]
+    models: list[str]
+    entries: list[list[Entry | None]]
+    titles: tuple[str, str, str]
+    line_titles: list[str]
+    lines: list[list[str]]
+
+    @property
+    def any_strong(self) -> bool:
+        """Whether a layer is marked."""
+        return any(entry is not None and entry.strong for row in self.entries for entry in row)
+
+
+def layer_grid(run: Run, result: MetricResult, display: Display) -> Grid:
+    """The grid that `display` describes; a model whose table is missing has empty places."""
+    found = {
+        (record["model"], _layer(record)): _entry(record, display)
+        for record in _records(result, display.table)
+    }
+    labels = [model.info.label for model in run.models]
+    layers = sorted({layer for _, layer in found})
+    return Grid(
+        [str(layer) for layer in layers],
+        labels,
+        [[found.get((label, layer)) for label in labels] for layer in layers],
+        (display.title, "95 % interval" if display.low else "", "null" if display.null else ""),
+        ["model", *(title for _, title in display.summary), "texts", "tokens", "positions", "dtype"],
+        _lines(run, result, display),
+    )
+
+
+def _records(result: MetricResult, table: str) -> list[dict[str, Cell]]:
+    return result.tables[table].records() if table in result.tables else []
+
+
+def _layer(record: dict[str, Cell]) -> int:
+    layer = record["layer"]
+    if not isinstance(layer, int):
+        raise TypeError(f"a display needs whole numbers in the column `layer`, found {layer!r}")
+    return layer
+
+
+def _entry(cells: dict[str, Cell], display: Display) -> Entry:
+    value = cells[display.value]
+    low, high, null = (cells[name] if name else None for name in (display.low, display.high, display.null))
+    strong = display.strong is not None and isinstance(value, int | float) and value >= display.strong
+    return Entry(
+        words.number(value, percent=display.percent),
+        words.interval(low, high, percent=display.percent),
+        words.number(null, percent=display.percent),
+        strong,
+    )
+
+
+def _lines(run: Run, result: MetricResult, display: Display) -> list[list[str]]:
+    summaries = {record["model"]: record for record in _records(result, "summary")}
+    lines = []
+    for model in run.models:
+        cells = summaries.get(model.info.label, {})
+        averages = [
+            words.number(cells.get(name), percent=display.percent and name == display.value)
+            for name, _ in display.summary
+        ]
+        n_texts = words.number(cells.get("n_texts", len(run.texts)))
+        tokens, positions = words.number(model.n_tokens), model.info.positions_summary
+        lines.append([words.plain(model.info.label), *averages, n_texts, tokens, positions, model.info.dtype])
+    return lines
+
+
+def plain_rows(run: Run, metric: str, table: str) -> tuple[Sequence[str], list[list[str]]]:
+    """Any result table as texts: its column names and its rows."""
+    found = run.rows(metric, table)
+    return [column.name for column in found.spec.columns], [
+        [words.number(cell, digits=4) for cell in row] for row in found.rows
+    ]

@@ -1,0 +1,57 @@
+"""A progress bar on stderr while models are loaded and measured."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from phaselens.report import words
+from phaselens.runs import Observer
+
+
+class _Label(TextColumn):
+    """A label that is not markup."""
+
+    def __init__(self) -> None:
+        super().__init__("{task.description}", markup=False)
+
+
+class ProgressBar(Observer):
+    """Shows how far a run is. Nothing is drawn if `quiet`, or if stderr is no terminal."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+        columns = (_Label(), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+        self._progress = Progress(
+            *columns, console=self._console, transient=True, disable=quiet or not sys.stderr.isatty()
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def loading(self, label: str) -> None:
+        self._next(f"loading {words.plain(label)}", None)
+
+    def measuring(self, label: str, n_tokens: int) -> None:
+        self._next(f"measuring {words.plain(label)}", n_tokens)
+
+    def advance(self, n_tokens: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, n_tokens)
+
+    def _next(self, description: str, total: int | None) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(Text(description).plain, total=total)
