@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
     from phaselens.lens.info import ModelInfo
     from phaselens.lens.loading import load
-    from phaselens.runs import Run, run
+    from phaselens.report.printing import Run, run
 
 __all__ = [
     "HookedTransformer",
@@ -40,9 +40,9 @@ __all__ = [
 _HOMES = {
     "HookedTransformer": "phaselens.lens.bridge",
     "ModelInfo": "phaselens.lens.info",
-    "Run": "phaselens.runs",
+    "Run": "phaselens.report.printing",
     "load": "phaselens.lens.loading",
-    "run": "phaselens.runs",
+    "run": "phaselens.report.printing",
 }
 
 register_when_imported()

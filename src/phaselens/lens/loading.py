@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -27,7 +27,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     tokenizer: Any = None,
-    check: bool = True,
+    check: bool | Literal["report"] = True,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> HookedTransformer:
@@ -42,7 +42,8 @@ def load(
         device: ``"auto"`` is the GPU where there is one; else as torch names it.
         dtype: ``"auto"`` is the checkpoint's on a GPU and float32 on a CPU.
         tokenizer: a tokenizer, or where to load one from, instead of the checkpoint's own.
-        check: compare the hooked forward with the model's own, and refuse on a difference.
+        check: compare the hooked forward with the model's own, and refuse on a difference; ``"report"`` keeps what
+            `run_checks` needs to compare, and refuses nothing.
         trust_remote_code, allow_pickle: both off: neither is needed for a family that is served, and both run code
             that comes with a checkpoint.
 
@@ -60,7 +61,9 @@ def load(
     ('nope', 'nope')
     """
     if positions not in POSITIONS:
-        raise InputError(f"positions {positions!r}: use auto (as the checkpoint is) or nope (rotation nulled)")
+        raise InputError(
+            f"positions {positions!r}: use auto (as the checkpoint is) or nope (rotation nulled)"
+        )
     if not isinstance(source, str | os.PathLike):
         return _from_object(source, label, positions, device, dtype, tokenizer, check)
     name = os.fspath(source)
@@ -79,7 +82,13 @@ def load(
 
 
 def _from_object(
-    model: Any, label: str | None, positions: str, device: str, dtype: str | torch.dtype, tokenizer: Any, check: bool
+    model: Any,
+    label: str | None,
+    positions: str,
+    device: str,
+    dtype: str | torch.dtype,
+    tokenizer: Any,
+    check: bool | Literal["report"],
 ) -> HookedTransformer:
     """Wrap a model that is in memory already; it stays where it is and as it is, unless told otherwise."""
     from transformers import PreTrainedModel
@@ -108,7 +117,7 @@ def _build(
     how: str,
     tokenizer: Any,
     note: str | None,
-    check: bool,
+    check: bool | Literal["report"],
     folder: str,
     revision: str | None,
 ) -> HookedTransformer:
@@ -123,7 +132,7 @@ def _build(
         layers.null_rotation(lens)
     lens.info = _describe(lens, source, label, tokenizer, folder, revision)
     lens.reference = reference
-    if check:
+    if check is True:
         checks.require(lens, checks.run_checks(lens, full=False))
     return lens
 
@@ -145,7 +154,9 @@ def _describe(
     modules = [attention.original_component for attention in each_attention(lens)]  # type: ignore[attr-defined]
     d_heads = {layers.d_head_of(module, config) for module in modules}
     if len(d_heads) > 1:
-        raise RefusedModel(f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot say")
+        raise RefusedModel(
+            f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot say"
+        )
     bos = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else config.bos_token_id
     return ModelInfo(
         label=label or source.rstrip("/").rsplit("/", 1)[-1],
