@@ -33,6 +33,7 @@ from phaselens.lens.components import (
     mixed,
 )
 from phaselens.lens.info import ModelInfo
+from phaselens.lens.points import ALIASES, HookPointInfo, hook_points
 
 HookFn = Callable[..., Any]
 
@@ -187,20 +188,26 @@ class HookedTransformer(TransformerBridge):  # type: ignore[misc]
         for block in self.blocks:
             block._stop_at_layer_idx = layer if layer is None or layer >= 0 else layer + self.info.n_layers
 
+    def hook_points(self, *, every: bool = False) -> list[HookPointInfo]:
+        """Every hook point with shape, dtype and meaning; see `phaselens.lens.points.hook_points`."""
+        return hook_points(self, every=every)
+
+    def find_hook(self, name: str) -> Any:
+        """The hook point of that name, or None."""
+        if name not in self._points:
+            self._points[name] = self.hook_dict.get(name) or self._point_by_path(name)
+        return self._points[name]
+
     def require_hook(self, name: str) -> Any:
         """The hook point of that name.
 
         Raises:
             InputError: with close matches, where there is none.
         """
-        if name not in self._points:
-            self._points = dict(self.hook_dict)
-        point = self._points.get(name)
+        point = self.find_hook(name)
         if point is None:
-            point = self._point_by_path(name)
-        if point is None:
-            raise InputError(f"{self.info.label} has no hook point {name!r}; {close_matches(name, self._points)}")
-        self._points[name] = point
+            known = [*self.hook_dict, *(f"blocks.{i}.{alias}" for i in range(self.info.n_layers) for alias in ALIASES)]
+            raise InputError(f"{self.info.label} has no hook point {name!r}; {close_matches(name, known)}")
         return point
 
     def _point_by_path(self, name: str) -> Any:

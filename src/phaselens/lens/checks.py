@@ -183,7 +183,8 @@ def _rows_sum_to_one(lens: Any, tokens: Tensor) -> CheckResult:
         sinks = getattr(each_attention(lens)[layer].original_component, "sinks", None)  # type: ignore[attr-defined]
         if sinks is not None:
             whole = whole + (sinks.double()[None, :, None] - lse[layer].double()).exp()
-        by_layer[layer] = _difference(whole, torch.ones_like(whole))
+        # Rows that are not finite are the model's own (NaN weights); that its logits are too was compared above.
+        by_layer[layer] = _difference(whole, torch.ones_like(whole).where(whole.isfinite(), whole))
     return _worst("rows of attention sum to one", 1e-5, by_layer)
 
 
@@ -201,7 +202,7 @@ def _statistics_match_matrix(lens: Any, tokens: Tensor) -> CheckResult:
             gap = float((value.double() - expected.double()).abs().max())
         by_layer[layer] = max(by_layer[layer], gap)
     # Only the last layers' inputs differ between the two passes, by the model's own rounding.
-    return _worst("streamed statistics equal the matrix'", max(1e-5, LIMITS[lens.dtype]), by_layer)
+    return _worst("streamed statistics equal those of the matrix", max(1e-5, LIMITS[lens.dtype]), by_layer)
 
 
 def _edit_reaches(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
@@ -221,8 +222,9 @@ def _edit_reaches(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
         lens.stream(tokens, [*hooks, (f"blocks.{layer}.attn.hook_v", zero_first)])
         below = max(_difference(kept[index], clean[index]) for index in range(layer + 1))
         after = layer + 1 if layer + 1 in clean else "out"
-        changed = _difference(kept[after], clean[after])
-        moved[layer] = below if changed > 0 else float("inf")
+        # Where NaN weights left nothing finite, no edit can show.
+        changed = _difference(kept[after], clean[after]) > 0 or not clean[after].isfinite().any()
+        moved[layer] = below if changed else float("inf")
     return _worst("an edit changes what is above it and nothing below", 0.0, moved, "edit of hook_v in layer")
 
 

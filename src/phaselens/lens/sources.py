@@ -241,6 +241,22 @@ def _has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in names)
 
 
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and log lines off the terminal; what matters of them is raised."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def load_pretrained(
     folder: str,
     source: str,
@@ -257,14 +273,15 @@ def load_pretrained(
     """
     from transformers import AutoModelForCausalLM
 
-    model, told = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        use_safetensors=None if allow_pickle else True,
-        output_loading_info=True,
-    )
+    with quiet_transformers():
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+        )
     missing = sorted(told["missing_keys"])
     if missing:
         raise RefusedModel(

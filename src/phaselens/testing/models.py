@@ -111,3 +111,26 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
                 if not any(part in parameter_name for part in ("norm", "ln_")):
                     parameter.mul_(4.0)
     return model.to(dtype or torch.float32).eval()
+
+
+def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True) -> Any:
+    """A tokenizer of single characters for the tiny models' 67 ids: `<s>` 0, `</s>` 1, unknown 2, then characters.
+
+    >>> tiny_tokenizer()("to be")["input_ids"]
+    [0, 30, 25, 3, 12, 15]
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    characters = " \n.,;:!?'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    special = ["<s>", "</s>", "<unk>"]
+    vocabulary = {token: index for index, token in enumerate([*special, *characters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    if adds_bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    named = {"bos_token": "<s>"} if has_bos else {}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", clean_up_tokenization_spaces=False, **named
+    )

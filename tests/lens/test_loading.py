@@ -1,0 +1,288 @@
+"""Checkpoints on disk: what loads, and every way that one cannot, each in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import phaselens
+from phaselens.lens import sources
+from phaselens.testing import tiny_model, tiny_tokenizer
+from tests.lens.conftest import text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "llama"
+    tiny_model("llama-gqa").save_pretrained(path)
+    return path
+
+
+def copy_of(folder, tmp_path):
+    path = tmp_path / "copy"
+    path.mkdir()
+    for file in folder.iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    return path
+
+
+def test_a_folder_loads_as_it_is(folder, tokens):
+    lens = phaselens.load(str(folder))
+    with torch.no_grad():
+        assert torch.equal(lens(tokens), tiny_model("llama-gqa")(tokens).logits)
+    info = lens.info
+    assert (info.label, info.family, info.n_layers, info.n_heads, info.n_kv_heads, info.d_head) == (
+        "llama", "llama", 2, 4, 2, 8,
+    )  # fmt: skip
+    assert info.dtype == "float32"
+    assert info.device == "cpu"
+    assert set(info.files) >= {"config.json", "model.safetensors"}
+    assert lens.tokenizer is None
+    assert "no tokenizer" in lens.tokenizer_note
+    json.dumps(info.as_dict(), allow_nan=False)
+
+
+def test_a_path_object_and_a_label(folder):
+    assert phaselens.load(folder, label="mine").info.label == "mine"
+
+
+@pytest.mark.parametrize("name", ["bf16", "float16", torch.float64])
+def test_dtype(folder, name):
+    lens = phaselens.load(folder, dtype=name)
+    assert str(lens.dtype).removeprefix("torch.") == lens.info.dtype
+    found = []
+    lens.stream(text(1), [("blocks.0.attn.hook_sink", lambda v, hook: found.append(v.dtype))])
+    assert found == [torch.float64 if name is torch.float64 else torch.float32]
+
+
+@pytest.mark.parametrize("base", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"])
+def test_drope_checkpoints_load_natively(base, kind, tmp_path, tokens):
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model(f"{base}-drope-{kind}".replace("_", "-"), softmax_scale=0.5 if kind == "nope" else None)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["model_type"] == f"{base}_drope"
+    assert saved["attention_type"] == kind
+    assert saved.get("softmax_scale", "absent") == (0.5 if kind == "nope" else "absent")
+    lens = phaselens.load(tmp_path)
+    assert lens.info.positions == ("nope", "nope")
+    assert lens.info.attention_type == kind
+    assert lens.info.scales == ((0.5, 0.5) if kind == "nope" else (8**-0.5, 8**-0.5))
+    with torch.no_grad():
+        expected = model(tokens).logits
+        assert torch.equal(lens(tokens), expected)
+        assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, expected)
+
+
+@pytest.mark.parametrize("kind", ["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"])
+def test_cached_decoding_of_drope_models_equals_uncached(kind, tokens):
+    """The reference classes' norm variants ignore the cache under transformers 5."""
+    model = tiny_model(f"llama-drope-{kind}".replace("_", "-"))
+    with torch.no_grad():
+        whole = model(tokens).logits
+        out = model(tokens[:, :20], use_cache=True)
+        steps = [out.logits]
+        for i in range(20, 24):
+            out = model(tokens[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
+            steps.append(out.logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=2e-5, rtol=1e-5)
+
+
+def test_drope_nope_is_the_base_model_with_cos_1_and_sin_0(tokens):
+    base = tiny_model("llama-gqa")
+    drope = tiny_model("llama-drope-nope")
+    assert drope.load_state_dict(base.state_dict(), strict=True)
+    base.model.rotary_emb.register_forward_hook(lambda _m, _a, o: (torch.ones_like(o[0]), torch.zeros_like(o[1])))
+    with torch.no_grad():
+        assert torch.equal(drope(tokens).logits, base(tokens).logits)
+
+
+def test_an_unknown_attention_type_is_named():
+    with pytest.raises(ValueError, match=r"attention_type is 'alibi'; DroPE knows nope"):
+        tiny_model("llama-drope-nope", attention_type="alibi")
+
+
+_PLAIN = """
+import sys
+order, folder = sys.argv[1:]
+if order == "before":
+    import phaselens
+from transformers import LlamaConfig, AutoConfig, AutoModelForCausalLM
+if order == "after":
+    import phaselens
+import torch
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=order == "before")
+assert type(model).__module__ == "phaselens.lens.drope", type(model)
+assert AutoConfig.from_pretrained(folder).attention_type == "qk_norm_nope"
+from transformer_lens.model_bridge import TransformerBridge
+tokens = torch.arange(9)[None]
+with torch.no_grad():
+    expected = model(tokens).logits
+    bridge = TransformerBridge.boot_transformers(folder)
+    assert torch.equal(bridge(tokens), expected)
+    seen = []
+    bridge.run_with_hooks(tokens, fwd_hooks=[("blocks.0.attn.hook_sink", lambda v, hook: seen.append(v))])
+assert seen[0].shape == (1, 4, 9)
+print("same")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_plain_transformers_and_transformer_lens_load_drope_once_phaselens_is_imported(order, tmp_path):
+    """In a fresh process, whichever is imported first; a checkpoint's own code (auto_map) is never run."""
+    tiny_model("llama-drope-qk-norm-nope").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text("raise SystemExit('remote code ran')")
+    done = subprocess.run([sys.executable, "-c", _PLAIN, order, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("same"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("dropee", "did you mean drope"),
+        ("./not/here", "no such folder"),
+        (__file__, "is a file"),
+    ],
+)
+def test_a_source_that_is_not_there(source, message):
+    with pytest.raises(phaselens.ModelError, match=message) as wrong:
+        phaselens.load(source)
+    assert wrong.value.exit_code == 3
+    assert "\n" not in str(wrong.value)
+
+
+def refused(path, message, **options):
+    with pytest.raises(phaselens.ModelError, match=message) as wrong:
+        phaselens.load(path, **options)
+    assert wrong.value.exit_code == 3
+    assert "\n" not in str(wrong.value)
+
+
+def test_a_folder_without_config(tmp_path):
+    refused(tmp_path, "no config.json")
+
+
+def test_a_config_without_weights(folder, tmp_path):
+    path = copy_of(folder, tmp_path)
+    (path / "model.safetensors").unlink()
+    refused(path, r"no \*.safetensors")
+
+
+def test_truncated_weights(folder, tmp_path):
+    path = copy_of(folder, tmp_path)
+    whole = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    refused(path, "truncated or damaged")
+    (path / "model.safetensors").write_bytes(b"")
+    refused(path, "truncated or damaged")
+
+
+def test_missing_tensors_are_never_filled_at_random(folder, tmp_path):
+    path = copy_of(folder, tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    refused(path, r"lacks 1 of the model's tensors \(first: model.layers.1.mlp.up_proj.weight\)")
+
+
+def test_broken_or_unknown_config(folder, tmp_path):
+    path = copy_of(folder, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text("{")
+    refused(path, "could not be loaded")
+    (path / "config.json").write_text(json.dumps({**config, "model_type": "no_such_type"}))
+    refused(path, "could not be loaded")
+    (path / "config.json").write_text(json.dumps({**config, "hidden_size": 31}))
+    refused(path, "could not be loaded")
+
+
+def test_pickled_weights_are_not_read_unless_asked_for(folder, tmp_path):
+    path = copy_of(folder, tmp_path)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    refused(path, "pickle, which can run code")
+    assert phaselens.load(path, allow_pickle=True).info.n_layers == 2
+
+
+def test_a_model_too_large_for_memory(folder, monkeypatch):
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
+    refused(folder, r"needs 0\.0 GB as float32, and 0\.0 GB are free on cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float8"}, "did you mean"),
+        ({"dtype": torch.int32}, "dtype torch.int32"),
+        ({"device": "gpu"}, "not one torch knows"),
+        ({"device": "meta"}, "cpu and cuda only"),
+        ({"positions": "rope"}, "use auto"),
+    ],
+)
+def test_options_that_do_not_exist(folder, options, message):
+    with pytest.raises(phaselens.InputError, match=message) as wrong:
+        phaselens.load(folder, **options)
+    assert wrong.value.exit_code == 2
+
+
+def test_cuda_that_is_not_there(folder, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(phaselens.InputError, match="no CUDA device"):
+        phaselens.load(folder, device="cuda")
+    assert sources.resolve_device("auto") == torch.device("cpu")
+
+
+def test_a_model_that_differs_is_refused_with_its_layer(folder, monkeypatch):
+    """A lens that computed layer 1's attention wrongly would be caught, and say where."""
+    from phaselens import attention
+
+    true = attention.attend
+
+    def wrong(q, k, v, **options):
+        out, lse = true(q, k, v, **options)
+        return 1.01 * out, lse
+
+    monkeypatch.setattr(attention, "attend", wrong)
+    refused(folder, r"failed its check 'logits, all statistics hooked'.*first seen entering layer 1, by 0\.")
+
+
+def test_wrong_statistics_are_refused(folder, monkeypatch):
+    from phaselens import attention
+
+    true = attention.row_entropy
+    monkeypatch.setattr(attention, "row_entropy", lambda *a, **k: true(*a, **k) + 1e-3)
+    refused(folder, "failed its check 'streamed statistics equal those of the matrix': difference 0.001.*worst in layer")
+
+
+def test_nan_weights_load_and_measure_as_nan(folder, tmp_path):
+    """They are the model's own; a metric reports them as missing, nothing here hides them."""
+    path = copy_of(folder, tmp_path)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    lens = phaselens.load(path)
+    seen = []
+    lens.stream(text(1), [("blocks.1.attn.hook_sink", lambda v, hook: seen.append(v))])
+    assert seen[0][0, 0].isnan().any()
+
+
+def test_objects(tokens):
+    with pytest.raises(phaselens.InputError, match="got a int"):
+        phaselens.load(3)
+    lens = phaselens.load(tiny_model("llama"))
+    with pytest.raises(phaselens.InputError, match="loaded already"):
+        phaselens.load(lens)
