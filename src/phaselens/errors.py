@@ -31,7 +31,7 @@ class ModelError(PhaseLensError):
     exit_code = 3
 
 
-class RefusedModel(ModelError):
+class RefusedModel(ModelError):  # noqa: N818 - a verdict on the model, raised by name
     """A model that loaded but cannot be served exactly; the message names what does not fit."""
 
 

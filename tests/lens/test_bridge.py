@@ -56,7 +56,10 @@ def test_scores_and_pattern_edits_reach_the_output(tokens):
 
     hooks = [("blocks.1.attn.hook_attn_scores", blind_to_first)]
     found = {}
-    keep = [(f"blocks.1.attn.{p}", lambda v, hook, p=p: found.update({p: v})) for p in ("hook_sink", "hook_pattern")]
+    keep = [
+        (f"blocks.1.attn.{p}", lambda v, hook, p=p: found.update({p: v}))
+        for p in ("hook_sink", "hook_pattern")
+    ]
     with torch.no_grad():
         plain = lens(tokens)
         edited = lens.run_with_hooks(tokens, fwd_hooks=[*hooks, *keep])
@@ -93,7 +96,11 @@ def test_an_edit_of_resid_mid_reaches_the_skip_path(family, tokens):
     points = {"mid": name, "mlp": "blocks.1.hook_mlp_out", "out": "blocks.1.hook_out"}
     _, clean = capture(lens, tokens, points)
     kept = {}
-    keep = [(point, lambda v, hook, key=key: kept.update({key: v})) for key, point in points.items() if key != "mid"]
+    keep = [
+        (point, lambda v, hook, key=key: kept.update({key: v}))
+        for key, point in points.items()
+        if key != "mid"
+    ]
     lens.stream(tokens, [(name, lambda v, hook: v + shift), *keep])
     assert torch.equal(kept["out"], clean["mid"] + shift + kept["mlp"])
     assert (kept["mlp"] - clean["mlp"]).abs().max() > 0
@@ -119,7 +126,13 @@ def test_editing_q_k_v_is_what_editing_the_projection_is(family, tokens):
 
         doubled, kept = capture(lens, tokens, {"z": "blocks.0.attn.hook_z"})
         z = {}
-        lens.stream(tokens, [(f"blocks.0.attn.{point}", double), ("blocks.0.attn.hook_z", lambda v, hook: z.update(z=v))])
+        lens.stream(
+            tokens,
+            [
+                (f"blocks.0.attn.{point}", double),
+                ("blocks.0.attn.hook_z", lambda v, hook, z=z: z.update(z=v)),
+            ],
+        )
         n_heads = lens.info.n_heads if point == "hook_q" else lens.info.n_kv_heads
         assert seen[point] == (2, 24, n_heads, lens.info.d_head)
         if point == "hook_v":
@@ -166,7 +179,10 @@ def test_left_padding_with_a_mask_is_served(tokens):
     mask = torch.ones_like(tokens)
     mask[0, :5] = 0
     found = {}
-    with torch.no_grad(), lens.hooks(fwd_hooks=[("blocks.1.attn.hook_entropy", lambda v, hook: found.update(h=v))]):
+    with (
+        torch.no_grad(),
+        lens.hooks(fwd_hooks=[("blocks.1.attn.hook_entropy", lambda v, hook: found.update(h=v))]),
+    ):
         lens(tokens, attention_mask=mask)
     _, alone = capture(lens, tokens[:1, 5:], {"h": "blocks.1.attn.hook_entropy"})
     torch.testing.assert_close(found["h"][:1, :, 5:], alone["h"], atol=1e-5, rtol=0)
@@ -191,7 +207,12 @@ def test_generate_and_patching_work(tokens):
     from transformer_lens import patching
 
     lens = lens_of("llama-gqa")
-    assert lens.generate(tokens[:1], max_new_tokens=3, do_sample=False, verbose=False, return_type="tokens").shape[1] >= 25
+    assert (
+        lens.generate(
+            tokens[:1], max_new_tokens=3, do_sample=False, verbose=False, return_type="tokens"
+        ).shape[1]
+        >= 25
+    )
     _, cache = lens.run_with_cache(tokens[:1])
     corrupted = tokens[:1].clone()
     corrupted[0, 4] = 9
@@ -240,7 +261,10 @@ def test_stream_stops_before_a_layer(tokens):
         ({"tokens": torch.tensor([[3, 67]])}, "knows 0 to 66"),
         ({"tokens": torch.tensor([[-1]])}, "ids from -1"),
         ({"tokens": torch.tensor([3])}, r"expected ids \[batch, pos\]"),
-        ({"tokens": torch.tensor([[3]]), "hooks": [("blocks.0.attn.hook_sinc", None)]}, "did you mean .*hook_sink"),
+        (
+            {"tokens": torch.tensor([[3]]), "hooks": [("blocks.0.attn.hook_sinc", None)]},
+            "did you mean .*hook_sink",
+        ),
         ({"tokens": torch.tensor([[3]]), "start_at_layer": 1}, "residual"),
         ({"tokens": torch.tensor([[3]]), "stop_at_layer": 9}, "has 2 layers"),
         ({"tokens": torch.tensor([[3]]), "sink_position": -1}, "counted from 0"),

@@ -16,7 +16,11 @@ CAPPED = {"gemma2", "gpt-oss"}  # attention that SDPA cannot compute
 
 
 def streamed(lens, tokens, **options):
-    points = {(layer, name): f"blocks.{layer}.attn.{name}" for layer in range(lens.info.n_layers) for name in STATISTICS}
+    points = {
+        (layer, name): f"blocks.{layer}.attn.{name}"
+        for layer in range(lens.info.n_layers)
+        for name in STATISTICS
+    }
     return capture(lens, tokens, points, **options)
 
 
@@ -32,7 +36,9 @@ def test_statistics_equal_the_float64_eager_attention(family):
         }
         for name, value in expected.items():
             assert found[layer, name].dtype == torch.float32
-            torch.testing.assert_close(found[layer, name].double(), value, atol=1e-5, rtol=0, msg=f"{layer} {name}")
+            torch.testing.assert_close(
+                found[layer, name].double(), value, atol=1e-5, rtol=0, msg=f"{layer} {name}"
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,12 +46,18 @@ def test_statistics_equal_those_of_float64_scores(family):
     """From rotated q and k of the same checkpoint in float64, softmax in float64 (transformers' own is float32)."""
     wide = phaselens.load(tiny_model(family, dtype=torch.float64), label=family)
     reference = dense(family)
-    names = {(layer, p): f"blocks.{layer}.attn.{p}" for layer in range(2) for p in ("hook_rot_q", "hook_rot_k")}
+    names = {
+        (layer, p): f"blocks.{layer}.attn.{p}" for layer in range(2) for p in ("hook_rot_q", "hook_rot_k")
+    }
     _, qk = capture(wide, text(), names)
     _, found = streamed(lens_of(family), text())
     for layer, pattern in enumerate(reference.patterns):
         q, k = (qk[layer, point].transpose(1, 2) for point in ("hook_rot_q", "hook_rot_k"))
-        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2) * wide.info.scales[layer]
+        scores = (
+            q
+            @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2)
+            * wide.info.scales[layer]
+        )
         if wide.info.softcap is not None:
             scores = torch.tanh(scores / wide.info.softcap) * wide.info.softcap
         position = torch.arange(LENGTH)
@@ -61,7 +73,9 @@ def test_statistics_equal_those_of_float64_scores(family):
         expected["hook_received"] = exact.sum(-2)
         torch.testing.assert_close(found[layer, "hook_lse"].double(), lse, atol=1e-5, rtol=1e-5)
         for name, value in expected.items():
-            torch.testing.assert_close(found[layer, name].double(), value, atol=1e-5, rtol=0, msg=f"{layer} {name}")
+            torch.testing.assert_close(
+                found[layer, name].double(), value, atol=1e-5, rtol=0, msg=f"{layer} {name}"
+            )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -102,7 +116,9 @@ def test_nope_of_a_rotary_model_equals_the_model_with_its_rotation_replaced(fami
     own = tiny_model(family)
     for name, module in own.named_modules():
         if name.endswith("rotary_emb"):
-            module.register_forward_hook(lambda _m, _a, out: (torch.ones_like(out[0]), torch.zeros_like(out[1])))
+            module.register_forward_hook(
+                lambda _m, _a, out: (torch.ones_like(out[0]), torch.zeros_like(out[1]))
+            )
     lens = phaselens.load(tiny_model(family), positions="nope")
     assert set(lens.info.positions) == {"nope"}
     with torch.no_grad():
@@ -122,7 +138,11 @@ def test_nope_of_learned_positions_is_refused_by_name():
     [
         ("bloom", {"n_head": 2, "n_layer": 1}, "attention interface"),
         ("mamba", {"num_hidden_layers": 1, "state_size": 4}, "stack of attention blocks|attention"),
-        ("deepseek_v3", {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}, "not one softmax"),
+        (
+            "deepseek_v3",
+            {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2},
+            "not one softmax",
+        ),
         ("t5", {"num_layers": 1, "num_heads": 2, "d_model": 16, "d_ff": 16, "d_kv": 8}, "causal"),
     ],
 )

@@ -65,7 +65,9 @@ def test_dtype(folder, name):
 def test_drope_checkpoints_load_natively(base, kind, tmp_path, tokens):
     from transformers import AutoModelForCausalLM
 
-    model = tiny_model(f"{base}-drope-{kind}".replace("_", "-"), softmax_scale=0.5 if kind == "nope" else None)
+    model = tiny_model(
+        f"{base}-drope-{kind}".replace("_", "-"), softmax_scale=0.5 if kind == "nope" else None
+    )
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["model_type"] == f"{base}_drope"
@@ -99,7 +101,9 @@ def test_drope_nope_is_the_base_model_with_cos_1_and_sin_0(tokens):
     base = tiny_model("llama-gqa")
     drope = tiny_model("llama-drope-nope")
     assert drope.load_state_dict(base.state_dict(), strict=True)
-    base.model.rotary_emb.register_forward_hook(lambda _m, _a, o: (torch.ones_like(o[0]), torch.zeros_like(o[1])))
+    base.model.rotary_emb.register_forward_hook(
+        lambda _m, _a, o: (torch.ones_like(o[0]), torch.zeros_like(o[1]))
+    )
     with torch.no_grad():
         assert torch.equal(drope(tokens).logits, base(tokens).logits)
 
@@ -144,7 +148,9 @@ def test_plain_transformers_and_transformer_lens_load_drope_once_phaselens_is_im
     config["auto_map"] = {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text("raise SystemExit('remote code ran')")
-    done = subprocess.run([sys.executable, "-c", _PLAIN, order, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _PLAIN, order, str(tmp_path)], capture_output=True, text=True
+    )
     assert done.stdout.strip().endswith("same"), done.stderr[-2000:]
 
 
@@ -265,7 +271,10 @@ def test_wrong_statistics_are_refused(folder, monkeypatch):
 
     true = attention.row_entropy
     monkeypatch.setattr(attention, "row_entropy", lambda *a, **k: true(*a, **k) + 1e-3)
-    refused(folder, "failed its check 'streamed statistics equal those of the matrix': difference 0.001.*worst in layer")
+    refused(
+        folder,
+        "failed its check 'streamed statistics equal those of the matrix': difference 0.001.*worst in layer",
+    )
 
 
 def test_nan_weights_load_and_measure_as_nan(folder, tmp_path):

@@ -47,7 +47,7 @@ def hooks(model: str, pattern: str | None, device: str, dtype: str, debug: bool)
         lens = load(
             spec.source, label=spec.label, revision=spec.revision, device=device, dtype=dtype, check=False
         )
-        points = lens.hook_points()
+        points = lens.describe_hooks()
     rows = [
         (point.name, point.shape, point.dtype, point.meaning)
         for point in points

@@ -24,15 +24,15 @@ class _DroPE:
 
     def _build_attention_bridge(self: Any) -> Any:
         norms = {
-            name: RMSNormalizationBridge(name=name, config=self.cfg, optional=True) for name in ("q_norm", "k_norm")
+            name: RMSNormalizationBridge(name=name, config=self.cfg, optional=True)
+            for name in ("q_norm", "k_norm")
         }
         return self._qkvo_attention_bridge(extra_submodules=norms)
 
 
-class DroPELlamaArchitectureAdapter(_DroPE, LlamaArchitectureAdapter):  # type: ignore[misc]
+class DroPELlamaArchitectureAdapter(_DroPE, LlamaArchitectureAdapter):
     """Adapter of `llama_drope`."""
 
 
-class DroPEQwen2ArchitectureAdapter(_DroPE, Qwen2ArchitectureAdapter):  # type: ignore[misc]
+class DroPEQwen2ArchitectureAdapter(_DroPE, Qwen2ArchitectureAdapter):
     """Adapter of `qwen2_drope`."""
-

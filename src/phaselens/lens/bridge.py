@@ -33,7 +33,7 @@ from phaselens.lens.components import (
     mixed,
 )
 from phaselens.lens.info import ModelInfo
-from phaselens.lens.points import ALIASES, HookPointInfo, hook_points
+from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
 
 HookFn = Callable[..., Any]
 
@@ -41,11 +41,11 @@ HookFn = Callable[..., Any]
 _SERVED_ATTENTION = (PositionEmbeddingsAttentionBridge, JointQKVAttentionBridge)
 
 
-class HookedTransformer(TransformerBridge):  # type: ignore[misc]
+class HookedTransformer(TransformerBridge):
     """A TransformerLens bridge around an unmodified Hugging Face causal language model.
 
-    Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`, `hooks()`,
-    `transformer_lens.patching`). On top of it:
+    Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`,
+    `hooks()`, `transformer_lens.patching`). On top of it:
 
     * ``blocks.{i}.attn.hook_lse``, ``hook_sink``, ``hook_entropy`` [batch, head, query] and ``hook_received``
       [batch, head, key], float32, computed only where hooked, exactly, in O(L) memory;
@@ -161,7 +161,9 @@ class HookedTransformer(TransformerBridge):  # type: ignore[misc]
     def _inputs(self, tokens: Tensor | None, residual: Tensor | None, start: int | None) -> dict[str, Tensor]:
         if start is not None:
             if residual is None or tokens is not None:
-                raise InputError("start_at_layer takes `residual`, the activation entering that layer, and no tokens")
+                raise InputError(
+                    "start_at_layer takes `residual`, the activation entering that layer, and no tokens"
+                )
             return {"inputs_embeds": residual}
         if tokens is None or residual is not None:
             raise InputError("stream takes `tokens`; `residual` goes with start_at_layer")
@@ -188,9 +190,9 @@ class HookedTransformer(TransformerBridge):  # type: ignore[misc]
         for block in self.blocks:
             block._stop_at_layer_idx = layer if layer is None or layer >= 0 else layer + self.info.n_layers
 
-    def hook_points(self, *, every: bool = False) -> list[HookPointInfo]:
-        """Every hook point with shape, dtype and meaning; see `phaselens.lens.points.hook_points`."""
-        return hook_points(self, every=every)
+    def describe_hooks(self, *, every: bool = False) -> list[HookPointInfo]:
+        """Every hook point with shape, dtype and meaning; see `phaselens.lens.points.describe_hooks`."""
+        return describe_hooks(self, every=every)
 
     def find_hook(self, name: str) -> Any:
         """The hook point of that name, or None."""
@@ -206,7 +208,10 @@ class HookedTransformer(TransformerBridge):  # type: ignore[misc]
         """
         point = self.find_hook(name)
         if point is None:
-            known = [*self.hook_dict, *(f"blocks.{i}.{alias}" for i in range(self.info.n_layers) for alias in ALIASES)]
+            known = [
+                *self.hook_dict,
+                *(f"blocks.{i}.{alias}" for i in range(self.info.n_layers) for alias in ALIASES),
+            ]
             raise InputError(f"{self.info.label} has no hook point {name!r}; {close_matches(name, known)}")
         return point
 
@@ -262,7 +267,9 @@ def require_served(model: Any) -> None:
     family = f"{config.model_type} ({architecture})"
     instead = "use a family listed in docs/families.md"
     if getattr(config, "is_encoder_decoder", False):
-        raise RefusedModel(f"{family}: an encoder-decoder; PhaseLens serves decoder-only, causal models; {instead}")
+        raise RefusedModel(
+            f"{family}: an encoder-decoder; PhaseLens serves decoder-only, causal models; {instead}"
+        )
     if architecture not in architecture_adapter_factory.SUPPORTED_ARCHITECTURES:
         raise RefusedModel(f"{family}: TransformerLens has no adapter for this architecture; {instead}")
     bridge_config = build_bridge_config_from_hf(config, architecture, architecture, torch.float32)
@@ -270,7 +277,9 @@ def require_served(model: Any) -> None:
     blocks = factory.select_architecture_adapter(bridge_config).component_mapping.get("blocks")
     attention = blocks.submodules.get("attn") if isinstance(blocks, BlockBridge) else None
     if attention is None:
-        raise RefusedModel(f"{family}: it has no stack of attention blocks, so nothing here can be measured; {instead}")
+        raise RefusedModel(
+            f"{family}: it has no stack of attention blocks, so nothing here can be measured; {instead}"
+        )
     if not isinstance(attention, _SERVED_ATTENTION):
         kind = type(attention).__name__.removesuffix("Bridge")
         raise RefusedModel(f"{family}: its attention ({kind}) is not one softmax over causal q·k; {instead}")

@@ -17,7 +17,7 @@ from torch import Tensor
 from phaselens.errors import RefusedModel
 from phaselens.lens.components import STATISTICS, each_attention
 
-# Largest difference allowed, relative to the largest value compared: what reordering sums does to each dtype, with room.
+# Largest difference allowed, relative to the largest value compared: what reordering sums does to a dtype, with room.
 # Of a float64 model, transformers still computes norms and softmaxes in float32.
 LIMITS = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 _PROBE = 16
@@ -25,7 +25,7 @@ _PROBE = 16
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check: `measured` must not exceed `limit`; `detail` names the layer it was worst in, or what else was found."""
+    """One check: `measured` must not exceed `limit`; `detail` names the layer it was worst in, or what was found."""
 
     name: str
     ok: bool
@@ -76,7 +76,9 @@ def _identity_rotation(model: Any, nulled: bool) -> Any:
     def replace(_module: Any, _args: Any, out: Any) -> Any:
         return (torch.ones_like(out[0]), torch.zeros_like(out[1]))
 
-    rotary = [module for name, module in model.named_modules() if name.endswith("rotary_emb")] if nulled else []
+    rotary = (
+        [module for name, module in model.named_modules() if name.endswith("rotary_emb")] if nulled else []
+    )
     handles = [module.register_forward_hook(replace) for module in rotary]
     try:
         yield
@@ -137,7 +139,9 @@ def _worst(name: str, limit: float, by_layer: dict[int, float], what: str = "wor
     return CheckResult(name, worst <= limit, worst, limit, detail)
 
 
-def capture(lens: Any, tokens: Tensor, names: dict[Any, str], **options: Any) -> tuple[Tensor, dict[Any, Tensor]]:
+def capture(
+    lens: Any, tokens: Tensor, names: dict[Any, str], **options: Any
+) -> tuple[Tensor, dict[Any, Tensor]]:
     """One forward: what it returned, and a copy of each named activation under its key."""
     kept: dict[Any, Tensor] = {}
 
@@ -158,7 +162,9 @@ def _per_layer(lens: Any, point: str) -> dict[Any, str]:
 def _same_as_reference(lens: Any, reference: Reference) -> list[CheckResult]:
     limit = LIMITS[lens.dtype]
     results = []
-    statistics = {(layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS}
+    statistics = {
+        (layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS
+    }
     for name, extra in (("logits, nothing hooked inside", {}), ("logits, all statistics hooked", statistics)):
         entering = _per_layer(lens, "hook_in")
         logits, kept = capture(lens, reference.tokens, {**entering, **extra}, unembed=True)
@@ -180,7 +186,7 @@ def _rows_sum_to_one(lens: Any, tokens: Tensor) -> CheckResult:
     by_layer = {}
     for layer, pattern in kept.items():
         whole = pattern.double().sum(-1)
-        sinks = getattr(each_attention(lens)[layer].original_component, "sinks", None)  # type: ignore[attr-defined]
+        sinks = getattr(each_attention(lens)[layer].original_component, "sinks", None)
         if sinks is not None:
             whole = whole + (sinks.double()[None, :, None] - lse[layer].double()).exp()
         # Rows that are not finite are the model's own (NaN weights); that its logits are too was compared above.
@@ -190,11 +196,13 @@ def _rows_sum_to_one(lens: Any, tokens: Tensor) -> CheckResult:
 
 def _statistics_match_matrix(lens: Any, tokens: Tensor) -> CheckResult:
     """Streamed sink, entropy, received mass and log-sum-exp against the same from the explicit matrix."""
-    points = {(layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS}
+    points = {
+        (layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS
+    }
     _, streamed = capture(lens, tokens, points)
     # Hooking the matrix makes the same points come from it.
     _, dense = capture(lens, tokens, {**points, **_per_layer(lens, "attn.hook_pattern")})
-    by_layer = {layer: 0.0 for layer in range(lens.info.n_layers)}
+    by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
     for (layer, statistic), value in streamed.items():
         expected = dense[layer, statistic]
         gap = _difference(value, expected)
@@ -265,7 +273,7 @@ def _resumes(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
     for layer in layers:
         ran: list[int] = []
         hooks = [
-            (f"blocks.{below}.attn.hook_in", lambda _value, hook, below=below: ran.append(below))
+            (f"blocks.{below}.attn.hook_in", lambda _value, hook, ran=ran, below=below: ran.append(below))
             for below in range(layer)
         ]
         resumed = lens.stream(residual=kept[layer], start_at_layer=layer, hooks=hooks)
@@ -279,13 +287,15 @@ def _padding_changes_nothing(lens: Any, tokens: Tensor) -> CheckResult:
     length = short.shape[1]
     padded = torch.cat([torch.nn.functional.pad(short, (0, tokens.shape[1] - length)), tokens])
     lengths = torch.tensor([length, tokens.shape[1]])
-    points = {(layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS}
+    points = {
+        (layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS
+    }
     _, alone = capture(lens, short, points)
     _, beside = capture(lens, padded, points, lengths=lengths)
-    by_layer = {layer: 0.0 for layer in range(lens.info.n_layers)}
+    by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
     for (layer, statistic), value in alone.items():
         gap = _difference(beside[layer, statistic][:1, :, :length], value)
         by_layer[layer] = max(by_layer[layer], gap)
-    return _worst("a text alone equals the same text in a padded batch", max(1e-5, LIMITS[lens.dtype]), by_layer)
-
-
+    return _worst(
+        "a text alone equals the same text in a padded batch", max(1e-5, LIMITS[lens.dtype]), by_layer
+    )

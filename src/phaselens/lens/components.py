@@ -58,6 +58,12 @@ class StreamingAttention:
     always_delegate = False
     request: Request
     nulled: bool
+    # From TransformerLens' component and from `add_points`.
+    hook_attn_scores: Any
+    hook_pattern: Any
+    hook_rot_q: Any
+    hook_rot_k: Any
+    original_component: Any
 
     def add_points(self: Any) -> None:
         """Give the component its hook points; called once, on the template that layers are cloned from."""
@@ -111,7 +117,9 @@ class StreamingAttention:
         else:
             args = (self.hook_in(args[0]), *args[1:])
         if kwargs.get("position_embeddings") is not None:
-            kwargs["position_embeddings"] = self._apply_position_embedding_hooks(kwargs["position_embeddings"])
+            kwargs["position_embeddings"] = self._apply_position_embedding_hooks(
+                kwargs["position_embeddings"]
+            )
         cache = kwargs.get("past_key_values")
         if cache is not None and is_hooked(self.hook_rot_k):
             kwargs["past_key_values"] = _CacheTap(cache, self.hook_rot_k)
@@ -145,7 +153,9 @@ class StreamingAttention:
             )
         unserved = self.hooked_statistics()
         if unserved:
-            raise RefusedModel(f"{self.name}: {', '.join(unserved)} cannot be served under {why}; switch that off")
+            raise RefusedModel(
+                f"{self.name}: {', '.join(unserved)} cannot be served under {why}; switch that off"
+            )
         return True
 
     @property
@@ -247,7 +257,7 @@ def _mixed_class(cls: type, mixin: type) -> type:
     return _CLASSES[cls, mixin]
 
 
-class DroPEAttentionBridge(StreamingAttention, PositionEmbeddingsAttentionBridge):  # type: ignore[misc]
+class DroPEAttentionBridge(StreamingAttention, PositionEmbeddingsAttentionBridge):
     """Attention of DroPE models, for TransformerLens' own loading path as well."""
 
     rope_optional = True

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, Qwen2Config
 from transformers.models.llama import modeling_llama
@@ -188,5 +187,3 @@ class DroPEQwen2ForCausalLM(modeling_qwen2.Qwen2ForCausalLM):
         super().__init__(config)
         _drop_positions(self.model, config, DroPEQwen2Attention)
         self.post_init()
-
-

@@ -63,7 +63,9 @@ def attend_hooked(
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     if is_causal is False or getattr(module, "is_causal", True) is False:
-        raise RefusedModel(f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only")
+        raise RefusedModel(
+            f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only"
+        )
     if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
         raise RefusedModel(
             f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
@@ -112,7 +114,9 @@ def _plain(
         )  # fmt: skip
         return out
     if dropout:
-        raise InputError(f"{type(module).__name__}: attention dropout needs a model in eval mode; call model.eval()")
+        raise InputError(
+            f"{type(module).__name__}: attention dropout needs a model in eval mode; call model.eval()"
+        )
     if torch.is_grad_enabled() and query.requires_grad:
         scores = attention.explicit_scores(query, key, **_without_sinks(scores_kw))
         pattern = attention.explicit_pattern(scores, sinks=scores_kw["sinks"])

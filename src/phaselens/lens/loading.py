@@ -151,7 +151,7 @@ def _describe(
 
     config = lens.original_model.config
     n_heads = int(config.num_attention_heads)
-    modules = [attention.original_component for attention in each_attention(lens)]  # type: ignore[attr-defined]
+    modules = [attention.original_component for attention in each_attention(lens)]
     d_heads = {layers.d_head_of(module, config) for module in modules}
     if len(d_heads) > 1:
         raise RefusedModel(

@@ -25,32 +25,59 @@ _MEANINGS: dict[str, tuple[str, str]] = {
     "hook_embed": ("[batch, pos, d_model]", "token embedding"),
     "hook_pos_embed": ("[batch, pos, d_model]", "learned position embedding"),
     "hook_resid_pre": ("[batch, pos, d_model]", "residual stream entering the layer"),
-    "hook_resid_mid": ("[batch, pos, d_model]", "residual stream between attention and MLP; edits reach the skip path"),
+    "hook_resid_mid": (
+        "[batch, pos, d_model]",
+        "residual stream between attention and MLP; edits reach the skip path",
+    ),
     "hook_resid_post": ("[batch, pos, d_model]", "residual stream leaving the layer"),
     "hook_attn_out": ("[batch, pos, d_model]", "what attention adds to the residual stream"),
     "hook_mlp_out": ("[batch, pos, d_model]", "what the MLP adds to the residual stream"),
     "attn.hook_q": ("[batch, pos, head, d_head]", "queries, before norms and rotation"),
     "attn.hook_k": ("[batch, pos, kv_head, d_head]", "keys, before norms and rotation"),
     "attn.hook_v": ("[batch, pos, kv_head, d_head]", "values"),
-    "attn.hook_rot_q": ("[batch, pos, head, d_head]", "queries as they meet the keys: after norms and rotation"),
-    "attn.hook_rot_k": ("[batch, pos, kv_head, d_head]", "keys as they meet the queries: after norms and rotation"),
+    "attn.hook_rot_q": (
+        "[batch, pos, head, d_head]",
+        "queries as they meet the keys: after norms and rotation",
+    ),
+    "attn.hook_rot_k": (
+        "[batch, pos, kv_head, d_head]",
+        "keys as they meet the queries: after norms and rotation",
+    ),
     "attn.hook_cos": ("[1, pos, d_rotary]", "cosines of the rotation"),
     "attn.hook_sin": ("[1, pos, d_rotary]", "sines of the rotation"),
     "attn.hook_lse": ("[batch, head, query]", "log-sum-exp of the row's scores, nats; read only"),
-    "attn.hook_sink": ("[batch, head, query]", "fraction of the row's attention on key 0, or the key asked for; read only"),
+    "attn.hook_sink": (
+        "[batch, head, query]",
+        "fraction of the row's attention on key 0, or the key asked for; read only",
+    ),
     "attn.hook_entropy": ("[batch, head, query]", "entropy of the row's attention, nats; read only"),
-    "attn.hook_received": ("[batch, head, key]", "attention that a key receives, summed over queries; read only"),
-    "attn.hook_attn_scores": ("[batch, head, query, key]", "scores before the softmax; builds the matrix in this layer"),
-    "attn.hook_pattern": ("[batch, head, query, key]", "attention after the softmax; builds the matrix in this layer"),
-    "attn.hook_z": ("[batch, pos, head, d_head]", "attention output of each head, before the output projection"),
-    "hook_normalized": ("[batch, pos, d_model]", "activations divided by their norm, before the norm's weights"),
+    "attn.hook_received": (
+        "[batch, head, key]",
+        "attention that a key receives, summed over queries; read only",
+    ),
+    "attn.hook_attn_scores": (
+        "[batch, head, query, key]",
+        "scores before the softmax; builds the matrix in this layer",
+    ),
+    "attn.hook_pattern": (
+        "[batch, head, query, key]",
+        "attention after the softmax; builds the matrix in this layer",
+    ),
+    "attn.hook_z": (
+        "[batch, pos, head, d_head]",
+        "attention output of each head, before the output projection",
+    ),
+    "hook_normalized": (
+        "[batch, pos, d_model]",
+        "activations divided by their norm, before the norm's weights",
+    ),
     "hook_scale": ("[batch, pos, 1]", "what the norm divides by"),
 }
 ALIASES = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_q",
             "attn.hook_k", "attn.hook_v", "attn.hook_z")  # fmt: skip
 
 
-def hook_points(lens: Any, *, every: bool = False) -> list[HookPointInfo]:
+def describe_hooks(lens: Any, *, every: bool = False) -> list[HookPointInfo]:
     """The hook points of a lens, the same one of several layers as one row, in the order they fire.
 
     Args:
@@ -69,10 +96,10 @@ def hook_points(lens: Any, *, every: bool = False) -> list[HookPointInfo]:
         value = seen[name]
         known = _known(name)
         shape, meaning = known if known is not None else (str(list(value.shape)), "")
-        layer = re.match(r"blocks\.(\d+)\.", name)
+        in_layer = re.match(r"blocks\.(\d+)\.", name)
         pattern = re.sub(r"^blocks\.\d+\.", "blocks.{}.", name)
         dtype = str(value.dtype).removeprefix("torch.")
-        grouped.setdefault((pattern, shape, dtype, meaning), []).append(int(layer[1]) if layer else -1)
+        grouped.setdefault((pattern, shape, dtype, meaning), []).append(int(in_layer[1]) if in_layer else -1)
     return [
         HookPointInfo(pattern.replace("{}", _runs(layers)), shape, dtype, meaning)
         for (pattern, shape, dtype, meaning), layers in grouped.items()

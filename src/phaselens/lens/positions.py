@@ -30,8 +30,8 @@ def null_rotation(lens: Any, layers: Any = None) -> None:
             attentions[layer].nulled = False
         family = lens.original_model.config.model_type
         raise RefusedModel(
-            f"{family}: positions=nope cannot be served: layer {left[0]} has {before[left[0]]!r} positions, which do not "
-            "come in as cos and sin; only rotary models can be nulled"
+            f"{family}: positions=nope cannot be served: layer {left[0]} has {before[left[0]]!r} positions, which do "
+            "not come in as cos and sin; only rotary models can be nulled"
         )
 
 
@@ -82,7 +82,9 @@ def detect(lens: Any) -> tuple[str, ...]:
             )
         first, second = keys[0][layer], keys[1][layer]
         rotated = not torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)
-        kinds.append(("learned+rope" if rotated else "learned") if learned else ("rope" if rotated else "nope"))
+        kinds.append(
+            ("learned+rope" if rotated else "learned") if learned else ("rope" if rotated else "nope")
+        )
     return tuple(kinds)
 
 

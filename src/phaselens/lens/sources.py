@@ -41,18 +41,24 @@ def resolve(source: str) -> str:
     if source in BUNDLED:
         folder = resources.files("phaselens.data") / "models" / source
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model {source!r}: the bundled checkpoint is not in this installation; reinstall phaselens")
+            raise ModelError(
+                f"model {source!r}: the bundled checkpoint is not in this installation; reinstall phaselens"
+            )
         return str(folder)
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"model {source!r}: the folder holds no config.json; name a Hugging Face checkpoint folder")
+            raise ModelError(
+                f"model {source!r}: the folder holds no config.json; name a Hugging Face checkpoint folder"
+            )
         return str(path)
     if path.is_file():
         raise ModelError(f"model {source!r} is a file; name the checkpoint's folder instead")
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
     if looks_like_path:
-        raise ModelError(f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {BUNDLED}")
+        raise ModelError(
+            f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {BUNDLED}"
+        )
     if "/" not in source:
         raise ModelError(
             f"model {source!r}: neither a bundled model ({', '.join(BUNDLED)}), nor a folder, nor a hub id like "
@@ -72,13 +78,19 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as unknown:
-        raise InputError(f"device {name!r} is not one torch knows; use auto, cpu, cuda or cuda:N") from unknown
+        raise InputError(
+            f"device {name!r} is not one torch knows; use auto, cpu, cuda or cuda:N"
+        ) from unknown
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {name!r}: torch sees no CUDA device here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+        raise InputError(
+            f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0"
+        )
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r}: the statistics are checked on cpu and cuda only; use one of these")
+        raise InputError(
+            f"device {name!r}: the statistics are checked on cpu and cuda only; use one of these"
+        )
     return device
 
 
@@ -117,7 +129,9 @@ def explained(source: str) -> Iterator[None]:
             "fetch or copy it again"
         ) from broken
     except (MemoryError, torch.OutOfMemoryError) as short:
-        raise ModelError(f"model {source!r}: not enough memory; use a smaller dtype (--dtype bf16)") from short
+        raise ModelError(
+            f"model {source!r}: not enough memory; use a smaller dtype (--dtype bf16)"
+        ) from short
     except RuntimeError as wrong:
         if "memory" in str(wrong).lower():
             raise ModelError(f"model {source!r}: not enough memory ({_line(wrong)})") from wrong
@@ -149,7 +163,9 @@ def require_weights(folder: str, source: str, allow_pickle: bool) -> None:
             f"model {source!r} holds its weights as pickle, which can run code when it is read; convert it to "
             "safetensors, or allow it by name: load(..., allow_pickle=True)"
         )
-    raise ModelError(f"model {source!r}: a config.json, but no *.safetensors beside it; copy the weights there too")
+    raise ModelError(
+        f"model {source!r}: a config.json, but no *.safetensors beside it; copy the weights there too"
+    )
 
 
 def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.device) -> None:
@@ -170,8 +186,8 @@ def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.d
         free = psutil.virtual_memory().available
     if need > free:
         raise ModelError(
-            f"model {source!r} needs {need / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} GB "
-            f"are free on {device.type}; use a smaller dtype (--dtype bf16) or a machine with more memory"
+            f"model {source!r} needs {need / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} "
+            f"GB are free on {device.type}; use a smaller dtype (--dtype bf16) or a machine with more memory"
         )
 
 
@@ -205,7 +221,9 @@ def hash_files(folder: str) -> dict[str, str]:
     path = Path(folder)
     if not path.is_dir():
         return {}
-    files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".bin", ".model"))
+    files = sorted(
+        f for f in path.iterdir() if f.is_file() and f.suffix in (".json", ".safetensors", ".bin", ".model")
+    )
     if sum(f.stat().st_size for f in files) > _HASH_UP_TO_BYTES:
         return {}
     hashes = {}
@@ -285,7 +303,7 @@ def load_pretrained(
     missing = sorted(told["missing_keys"])
     if missing:
         raise RefusedModel(
-            f"model {source!r}: its checkpoint lacks {len(missing)} of the model's tensors (first: {missing[0]}), which "
-            "would be filled at random; fetch the whole checkpoint, or check model_type in config.json"
+            f"model {source!r}: its checkpoint lacks {len(missing)} of the model's tensors (first: {missing[0]}), "
+            "which would be filled at random; fetch the whole checkpoint, or check model_type in config.json"
         )
     return model.to(device)

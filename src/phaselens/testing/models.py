@@ -37,7 +37,10 @@ _RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", {}),
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "cohere2": ("Cohere2Config", {"sliding_window": 7}),
-    "gpt-oss": ("GptOssConfig", {"head_dim": 8, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "gpt-oss": (
+        "GptOssConfig",
+        {"head_dim": 8, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     **{
         f"{base}-drope-{kind}".replace("_", "-"): (config, {"attention_type": kind})
         for base, config in (("llama", "DroPELlamaConfig"), ("qwen2", "DroPEQwen2Config"))
@@ -96,7 +99,9 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
             fields[target] = value
     if name in _LAYER_KINDS and "layer_types" not in fields:
         n_layers = fields["num_hidden_layers"]
-        fields["layer_types"] = [("sliding_attention", "full_attention")[layer % 2] for layer in range(n_layers)]
+        fields["layer_types"] = [
+            ("sliding_attention", "full_attention")[layer % 2] for layer in range(n_layers)
+        ]
     config = config_class(**fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -106,7 +111,9 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
             for parameter_name, parameter in model.named_parameters():
                 if parameter.dim() == 1:
                     parameter.add_(0.1 * torch.randn_like(parameter))
-                elif any(part in parameter_name for part in ("q_proj", "k_proj", "qkv", "query_key", "c_attn")):
+                elif any(
+                    part in parameter_name for part in ("q_proj", "k_proj", "qkv", "query_key", "c_attn")
+                ):
                     parameter.mul_(gain)
                 if not any(part in parameter_name for part in ("norm", "ln_")):
                     parameter.mul_(4.0)
@@ -117,7 +124,7 @@ def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True) -> Any:
     """A tokenizer of single characters for the tiny models' 67 ids: `<s>` 0, `</s>` 1, unknown 2, then characters.
 
     >>> tiny_tokenizer()("to be")["input_ids"]
-    [0, 30, 25, 3, 12, 15]
+    [0, 31, 26, 3, 13, 16]
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -132,5 +139,9 @@ def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True) -> Any:
         tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     named = {"bos_token": "<s>"} if has_bos else {}
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", clean_up_tokenization_spaces=False, **named
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+        **named,
     )
