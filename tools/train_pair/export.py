@@ -14,6 +14,7 @@ from tools.train_pair.measure import measure
 from tools.train_pair.model import llama_config
 from tools.train_pair.recipe import Recipe
 from tools.train_pair.train import CHECKPOINT, LOG
+from tools.train_pair.verify import shown, through_lens
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 # Registers llama_drope with transformers' Auto classes.
@@ -67,11 +68,9 @@ def export_twin(recipe: Recipe, twin: str, run: Path, cache: Path, out: Path) ->
     tokenizer = AutoTokenizer.from_pretrained(cache / "tokenizer")
     tokenizer.model_max_length = recipe.max_positions
     tokenizer.save_pretrained(out)
-    # Written by transformers for sampling defaults that these models do not have.
-    (out / "generation_config.json").unlink(missing_ok=True)
-
+    _tidy(out)
     read = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    rounded = measure(read, texts)
+    rounded = through_lens(str(out), texts)
     cost = abs(rounded["loss"] / exact["loss"] - 1)
     if not math.isfinite(cost) or cost > ROUNDING:
         raise ValueError(
@@ -91,12 +90,28 @@ def export_twin(recipe: Recipe, twin: str, run: Path, cache: Path, out: Path) ->
     }
 
 
+def _tidy(folder: Path) -> None:
+    """Leave what belongs into a checkpoint: no sampling defaults, no trace of the tokenizer's old place."""
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {
+        key: value for key, value in config.items() if key not in ("backend", "is_local", "local_files_only")
+    }
+    # The name that every version of transformers knows.
+    kept["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)
+
+
 def export(recipe: Recipe, runs: Path, cache: Path, out: Path) -> dict[str, Any]:
     """Write `out`/rope and `out`/drope, and `out`/pair.json with what was measured on them as shipped."""
     facts: dict[str, Any] = {"recipe": recipe.to_dict()}
     facts["books"] = json.loads((cache / "books.json").read_text(encoding="utf-8"))
     for twin in TWINS:
         facts[twin] = export_twin(recipe, twin, runs / twin, cache, out / twin)
+    facts["shown"] = shown(facts["rope"], facts["drope"])
     for twin in TWINS:
         (out / twin / "README.md").write_text(card.model_card(twin, facts), encoding="utf-8")
     (out / "pair.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
