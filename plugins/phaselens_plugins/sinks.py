@@ -128,7 +128,7 @@ class Sinks(Metric[SinkParams]):
 
     name = "sinks"
     version = "1"
-    title = "Attention sinks"
+    title = "attention sinks"
     description = "share of heads that put at least a threshold of their attention on one position"
     citation = "Gu et al. 2024, arXiv:2410.10781"
     Params = SinkParams
@@ -215,7 +215,7 @@ class Sinks(Metric[SinkParams]):
         null="null_rate",
         percent=True,
         strong=0.5,
-        strong_means="sink-heavy: half of the heads or more",
+        strong_means="sink-heavy: half of the heads or more, and more than the null",
         summary=(("sink_rate", "average"), ("mean_score", "mean score")),
     )
 
@@ -229,7 +229,7 @@ class Sinks(Metric[SinkParams]):
         """For instance: share of heads with score ≥ 0.3 on position 0, query 0 excluded; …"""
         query0 = "included" if params.include_query0 else "excluded"
         order = {
-            "threshold_then_mean": "threshold per text, then mean over texts",
+            "threshold_then_mean": "threshold, then mean over texts",
             "mean_then_threshold": "mean over texts, then threshold",
         }[params.order]
         return (

@@ -27,7 +27,8 @@ def run_to_exit_code(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows ? in its place
     try:
         code = app.main(args=list(arguments), prog_name="phaselens", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", INTERRUPTED, debug)
     except click.exceptions.NoArgsIsHelpError as error:

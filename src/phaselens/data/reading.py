@@ -101,8 +101,11 @@ def _from_json(path: Path, number: int, line: str) -> Text:
     where = f"texts file {str(path)!r}, line {number}"
     try:
         entry: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON ({error}); put one object on each line") from error
+    except json.JSONDecodeError as error:
+        found = f"{error.msg} at character {error.pos + 1}"
+        raise InputError(f"{where}: not valid JSON ({found}); put one object on each line") from error
+    except RecursionError as error:
+        raise InputError(f"{where}: JSON nested too deeply; expected an object with `text`") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
         raise InputError(f"{where}: expected an object with a non-empty `text`")
     name = entry.get("id", f"{path.stem}:{number}")

@@ -20,8 +20,9 @@ class Display:
     """How a person sees the metric: one of its tables with layers down and models across.
 
     `value` is the column shown, `low` and `high` the ends of its interval, `null` its null value. A layer
-    whose value is `strong` or more is coloured and marked; `strong_means` says what that is. `summary`
-    holds columns of the `summary` table, each with its heading, for the line under each model.
+    whose value is `strong` or more, and over its null, is coloured and marked; `strong_means` says what
+    that is. `summary` holds columns of the `summary` table, each with its heading, for the line under
+    each model.
     """
 
     value: str

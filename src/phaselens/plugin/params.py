@@ -15,7 +15,7 @@ from phaselens.errors import InputError, close_matches
 
 _KEY = "phaselens"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-_PLAIN = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def param(
@@ -53,7 +53,7 @@ class ParamSpec:
 
     @property
     def allowed(self) -> str:
-        """What it accepts, in words: `number, 0 to 1`."""
+        """What it accepts, in words: `a number, 0 to 1`."""
         if self.choices:
             return " or ".join(self.choices)
         kind = _PLAIN[self.type] + (" or none" if self.optional else "")

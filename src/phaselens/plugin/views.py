@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,13 +18,15 @@ class Batch:
     """Texts that went through the model together, padded on the right.
 
     `tokens` [batch, pos] holds the token ids, `lengths` how many of a row are real, `texts` the texts'
-    ids and `indices` their places in the run, which is the order that result tables come in.
+    ids and `indices` their places in the run, which is the order that result tables come in. `spell` turns
+    a token id into the tokenizer's word for it; without one, a token is its number.
     """
 
     texts: tuple[str, ...]
     indices: tuple[int, ...]
     lengths: tuple[int, ...]
     tokens: Tensor
+    spell: Callable[[int], str] = field(default=str, repr=False)
 
     @property
     def n(self) -> int:
@@ -46,6 +48,10 @@ class Batch:
         return torch.arange(self.tokens.shape[1], device=device) < self.lengths_on(device)[:, None]
 
 
+def _no_weight(name: str) -> Tensor:
+    raise LookupError(f"no model stands behind this layer, so it has no weight {name!r}")
+
+
 @dataclass(frozen=True)
 class LayerView(Mapping[str, "Tensor"]):
     """The hooked activations of one layer for one batch, by name without `blocks.{layer}.`.
@@ -53,11 +59,15 @@ class LayerView(Mapping[str, "Tensor"]):
     `index` is the 0-based layer, or None for a point outside of the layers, which arrives alone under its
     whole name (`hook_embed`). Pads are still in the tensors: drop what `batch.real` does not mark before
     you sum anything. Tensors belong to the forward pass: read them, keep none, change none.
+
+    `weight` finds a weight of the same layer by TransformerLens' name: `layer.weight("attn.W_O")` is
+    [head, d_head, d_model]. What is derived from it may be kept.
     """
 
     index: int | None
     batch: Batch
     activations: Mapping[str, Tensor] = field(repr=False)
+    weight: Callable[[str], Tensor] = field(default=_no_weight, repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.activations[name]

@@ -71,13 +71,16 @@ def _layer(record: dict[str, Cell]) -> int:
 def _entry(cells: dict[str, Cell], display: Display) -> Entry:
     value = cells[display.value]
     low, high, null = (cells[name] if name else None for name in (display.low, display.high, display.null))
-    strong = display.strong is not None and isinstance(value, int | float) and value >= display.strong
     return Entry(
         words.number(value, percent=display.percent),
         words.interval(low, high, percent=display.percent),
         words.number(null, percent=display.percent),
-        strong,
+        _reaches(value, display.strong) and (null is None or not _reaches(null, value)),
     )
+
+
+def _reaches(value: Cell, bound: Cell) -> bool:
+    return isinstance(value, int | float) and isinstance(bound, int | float) and value >= bound
 
 
 def _lines(run: Run, result: MetricResult, display: Display) -> list[list[str]]:

@@ -8,6 +8,7 @@ from typing import IO
 
 from rich import box
 from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +20,7 @@ from phaselens.runs import MetricResult, Run
 #: Where the output is no terminal, so that has no width of its own.
 WIDTH = 100
 _LABEL_WIDTH = 22
+_TITLE_WIDTH = 16
 _MOST_ROWS = 60
 # Okabe and Ito's orange, which all common kinds of colour vision tell from plain text; the mark says it too.
 _STRONG = "bold #E69F00"
@@ -56,13 +58,15 @@ def print_table(run: Run, metric: str, table: str, to: Console) -> None:
 def print_rows(
     titles: Sequence[str], rows: Iterable[Sequence[str]], to: Console, *, marked: int | None = None
 ) -> None:
-    """A plain list: one row a line. `marked` is a column whose `failed` cells are coloured."""
+    """A plain list; only its last column is broken into lines. `failed` is coloured in the column `marked`."""
     table = _table(titles, right_from=len(titles))
-    for row in rows:
-        cells = [Text(words.plain(cell)) for cell in row]
-        if marked is not None and cells[marked].plain == "failed":
-            cells[marked].stylize(_STRONG)
-        table.add_row(*cells)
+    texts = [[Text(words.plain(cell)) for cell in row] for row in rows]
+    for place, column in enumerate(table.columns[:-1]):
+        column.no_wrap, column.min_width = True, max((len(row[place]) for row in texts), default=0)
+    for row in texts:
+        if marked is not None and row[marked].plain == "failed":
+            row[marked].stylize(_STRONG)
+        table.add_row(*row)
     to.print(table)
 
 
@@ -103,7 +107,7 @@ def _grid_tables(grid: Grid, display: Display, to: Console) -> Iterable[Renderab
     first, n_models = 0, len(grid.models)
     while first < n_models:
         last = n_models
-        while last > first + 1 and to.measure(_grid_table(grid, first, last)).minimum > to.width:
+        while last > first + 1 and _width(_grid_table(grid, first, last), to) > to.width:
             last -= 1
         yield _grid_table(grid, first, last)
         first = last
@@ -118,23 +122,26 @@ def _grid_tables(grid: Grid, display: Display, to: Console) -> Iterable[Renderab
     yield lines
 
 
+def _width(table: Table, to: Console) -> int:
+    """What the table would like to have, however narrow the console is."""
+    return Measurement.get(to, to.options.update(max_width=10_000), table).maximum
+
+
 def _grid_table(grid: Grid, first: int, last: int) -> Table:
     kept = [place for place, title in enumerate(grid.titles) if title]
     titles = ["\nlayer"]
     for label in grid.models[first:last]:
-        over = [words.shortened(label, _LABEL_WIDTH), "", ""]
-        titles += [f"{over[place]}\n{grid.titles[place]}" for place in kept]
+        over = [words.shortened(label, _TITLE_WIDTH), "", ""]
+        titles += ["│\n│", *(f"{over[place]}\n{grid.titles[place]}" for place in kept)]
     table = _table(titles, right_from=0)
     for layer, row in zip(grid.layers, grid.entries, strict=True):
         cells = [Text(layer)]
         for entry in row[first:last]:
+            cells.append(Text("│"))
             if entry is None:
                 cells += [Text(words.MISSING) for _ in kept]
                 continue
-            value = Text(
-                f"{MARK} {entry.value}" if entry.strong else entry.value,
-                style=_STRONG if entry.strong else "",
-            )
+            value = Text(f"{MARK} {entry.value}", style=_STRONG) if entry.strong else Text(entry.value)
             parts = [value, Text(entry.interval), Text(entry.null, style="dim")]
             cells += [parts[place] for place in kept]
         table.add_row(*cells)
@@ -142,7 +149,9 @@ def _grid_table(grid: Grid, first: int, last: int) -> Table:
 
 
 def _table(titles: Sequence[str], right_from: int) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", title_justify="left"
+    )
     for place, title in enumerate(titles):
         table.add_column(
             Text(title), justify="right" if place >= right_from else "left", no_wrap=place >= right_from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,14 @@ from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
 
+Source = str | os.PathLike[str]
+
 
 def run(
-    models: str | HookedTransformer | Iterable[str | HookedTransformer] = DEFAULT_MODELS,
+    models: Source | HookedTransformer | Iterable[Source | HookedTransformer] = DEFAULT_MODELS,
     *,
     metrics: MetricRequest | Iterable[MetricRequest],
-    texts: str | Iterable[str | Text] = "bundled",
+    texts: Source | Iterable[str | Text] = "bundled",
     max_tokens: int = 512,
     n_texts: int | None = None,
     batch_tokens: int = 8192,
@@ -66,11 +69,10 @@ def run(
     observer = observer or Observer()
     options = Options(max_tokens, n_texts, batch_tokens, bos, device, str(dtype), dict(positions or {}), seed)
     chosen = choose(metrics)
-    given = [models] if isinstance(models, str) or not isinstance(models, Iterable) else list(models)
-    if not given:
-        raise InputError("no model was given; name one, or leave models out for the bundled pair")
+    given = _given(models)
     labels = _labels(given)
     options.require_labels(labels)
+    texts = os.fspath(texts) if isinstance(texts, os.PathLike) else texts
     corpus = texts_from(texts, n_texts)
     _require_present(given)
 
@@ -83,6 +85,21 @@ def run(
         del lens
     result.warnings.extend(plugins().run_finished(result, _installed(chosen)))
     return result
+
+
+def _given(models: Any) -> list[str | HookedTransformer]:
+    """Sources as text and lenses as they are; InputError for anything else."""
+    alone = isinstance(models, str | os.PathLike) or not isinstance(models, Iterable)
+    given = [
+        os.fspath(each) if isinstance(each, os.PathLike) else each for each in ([models] if alone else models)
+    ]
+    for each in given:
+        if not isinstance(each, str) and not hasattr(each, "info"):
+            kind = type(each).__name__
+            raise InputError(f"models: a {kind} is no lens; make one by phaselens.load(model, tokenizer=…)")
+    if not given:
+        raise InputError("no model was given; name one, or leave models out for the bundled pair")
+    return given
 
 
 def _labels(models: Sequence[str | HookedTransformer]) -> list[str]:
@@ -129,7 +146,7 @@ def _measure_one(
     label = lens.info.label
     if lens.text_tokenizer is None:
         reason = lens.tokenizer_note or "none was found"
-        raise ModelError(f"model {label!r} has no tokenizer ({reason}); load it with tokenizer=…")
+        raise ModelError(f"model {label!r} has no tokenizer for the texts: {reason}")
     encoded = [
         encode(
             lens.text_tokenizer,

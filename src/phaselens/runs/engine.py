@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from phaselens.data import Tokens, pack
 from phaselens.errors import InputError
@@ -86,7 +87,7 @@ def measure(
     observer.measuring(lens.info.label, len(passes) * sum(len(text.ids) for text in texts))
     for sink_position, members in passes.items():
         for indices in batches:
-            _forward(lens, _batch(texts, indices), members, sink_position)
+            _forward(lens, _batch(lens, texts, indices), members, sink_position)
             observer.advance(sum(len(texts[index].ids) for index in indices))
     tables: dict[str, Mapping[str, Table]] = {}
     warnings: list[str] = []
@@ -128,7 +129,7 @@ def _passes(at_work: Sequence[Measured]) -> dict[int, list[Measured]]:
     return passes
 
 
-def _batch(texts: Sequence[Tokens], indices: Sequence[int]) -> Batch:
+def _batch(lens: HookedTransformer, texts: Sequence[Tokens], indices: Sequence[int]) -> Batch:
     """Texts side by side, padded on the right with token 0, which no real token can see."""
     import torch
 
@@ -137,7 +138,28 @@ def _batch(texts: Sequence[Tokens], indices: Sequence[int]) -> Batch:
     for row, index in enumerate(indices):
         tokens[row, : lengths[row]] = torch.tensor(texts[index].ids)
     ids = tuple(texts[index].text.id for index in indices)
-    return Batch(ids, tuple(indices), tuple(lengths), tokens)
+    return Batch(ids, tuple(indices), tuple(lengths), tokens.to(lens.device), _speller(lens))
+
+
+def _speller(lens: HookedTransformer) -> Callable[[int], str]:
+    """What the tokenizer calls a token id; its number where it has no name."""
+
+    def spell(token: int) -> str:
+        named = lens.text_tokenizer.convert_ids_to_tokens(token)
+        return named if isinstance(named, str) else str(token)
+
+    return spell
+
+
+def _weight(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
+    """The weight that TransformerLens calls `blocks.{layer}.{name}`, or InputError."""
+    found: Any = lens if layer is None else lens.blocks[layer]
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError as error:
+        raise InputError(f"{lens.info.label} has no weight {name!r} in layer {layer}") from error
+    return cast("Tensor", found).detach()
 
 
 def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured], sink_position: int) -> None:
@@ -148,8 +170,7 @@ def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured],
     names = {name: None for measured in working for name in measured.points}
     if not names:
         return
-    batch = Batch(batch.texts, batch.indices, batch.lengths, batch.tokens.to(lens.device))
-    layers = _Layers(batch, working)
+    layers = _Layers(lens, batch, working)
     with torch.no_grad():
         try:
             lens.stream(
@@ -174,7 +195,8 @@ class _Layers:
     """Holds the activations of one layer until it is complete, hands them to the metrics, and lets go of
     them."""
 
-    def __init__(self, batch: Batch, members: Sequence[Measured]) -> None:
+    def __init__(self, lens: HookedTransformer, batch: Batch, members: Sequence[Measured]) -> None:
+        self._lens = lens
         self._batch = batch
         self._members = members
         self._layer: int | None = None
@@ -199,11 +221,12 @@ class _Layers:
     def hand_out(self) -> None:
         """Give what is held to the metrics that asked for it."""
         held, self._held = self._held, {}
+        weight = functools.partial(_weight, self._lens, self._layer)
         for measured in self._members:
             mine = {measured.points[name][1]: held[name] for name in held if name in measured.points}
             if mine and measured.works:
                 with guarded(measured.result, measured.metric.model.label, "update"):
-                    measured.metric.update(LayerView(self._layer, self._batch, mine))
+                    measured.metric.update(LayerView(self._layer, self._batch, mine, weight))
 
     def require_all(self, names: Mapping[str, None]) -> None:
         """A point that exists but did not fire is a failure of the metrics that hooked it, not a missing

@@ -15,7 +15,7 @@ from phaselens.plugin import Metric, Params, plugins, require_metric
 POSITIONS = ("auto", "nope")
 DEFAULT_MODELS = ("rope", "drope")
 
-_LABEL = re.compile(r"(?P<label>[\w.+-]+)=(?P<source>.+)", re.DOTALL)
+_LABEL = re.compile(r"(?P<label>[\w.+-]+)=(?P<source>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
