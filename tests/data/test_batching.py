@@ -1,0 +1,25 @@
+"""Batches hold every text once, within the bound, longest first."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phaselens.data import pack
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_every_text_is_in_one_batch_and_batches_keep_the_bound(lengths: list[int], bound: int) -> None:
+    batches = pack(lengths, bound)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or max(lengths[index] for index in batch) * len(batch) <= bound
+    in_order = [lengths[index] for batch in batches for index in batch]
+    assert in_order == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(50, 200))
+def test_no_two_neighbouring_batches_could_have_been_one(lengths: list[int], bound: int) -> None:
+    batches = pack(lengths, bound)
+    for first, second in pairwise(batches):
+        assert lengths[first[0]] * (len(first) + 1) > bound, (first, second)

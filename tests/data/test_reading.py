@@ -1,0 +1,113 @@
+"""Texts are read line by line, and a line that cannot be used is named."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from phaselens.data import Text, read_texts, texts_from
+from phaselens.errors import InputError
+
+
+def write(folder: Path, name: str, content: bytes | str) -> str:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def test_a_text_file_holds_a_text_a_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.txt", "first\r\n\n  \n third one \u2028 with a separator\nlast")
+    assert read_texts(path) == [
+        Text("mine:1", "first"),
+        Text("mine:4", " third one \u2028 with a separator"),
+        Text("mine:5", "last"),
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    assert read_texts(write(tmp_path, "a.txt", "\ufeffword"))[0].text == "word"
+
+
+def test_a_json_file_holds_an_object_a_line_with_optional_id(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "mine.jsonl", '{"text": "a", "id": "x"}\n\n{"text": "b", "more": 1}\n{"id": 7, "text": "c"}'
+    )
+    assert read_texts(path) == [Text("x", "a"), Text("mine:3", "b"), Text("7", "c")]
+
+
+def test_only_as_many_as_asked_for_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.txt", b"one\ntwo\n\xff never reached\n")
+    assert [text.text for text in read_texts(path, limit=2)] == ["one", "two"]
+
+
+def test_the_hash_is_of_the_whole_text() -> None:
+    assert Text("a", "naïve").sha256 == hashlib.sha256("naïve".encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", b"fine\nbad \xff\n", r"line 2: not valid UTF-8 at byte 5 \(0xff\); save the file as UTF-8"),
+        ("a.txt", b"\n \n", "holds no text; put a text on each line"),
+        ("a.txt", b"", "holds no text"),
+        ("a.csv", b"a", "expected `bundled`, a .txt file"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2: not valid JSON .*; put one object on each line"),
+        ("a.jsonl", b"[1, 2]", "line 1: expected an object with a non-empty `text`"),
+        ("a.jsonl", b'{"txt": "a"}', "line 1: expected an object with a non-empty `text`"),
+        ("a.jsonl", b'{"text": " "}', "line 1: expected an object with a non-empty `text`"),
+        ("a.jsonl", b'{"text": 3}', "line 1: expected an object with a non-empty `text`"),
+        ("a.jsonl", b'{"text": "a", "id": [1]}', r"line 1: `id` is \[1\]; expected text or a whole number"),
+        ("a.jsonl", b'{"text": "a", "id": null}', "line 1: `id` is None"),
+        ("a.jsonl", b'{"text": "a\\ud800"}', "line 1: symbol 2 is a lone surrogate"),
+        ("a.jsonl", b'{"text":"a","id":1}\n{"text":"b","id":"1"}', "two texts in .* have the id '1'"),
+        ("a.jsonl", b"[" * 100_000, "line 1: JSON nested too deeply"),
+    ],
+)
+def test_what_cannot_be_used_is_said_with_its_line(
+    tmp_path: Path, name: str, content: bytes, complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        read_texts(write(tmp_path, name, content))
+
+
+def test_a_file_that_is_not_there_or_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"does not exist; name a \.txt or \.jsonl file, or `bundled`"):
+        read_texts(str(tmp_path / "none.txt"))
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(InputError, match="is no regular file"):
+        read_texts(str(tmp_path / "folder.txt"))
+    os.mkfifo(tmp_path / "pipe.txt")  # reading it would hang for ever
+    with pytest.raises(InputError, match="is no regular file"):
+        read_texts(str(tmp_path / "pipe.txt"))
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "mine.txt", "a")
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match="cannot be read: Permission denied"):
+        read_texts(path)
+
+
+def test_python_strings_are_numbered_and_texts_keep_their_ids() -> None:
+    assert texts_from(["a", Text("mine", "b"), "c"], limit=2) == [Text("0", "a"), Text("mine", "b")]
+    assert texts_from(iter(["a"])) == [Text("0", "a")]
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [([], "no texts were given"), ([1], "text 0 is of type int"), (["\ud800"], "text 0: symbol 1 is a lone")],
+)
+def test_python_values_that_are_no_texts(given: list[object], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        texts_from(given)  # type: ignore[arg-type]
+
+
+def test_the_bundled_texts_are_there_and_distinct() -> None:
+    texts = read_texts("bundled")
+    assert len(texts) >= 20
+    assert len({text.sha256 for text in texts}) == len(texts)

@@ -1,0 +1,48 @@
+"""What a Metric class must have, and what it brings."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from phaselens.plugin import Column, LayerView, Metric, Params, Table, TableSpec, require_metric
+
+
+class Whole(Metric[Params]):
+    name = "whole"
+    version = "1"
+    tables = (TableSpec("summary", (Column("value"),)),)
+
+    def hooks(self) -> Sequence[str]:
+        return ["hook_embed"]
+
+    def update(self, layer: LayerView) -> None: ...
+
+    def compute(self) -> Mapping[str, Table]:
+        return {}
+
+
+def test_a_whole_metric_is_taken() -> None:
+    assert require_metric(Whole, "here") is Whole
+
+
+def test_what_is_missing_is_named() -> None:
+    class Unfinished(Metric[Params]):
+        name = "unfinished"
+        version = "1"
+        tables = ()
+
+    class Nameless(Whole):
+        name = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="here: Unfinished does not define compute, hooks, update"):
+        require_metric(Unfinished, "here")
+    with pytest.raises(TypeError, match="here: Nameless sets no `name`"):
+        require_metric(Nameless, "here")
+    with pytest.raises(TypeError, match="here: 'sinks' is no subclass"):
+        require_metric("sinks", "here")
+
+
+def test_a_table_is_built_from_its_declaration() -> None:
+    assert Whole.table("summary", [(1.5,)]).rows == [(1.5,)]
+    with pytest.raises(KeyError, match="whole declares no table 'layers'"):
+        Whole.table("layers", [])
