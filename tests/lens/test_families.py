@@ -14,6 +14,12 @@ from tests.lens.conftest import LENGTH, dense, lens_of, text
 
 CAPPED = {"gemma2", "gpt-oss"}  # attention that SDPA cannot compute
 
+# One of each kind of attention for the quick tier; all of them in the whole suite.
+QUICK = {"llama-gqa", "mistral", "gemma2", "phi3", "gpt-neox", "gpt2", "gpt-oss", "llama-drope-qk-norm-nope"}
+EVERY_FAMILY = [
+    family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES
+]
+
 
 def streamed(lens, tokens, **options):
     points = {
@@ -24,7 +30,7 @@ def streamed(lens, tokens, **options):
     return capture(lens, tokens, points, **options)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_statistics_equal_the_float64_eager_attention(family):
     lens, reference = lens_of(family), dense(family)
     _, found = streamed(lens, text())
@@ -41,7 +47,7 @@ def test_statistics_equal_the_float64_eager_attention(family):
             )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_statistics_equal_those_of_float64_scores(family):
     """From rotated q and k of the same checkpoint in float64, softmax in float64 (transformers' own is float32)."""
     wide = phaselens.load(tiny_model(family, dtype=torch.float64), label=family)
@@ -78,7 +84,7 @@ def test_statistics_equal_those_of_float64_scores(family):
             )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_logits_are_the_models_own(family):
     lens = lens_of(family)
     own = tiny_model(family)
@@ -94,7 +100,7 @@ def test_logits_are_the_models_own(family):
     assert (found.double() - dense(family).logits).abs().max() <= 2e-5 * scale
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_measuring_changes_no_logit_beyond_rounding(family):
     lens = lens_of(family)
     with torch.no_grad():
@@ -103,7 +109,7 @@ def test_measuring_changes_no_logit_beyond_rounding(family):
     torch.testing.assert_close(logits, plain, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_full_check_passes(family):
     from phaselens.lens import run_checks
 

@@ -1,0 +1,148 @@
+"""What attention statistics cost: seconds and peak memory of one forward, each way, against the bare model's.
+
+    python tools/bench/sinks.py [--lengths 512 2048 4096 16384] [--rounds 3] [--threads 1]
+
+Every measurement is a fresh process, so that peak memory is that way's own; the ways take turns, round by round, so that
+a drifting machine drifts for all of them. A random Llama (8 layers, d_model 512, 8 heads) is built in code.
+
+    bare       Hugging Face, SDPA, no unembedding            the baseline
+    lens       the lens, nothing hooked
+    sink       hook_sink in every layer
+    entropy    hook_sink and hook_entropy
+    all        hook_lse, hook_sink, hook_entropy, hook_received
+    eager      Hugging Face eager with output_attentions
+    bridge     stock TransformerBridge, run_with_cache
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+WAYS = ("bare", "lens", "sink", "entropy", "all", "eager", "bridge")
+HOOKS = {
+    "lens": (),
+    "sink": ("hook_sink",),
+    "entropy": ("hook_sink", "hook_entropy"),
+    "all": ("hook_lse", "hook_sink", "hook_entropy", "hook_received"),
+}
+N_LAYERS = 8
+# The matrix of these does not fit at this length on an ordinary machine: 8 layers of 8 heads of 16,384² floats.
+NOT_AT = {("eager", 16384), ("bridge", 16384)}
+
+
+def build() -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=32768,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def forward_of(way: str, tokens: Any) -> Any:
+    """A function that runs the forward once."""
+    model = build()
+    if way == "bare":
+        return lambda: model.model(tokens, use_cache=False)
+    if way == "eager":
+        model.set_attn_implementation("eager")
+        return lambda: model.model(tokens, use_cache=False, output_attentions=True)
+    if way == "bridge":
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+        model.set_attn_implementation("eager")
+        bridge = build_bridge_from_module(model, "LlamaForCausalLM", hf_config=model.config)
+        return lambda: bridge.run_with_cache(tokens)
+    import phaselens
+
+    lens = phaselens.load(model, check=False)
+    hooks = [
+        (f"blocks.{i}.attn.{name}", lambda value, hook: None) for i in range(N_LAYERS) for name in HOOKS[way]
+    ]
+    return lambda: lens.stream(tokens, hooks)
+
+
+def child(way: str, length: int, threads: int, repeats: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    tokens = torch.randint(2048, (1, length), generator=torch.Generator().manual_seed(1))
+    forward = forward_of(way, tokens)
+    wall, cpu = [], []
+    with torch.no_grad():
+        forward()
+        for _ in range(repeats):
+            begin, began = time.perf_counter(), time.process_time()
+            forward()
+            wall.append(time.perf_counter() - begin)
+            cpu.append(time.process_time() - began)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"wall": min(wall), "cpu": min(cpu), "peak": peak}))
+
+
+def measure(way: str, length: int, threads: int) -> dict[str, float] | None:
+    repeats = {512: 7, 2048: 4}.get(length, 2 if length <= 4096 else 1)
+    command = [sys.executable, __file__, "--child", way, str(length), str(threads), str(repeats)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(f"{way} at {length}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 4096, 16384])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    for length in options.lengths:
+        ways = [way for way in options.ways if (way, length) not in NOT_AT]
+        rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(options.rounds if length <= 4096 else 1):
+            for way in ways:
+                result = measure(way, length, options.threads)
+                if result is not None:
+                    rounds[way].append(result)
+        report(length, rounds)
+
+
+def report(length: int, rounds: dict[str, list[dict[str, float]]]) -> None:
+    """A row a way: the median over rounds of each round's best forward; ratios are medians of same-round ratios."""
+    print(f"\n{length} tokens      wall s    cpu s   peak GB   cpu / bare   peak / bare")
+    for way, results in rounds.items():
+        if not results:
+            continue
+        row = f"{way:10}" + "".join(
+            f"{statistics.median(result[name] for result in results) * scale:10.3f}"
+            for name, scale in (("wall", 1), ("cpu", 1), ("peak", 1e-9))
+        )
+        for name in ("cpu", "peak"):
+            pairs = zip(results, rounds.get("bare", []), strict=False)
+            ratios = [result[name] / bare[name] for result, bare in pairs]
+            row += f"{statistics.median(ratios):13.2f}" if ratios else " " * 13
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(sys.argv[2], *map(int, sys.argv[3:]))
+    else:
+        main()
