@@ -2,8 +2,8 @@
 
     python tools/bench/sinks.py [--lengths 512 2048 4096 16384] [--rounds 3] [--threads 1]
 
-Every measurement is a fresh process, so that peak memory is that way's own; the ways take turns, round by round, so that
-a drifting machine drifts for all of them. A random Llama (8 layers, d_model 512, 8 heads) is built in code.
+Every measurement is a fresh process, so that peak memory is that way's own; the ways take turns, round by round, so
+that a drifting machine drifts for all of them. A random Llama (8 layers, d_model 512, 8 heads) is built in code.
 
     bare       Hugging Face, SDPA, no unembedding            the baseline
     lens       the lens, nothing hooked
