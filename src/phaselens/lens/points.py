@@ -23,7 +23,7 @@ class HookPointInfo:
 # By the end of the name. Shapes are as a hook function receives the tensor.
 _MEANINGS: dict[str, tuple[str, str]] = {
     "hook_embed": ("[batch, pos, d_model]", "token embedding"),
-    "hook_pos_embed": ("[batch, pos, d_model]", "learned position embedding"),
+    "hook_pos_embed": ("[1, pos, d_model]", "learned position embedding"),
     "hook_resid_pre": ("[batch, pos, d_model]", "residual stream entering the layer"),
     "hook_resid_mid": (
         "[batch, pos, d_model]",
