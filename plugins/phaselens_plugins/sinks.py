@@ -42,7 +42,8 @@ def sink_scores(sink: Tensor, lengths: Tensor, position: int = 0) -> tuple[Tenso
     [batch, head].
 
     Means over the queries that can see the key: the first without query 0 (which sees only itself), the
-    second with it. They are equal for any other key. NaN where a text has no such query.
+    second with it. They are equal for any other key. NaN where a text has no such query, or where a mass is
+    not finite.
 
     >>> import torch
     >>> sink = torch.tensor([[[1.0, 0.6, 0.5, 0.7, 0.2]]], dtype=torch.float64)
@@ -55,8 +56,8 @@ def sink_scores(sink: Tensor, lengths: Tensor, position: int = 0) -> tuple[Tenso
     scores = []
     for first in (max(position, 1), position):
         counted = (query >= first) & (query < lengths[:, None])
-        total = torch.where(counted[:, None], sink, 0.0).sum(-1)
-        scores.append(total / counted.sum(-1)[:, None])  # 0 / 0 is NaN: no query to take a mean of
+        mean = torch.where(counted[:, None], sink, 0.0).sum(-1) / counted.sum(-1)[:, None]
+        scores.append(torch.where(mean.isfinite(), mean, torch.nan))
     return scores[0], scores[1]
 
 
@@ -350,7 +351,7 @@ class Sinks(Metric[SinkParams]):
             null_rate, _, _ = self._rate(null[texts, layer, None])
             rows.append((layer, rate, low, high, null_rate, _mean(score[texts, layer])))
         whole = complete.all(1)
-        flat = score[whole].reshape(int(whole.sum()), -1)
+        flat = score[whole].reshape(int(whole.sum()), score[0].size)
         summary = (self._rate(flat)[0], _mean(flat), int(whole.sum()))
         if 0 < whole.sum() < 2:
             self.warn("fewer than 2 texts with a score: intervals are null")

@@ -1,0 +1,89 @@
+"""The sinks of whole models, against their own eager attention in float64, text by text without padding."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.toys import letters, toy_lens, toy_tokenizer
+
+import phaselens
+from phaselens.testing import tiny_model
+
+TEXTS = [letters(length, length) for length in (11, 4, 17, 8)]
+
+
+def eager_attention(family: str) -> list[np.ndarray]:
+    """[layer, head, query, key] of each text."""
+    model = tiny_model(family).double()
+    model.set_attn_implementation("eager")
+    found = []
+    for text in TEXTS:
+        ids = torch.tensor([toy_tokenizer()(text)["input_ids"]])
+        with torch.no_grad():
+            attentions = model(ids, output_attentions=True, use_cache=False).attentions
+        found.append(torch.stack([each[0] for each in attentions]).double().numpy())
+    return found
+
+
+def cells(run: Any, table: str, *names: str) -> list[tuple[Any, ...]]:
+    return [tuple(row[name] for name in names) for row in run.table("sinks", table).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama-gqa",
+        "mistral",
+        "gemma2",
+        "gpt2",
+        "gpt-oss",
+        "llama-drope-qk-norm-nope",
+    ],
+)
+@pytest.mark.parametrize("key", [0, 2])
+def test_scores_equal_those_of_the_dense_matrices(family: str, key: int) -> None:
+    dense = eager_attention(family)
+    run = phaselens.run(
+        [toy_lens(family)], metrics=("sinks", {"sink_position": key}), texts=TEXTS, batch_tokens=40
+    )
+    expected, strongest = [], []
+    for matrix in dense:
+        length = matrix.shape[-1]
+        for layer, head in np.ndindex(matrix.shape[:2]):
+            column = matrix[layer, head, :, key]
+            expected.append((column[max(key, 1) :].mean(), column[key:].mean()))
+            received = matrix[layer, head].sum(0)
+            best = 1 + int(received[1:].argmax())
+            strongest.append((best, received[best] / (length - best)))
+    assert np.abs(np.array(cells(run, "texts", "score", "score_all")) - expected).max() < 1e-5
+    assert np.abs(np.array(cells(run, "strongest", "position", "score")) - strongest).max() < 1e-5
+    assert run.warnings == []
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_heads_without_queries_are_uniform_and_give_the_null(family: str) -> None:
+    lens = toy_lens(family)
+    with torch.no_grad():
+        for layer in lens.original_model.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    run = phaselens.run(lens, metrics="sinks", texts=TEXTS)
+    for score, score_all, null, null_all in cells(run, "texts", "score", "score_all", "null", "null_all"):
+        assert (score, score_all) == (pytest.approx(null, abs=1e-6), pytest.approx(null_all, abs=1e-6))
+    for rate, null in cells(run, "layers", "sink_rate", "null_rate"):
+        assert rate == null
+    windows = {lens.info.windows[layer] for layer in range(2)}
+    assert windows == ({7} if family == "mistral" else {None})
+
+
+def test_weights_that_are_not_finite_give_null_and_not_zero() -> None:
+    lens = toy_lens()
+    with torch.no_grad():
+        lens.original_model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
+    run = phaselens.run(lens, metrics="sinks", texts=TEXTS)
+    scores = cells(run, "texts", "layer", "head", "score")
+    assert all((score is None) == ((layer, head) == (1, 0)) for layer, head, score in scores)
+    assert [rate is None for (rate,) in cells(run, "layers", "sink_rate")] == [False, True]
+    assert cells(run, "summary", "sink_rate", "n_texts") == [(None, 0)]
+    assert any("NaN or infinite in layer 1" in warning for warning in run.warnings)
+    assert run.metrics["sinks"].status == "ok"
