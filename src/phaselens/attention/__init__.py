@@ -5,15 +5,26 @@ groups of query heads are not repeated), lse [batch, head, query] in nats. `leng
 tokens of right-padded texts.
 """
 
+from phaselens.attention._attend import attend
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
-from phaselens.attention._streaming import attend, received_mass, row_entropy, sink_mass
+from phaselens.attention._statistics import (
+    Summary,
+    received_mass,
+    refine_lse,
+    row_entropy,
+    sink_mass,
+    summarise,
+)
 
 __all__ = [
+    "Summary",
     "attend",
     "explicit",
     "explicit_pattern",
     "explicit_scores",
     "received_mass",
+    "refine_lse",
     "row_entropy",
     "sink_mass",
+    "summarise",
 ]

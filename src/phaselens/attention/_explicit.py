@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phaselens.attention._blocks import mix
+from phaselens.attention._attend import check_values
 from phaselens.attention._problem import Problem
-from phaselens.attention._streaming import check_values
+from phaselens.attention._strips import mix
 
 
 def explicit(

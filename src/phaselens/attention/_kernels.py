@@ -1,4 +1,4 @@
-"""The fused kernels that also return their log-sum-exp; blocks where a device has none."""
+"""The fused kernels that also return their log-sum-exp; strips where a device has none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from phaselens.attention import _blocks
+from phaselens.attention import _strips
 from phaselens.attention._problem import Problem
 
 ROWS = 256
@@ -20,7 +20,7 @@ def attend(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
     dtype; a query that sees nothing has out 0 and lse −inf.
     """
     if problem.softcap is not None or not _has_kernel(problem):
-        return _blocks.attend(problem, v)
+        return _strips.attend(problem, v)
     if problem.mask is None and (problem.window is None or problem.window >= problem.n_keys):
         if problem.n_queries == problem.n_keys:
             return _fused(problem.q, problem.k, v, problem.scale, causal=True)
@@ -40,7 +40,7 @@ def _by_rows(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
     batch, n_heads, n_queries, _ = problem.q.shape
     out = v.new_zeros((batch, n_heads, n_queries, v.shape[-1]))
     lse = v.new_full((batch, n_heads, n_queries), -torch.inf, dtype=problem.accumulate)
-    for start, stop in _blocks.spans(0, n_queries, ROWS):
+    for start, stop in _strips.spans(0, n_queries, ROWS):
         first, last = problem.key_range(start, stop)
         if first == last:
             continue

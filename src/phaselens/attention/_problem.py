@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -38,6 +38,10 @@ class Problem:
             raise ValueError(
                 "expected k [batch, kv_head, key, d_head] with q's batch and d_head, its heads dividing q's, "
                 f"received q {_shape(q)} and k {_shape(k)}"
+            )
+        if not q.numel() or not k.numel():
+            raise ValueError(
+                f"expected at least one query and one key, received q {_shape(q)} and k {_shape(k)}"
             )
         if q.dtype not in FLOATS or q.dtype != k.dtype or q.device != k.device:
             raise ValueError(
@@ -92,10 +96,15 @@ class Problem:
         """Position of the first query among the keys: the last query stands at the last key."""
         return self.n_keys - self.n_queries
 
-    @property
+    @cached_property
     def accumulate(self) -> torch.dtype:
-        """The dtype in which scores are formed and summed: float32, float64 for float64 inputs."""
-        return torch.float64 if self.q.dtype == torch.float64 else torch.float32
+        """The dtype in which scores are formed and summed: float32, or float64.
+
+        float64 for float64 inputs, and where torch has been told to round float32 products to TF32 or bf16.
+        """
+        backend = torch.backends.cuda if self.q.device.type == "cuda" else torch.backends.mkldnn
+        exact = backend.matmul.fp32_precision in ("none", "ieee")
+        return torch.float32 if exact and self.q.dtype != torch.float64 else torch.float64
 
     @cached_property
     def has_bias(self) -> bool:
@@ -107,12 +116,79 @@ class Problem:
             bool((~_hides(part) & (part != 0)).any()) for part in (self.mask[:, :, r : r + 256] for r in rows)
         )
 
+    @cached_property
+    def extents(self) -> list[tuple[int, int]]:
+        """Of a given mask: the (first, last + 1) visible key of each query in any batch row and head."""
+        assert self.mask is not None
+        extents: list[tuple[int, int]] = []
+        for start in range(0, self.n_queries, 256):
+            part = self.mask[:, :, start : start + 256]
+            seen = (part if part.dtype == torch.bool else ~_hides(part)).any(0).any(0)
+            first = seen.int().argmax(-1)
+            last = self.n_keys - seen.flip(-1).int().argmax(-1)
+            blind = ~seen.any(-1)
+            pairs = zip(first.tolist(), last.masked_fill(blind, 0).tolist(), strict=True)
+            extents.extend(pairs)
+        return extents
+
     def key_range(self, start: int, stop: int) -> tuple[int, int]:
-        """The keys that queries start…stop−1 can see at all."""
-        if self.mask is not None and self.window is None:
-            return 0, self.n_keys
-        first = 0 if self.window is None else max(0, start + self.offset - self.window + 1)
-        return first, max(first, min(self.n_keys, stop + self.offset))
+        """The keys (first, last + 1) that queries start … stop−1 can see at all; (0, 0) if there are none."""
+        first, last = 0, self.n_keys
+        if self.mask is not None:
+            seen = [extent for extent in self.extents[start:stop] if extent[1]]
+            first, last = min((e[0] for e in seen), default=0), max((e[1] for e in seen), default=0)
+        if self.mask is None or self.window is not None:
+            last = min(last, stop + self.offset)
+        if self.window is not None:
+            first = max(first, start + self.offset - self.window + 1)
+        return (first, last) if first < last else (0, 0)
+
+    def n_seen(self, start: int, stop: int) -> int:
+        """How many keys lie in `key_range`."""
+        first, last = self.key_range(start, stop)
+        return last - first
+
+    def edges(self, rows: tuple[int, int], cols: tuple[int, int]) -> list[tuple[int, int]]:
+        """The spans of columns of a block in which anything can be hidden or biased."""
+        if self.mask is not None:
+            return [cols]
+        left = cols[0] if self.window is None else rows[1] + self.offset - self.window
+        right = rows[0] + self.offset + 1
+        if left > right:
+            return [cols]
+        spans = [(cols[0], min(left, cols[1])), (max(right, cols[0]), cols[1])]
+        return [span for span in spans if span[0] < span[1]]
+
+    def part(self, batch: slice, kv_heads: slice) -> Problem:
+        """The same for some batch rows and key heads, with the query heads that share them."""
+        heads = slice(kv_heads.start * self.group, kv_heads.stop * self.group)
+        mask = self.mask
+        if mask is not None:
+            mask = mask[
+                batch if mask.shape[0] > 1 else slice(None), heads if mask.shape[1] > 1 else slice(None)
+            ]
+        sinks = None if self.sinks is None else self.sinks[heads]
+        part = replace(self, q=self.q[batch, heads], k=self.k[batch, kv_heads], mask=mask, sinks=sinks)
+        return part._knowing(self)
+
+    def head(self, batch: int, head: int) -> Problem:
+        """One query head of one batch row, in float64; a query or key that is not finite is all NaN."""
+        kv_head = head // self.group
+        part = self.part(slice(batch, batch + 1), slice(kv_head, kv_head + 1))
+        inner = head - kv_head * self.group
+        mask = part.mask
+        if mask is not None and mask.shape[1] > 1:
+            mask = mask[:, inner : inner + 1]
+        sinks = None if part.sinks is None else part.sinks[inner : inner + 1]
+        q, k = _spoil(part.q[:, inner : inner + 1].double()), _spoil(part.k.double())
+        return replace(part, q=q, k=k, mask=mask, sinks=sinks)._knowing(self)
+
+    def _knowing(self, whole: Problem) -> Problem:
+        """Itself, with what was read off the whole mask: it holds for a part as well, and reading is slow."""
+        for name in ("extents", "has_bias"):
+            if name in whole.__dict__:
+                self.__dict__[name] = whole.__dict__[name]
+        return self
 
     def block(self, rows: tuple[int, int], cols: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
         """(hidden, bias) of a block, each broadcastable to [batch, head, row, col] or None.
@@ -156,6 +232,11 @@ def no_gradient(name: str, *tensors: Tensor | None) -> None:
             f"{name} streams through kernels whose log-sum-exp has no gradient; call it under "
             "torch.no_grad(), or use phaselens.attention.explicit, which is differentiable"
         )
+
+
+def _spoil(x: Tensor) -> Tensor:
+    """NaN throughout each vector that is not finite: an infinite key may score −inf, and so look unseen."""
+    return x.masked_fill(~x.isfinite().all(-1, keepdim=True), torch.nan)
 
 
 def _hides(mask: Tensor) -> Tensor:

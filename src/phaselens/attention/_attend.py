@@ -1,0 +1,63 @@
+"""Attention with its log-sum-exp, without the matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phaselens.attention import _kernels
+from phaselens.attention._problem import Problem, no_gradient
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention and the log-sum-exp of its rows: (out, lse), in O(query) memory.
+
+    q [batch, head, query, d_head], k [batch, kv_head, key, d_head], v [batch, kv_head, key, d_v], where
+    the number of heads is a multiple of kv_heads. out [batch, head, query, d_v] in q's dtype; lse [batch,
+    head, query] in nats, float32 (float64 for float64 inputs).
+
+    `mask` [batch | 1, head | 1, query, key] is bool (True = visible) or added to the scores; None is
+    causal, the last query standing at the last key. `window` lets a query see itself and the window − 1
+    keys before it. `softcap` c turns a score s into c·tanh(s/c). `sinks` [head] are learned logits: one
+    more column of the softmax that has no value. A query that sees nothing gets out 0 and lse −inf (the
+    sink's logit where there is one).
+
+    Raises ValueError where shapes do not fit, RuntimeError where a gradient would be needed.
+
+    >>> import torch
+    >>> x = torch.zeros(1, 2, 4, 8)
+    >>> out, lse = attend(x, x, x, scale=8 ** -0.5)
+    >>> [round(value, 4) for value in lse[0, 0].exp().tolist()]
+    [1.0, 2.0, 3.0, 4.0]
+    """
+    no_gradient("attend", q, k, v, sinks)
+    problem = Problem(q, k, scale, mask, window, softcap, sinks)
+    check_values(k, v)
+    out, lse = _kernels.attend(problem, v)
+    if sinks is not None:
+        real, lse = lse, torch.logaddexp(lse, _column(sinks, lse))
+        out = out * (real - lse).exp()[..., None]
+    return out.to(q.dtype), lse
+
+
+def check_values(k: Tensor, v: Tensor) -> None:
+    if v.ndim != 4 or v.shape[:3] != k.shape[:3] or v.dtype != k.dtype:
+        front = ", ".join(str(size) for size in k.shape[:3])
+        raise ValueError(
+            f"expected v [batch, kv_head, key, d_v] = ({front}, d_v) of {k.dtype}, "
+            f"received {tuple(v.shape)} of {v.dtype}"
+        )
+
+
+def _column(sinks: Tensor, lse: Tensor) -> Tensor:
+    return sinks.to(lse.dtype)[None, :, None].expand(lse.shape)
