@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -269,8 +270,13 @@ def test_a_model_that_differs_is_refused_with_its_layer(folder, monkeypatch):
 def test_wrong_statistics_are_refused(folder, monkeypatch):
     from phaselens import attention
 
-    true = attention.row_entropy
-    monkeypatch.setattr(attention, "row_entropy", lambda *a, **k: true(*a, **k) + 1e-3)
+    true = attention.summarise
+
+    def wrong(*inputs, **options):
+        found = true(*inputs, **options)
+        return replace(found, entropy=found.entropy + 1e-3)
+
+    monkeypatch.setattr(attention, "summarise", wrong)
     refused(
         folder,
         "failed its check 'streamed statistics equal those of the matrix': difference 0.001.*worst in layer",

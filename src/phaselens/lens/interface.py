@@ -186,16 +186,27 @@ def _fire_statistics(
     scores_kw: dict[str, Any],
 ) -> None:
     request = owner.request
-    for name in wanted:
-        if name == "hook_lse":
-            value = lse
-        elif name == "hook_sink":
-            value = attention.sink_mass(query, key, lse, position=request.sink_position, **scores_kw)
-        elif name == "hook_entropy":
-            value = attention.row_entropy(query, key, lse, **scores_kw)
-        else:
-            value = attention.received_mass(query, key, lse, lengths=request.lengths, **scores_kw)
-        owner.fire_statistic(name, value)
+    visible = request.sink_position < key.shape[2]
+    if "hook_lse" in wanted:
+        owner.fire_statistic("hook_lse", attention.refine_lse(query, key, lse, **scores_kw))
+    if wanted == ["hook_lse"]:
+        return
+    found = attention.summarise(
+        query,
+        key,
+        lse,
+        position=request.sink_position if "hook_sink" in wanted and visible else None,
+        entropy="hook_entropy" in wanted,
+        received="hook_received" in wanted,
+        lengths=request.lengths,
+        **scores_kw,
+    )
+    # A text that ends before the position gives it nothing.
+    sink = found.sink if visible else torch.zeros_like(lse)
+    values = {"hook_sink": sink, "hook_entropy": found.entropy, "hook_received": found.received}
+    for name, value in values.items():
+        if name in wanted and value is not None:
+            owner.fire_statistic(name, value)
 
 
 def own(module: Any, owner: StreamingAttention) -> None:
