@@ -259,6 +259,8 @@ class Sinks(Metric[SinkParams]):
         null, null_all = self._null(first=1), self._null(first=0)
         self._explain(score)
         used, used_null = (score_all, null_all) if self.params.include_query0 else (score, null)
+        order = self.per_text.by_content
+        used, used_null = used[order], used_null[order]
         result = {
             "texts": self._texts(score, score_all, null, null_all),
             "heads": self._heads(used, used_null),

@@ -12,7 +12,8 @@ from phaselens.plugin import Batch, LayerView, PerText
 def batch(*indices: int) -> Batch:
     lengths = tuple(index + 1 for index in indices)
     tokens = torch.zeros(len(indices), max(lengths), dtype=torch.long)
-    return Batch(tuple(f"t{index}" for index in indices), indices, lengths, tokens)
+    names = tuple(f"t{index}" for index in indices)
+    return Batch(names, indices, lengths, tokens, hashes=tuple(f"hash {9 - index}" for index in indices))
 
 
 def view(layer: int | None, *indices: int) -> LayerView:
@@ -36,6 +37,10 @@ def test_texts_come_back_in_the_order_of_the_run_whatever_the_batches() -> None:
     assert gathered.texts == ["t0", "t1", "t2"]
     assert gathered.lengths == [1, 2, 3]
     assert gathered.stack("score").tolist() == [[0, 100], [1, 101], [2, 102]]
+
+
+def test_the_order_by_content_is_that_of_the_hashes() -> None:
+    assert filled(view(0, 2, 0), view(0, 1)).by_content == [2, 1, 0]
 
 
 def test_a_layer_that_a_text_has_no_value_for_is_nan() -> None:

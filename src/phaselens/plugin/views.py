@@ -19,7 +19,8 @@ class Batch:
 
     `tokens` [batch, pos] holds the token ids, `lengths` how many of a row are real, `texts` the texts'
     ids and `indices` their places in the run, which is the order that result tables come in. `spell` turns
-    a token id into the tokenizer's word for it; without one, a token is its number.
+    a token id into the tokenizer's word for it; without one, a token is its number. `hashes` are the
+    sha256 of what the texts say.
     """
 
     texts: tuple[str, ...]
@@ -27,6 +28,7 @@ class Batch:
     lengths: tuple[int, ...]
     tokens: Tensor
     spell: Callable[[int], str] = field(default=str, repr=False)
+    hashes: tuple[str, ...] = ()
 
     @property
     def n(self) -> int:
@@ -94,6 +96,7 @@ class PerText:
 
     def __init__(self) -> None:
         self._ids: dict[int, str] = {}
+        self._hashes: dict[int, str] = {}
         self._lengths: dict[int, int] = {}
         self._values: dict[str, dict[tuple[int, int], np.ndarray]] = {}
 
@@ -102,6 +105,7 @@ class PerText:
         batch = layer.batch
         for index, text, length in zip(batch.indices, batch.texts, batch.lengths, strict=True):
             self._ids[index], self._lengths[index] = text, length
+        self._hashes.update(zip(batch.indices, batch.hashes or batch.texts, strict=True))
         for name, tensor in values.items():
             if tensor.shape[0] != batch.n:
                 raise ValueError(f"{name} has {tensor.shape[0]} rows for a batch of {batch.n} texts")
@@ -113,6 +117,7 @@ class PerText:
     def merge(self, other: PerText) -> None:
         """Take over all that `other` gathered."""
         self._ids.update(other._ids)
+        self._hashes.update(other._hashes)
         self._lengths.update(other._lengths)
         for name, kept in other._values.items():
             self._values.setdefault(name, {}).update(kept)
@@ -126,6 +131,15 @@ class PerText:
     def lengths(self) -> list[int]:
         """Tokens of each text, in the same order."""
         return [self._lengths[index] for index in sorted(self._ids)]
+
+    @property
+    def by_content(self) -> list[int]:
+        """Places of the texts in an order that depends on what they say, not on the order they came in.
+
+        Statistics that draw texts by chance draw from this order; the same texts then give the same answer.
+        """
+        hashes = [self._hashes[index] for index in sorted(self._ids)]
+        return sorted(range(len(hashes)), key=hashes.__getitem__)
 
     def stack(self, name: str) -> np.ndarray:
         """All values under `name`: float64 [text, layer, …]; NaN where a text has none for a layer."""

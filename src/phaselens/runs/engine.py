@@ -137,8 +137,15 @@ def _batch(lens: HookedTransformer, texts: Sequence[Tokens], indices: Sequence[i
     tokens = torch.zeros(len(indices), max(lengths), dtype=torch.long)
     for row, index in enumerate(indices):
         tokens[row, : lengths[row]] = torch.tensor(texts[index].ids)
-    ids = tuple(texts[index].text.id for index in indices)
-    return Batch(ids, tuple(indices), tuple(lengths), tokens.to(lens.device), _speller(lens))
+    given = [texts[index].text for index in indices]
+    return Batch(
+        tuple(text.id for text in given),
+        tuple(indices),
+        tuple(lengths),
+        tokens.to(lens.device),
+        _speller(lens),
+        tuple(text.sha256 for text in given),
+    )
 
 
 def _speller(lens: HookedTransformer) -> Callable[[int], str]:
