@@ -45,4 +45,4 @@ class Probe(Metric[Params]):
 
 def probe(**changes: Any) -> type[Probe]:
     """A fresh subclass of `Probe` with some attributes changed."""
-    return type("Probe", (Probe,), {"seen": [], **changes})
+    return type("Probe", (Probe,), {"seen": [], "__module__": __name__, **changes})

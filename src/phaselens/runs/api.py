@@ -96,7 +96,7 @@ def _given(models: Any) -> list[str | HookedTransformer]:
     for each in given:
         if not isinstance(each, str) and not hasattr(each, "info"):
             kind = type(each).__name__
-            raise InputError(f"models: a {kind} is no lens; make one by phaselens.load(model, tokenizer=…)")
+            raise InputError(f"models: {kind} is no lens; make one by phaselens.load(model, tokenizer=…)")
     if not given:
         raise InputError("no model was given; name one, or leave models out for the bundled pair")
     return given

@@ -1,0 +1,83 @@
+"""JSON, CSV and Markdown hold the same numbers and break on nothing."""
+
+import csv
+import io
+import json
+
+import pytest
+from tests.report.runs import made_run
+
+from phaselens.errors import InputError
+from phaselens.report import formats
+
+
+def test_json_is_one_strict_object() -> None:
+    run = made_run()
+    text = formats.as_json(run)
+    assert "\n" not in text
+    assert text.isascii()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == run.to_dict()
+
+
+def test_csv_is_one_table_with_empty_fields_for_what_is_missing() -> None:
+    rows = list(csv.DictReader(io.StringIO(formats.as_csv(made_run()))))
+    assert len(rows) == 6
+    assert rows[1] == {
+        "model": "rope",
+        "layer": "1",
+        "sink_rate": "0.625",
+        "ci_low": "0.5",
+        "ci_high": "0.75",
+        "null_rate": "0.02",
+        "mean_score": "0.25",
+    }
+    assert rows[2]["sink_rate"] == ""
+
+
+def test_csv_quotes_what_a_label_may_hold() -> None:
+    (row, *_) = csv.reader(
+        io.StringIO(formats.as_csv(made_run('a,"b"\nc'), "sinks.summary").partition("\n")[2])
+    )
+    assert row[0] == 'a,"b"\nc'
+
+
+def test_a_table_is_found_by_name_or_by_metric_and_name() -> None:
+    declared = {"sinks": ["texts", "layers"], "other": ["layers", "more"]}
+    assert formats.which_table(declared, "texts") == ("sinks", "texts")
+    assert formats.which_table(declared, "other.layers") == ("other", "layers")
+    with pytest.raises(
+        InputError, match=r"sinks, other each have a table 'layers'; write --table sinks\.layers"
+    ):
+        formats.which_table(declared, "layers")
+    with pytest.raises(InputError, match=r"no table 'text'; did you mean texts\?"):
+        formats.which_table(declared, "text")
+    with pytest.raises(InputError, match=r"no table 'sinks\.more'"):
+        formats.which_table(declared, "sinks.more")
+    with pytest.raises(
+        InputError, match=r"--table sink\.texts: 'sink' is not in this run; did you mean sinks\?"
+    ):
+        formats.which_table(declared, "sink.texts")
+
+
+def test_markdown_tables_are_whole_whatever_a_label_holds() -> None:
+    lines = formats.as_markdown(made_run("a|b", "<b>*x*</b>")).splitlines()
+    assert lines[0] == "### sinks: attention sinks"
+    grid = [line for line in lines if line.startswith("|")]
+    widths = {line.replace("\\|", "").count("|") for line in grid}
+    assert widths == {8, 9}  # layer + 2 × 3 columns, and a line a model
+    assert any("a\\|b sink rate" in line for line in grid)
+    assert any("&lt;b>\\*x\\*&lt;/b> null" in line for line in grid)
+    assert sum("● 62.5 %" in line for line in grid) == 1
+    assert "- drope: a warning" in lines
+
+
+def test_markdown_of_one_table() -> None:
+    lines = formats.as_markdown(made_run(), "layers").splitlines()
+    assert lines[0] == "| model | layer | sink\\_rate | ci\\_low | ci\\_high | null\\_rate | mean\\_score |"
+    assert len(lines) == 2 + 6
+
+
+def test_a_failed_metric_is_said_in_markdown() -> None:
+    assert "failed: ValueError in update on rope: no \\[bold\\]way\\[/\\]" in formats.as_markdown(
+        made_run(failed=True)
+    )

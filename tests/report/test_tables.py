@@ -1,0 +1,127 @@
+"""The table on a terminal: what it holds, how wide it is, and that nothing in it is taken for markup."""
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+from tests.report.runs import made_run
+from tests.runs.metrics import Probe
+
+from phaselens.report import printing, tables
+from phaselens.runs import Run
+
+
+def terminal(run: Run, width: int = 100) -> str:
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system="truecolor", markup=False)
+    tables.print_run(run, console)
+    return file.getvalue()
+
+
+def test_layers_go_down_and_models_across_with_interval_and_null() -> None:
+    shown = tables.as_text(made_run())
+    lines = [line.split() for line in shown.splitlines()]
+    assert ["0", "│", "10.0", "%", "5.0–20.0", "2.0", "%", "│", "10.0", "%", "5.0–20.0", "2.0", "%"] in lines
+    assert ["│", "rope", "│", "drope"] in lines
+    assert ["2", "│", "–", "–", "–", "│", "–", "–", "–"] in lines
+
+
+def test_the_header_says_which_definition() -> None:
+    assert (
+        "share of heads with score ≥ 0.3 on position 0, query 0 excluded; threshold, then mean over texts"
+        in tables.as_text(made_run()).splitlines()
+    )
+
+
+def test_under_the_table_a_line_a_model() -> None:
+    lines = [line.split() for line in tables.as_text(made_run()).splitlines()]
+    assert ["model", "average", "mean", "score", "texts", "tokens", "positions", "dtype"] in lines
+    for label in ("rope", "drope"):
+        assert [label, "54.3", "%", "0.412", "60", "20,480", "rope", "float32"] in lines
+
+
+@pytest.mark.parametrize("labels", [("rope", "drope"), ("a" * 60, "b" * 60)])
+def test_two_models_fit_into_a_hundred_columns(labels: tuple[str, ...]) -> None:
+    run = made_run(*labels, rows=((1.0, 1.0, 1.0, 1.0),) * 32)
+    lines = tables.as_text(run).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert not any("…" in line for line in lines if "100.0 %" in line)
+    assert sum(line.count("100.0 %") for line in lines) == 32 * 4
+
+
+def test_more_models_than_fit_come_in_tables_below_each_other() -> None:
+    labels = tuple(f"model-{number}" for number in range(5))
+    lines = tables.as_text(made_run(*labels)).splitlines()
+    assert max(map(len, lines)) <= 100
+    headers = [line.split() for line in lines if line.strip().startswith("│")]
+    assert headers == [["│", labels[0], "│", labels[1]], ["│", labels[2], "│", labels[3]], ["│", labels[4]]]
+
+
+def test_a_heavy_layer_is_marked_without_colour_and_coloured_on_a_terminal() -> None:
+    plain = tables.as_text(made_run())
+    assert plain.count("● 62.5 %") == 2
+    assert "● 10.0 %" not in plain
+    assert "● sink-heavy: half of the heads or more" in plain
+    assert "\x1b" not in plain
+    assert re.search(r"\x1b\[1;38;2;230;159;0m *● 62.5 %\x1b\[0m", terminal(made_run()))
+
+
+def test_a_layer_that_is_no_heavier_than_its_null_is_not_marked() -> None:
+    shown = tables.as_text(made_run(rows=((0.6, 0.5, 0.7, 0.6), (0.6, 0.5, 0.7, 0.7))))
+    assert "●" not in shown
+
+
+def test_colour_follows_the_terminal_and_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for variable, coloured in (("", True), ("NO_COLOR", False)):
+        if variable:
+            monkeypatch.setenv(variable, "1")
+        file = Terminal()
+        tables.print_run(made_run(), tables.console(file))
+        assert ("\x1b[1;38;5;" in file.getvalue()) is coloured
+    file = io.StringIO()
+    tables.print_run(made_run(), tables.console(file))
+    assert "\x1b" not in file.getvalue()
+
+
+def test_labels_and_messages_are_shown_as_they_are_never_as_markup() -> None:
+    label = "[red]x[/red]\x1b[2J"
+    for shown in (tables.as_text(made_run(label)), terminal(made_run(label))):
+        assert "[red]x[/red]" in shown
+        assert "\x1b[2J" not in shown
+    assert "failed: ValueError in update on rope: no [bold]way[/]" in tables.as_text(made_run(failed=True))
+
+
+def test_warnings_stand_below() -> None:
+    assert tables.as_text(made_run()).splitlines()[-1] == "note: drope: a warning"
+
+
+def test_a_metric_without_a_display_shows_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_run()
+    result = run.metrics.pop("sinks")
+    monkeypatch.setattr(result, "metric", Probe)
+    monkeypatch.setattr(result, "params", Probe.Params())
+    run.metrics["probe"] = result
+    shown = tables.as_text(run)
+    assert "probe.layers" in shown
+    assert "0.6250" in shown
+    assert "probe.summary" in shown
+
+
+def test_a_long_raw_table_says_how_to_get_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_run(rows=((0.1, 0.1, 0.1, 0.1),) * 40)
+    monkeypatch.setattr(run.metrics["sinks"].metric, "display", None)
+    assert "20 more rows: --format csv --table sinks.layers" in tables.as_text(run)
+    file = io.StringIO()
+    tables.print_table(run, "sinks", "layers", tables.console(file))
+    assert file.getvalue().count("0.1000") == 40 * 2 * 4
+
+
+def test_print_of_a_run_is_the_table() -> None:
+    assert printing.Run is Run
+    assert str(made_run()) == tables.as_text(made_run())
