@@ -21,8 +21,10 @@ class Display:
 
     `value` is the column shown, `low` and `high` the ends of its interval, `null` its null value. A layer
     whose value is `strong` or more, and over its null, is coloured and marked; `strong_means` says what
-    that is. `summary` holds columns of the `summary` table, each with its heading, for the line under
-    each model.
+    that is. `also` holds more columns of the same table, each with its heading. `summary` holds columns of the
+    `summary` table, each with its heading, for the line under each model. Numbers get `digits` decimals.
+
+    `by_head` names a column of the table `heads` that is worth a picture of layers × heads.
     """
 
     value: str
@@ -34,7 +36,10 @@ class Display:
     percent: bool = False
     strong: float | None = None
     strong_means: str = ""
+    also: tuple[tuple[str, str], ...] = ()
     summary: tuple[tuple[str, str], ...] = ()
+    digits: int = 3
+    by_head: str | None = None
 
 
 class Metric(ABC, Generic[P]):

@@ -75,17 +75,16 @@ def _markdown_metric(run: Run, metric: str, result: MetricResult) -> list[str]:
             lines += [f"`{metric}.{table}`", "", *_markdown_table(*plain_rows(run, metric, table)), ""]
         return lines
     grid = layer_grid(run, result, display)
-    kept = [place for place, title in enumerate(grid.titles) if title]
-    titles = ["layer", *(f"{label} {grid.titles[place]}" for label in grid.models for place in kept)]
+    titles = ["layer", *(f"{label} {title}" for label in grid.models for title in grid.titles)]
     rows = []
     for layer, entries in zip(grid.layers, grid.entries, strict=True):
         row = [layer]
         for entry in entries:
             if entry is None:
-                row += [words.MISSING] * len(kept)
+                row += [words.MISSING] * len(grid.titles)
             else:
-                value = f"{MARK} {entry.value}" if entry.strong else entry.value
-                row += [(value, entry.interval, entry.null)[place] for place in kept]
+                value, *others = entry.cells
+                row += [f"{MARK} {value}" if entry.strong else value, *others]
         rows.append(row)
     marks = [f"{MARK} {_cell(display.strong_means)}", ""] if grid.any_strong else []
     return [*_markdown_table(titles, rows), "", *marks, *_markdown_table(grid.line_titles, grid.lines), ""]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from phaselens.plugin import Cell, Display
 from phaselens.report import words
@@ -14,22 +15,24 @@ MARK = "●"
 
 @dataclass(frozen=True)
 class Entry:
-    """One layer of one model."""
+    """One layer of one model: a cell for each of the grid's titles."""
 
-    value: str
-    interval: str
-    null: str
+    cells: tuple[str, ...]
     strong: bool
 
 
 @dataclass(frozen=True)
 class Grid:
-    """`entries[row][model]` for `layers[row]`; `lines` is one line a model, with the titles of its cells."""
+    """`entries[row][model]` for `layers[row]`; `lines` is one line a model, with the titles of its cells.
+
+    The first title is that of the value that may be marked; `null` is the place of the null's, or None.
+    """
 
     layers: list[str]
     models: list[str]
     entries: list[list[Entry | None]]
-    titles: tuple[str, str, str]
+    titles: tuple[str, ...]
+    null: int | None
     line_titles: list[str]
     lines: list[list[str]]
 
@@ -51,10 +54,17 @@ def layer_grid(run: Run, result: MetricResult, display: Display) -> Grid:
         [str(layer) for layer in layers],
         labels,
         [[found.get((label, layer)) for label in labels] for layer in layers],
-        (display.title, "95 % interval" if display.low else "", "null" if display.null else ""),
+        _titles(display),
+        _titles(display).index("null") if display.null else None,
         ["model", *(title for _, title in display.summary), "texts", "tokens", "positions", "dtype"],
         _lines(run, result, display),
     )
+
+
+def _titles(display: Display) -> tuple[str, ...]:
+    interval = ("95 % interval",) if display.low else ()
+    null = ("null",) if display.null else ()
+    return (display.title, *interval, *null, *(title for _, title in display.also))
 
 
 def _records(result: MetricResult, table: str) -> list[dict[str, Cell]]:
@@ -71,11 +81,15 @@ def _layer(record: dict[str, Cell]) -> int:
 def _entry(cells: dict[str, Cell], display: Display) -> Entry:
     value = cells[display.value]
     low, high, null = (cells[name] if name else None for name in (display.low, display.high, display.null))
+    form: dict[str, Any] = {"percent": display.percent, "digits": display.digits}
+    shown = [words.number(value, **form)]
+    if display.low:
+        shown.append(words.interval(low, high, **form))
+    if display.null:
+        shown.append(words.number(null, **form))
+    shown += [words.number(cells[name], **form) for name, _ in display.also]
     return Entry(
-        words.number(value, percent=display.percent),
-        words.interval(low, high, percent=display.percent),
-        words.number(null, percent=display.percent),
-        _reaches(value, display.strong) and (null is None or not _reaches(null, value)),
+        tuple(shown), _reaches(value, display.strong) and (null is None or not _reaches(null, value))
     )
 
 
@@ -89,7 +103,9 @@ def _lines(run: Run, result: MetricResult, display: Display) -> list[list[str]]:
     for model in run.models:
         cells = summaries.get(model.info.label, {})
         averages = [
-            words.number(cells.get(name), percent=display.percent and name == display.value)
+            words.number(
+                cells.get(name), percent=display.percent and name == display.value, digits=display.digits
+            )
             for name, _ in display.summary
         ]
         n_texts = words.number(cells.get("n_texts", len(run.texts)))

@@ -128,22 +128,22 @@ def _width(table: Table, to: Console) -> int:
 
 
 def _grid_table(grid: Grid, first: int, last: int) -> Table:
-    kept = [place for place, title in enumerate(grid.titles) if title]
     titles = ["\nlayer"]
     for label in grid.models[first:last]:
-        over = [words.shortened(label, _TITLE_WIDTH), "", ""]
-        titles += ["│\n│", *(f"{over[place]}\n{grid.titles[place]}" for place in kept)]
+        over = [words.shortened(label, _TITLE_WIDTH), *([""] * (len(grid.titles) - 1))]
+        titles += ["│\n│", *(f"{above}\n{title}" for above, title in zip(over, grid.titles, strict=True))]
     table = _table(titles, right_from=0)
     for layer, row in zip(grid.layers, grid.entries, strict=True):
         cells = [Text(layer)]
         for entry in row[first:last]:
             cells.append(Text("│"))
             if entry is None:
-                cells += [Text(words.MISSING) for _ in kept]
+                cells += [Text(words.MISSING) for _ in grid.titles]
                 continue
-            value = Text(f"{MARK} {entry.value}", style=_STRONG) if entry.strong else Text(entry.value)
-            parts = [value, Text(entry.interval), Text(entry.null, style="dim")]
-            cells += [parts[place] for place in kept]
+            value, *others = entry.cells
+            cells.append(Text(f"{MARK} {value}", style=_STRONG) if entry.strong else Text(value))
+            for place, cell in enumerate(others, start=1):
+                cells.append(Text(cell, style="dim" if place == grid.null else ""))
         table.add_row(*cells)
     return table
 

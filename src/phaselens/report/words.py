@@ -44,16 +44,16 @@ def number(value: Cell, *, percent: bool = False, digits: int = 3) -> str:
         return plain(value)
     if percent:
         return f"{100 * value:.1f} %"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
 
 
-def interval(low: Cell, high: Cell, *, percent: bool = False) -> str:
+def interval(low: Cell, high: Cell, *, percent: bool = False, digits: int = 3) -> str:
     """The two ends of an interval: `50.0–75.0`, or `–` where it is missing."""
     if not isinstance(low, int | float) or not isinstance(high, int | float):
         return MISSING
     if percent:
         return f"{100 * low:.1f}–{100 * high:.1f}"
-    return f"{low:.3f}–{high:.3f}"
+    return f"{low:,.{digits}f}–{high:,.{digits}f}"
 
 
 def heading(column: str) -> str:
