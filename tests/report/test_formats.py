@@ -64,7 +64,7 @@ def test_markdown_tables_are_whole_whatever_a_label_holds() -> None:
     assert lines[0] == "### sinks: attention sinks"
     grid = [line for line in lines if line.startswith("|")]
     widths = {line.replace("\\|", "").count("|") for line in grid}
-    assert widths == {8, 9}  # layer + 2 × 3 columns, and a line a model
+    assert widths == {8}  # layer and 2 × 3 columns; a model and 6 of its facts
     assert any("a\\|b sink rate" in line for line in grid)
     assert any("&lt;b>\\*x\\*&lt;/b> null" in line for line in grid)
     assert sum("● 62.5 %" in line for line in grid) == 1

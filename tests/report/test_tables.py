@@ -83,7 +83,7 @@ def test_colour_follows_the_terminal_and_no_color(monkeypatch: pytest.MonkeyPatc
             monkeypatch.setenv(variable, "1")
         file = Terminal()
         tables.print_run(made_run(), tables.console(file))
-        assert ("\x1b[1;38;5;" in file.getvalue()) is coloured
+        assert ("\x1b[1;38;" in file.getvalue()) is coloured
     file = io.StringIO()
     tables.print_run(made_run(), tables.console(file))
     assert "\x1b" not in file.getvalue()
