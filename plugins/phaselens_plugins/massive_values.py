@@ -1,0 +1,336 @@
+"""Massive values in queries, keys and values: how many cells (head × dimension) of a layer are far over the mean.
+
+Jin et al. 2025 (arXiv:2502.01563). Two means are in use, over all cells of a tensor and over each head's; and some
+count before the rotation, which mixes dimensions. All are here, each under its own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens_plugins._common import (
+    FINE,
+    LAYER,
+    N_TEXTS,
+    N_TOKENS,
+    NOT_FINITE,
+    SHORT,
+    TEXT,
+    ZERO,
+    Grid,
+    cell,
+    keep,
+    real_rows,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+#: Tensors by the name they have in the tables: after the rotation, and before it (and before norms of q and k).
+POINTS = {
+    "q": "attn.hook_rot_q",
+    "k": "attn.hook_rot_k",
+    "v": "attn.hook_v",
+    "q_pre": "attn.hook_q",
+    "k_pre": "attn.hook_k",
+}
+DEFINITIONS = ("global", "per_head", "pairs")
+TOLERANCE = 5e-3
+"""Pair norms before and after the rotation agree to this in half precision; a wrong pairing is far from it."""
+CELLS = "cells"
+SHARE = "share of cells"
+TENSOR = Column(
+    "tensor", str, None, "q, k, v after rotation; q_pre, k_pre as projected, before norms and rotation"
+)
+INTERVAL = "95 % interval, bootstrap over texts"
+
+
+@dataclass(frozen=True)
+class ValueParams(Params):
+    """What the metric can be asked for."""
+
+    multiple: float = param(5.0, help="a cell is massive above this many times the mean cell", minimum=0)
+    mean: str = param(
+        "global",
+        help="the mean of the layers table: over all cells of a tensor, or over each head's",
+        choices=("global", "per_head"),
+    )
+
+
+def _by_tensor() -> Iterator[Column]:
+    for place, tensor in enumerate(POINTS):
+        where = (
+            "after rotation" if tensor in ("q", "k") else "before rotation" if "pre" in tensor else "values"
+        )
+        low, high, null = (
+            ("ci_low", "ci_high", "null")
+            if place == 0
+            else (f"{tensor}_{end}" for end in ("low", "high", "null"))
+        )
+        yield Column(tensor, float, CELLS, f"massive cells of {tensor[0]}, {where}, mean over texts")
+        yield Column(low, float, CELLS, INTERVAL)
+        yield Column(high, float, CELLS, INTERVAL)
+        yield Column(null, float, CELLS, "expected number for Gaussian values")
+        yield Column(f"{tensor}_fraction", float, SHARE, "the same as a share of the tensor's cells")
+
+
+class MassiveValues(Grid[ValueParams]):
+    """Massive cells of queries, keys and values, by text and layer."""
+
+    name = "massive-values"
+    version = "1"
+    title = "massive values in Q, K, V"
+    description = "cells of queries, keys and values whose norm is far over the mean"
+    citation = "Jin et al. 2025, arXiv:2502.01563"
+    Params = ValueParams
+    tables = (
+        TableSpec(
+            "texts",
+            (
+                TEXT,
+                LAYER,
+                TENSOR,
+                Column("n_cells", int, CELLS, "heads × dimensions"),
+                Column("count_global", float, CELLS, "over the mean of all cells"),
+                Column("fraction_global", float, SHARE, "the same as a share"),
+                Column("count_per_head", float, CELLS, "over the mean of their head"),
+                Column("fraction_per_head", float, SHARE, "the same as a share"),
+                Column(
+                    "count_pairs", float, "pairs", "pairs that the rotation mixes, over the mean of all pairs"
+                ),
+                Column("fraction_pairs", float, "share of pairs", "the same as a share"),
+                Column("max_ratio", float, "ratio", "largest cell over the mean of all cells"),
+                Column("null", float, CELLS, "expected count_global for Gaussian values"),
+                N_TOKENS,
+            ),
+            "a row per text, layer and tensor",
+        ),
+        TableSpec("layers", (LAYER, *_by_tensor()), "a row per layer, by the chosen mean"),
+        TableSpec(
+            "definitions",
+            (
+                LAYER,
+                TENSOR,
+                Column(
+                    "definition",
+                    str,
+                    None,
+                    "mean over all cells (global), over a head's (per_head), or pairs",
+                ),
+                Column("count", float, CELLS, "mean over texts"),
+                Column("ci_low", float, CELLS, INTERVAL),
+                Column("ci_high", float, CELLS, INTERVAL),
+                Column("null", float, CELLS, "expected number for Gaussian values"),
+                Column("fraction", float, SHARE, "mean over texts"),
+                N_TEXTS,
+            ),
+            "every definition, by layer and tensor",
+        ),
+        TableSpec(
+            "summary",
+            (
+                *(
+                    Column(f"{tensor}_{kind}", float, unit, text)
+                    for tensor in POINTS
+                    for kind, unit, text in (
+                        ("total", CELLS, "sum over layers of the mean over texts"),
+                        ("fraction", SHARE, "mean over layers"),
+                    )
+                ),
+                N_TEXTS,
+            ),
+            "a row per model, by the chosen mean",
+        ),
+    )
+    display = Display(
+        value="q",
+        title="Q",
+        low="ci_low",
+        high="ci_high",
+        null="null",
+        digits=1,
+        also=(("k", "K"), ("v", "V"), ("q_pre", "Q pre"), ("k_pre", "K pre")),
+        summary=(("q_total", "Q in all"), ("k_total", "K in all"), ("v_total", "V in all")),
+    )
+
+    @classmethod
+    def define(cls, params: ValueParams) -> str:
+        """Which mean and which side of the rotation is shown."""
+        over = {"global": "all cells of the tensor", "per_head": "the cells of its head"}[params.mean]
+        return (
+            f"cells (head × dimension) whose norm over the text exceeds {params.multiple:g} × the mean of {over}; "
+            "after rotation, `pre`: as projected"
+        )
+
+    def hooks(self) -> Sequence[str]:
+        """Queries and keys on both sides of the rotation, and values."""
+        return [f"blocks.{{layer}}.{point}" for point in POINTS.values()]
+
+    def update(self, layer: LayerView) -> None:
+        """Counts of this layer for the texts of the batch."""
+        parts = {tensor: list(real_rows(layer, point)) for tensor, point in POINTS.items()}
+        keep(
+            self,
+            layer,
+            [self._one({tensor: rows[at] for tensor, rows in parts.items()}) for at in range(layer.batch.n)],
+        )
+
+    def _one(self, states: Mapping[str, Tensor]) -> dict[str, Any]:
+        from phaselens.massive_values import massive_cells, norm_matrix, pair_norms, pairing_error, pairings
+        from phaselens.nulls import gaussian_massive_share
+
+        multiple, missing = self.params.multiple, float("nan")
+        norms = {tensor: norm_matrix(states[tensor]) for tensor in POINTS}
+        possible = pairings(states["q"].shape[-1])
+        result: dict[str, Any] = {"problem": FINE}
+        n_tokens = len(states["q"])
+        for tensor, found in norms.items():
+            usable = bool(found.isfinite().all()) and bool((found > 0).any())
+            if not usable:
+                finite = bool(found.isfinite().all())
+                result["problem"] = SHORT if not n_tokens else ZERO if finite else NOT_FINITE
+                result[tensor] = [missing] * 4
+                result[f"{tensor}_pairs"] = [missing] * len(possible)
+                continue
+            counts = [float(massive_cells(found, multiple, over).sum()) for over in ("global", "per_head")]
+            null = found.numel() * gaussian_massive_share(n_tokens, multiple)
+            result[tensor] = [*counts, float(found.max() / found.mean()), null]
+            result[f"{tensor}_pairs"] = [
+                missing if tensor == "v" else float(massive_cells(pair_norms(found, pairing), multiple).sum())
+                for pairing in possible
+            ]
+        for tensor in ("q", "k"):
+            known = all(result[name][0] == result[name][0] for name in (tensor, f"{tensor}_pre"))
+            result[f"{tensor}_error"] = [
+                pairing_error(norms[f"{tensor}_pre"], norms[tensor], pairing) if known else missing
+                for pairing in possible
+            ]
+        return result
+
+    def compute(self) -> Mapping[str, Table]:
+        """All tables of this model."""
+        self.explain("count")
+        for tensor in POINTS:
+            found = self.per_text.stack(tensor)
+            for place, name in enumerate(("global", "per_head", "max_ratio", "null")):
+                self.derived[f"{tensor}.{name}"] = found[..., place]
+            self.derived[f"{tensor}.pairs"] = self._pairs(tensor)
+        return {
+            "texts": self.table("texts", self._texts()),
+            "layers": self.table("layers", self._layers()),
+            "definitions": self.table("definitions", self._definitions()),
+            "summary": self.table("summary", [self._summary()]),
+        }
+
+    def _cells(self, tensor: str) -> int:
+        model = self.model
+        return model.d_head * (model.n_heads if tensor.startswith("q") else model.n_kv_heads)
+
+    def _pairs(self, tensor: str) -> np.ndarray:
+        """[text, layer]: massive pairs under the pairing that no text of the layer contradicts; NaN without one."""
+        import numpy as np
+
+        counts = self.per_text.stack(f"{tensor}_pairs")
+        found = np.full(counts.shape[:2], np.nan)
+        if tensor == "v":
+            return found
+        error = self.per_text.stack(f"{tensor[0]}_error")
+        unknown = []
+        for layer in range(counts.shape[1]):
+            texts = ~np.isnan(error[:, layer, 0])
+            fits = np.flatnonzero((error[texts, layer] <= TOLERANCE).all(0))
+            if texts.any() and fits.size:
+                found[:, layer] = counts[:, layer, fits[0]]
+            elif texts.any():
+                unknown.append(str(layer))
+        if unknown:
+            self.warn(
+                f"count_pairs of {tensor[0]} is null in layer {', '.join(unknown)}: no pairing of dimensions keeps "
+                "the norms between projection and scores; a norm of queries and keys stands there, or another rotation"
+            )
+        return found
+
+    def _n_pairs(self, tensor: str) -> np.ndarray:
+        """[layer]: pairs and single dimensions of all heads, under the chosen pairing."""
+        import numpy as np
+
+        from phaselens.massive_values import pairings
+
+        error = self.per_text.stack(f"{tensor[0]}_error")
+        heads = self._cells(tensor) // self.model.d_head
+        sizes = np.full(error.shape[1], np.nan)
+        for layer in range(error.shape[1]):
+            texts = ~np.isnan(error[:, layer, 0])
+            for pairing, fits in zip(
+                pairings(self.model.d_head), (error[texts, layer] <= TOLERANCE).all(0), strict=True
+            ):
+                if texts.any() and fits:
+                    sizes[layer] = heads * (self.model.d_head - pairing.rotary // 2)
+                    break
+        return sizes
+
+    def _texts(self) -> Iterator[tuple[Any, ...]]:
+        import numpy as np
+
+        texts, lengths = self.per_text.texts, self.per_text.lengths
+        n_pairs = {tensor: self._n_pairs(tensor) for tensor in POINTS if tensor != "v"}
+        for text, layer in np.ndindex(self.values("q.global").shape):
+            for tensor in POINTS:
+                n_cells = self._cells(tensor)
+                whole, head, pairs, ratio, null = (
+                    self.values(f"{tensor}.{name}")[text, layer]
+                    for name in ("global", "per_head", "pairs", "max_ratio", "null")
+                )
+                of_pairs = pairs / n_pairs[tensor][layer] if tensor in n_pairs else pairs
+                numbers = (whole, whole / n_cells, head, head / n_cells, pairs, of_pairs, ratio, null)
+                yield texts[text], layer, tensor, n_cells, *map(cell, numbers), lengths[text]
+
+    def _interval(self, values: np.ndarray) -> list[list[float | None]]:
+        """[mean, low, high], each by layer."""
+        import numpy as np
+
+        from phaselens.uncertainty import mean_interval
+
+        return [each.tolist() for each in mean_interval(values, present=~np.isnan(values), seed=self.seed)]
+
+    def _layers(self) -> Iterator[tuple[Any, ...]]:
+        columns: list[Sequence[float | None]] = []
+        for tensor in POINTS:
+            mean, low, high = self._interval(self.values(f"{tensor}.{self.params.mean}"))
+            null = self._interval(self.values(f"{tensor}.null"))[0]
+            n_cells = self._cells(tensor)
+            columns += [mean, low, high, null, [None if one is None else one / n_cells for one in mean]]
+        for layer, row in enumerate(zip(*columns, strict=True)):
+            yield layer, *row
+
+    def _definitions(self) -> Iterator[tuple[Any, ...]]:
+        import numpy as np
+
+        for tensor in POINTS:
+            null = self._interval(self.values(f"{tensor}.null"))[0]
+            for definition in DEFINITIONS[: 2 if tensor == "v" else 3]:
+                values = self.values(f"{tensor}.{definition}")
+                n_texts = (~np.isnan(values)).sum(0)
+                is_pairs = definition == "pairs"
+                sizes = self._n_pairs(tensor) if is_pairs else np.full(values.shape[1], self._cells(tensor))
+                for layer, (mean, low, high) in enumerate(zip(*self._interval(values), strict=True)):
+                    share = None if mean is None else mean / sizes[layer]
+                    chance = None if is_pairs else null[layer]
+                    yield layer, tensor, definition, mean, low, high, chance, share, n_texts[layer]
+
+    def _summary(self) -> tuple[Any, ...]:
+        row: list[float | None] = []
+        for tensor in POINTS:
+            mean = self.mean_by_layer(f"{tensor}.{self.params.mean}")
+            row += [cell(mean.sum()), cell(mean.mean() / self._cells(tensor))]
+        return (*row, self.n_texts("q.global"))
+
+
+@hookimpl
+def phaselens_metrics() -> list[type[Metric[Any]] | str]:
+    """The metrics in this file."""
+    return [MassiveValues]

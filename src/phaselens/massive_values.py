@@ -1,0 +1,88 @@
+"""Massive values: cells (head × dimension) of queries, keys and values whose norm over a text is far over the mean.
+
+Jin et al. 2025 (arXiv:2502.01563). A cell's norm is taken after the rotation unless said otherwise: the rotation
+mixes pairs of dimensions, so only the norm of a pair is the same before and after it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Pairing(NamedTuple):
+    """Which dimensions a rotation mixes: the first `rotary` of a head, i with i + rotary/2 or 2i with 2i + 1."""
+
+    rotary: int
+    layout: Literal["halves", "interleaved"]
+
+
+def norm_matrix(states: Tensor) -> Tensor:
+    """states [pos, head, d_head], pads left out → M [head, d_head], each cell's norm over the tokens, float64.
+
+    >>> norm_matrix(torch.tensor([[[3.0, 0.0]], [[4.0, 1.0]]])).tolist()
+    [[5.0, 1.0]]
+    """
+    flat = states.reshape(states.shape[0], -1).double()
+    squares = flat.square_() if flat.data_ptr() != states.data_ptr() else flat.square()
+    total = squares.new_ones(len(squares)) @ squares
+    return total.sqrt_().view(states.shape[1:])
+
+
+def massive_cells(
+    norms: Tensor, multiple: float = 5.0, over: Literal["global", "per_head"] = "global"
+) -> Tensor:
+    """norms M [head, d_head] → bool [head, d_head], True where a cell exceeds `multiple` times the mean.
+
+    The mean is over all cells (`global`) or over those of the same head (`per_head`); both are in use.
+
+    >>> M = torch.tensor([[5.0, 0.0, 1.0, 1.0], [20.0, 20.0, 20.0, 20.0]])
+    >>> massive_cells(M, 1.5).sum().item(), massive_cells(M, 1.5, "per_head").sum().item()
+    (4, 1)
+    """
+    mean = norms.mean() if over == "global" else norms.mean(-1, keepdim=True)
+    return norms > multiple * mean
+
+
+def pair_norms(norms: Tensor, pairing: Pairing) -> Tensor:
+    """norms M [head, d_head] → [head, n]: norms of the pairs that the rotation mixes, then of the dimensions it
+    leaves alone. The same before and after the rotation.
+
+    >>> pair_norms(torch.tensor([[3.0, 0.0, 4.0, 1.0]]), Pairing(4, "halves")).tolist()
+    [[5.0, 1.0]]
+    """
+    rotated, alone = norms[..., : pairing.rotary], norms[..., pairing.rotary :]
+    if pairing.layout == "halves":
+        first, second = rotated.chunk(2, dim=-1)
+    else:
+        first, second = rotated[..., 0::2], rotated[..., 1::2]
+    return torch.cat([torch.hypot(first, second), alone], dim=-1)
+
+
+def pairings(d_head: int) -> list[Pairing]:
+    """The pairings in use for heads of that size, the most usual first: all dimensions rotated, or a part.
+
+    >>> pairings(8)[:2]
+    [Pairing(rotary=8, layout='halves'), Pairing(rotary=8, layout='interleaved')]
+    """
+    sizes = [size for part in (1, 2, 4) for size in [d_head // part] if size >= 2 and size % 2 == 0]
+    return [Pairing(size, layout) for size in dict.fromkeys(sizes) for layout in _LAYOUTS]
+
+
+_LAYOUTS: tuple[Literal["halves", "interleaved"], ...] = ("halves", "interleaved")
+
+
+def pairing_error(before: Tensor, after: Tensor, pairing: Pairing) -> float:
+    """How far pair norms differ before and after the rotation, relative to the largest: 0 for the right pairing.
+
+    before and after: M [head, d_head] of the same states.
+
+    >>> M = torch.tensor([[3.0, 0.0, 4.0, 1.0]])
+    >>> pairing_error(M, torch.tensor([[5.0, 1.0, 0.0, 0.0]]), Pairing(4, "halves"))
+    0.0
+    """
+    first, second = pair_norms(before, pairing), pair_norms(after, pairing)
+    largest = float(first.max())
+    return float((first - second).abs().max()) / largest if largest > 0 else 0.0

@@ -1,0 +1,192 @@
+"""What chance alone would give: Gaussian activations, random rows, uniform attention. Closed forms, no sampling.
+
+Every number here stands beside a measured one and is made from the same shape, norms or length. numpy and scipy only.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+
+_MEDIAN_ABS = 0.6744897501960817
+"""Median of |z| for a standard normal z."""
+_BINS = 128
+"""Row norms are taken one by one up to this many, then in bins of neighbours."""
+_ALONE = 16
+"""The largest norms, which are never put into a bin with others."""
+
+
+@lru_cache(maxsize=4096)
+def gaussian_max_ratio(n: int) -> float:
+    """Expected largest |coordinate| of `n` independent Gaussian ones, over their median |coordinate|.
+
+    ∫ 1 − F(x)ⁿ dx of the half-normal F, over its median. NaN for n = 0.
+
+    >>> round(gaussian_max_ratio(1_000_000), 2)
+    7.43
+    """
+    from scipy.special import erfc
+
+    if n < 1:
+        return float("nan")
+    x = np.linspace(1e-3, 12.0, 12_000)
+    over = -np.expm1(n * np.log1p(-erfc(x / np.sqrt(2))))
+    return float(np.trapezoid(over, x) + x[0]) / _MEDIAN_ABS
+
+
+def gaussian_exceedance(n: int, median: float, threshold: float, ratio: float) -> float:
+    """Expected number of `n` Gaussian coordinates of that median |coordinate| that exceed both `threshold` and
+    `ratio` · median. NaN where the median is.
+
+    >>> gaussian_exceedance(10**6, 1.0, 100.0, 1000.0)
+    0.0
+    """
+    from scipy.special import erfc
+
+    if not median > 0:
+        return 0.0 if median == 0 else float("nan")
+    return float(n * erfc(max(threshold, ratio * median) * _MEDIAN_ABS / median / np.sqrt(2)))
+
+
+@lru_cache(maxsize=65536)
+def gaussian_massive_share(n_tokens: int, multiple: float) -> float:
+    """Share of cells whose norm over `n_tokens` Gaussian values is more than `multiple` times the mean cell's.
+
+    The norm is chi-distributed with `n_tokens` degrees of freedom.
+
+    >>> round(gaussian_massive_share(1, 5.0), 6), gaussian_massive_share(64, 5.0)
+    (6.6e-05, 0.0)
+    """
+    from scipy.special import gammaincc, gammaln
+
+    if n_tokens < 1:
+        return float("nan")
+    mean = np.sqrt(2) * np.exp(gammaln((n_tokens + 1) / 2) - gammaln(n_tokens / 2))
+    share = float(gammaincc(n_tokens / 2, (multiple * mean) ** 2 / 2))
+    return share if share > 1e-300 else 0.0
+
+
+class Spectrum(NamedTuple):
+    """Entropy in nats and share of the first direction, p₁."""
+
+    entropy: float
+    first: float
+
+
+def random_rows(norms: ArrayLike, d: int) -> Spectrum:
+    """norms [pos] → the matrix entropy and p₁ that rows of these norms have if each points in a random direction
+    of `d` dimensions.
+
+    From the self-consistent equation of the resolvent (Marchenko & Pastur 1967; Silverstein 1995), so right up
+    to terms of order 1/d; a simulation scatters by as much. NaN where there is no row with a norm.
+
+    >>> found = random_rows(np.ones(512), 512)
+    >>> round(found.entropy, 2), round(found.first * 512, 2)
+    (5.74, 4.0)
+    """
+    squares = np.asarray(norms, dtype=np.float64) ** 2
+    total = float(squares.sum())
+    if not 0 < total < float("inf") or d < 1:
+        return Spectrum(float("nan"), float("nan"))
+    weight, count = _binned(squares * (d / total))
+    if len(np.atleast_1d(norms)) == 1 or d == 1:
+        return Spectrum(0.0, 1.0)
+    return Spectrum(_entropy(weight, count, d), _first(weight, count, d))
+
+
+def _binned(squares: Floats) -> tuple[Floats, Floats]:
+    """Values, largest first, and how often each occurs: neighbours share their mean."""
+    squares = np.sort(squares[squares > 0])[::-1]
+    if len(squares) <= _BINS:
+        return squares, np.ones(len(squares))
+    parts = np.array_split(squares[_ALONE:], _BINS - _ALONE)
+    weight = np.concatenate([squares[:_ALONE], [part.mean() for part in parts]])
+    count = np.concatenate([np.ones(_ALONE), [float(len(part)) for part in parts]])
+    return weight, count
+
+
+def _entropy(weight: Floats, count: Floats, d: int) -> float:
+    """ln d − (1/d) Σ λ ln λ for eigenvalues of mean 1, from λ ln λ = ∫ λ/(1+s) − λ/(λ+s) ds over s = exp(t)."""
+    step = 0.5
+    s = np.exp(np.arange(-34.0, np.log(weight[0] + 1.0) + 34.0, step))
+    share = count[:, None] / d
+    # m(−s), the mean of 1/(λ+s): Newton from below on an increasing concave function, so it never overshoots.
+    m = np.maximum(1.0 / (1.0 + s), max(0.0, 1.0 - count.sum() / d) / s)
+    for _ in range(200):
+        pull = 1.0 + weight[:, None] * m
+        value = s * m + (share * weight[:, None] * m / pull).sum(0) - 1.0
+        slope = s + (share * weight[:, None] / pull**2).sum(0)
+        change = -value / slope
+        m = m + np.maximum(change, 0.0)
+        if (change <= 1e-14 * m).all():
+            break
+    scaled = weight[:, None] * m
+    mass = (share * scaled / (1.0 + scaled)).sum(0)  # the mean of λ/(λ+s)
+    mean_log = float(((1.0 / (1.0 + s) - mass) * s).sum() * step)
+    return float(np.log(d)) - mean_log
+
+
+def _first(weight: Floats, count: Floats, d: int) -> float:
+    """The largest eigenvalue's share: that of a row which stands out from the rest, or the edge of the bulk."""
+
+    def place(x: float, rest: int) -> float:
+        w, n = weight[rest:], count[rest:]
+        return 1.0 / x + float((n * w / (1.0 - w * x)).sum()) / d
+
+    def slope(x: float, rest: int) -> float:
+        w, n = weight[rest:], count[rest:]
+        return -1.0 / x**2 + float((n * (w / (1.0 - w * x)) ** 2).sum()) / d
+
+    for alone in range(min(_ALONE, len(weight)), 0, -1):
+        is_apart = alone == len(weight) or weight[alone] < weight[alone - 1]
+        if is_apart and slope(1.0 / weight[alone - 1], alone) < 0:
+            return float(min(place(1.0 / weight[0], alone) / d, 1.0))
+    low, high = 0.0, 1.0 / weight[0]
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle, 0) < 0 else (low, middle)
+    return float(min(place(low, 0) / d, 1.0))
+
+
+class UniformAttention(NamedTuple):
+    """Values of a head that spreads its attention evenly over the keys that a query sees; means over queries."""
+
+    entropy: float
+    itself: float
+    concentration: float
+    profile: Floats
+
+
+@lru_cache(maxsize=1024)
+def uniform_attention(length: int, window: int | None = None, n_distances: int = 64) -> UniformAttention:
+    """Entropy (nats, all queries), mass on itself (queries ≥ 1), concentration of received mass, and the mass at
+    distances 0 … n_distances − 1 (mean over the queries that have such a key; NaN where none has).
+
+    >>> found = uniform_attention(4)
+    >>> round(found.entropy, 4), round(found.itself, 4), found.profile[:3].round(4).tolist()
+    (0.7945, 0.3611, [0.5208, 0.3611, 0.2917])
+    """
+    missing = float("nan")
+    profile = np.full(n_distances, missing)
+    if length < 1:
+        return UniformAttention(missing, missing, missing, profile)
+    query = np.arange(length)
+    seen = query + 1.0 if window is None else np.minimum(query + 1.0, window)
+    for distance in range(min(n_distances, length)):
+        near = window is None or distance < window
+        profile[distance] = float((1.0 / seen[distance:]).mean()) if near else 0.0
+    # Key k is seen by queries k … k + window − 1.
+    cumulative = np.concatenate([[0.0], np.cumsum(1.0 / seen)])
+    last = np.full(length, length) if window is None else np.minimum(query + window, length)
+    share = (cumulative[last] - cumulative[query]) / length
+    if length < 2:
+        return UniformAttention(0.0, missing, missing, profile)
+    concentration = 1.0 + float((share * np.log(share)).sum()) / float(np.log(length))
+    return UniformAttention(
+        float(np.log(seen).mean()), float((1.0 / seen[1:]).mean()), concentration, profile
+    )

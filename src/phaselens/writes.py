@@ -1,0 +1,64 @@
+"""What attention heads write into the residual stream, without building [pos, head, d_model].
+
+Shapes: w_o [head, d_head, d_model], the output projection by head; z [pos, head, d_head], the heads' outputs before it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def triangular(w_o: Tensor) -> Tensor:
+    """w_o [head, d_head, d_model] → R [head, d_head, d_head], float64, with ‖z W_O‖ = ‖R z‖ for every z.
+
+    R of the QR factorisation of W_Oᵀ: norms through it are as accurate as through W_O itself.
+
+    >>> R = triangular(torch.tensor([[[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]]]))
+    >>> R[0].abs().tolist()
+    [[5.0, 0.0], [0.0, 2.0]]
+    """
+    factor: Tensor = torch.linalg.qr(w_o.double().transpose(-1, -2), mode="r").R
+    return factor
+
+
+def head_norms(z: Tensor, factor: Tensor) -> Tensor:
+    """z [pos, head, d_head], factor from `triangular` → ‖z W_O‖ [pos, head], float64.
+
+    >>> head_norms(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[5.0, 0.0], [0.0, 2.0]]], dtype=torch.float64)).tolist()
+    [[5.0]]
+    """
+    by_head = z.transpose(0, 1).double() @ factor.transpose(-1, -2)
+    norms: Tensor = torch.linalg.vector_norm(by_head, dim=-1)
+    return norms.transpose(0, 1)
+
+
+class Writes(NamedTuple):
+    """What one key writes, means over queries: by head [head], and all heads together.
+
+    `value_writes` [head] and `together` are ‖v W_O‖ and ‖Σ_h v W_O‖: the same at an attention of 1.
+    """
+
+    heads: Tensor
+    layer: Tensor
+    value_writes: Tensor
+    together: Tensor
+
+
+def writes(mass: Tensor, value: Tensor, w_o: Tensor) -> Writes:
+    """mass [head, query], the attention on one key; value [head, d_head], that key's; w_o → `Writes`, float64.
+
+    ‖A[h, q] · v · W_O‖ is A[h, q] · ‖v W_O‖, for attention is not negative.
+
+    >>> eye = torch.eye(2).expand(2, 2, 2)
+    >>> found = writes(torch.tensor([[0.5, 1.0], [0.5, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 2.0]]), eye)
+    >>> found.heads.tolist(), round(found.layer.item(), 4)
+    ([1.5, 0.5], 1.7071)
+    """
+    written = torch.einsum("hd,hdm->hm", value.double(), w_o.double())
+    norms = torch.linalg.vector_norm(written, dim=-1)
+    mass = mass.double()
+    whole = torch.linalg.vector_norm(mass.T @ written, dim=-1)
+    return Writes(mass.mean(-1) * norms, whole.mean(), norms, torch.linalg.vector_norm(written.sum(0)))
