@@ -186,10 +186,25 @@ def test_null_rotation_makes_attention_blind_to_order() -> None:
 def test_schedules() -> None:
     assert TINY.trunk_lr(0) == pytest.approx(TINY.lr / 4)
     assert TINY.trunk_lr(3) == TINY.trunk_lr(1000) == TINY.lr
-    rates = [TINY.twin_lr(step) for step in range(9)]
+    rates = [TINY.twin_lr(128 * step) for step in range(9)]
     assert rates[:5] == [TINY.lr] * 5
     assert rates[8] == pytest.approx(0.1 * TINY.lr)
     assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_batches_can_shrink_on_the_way(cache: Path, tmp_path: Path) -> None:
+    recipe = TINY.replace(late_batch_tokens=32, late_from_step=3, trunk_tokens=3 * 128 + 5 * 32)
+    assert [recipe.tokens_at(step) for step in (0, 2, 3, 4, 8)] == [0, 256, 384, 416, 544]
+    stream = corpus.open_stream(cache, "train")
+    assert [batches.batch(stream, recipe, step).size for step in (2, 3, 4)] == [128, 32, 32]
+    assert np.array_equal(batches.batch(stream, recipe, 2), batches.batch(stream, TINY, 2))
+    recipe = recipe.replace(late_weight_decay=0.7)
+    assert [recipe.weight_decay_at(step) for step in (2, 3)] == [0.1, 0.7]
+    run = Run(recipe, "trunk", tmp_path, cache)
+    run.run()
+    assert run.step == 8
+    assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.7, 0.0]
+    assert run.log(None)["tokens"] == recipe.trunk_tokens
 
 
 def test_a_recipe_survives_its_file_and_refuses_nonsense(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def batch(stream: Tokens, recipe: Recipe, step: int) -> npt.NDArray[np.int64]:
     """
     rng = np.random.default_rng((recipe.seed, step))
     length = recipe.lengths[step % len(recipe.lengths)]
-    rows = np.full((recipe.batch_tokens // length, length), BOS_ID, dtype=np.int64)
+    rows = np.full((recipe.batch_at(step) // length, length), BOS_ID, dtype=np.int64)
     for row in rows:
         start = int(rng.integers(0, stream.size - length))
         window = np.asarray(stream[start : start + length - 1])

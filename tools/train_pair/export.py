@@ -81,7 +81,7 @@ def export_twin(recipe: Recipe, twin: str, run: Path, cache: Path, out: Path) ->
         "class": type(read).__name__,
         "parameters": sum(p.numel() for p in read.parameters()),
         "trained_tokens": last["tokens"],
-        "branch_tokens": state["branch_step"] * recipe.batch_tokens,
+        "branch_tokens": recipe.tokens_at(state["branch_step"]),
         "seconds": last["seconds"],
         "float32_loss": exact["loss"],
         "n_texts": len(texts),

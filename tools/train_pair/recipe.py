@@ -20,6 +20,9 @@ class Recipe:
     max_positions: int = 512
     rope_theta: float = 10_000.0
     batch_tokens: int = 4096
+    late_from_step: int | None = None
+    late_batch_tokens: int | None = None
+    late_weight_decay: float | None = None
     lengths: tuple[int, ...] = (128, 256, 512)
     copy_rate: float = 0.12
     copy_depth: int = 1
@@ -38,10 +41,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for length in self.lengths:
-            if self.batch_tokens % length or length > self.max_positions:
+            sizes = (self.batch_tokens, self.late_batch_tokens or self.batch_tokens)
+            if any(size % length for size in sizes) or length > self.max_positions:
                 raise ValueError(
-                    f"sequence length {length} must divide batch_tokens={self.batch_tokens} "
-                    f"and not exceed max_positions={self.max_positions}"
+                    f"sequence length {length} must divide batch_tokens={self.batch_tokens} and "
+                    f"late_batch_tokens={self.late_batch_tokens}, and not exceed {self.max_positions} positions"
                 )
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}")
@@ -52,21 +56,34 @@ class Recipe:
         if self.decay_tokens > self.twin_tokens:
             raise ValueError(f"decay_tokens={self.decay_tokens} exceeds twin_tokens={self.twin_tokens}")
 
-    def steps(self, tokens: int) -> int:
-        """Optimiser steps that see `tokens` tokens, rounded down."""
-        return tokens // self.batch_tokens
+    def batch_at(self, step: int) -> int:
+        """Tokens in the batch of `step`."""
+        return self.late_batch_tokens or self.batch_tokens if self.late(step) else self.batch_tokens
+
+    def weight_decay_at(self, step: int) -> float:
+        """Weight decay of the matrices in `step`."""
+        late = self.late_weight_decay if self.late(step) else None
+        return self.weight_decay if late is None else late
+
+    def late(self, step: int) -> bool:
+        """Whether the numbers named late_… hold in `step`, where they are given."""
+        return self.late_from_step is not None and step >= self.late_from_step
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens seen in the first `step` steps."""
+        early = step if self.late_from_step is None else min(step, self.late_from_step)
+        return early * self.batch_tokens + (step - early) * (self.late_batch_tokens or self.batch_tokens)
 
     def trunk_lr(self, step: int) -> float:
         """Linear warm-up, then constant."""
         return self.lr * min(1.0, (step + 1) / self.warmup_steps)
 
-    def twin_lr(self, step: int) -> float:
-        """Constant, then linear to `final_lr_fraction` over `decay_tokens`; `step` counts from the branch."""
-        total, decay = self.steps(self.twin_tokens), self.steps(self.decay_tokens)
-        left = total - step
-        if left >= decay:
+    def twin_lr(self, tokens: int) -> float:
+        """Constant, then linear to `final_lr_fraction` over `decay_tokens`; `tokens` are those since the branch."""
+        left = self.twin_tokens - tokens
+        if left >= self.decay_tokens:
             return self.lr
-        return self.lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * left / decay)
+        return self.lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * left / self.decay_tokens)
 
     def replace(self, **changes: object) -> Recipe:
         """A copy with some numbers changed; an unknown name raises TypeError."""

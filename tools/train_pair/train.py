@@ -103,13 +103,13 @@ class Run:
     def snapshot(self) -> None:
         """Weights alone, in float16, so that any curve can be measured again later."""
         weights = {name: t.detach().to("cpu", torch.float16) for name, t in self.model.state_dict().items()}
-        name = f"{self.step * self.recipe.batch_tokens:010d}.safetensors"
+        name = f"{self.recipe.tokens_at(self.step):010d}.safetensors"
         partial = self.folder / "snapshots" / f"{name}.tmp"
         save_file(weights, partial)
         os.replace(partial, partial.with_suffix(""))
 
     def log(self, train_loss: float | None) -> dict[str, Any]:
-        tokens = self.step * self.recipe.batch_tokens
+        tokens = self.recipe.tokens_at(self.step)
         row: dict[str, Any] = {
             "phase": self.phase,
             "step": self.step,
@@ -125,12 +125,13 @@ class Run:
         """The learning rate of the next step."""
         if self.phase == "trunk":
             return self.recipe.trunk_lr(self.step)
-        return self.recipe.twin_lr(self.step - self.branch_step)
+        return self.recipe.twin_lr(self.recipe.tokens_at(self.step) - self.recipe.tokens_at(self.branch_step))
 
     def train_step(self) -> float:
         """One batch; returns its loss. A loss that is not finite stops the run."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
+        self.optimizer.param_groups[0]["weight_decay"] = self.recipe.weight_decay_at(self.step)
         tokens = torch.from_numpy(batches.batch(self.stream, self.recipe, self.step)).to(self.device)
         # Shifting before the unembedding keeps the slice's backward d_model wide, not vocabulary wide.
         hidden = self.model.model(tokens, use_cache=False).last_hidden_state
@@ -145,36 +146,38 @@ class Run:
         self.step += 1
         return loss.item()
 
-    def last_step(self) -> int:
+    def ended(self, step: int) -> bool:
+        """Whether the phase is over after `step` steps: another batch would go beyond its tokens."""
+        after = self.recipe.tokens_at(step + 1)
         if self.phase == "trunk":
-            return self.recipe.steps(self.recipe.trunk_tokens)
-        return self.branch_step + self.recipe.steps(self.recipe.twin_tokens)
+            return after > self.recipe.trunk_tokens
+        return after > self.recipe.tokens_at(self.branch_step) + self.recipe.twin_tokens
+
+    def due(self, every: int) -> bool:
+        """Whether the last step went past a multiple of `every` tokens."""
+        return self.recipe.tokens_at(self.step) // every > self.recipe.tokens_at(self.step - 1) // every
 
     def run(self, stop_step: int | None = None) -> None:
         """Train to the phase's end (or `stop_step`), whichever comes first, and leave a checkpoint there."""
-        end = self.last_step() if stop_step is None else min(stop_step, self.last_step())
-        every = {
-            name: max(1, self.recipe.steps(getattr(self.recipe, f"{name}_tokens")))
-            for name in ("log", "checkpoint", "snapshot")
-        }
         start, done_before = time.monotonic(), self.seconds
         if self.step == self.branch_step and not (self.folder / CHECKPOINT).exists():
             self.log(None)
             self.save()
             self.snapshot()
         running: list[float] = []
-        while self.step < end:
+        while not self.ended(self.step) and (stop_step is None or self.step < stop_step):
             running.append(self.train_step())
             self.seconds = done_before + time.monotonic() - start
+            last = self.ended(self.step) or self.step == stop_step
             # The first steps after a start or a branch change fastest: 1, 2, 4, 8, … are logged as well.
             since = self.step - self.branch_step
-            if self.step % every["log"] == 0 or self.step == end or since & (since - 1) == 0:
+            if last or self.due(self.recipe.log_tokens) or since & (since - 1) == 0:
                 row = self.log(sum(running) / len(running))
                 running.clear()
                 print(_line(row), flush=True)
-            if self.step % every["snapshot"] == 0 or self.step == end:
+            if last or self.due(self.recipe.snapshot_tokens):
                 self.snapshot()
-            if self.step % every["checkpoint"] == 0 or self.step == end:
+            if last or self.due(self.recipe.checkpoint_tokens):
                 self.save()
 
 
