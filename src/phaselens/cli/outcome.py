@@ -26,7 +26,7 @@ def run_to_exit_code(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows ? in its place
     try:
-        code = app.main(args=list(arguments), prog_name="phaselens", standalone_mode=False)
+        code = _invoke(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
@@ -46,6 +46,16 @@ def run_to_exit_code(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001 - the last resort: a bug is told in one line too
         message = f"unforeseen {type(error).__name__}: {error}; please report it with what --debug prints"
         return _complain(message, 1, debug)
+    return code
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    """The command's own exit code. (Not by `app.main`, which would answer Ctrl-C with a line of its own.)"""
+    try:
+        with app.make_context("phaselens", list(arguments)) as context:
+            code = app.invoke(context)
+    except click.exceptions.Exit as asked:  # --help and --version end so
+        return asked.exit_code
     return code if isinstance(code, int) else 0
 
 
