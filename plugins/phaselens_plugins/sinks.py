@@ -12,29 +12,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import (
-    Column,
-    Display,
-    LayerView,
-    Metric,
-    Params,
-    Table,
-    TableSpec,
-    hookimpl,
-    param,
-)
+from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens_plugins._common import HEAD, LAYER, N_TEXTS, N_TOKENS, TEXT, cell, some
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 SHARE = "share of attention"
-TEXT = Column("text", str, None, "the text's id")
-LAYER = Column("layer", int, "index", "0-based")
-HEAD = Column("head", int, "index", "0-based")
 LOW = Column("ci_low", float, SHARE, "95 % interval, bootstrap over texts")
 HIGH = Column("ci_high", float, SHARE, "95 % interval, bootstrap over texts")
-N_TEXTS = Column("n_texts", int, "texts", "texts with a value")
 
 
 def sink_scores(sink: Tensor, lengths: Tensor, position: int = 0) -> tuple[Tensor, Tensor]:
@@ -144,7 +131,7 @@ class Sinks(Metric[SinkParams]):
                 Column("score_all", float, SHARE, "the same with query 0"),
                 Column("null", float, SHARE, "score of uniform attention at this text's length"),
                 Column("null_all", float, SHARE, "score_all of uniform attention at this text's length"),
-                Column("n_tokens", int, "tokens", "tokens of the text for this model"),
+                N_TOKENS,
             ),
             "a row per text, layer and head",
         ),
@@ -289,13 +276,13 @@ class Sinks(Metric[SinkParams]):
         short = np.array(self.per_text.lengths) <= first
         if short.any():
             needed = "two tokens" if first == 1 else f"{first + 1} tokens"
-            self.warn(f"score is null: fewer than {needed} in text {_some(texts, short)}")
+            self.warn(f"score is null: fewer than {needed} in text {some(texts, short)}")
         missing = np.isnan(score) & ~short[:, None, None]
         if missing.any():
             layers = ", ".join(str(layer) for layer in np.flatnonzero(missing.any((0, 2))))
             self.warn(
                 f"score is null, and rates leave the text out: attention is NaN or infinite in layer {layers}"
-                f" ({int(missing.sum())} heads) for text {_some(texts, missing.any((1, 2)))}"
+                f" ({int(missing.sum())} heads) for text {some(texts, missing.any((1, 2)))}"
             )
 
     def _texts(self, *columns: np.ndarray) -> Table:
@@ -309,10 +296,10 @@ class Sinks(Metric[SinkParams]):
                     texts[text],
                     layer,
                     head,
-                    _cell(score[text, layer, head]),
-                    _cell(score_all[text, layer, head]),
-                    _cell(null[text, layer]),
-                    _cell(null_all[text, layer]),
+                    cell(score[text, layer, head]),
+                    cell(score_all[text, layer, head]),
+                    cell(null[text, layer]),
+                    cell(null_all[text, layer]),
                     lengths[text],
                 )
                 for text in range(n_texts)
@@ -386,7 +373,7 @@ class Sinks(Metric[SinkParams]):
             )
         texts = self.per_text.texts
         by_text = [
-            (texts[at[0]], at[1], at[2], _cell(position[at]), _cell(score[at]), _cell(null[at]))
+            (texts[at[0]], at[1], at[2], cell(position[at]), cell(score[at]), cell(null[at]))
             for at in np.ndindex(position.shape)
         ]
         by_head: list[tuple[Any, ...]] = []
@@ -400,17 +387,6 @@ class Sinks(Metric[SinkParams]):
             means = (_mean(each[there, layer, head]) for each in (score, null))
             by_head.append((layer, head, int(keys[counts.argmax()]), counts.max() / n_texts, *means, n_texts))
         return {"strongest": self.table("strongest", by_text), "positions": self.table("positions", by_head)}
-
-
-def _cell(value: Any) -> float | None:
-    """NaN, which marks a missing value here, as the None that it is in a table."""
-    return None if value != value else float(value)
-
-
-def _some(texts: Sequence[str], chosen: np.ndarray) -> str:
-    """The first few of the chosen texts' ids, and how many more there are."""
-    names = [repr(text) for text, is_chosen in zip(texts, chosen, strict=True) if is_chosen]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _mean(values: np.ndarray) -> float | None:
