@@ -261,12 +261,9 @@ class Sinks(Metric[SinkParams]):
 
         lengths, windows = self.per_text.lengths, self.model.windows
         position = self.params.sink_position
-        known = {
-            (length, window): uniform_score(length, position, window, first)
-            for length in set(lengths)
-            for window in set(windows)
-        }
-        return np.array([[known[length, window] for window in windows] for length in lengths])
+        return np.array(
+            [[uniform_score(length, position, window, first) for window in windows] for length in lengths]
+        )
 
     def _explain(self, score: np.ndarray) -> None:
         """Say why scores are missing."""
@@ -284,27 +281,28 @@ class Sinks(Metric[SinkParams]):
                 f"score is null, and rates leave the text out: attention is NaN or infinite in layer {layers}"
                 f" ({int(missing.sum())} heads) for text {some(texts, missing.any((1, 2)))}"
             )
+        if self.params.strongest:
+            unknown = np.isnan(self.per_text.stack("position")) & ~np.isnan(score)
+            if unknown.any():
+                named = some(texts, unknown.any((1, 2)))
+                self.warn(f"the strongest position is null: attention is NaN or infinite for text {named}")
 
-    def _texts(self, *columns: np.ndarray) -> Table:
-        score, score_all, null, null_all = columns
-        n_texts, n_layers, n_heads = score.shape
+    def _texts(
+        self, score: np.ndarray, score_all: np.ndarray, null: np.ndarray, null_all: np.ndarray
+    ) -> Table:
+        import numpy as np
+
         texts, lengths = self.per_text.texts, self.per_text.lengths
+        columns = (
+            score,
+            score_all,
+            *(np.broadcast_to(each[..., None], score.shape) for each in (null, null_all)),
+        )
         return self.table(
             "texts",
             (
-                (
-                    texts[text],
-                    layer,
-                    head,
-                    cell(score[text, layer, head]),
-                    cell(score_all[text, layer, head]),
-                    cell(null[text, layer]),
-                    cell(null_all[text, layer]),
-                    lengths[text],
-                )
-                for text in range(n_texts)
-                for layer in range(n_layers)
-                for head in range(n_heads)
+                (texts[at[0]], at[1], at[2], *(cell(column[at]) for column in columns), lengths[at[0]])
+                for at in np.ndindex(score.shape)
             ),
         )
 

@@ -289,3 +289,12 @@ def test_attention_that_is_not_finite_is_null_and_never_no_sink(poison: float) -
     (reason,) = [warning for warning in metric.warnings if "NaN or infinite" in warning]
     assert "in layer 1 (1 heads) for text 't1'" in reason
     assert not any(table.not_finite for table in found.values())
+
+
+def test_a_strongest_position_that_cannot_be_known_has_its_reason_too() -> None:
+    spoilt = [[matrix.copy() for matrix in layers] for layers in MATRICES]
+    spoilt[2][0][1, 3, :] = np.nan  # a query that key 5 is not seen by: its score is fine
+    metric = feed(sinks(sink_position=5), spoilt)
+    found = metric.compute()
+    assert [row["text"] for row in found["strongest"].records() if row["position"] is None] == ["t2"]
+    assert "the strongest position is null: attention is NaN or infinite for text 't2'" in metric.warnings

@@ -81,7 +81,9 @@ class MetricCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The metrics' parameters in a section of their own."""
         flags = metric_flags(ctx)
-        own = [param.get_help_record(ctx) for param in super().get_params(ctx)]
+        own = [
+            param.get_help_record(ctx) for param in super().get_params(ctx) if isinstance(param, click.Option)
+        ]
         with formatter.section("Options"):
             formatter.write_dl([record for record in own if record is not None])
         for metric in dict.fromkeys(metric for metric, _ in flags.targets.values()):

@@ -41,11 +41,14 @@ _POSITIVE = click.IntRange(min=1)
     metavar="bundled|FILE",
     help="A .txt file (a text a line) or .jsonl file (`text`, optional `id`).",
 )
-@click.option("--max-tokens", type=_POSITIVE, default=512, help="Cut longer texts to this many tokens.")
-@click.option("--n-texts", type=_POSITIVE, help="Use only the first texts.")
+@click.option(
+    "--max-tokens", type=_POSITIVE, metavar="N", default=512, help="Cut longer texts to this many tokens."
+)
+@click.option("--n-texts", type=_POSITIVE, metavar="N", help="Use only the first texts.")
 @click.option(
     "--batch-tokens",
     type=_POSITIVE,
+    metavar="N",
     default=8192,
     help="Tokens in a batch, pads included; changes speed and memory only.",
 )
@@ -63,7 +66,9 @@ _POSITIVE = click.IntRange(min=1)
     metavar="LABEL=auto|nope",
     help="nope nulls the rotation of that model; repeat.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the bootstrap intervals.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the bootstrap intervals."
+)
 @click.option(
     "--format",
     "form",
