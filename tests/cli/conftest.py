@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tests.toys import letters, save_checkpoint
 
 from phaselens.cli.outcome import run_to_exit_code
+from tests.toys import letters, save_checkpoint
 
 
 class Outcome(NamedTuple):

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Phaselens
-from tests.runs.metrics import probe
 
 from phaselens.cli.options import by_metric, split_names
 from phaselens.plugin import Params, Plugins, param
+from tests.cli.conftest import Phaselens
+from tests.runs.metrics import probe
 
 Fails = Callable[..., str]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.conftest import Phaselens
-from tests.runs.metrics import probe
 
 from phaselens.plugin import Plugins, Table
+from tests.cli.conftest import Phaselens
+from tests.runs.metrics import probe
 
 Fails = Callable[..., str]
 

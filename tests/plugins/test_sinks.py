@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.toys import toy_info
 
 from phaselens.plugin import Batch, LayerView
 from phaselens_plugins.sinks import SinkParams, Sinks, sink_scores, strongest_position, uniform_score
+from tests.toys import toy_info
 
 HARMONIC = {length: sum(1 / n for n in range(1, length + 1)) for length in range(1, 65)}
 

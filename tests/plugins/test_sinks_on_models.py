@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.toys import letters, toy_lens, toy_tokenizer
 
 import phaselens
 from phaselens.testing import tiny_model
+from tests.toys import letters, toy_lens, toy_tokenizer
 
 TEXTS = [letters(length, length) for length in (11, 4, 17, 8)]
 

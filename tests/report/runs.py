@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tests.toys import toy_info
-
 from phaselens.runs import Failure, MetricResult, ModelRecord, Run, TextRecord
 from phaselens_plugins.sinks import Sinks
+from tests.toys import toy_info
 
 Row = tuple[float | None, float | None, float | None, float | None]
 ROWS: tuple[Row, ...] = ((0.1, 0.05, 0.2, 0.02), (0.625, 0.5, 0.75, 0.02), (None, None, None, None))

@@ -5,10 +5,10 @@ import io
 import json
 
 import pytest
-from tests.report.runs import made_run
 
 from phaselens.errors import InputError
 from phaselens.report import formats
+from tests.report.runs import made_run
 
 
 def test_json_is_one_strict_object() -> None:

@@ -5,11 +5,11 @@ import re
 
 import pytest
 from rich.console import Console
-from tests.report.runs import made_run
-from tests.runs.metrics import Probe
 
 from phaselens.report import printing, tables
 from phaselens.runs import Run
+from tests.report.runs import made_run
+from tests.runs.metrics import Probe
 
 
 def terminal(run: Run, width: int = 100) -> str:

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.runs.metrics import Probe, probe
-from tests.toys import letters, toy_lens
 
 import phaselens
 from phaselens.errors import InputError
 from phaselens.plugin import LayerView
 from phaselens_plugins.sinks import Sinks
+from tests.runs.metrics import Probe, probe
+from tests.toys import letters, toy_lens
 
 TEXTS = [letters(length, length) for length in (4, 9, 2, 6)]
 

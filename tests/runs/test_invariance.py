@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import pytest
-from tests.toys import letters, toy_lens
 
 import phaselens
 from phaselens.data import Text
+from tests.toys import letters, toy_lens
 
 TEXTS = [letters(length, length) for length in (3, 17, 1, 8, 8, 30, 5, 12)]
 MOST = 1e-6

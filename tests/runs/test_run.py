@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runs.metrics import probe
-from tests.toys import letters, save_checkpoint, toy_lens, toy_tokenizer
 
 import phaselens
 from phaselens.data import Text
 from phaselens.errors import InputError, ModelError
 from phaselens.testing import tiny_model
+from tests.runs.metrics import probe
+from tests.toys import letters, save_checkpoint, toy_lens, toy_tokenizer
 
 TEXTS = [letters(length, length) for length in (4, 9, 2)]
 TABLES = {
