@@ -2,29 +2,57 @@
 
 Shapes, everywhere: q [batch, head, query, d_head], k and v [batch, kv_head, key, d] (key heads shared by
 groups of query heads are not repeated), lse [batch, head, query] in nats. `lengths` are the numbers of real
-tokens of right-padded texts.
+tokens of right-padded texts. Keyword options, everywhere: `SoftmaxOptions`.
+
+Accuracy: weights and entropies within 1e-5, log-sum-exps within 1e-5 of their size, against float64, for
+float32 inputs of any magnitude: heads whose scores are too large for float32 are computed in float64. Inputs
+in half precision are taken as they are and summed in float32. A query or key that is NaN or infinite makes
+NaN of all that it takes part in.
 """
 
 from phaselens.attention._attend import attend
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
+from phaselens.attention._nulls import (
+    uniform_distance,
+    uniform_entropy,
+    uniform_received,
+    uniform_sink,
+    uniform_window,
+)
+from phaselens.attention._problem import SoftmaxOptions
+from phaselens.attention._readings import concentration, normalised_entropy, query_mean, sink_score
 from phaselens.attention._statistics import (
     Summary,
+    distance_mass,
     received_mass,
     refine_lse,
     row_entropy,
     sink_mass,
     summarise,
+    window_mass,
 )
 
 __all__ = [
+    "SoftmaxOptions",
     "Summary",
     "attend",
+    "concentration",
+    "distance_mass",
     "explicit",
     "explicit_pattern",
     "explicit_scores",
+    "normalised_entropy",
+    "query_mean",
     "received_mass",
     "refine_lse",
     "row_entropy",
     "sink_mass",
+    "sink_score",
     "summarise",
+    "uniform_distance",
+    "uniform_entropy",
+    "uniform_received",
+    "uniform_sink",
+    "uniform_window",
+    "window_mass",
 ]

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from phaselens.attention import _kernels
-from phaselens.attention._problem import Problem, no_gradient
+from phaselens.attention._problem import Problem, SoftmaxOptions, no_gradient
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    mask: Tensor | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]) -> tuple[Tensor, Tensor]:
     """Softmax attention and the log-sum-exp of its rows: (out, lse), in O(query) memory.
 
     q [batch, head, query, d_head], k [batch, kv_head, key, d_head], v [batch, kv_head, key, d_v], where
     the number of heads is a multiple of kv_heads. out [batch, head, query, d_v] in q's dtype; lse [batch,
-    head, query] in nats, float32 (float64 for float64 inputs).
+    head, query] in nats, float32 (float64 for float64 inputs). Options: `SoftmaxOptions`. A query that sees
+    nothing gets out 0 and lse −inf (the learned sink's logit where there is one).
 
-    `mask` [batch | 1, head | 1, query, key] is bool (True = visible) or added to the scores; None is
-    causal, the last query standing at the last key. `window` lets a query see itself and the window − 1
-    keys before it. `softcap` c turns a score s into c·tanh(s/c). `sinks` [head] are learned logits: one
-    more column of the softmax that has no value. A query that sees nothing gets out 0 and lse −inf (the
-    sink's logit where there is one).
+    Fused where the device has a kernel: the model's own rounding, so `out` is what the model computes.
 
     Raises ValueError where shapes do not fit, RuntimeError where a gradient would be needed.
 
@@ -40,12 +29,14 @@ def attend(
     >>> [round(value, 4) for value in lse[0, 0].exp().tolist()]
     [1.0, 2.0, 3.0, 4.0]
     """
+    sinks = options.get("sinks")
     no_gradient("attend", q, k, v, sinks)
-    problem = Problem(q, k, scale, mask, window, softcap, sinks)
+    problem = Problem(q, k, **options)
     check_values(k, v)
     out, lse = _kernels.attend(problem, v)
     if sinks is not None:
-        real, lse = lse, torch.logaddexp(lse, _column(sinks, lse))
+        column = sinks.to(lse.dtype)[None, :, None]
+        real, lse = lse, torch.logaddexp(lse, column)
         out = out * (real - lse).exp()[..., None]
     return out.to(q.dtype), lse
 
@@ -57,7 +48,3 @@ def check_values(k: Tensor, v: Tensor) -> None:
             f"expected v [batch, kv_head, key, d_v] = ({front}, d_v) of {k.dtype}, "
             f"received {tuple(v.shape)} of {v.dtype}"
         )
-
-
-def _column(sinks: Tensor, lse: Tensor) -> Tensor:
-    return sinks.to(lse.dtype)[None, :, None].expand(lse.shape)

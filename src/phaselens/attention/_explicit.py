@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
 from phaselens.attention._attend import check_values
-from phaselens.attention._problem import Problem
+from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.attention._strips import mix
 
 
 def explicit(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float,
-    mask: Tensor | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(out, scores, pattern) with the full matrix: O(query · key) memory, differentiable.
 
     out [batch, head, query, d_v] and pattern [batch, head, query, key] in q's dtype; scores [batch, head,
-    query, key] in float32 (float64 for float64 inputs), −inf where hidden: half precision would overflow
-    at 65,504. Arguments and errors as in `attend`.
+    query, key] in float32 or wider, −inf where hidden: half precision would overflow at 65,504. Arguments
+    and errors as in `attend`.
 
     >>> import torch
     >>> q = k = torch.zeros(1, 1, 3, 4)
@@ -33,9 +27,10 @@ def explicit(
     >>> pattern[0, 0, 1].tolist()
     [0.5, 0.5, 0.0]
     """
-    scores = explicit_scores(q, k, scale=scale, mask=mask, window=window, softcap=softcap)
     check_values(k, v)
-    pattern = explicit_pattern(scores, sinks=sinks).to(q.dtype)
+    problem = Problem(q, k, **options)
+    scores = _scores(problem)
+    pattern = explicit_pattern(scores, sinks=problem.sinks).to(q.dtype)
     return mix(pattern, v), scores, pattern
 
 
@@ -49,15 +44,18 @@ def explicit_scores(
     softcap: float | None = None,
 ) -> Tensor:
     """Scores [batch, head, query, key] as the softmax sees them, float32 or wider, −inf where hidden."""
-    problem = Problem(q, k, scale, mask, window, softcap)
-    everything = (0, problem.n_queries), (0, problem.n_keys)
-    dtype = problem.accumulate
-    batch, n_heads, n_queries, _ = q.shape
-    scores = q.to(dtype).reshape(batch, k.shape[1], -1, q.shape[-1]) @ k.to(dtype).transpose(-1, -2) * scale
-    scores = scores.view(batch, n_heads, n_queries, -1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    hidden, bias = problem.block(*everything)
+    return _scores(Problem(q, k, scale, mask, window, softcap))
+
+
+def _scores(problem: Problem) -> Tensor:
+    dtype, cap = problem.accumulate, problem.softcap
+    q, k = problem.q.to(dtype), problem.k.to(dtype)
+    batch, n_heads, n_queries, d_head = q.shape
+    grouped = q.reshape(batch, k.shape[1], -1, d_head)
+    scores = (grouped @ k.transpose(-1, -2) * problem.scale).view(batch, n_heads, n_queries, -1)
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
+    hidden, bias = problem.block((0, n_queries), (0, problem.n_keys))
     if bias is not None:
         scores = scores + bias
     return scores if hidden is None else scores.masked_fill(hidden, -torch.inf)

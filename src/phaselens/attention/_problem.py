@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Required, TypedDict
 
 import torch
 from torch import Tensor
+
+
+class SoftmaxOptions(TypedDict, total=False):
+    """What shapes the softmax, the same in every function.
+
+    scale: factor of the dot products, usually d_head ** -0.5.
+    mask: [batch | 1, head | 1, query, key], bool (True = visible) or added to the scores, where −inf and a
+        dtype's most negative number hide; says alone who sees whom. None: causal, the last query standing
+        at the last key.
+    window: a query sees itself and the window − 1 keys before it, none after.
+    softcap: c turns a score s into c·tanh(s / c).
+    sinks: [head], learned logits: one more column of the softmax, without a value.
+    """
+
+    scale: Required[float]
+    mask: Tensor | None
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -7,6 +7,7 @@ exp(s − lse) would keep all of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -15,30 +16,32 @@ from torch import Tensor
 
 from phaselens.attention._problem import Problem
 
-ROWS = 64
+ROWS = 128
 """Queries in a strip, where its keys leave room for as many."""
 CPU_ELEMENTS = 1 << 20
-"""Scores held at a time by each thread of a CPU: about what its share of the cache holds."""
-GPU_ELEMENTS = 1 << 26
-"""Scores held at a time on a GPU."""
+"""Scores of a strip for each thread of a CPU. Where rows are long, up to 4 times as many."""
+GPU_ELEMENTS = 1 << 24
+"""Scores of a strip on a GPU, likewise."""
 
-_NEVER = -1e4
-"""A log weight whose exp is 0 in every dtype, and whose product with that 0 is 0."""
+LN_2 = math.log(2)
+_NEVER = -2000.0
+"""A log weight whose exp2 is 0 in every dtype, and whose product with that 0 is 0."""
 
 
 class Strip(NamedTuple):
     """Queries rows[0] … rows[1]−1 on keys cols[0] … cols[1]−1, of some batch rows and heads.
 
-    `log_p` and `p` = exp(log_p) are [batch, head, row, col], up to a factor a row; p / total are the weights.
-    `total` [batch, head, row] sums p with the learned sink's column, `real` without it. `reference` [batch,
-    head, row] was subtracted from the scores. Both large tensors are overwritten by the next strip.
+    `log2_p` and `p` = 2 ** log2_p are [batch, head, row, col], up to a factor a row; p / total are the
+    weights. (Base 2, because exp slows down forty times where it underflows, and exp2 does not.) `total`
+    [batch, head, row] sums p with the learned sink's column, `real` without it. `reference` [batch, head,
+    row], in nats, was subtracted from the scores. Both large tensors are overwritten by the next strip.
     """
 
     batch: slice
     heads: slice
     rows: tuple[int, int]
     cols: tuple[int, int]
-    log_p: Tensor
+    log2_p: Tensor
     p: Tensor
     real: Tensor
     total: Tensor
@@ -84,7 +87,7 @@ def _sizes(problem: Problem) -> tuple[int, list[tuple[int, int]], list[tuple[int
         room = GPU_ELEMENTS
     n_keys = problem.n_seen(max(0, problem.n_queries - ROWS), problem.n_queries)
     row = max(1, group * n_keys)
-    n_rows = max(1, min(ROWS, room // row))
+    n_rows = max(1, min(ROWS, 4 * room // row))
     units = max(1, room // (n_rows * row))
     if units >= n_kv:
         return n_rows, list(spans(0, batch, max(1, units // n_kv))), [(0, n_kv)]
@@ -114,11 +117,12 @@ def _of_part(
         _fill(scores, problem, q[:, :, start:stop], k[:, :, first:last], reference)
         _hide(scores, problem, (start, stop), (first, last), -torch.inf if lse is None else _NEVER)
         if lse is None:
-            reference = scores.amax(-1)
-            reference = reference.masked_fill(reference == -torch.inf, 0.0)
-            scores -= reference[..., None]
+            top = scores.amax(-1)
+            top = top.masked_fill(top == -torch.inf, 0.0)
+            scores -= top[..., None]
             scores.masked_fill_(scores == -torch.inf, _NEVER)
-        torch.exp(scores, out=p)
+            reference = top * LN_2
+        torch.exp2(scores, out=p)
         real = p.sum(-1)
         total = real
         if problem.sinks is not None:
@@ -127,16 +131,17 @@ def _of_part(
 
 
 def _fill(scores: Tensor, problem: Problem, q: Tensor, k: Tensor, reference: Tensor) -> None:
-    """scores := scale · q k − reference, capped; q [unit, group, row, d_head], k [unit, d_head, col]."""
+    """scores := (scale · q k, capped, − reference) / ln 2; q [unit, group, row, d_head], k [unit, d_head, col]."""
     units, group, n_rows, d_head = q.shape
     flat = scores.view(units, group * n_rows, -1)
     queries = q.reshape(units, group * n_rows, d_head)
     if problem.softcap is None:
-        start = -reference.reshape(units, group * n_rows, 1)
-        torch.baddbmm(start, queries, k, alpha=problem.scale, out=flat)
+        start = -reference.reshape(units, group * n_rows, 1) / LN_2
+        torch.baddbmm(start, queries, k, alpha=problem.scale / LN_2, out=flat)
     else:
         torch.bmm(queries, k, out=flat)
-        scores.mul_(problem.scale / problem.softcap).tanh_().mul_(problem.softcap).sub_(reference[..., None])
+        scores.mul_(problem.scale / problem.softcap).tanh_()
+        scores.mul_(problem.softcap / LN_2).sub_(reference[..., None] / LN_2)
 
 
 def _hide(scores: Tensor, problem: Problem, rows: tuple[int, int], cols: tuple[int, int], low: float) -> None:
@@ -144,7 +149,7 @@ def _hide(scores: Tensor, problem: Problem, rows: tuple[int, int], cols: tuple[i
         hidden, bias = problem.block(rows, edge)
         view = scores[..., edge[0] - cols[0] : edge[1] - cols[0]]
         if bias is not None:
-            view += bias
+            view += bias / LN_2
         if hidden is not None:
             view.masked_fill_(hidden, low)
 

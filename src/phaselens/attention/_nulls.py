@@ -1,0 +1,103 @@
+"""What attention spread evenly over the visible keys would give: the number beside each statistic."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=65536)
+def uniform_sink(
+    n_tokens: int, include_query0: bool = False, position: int = 0, window: int | None = None
+) -> float | None:
+    """Sink score of uniform attention in a text of `n_tokens`; None where no query counts.
+
+    The mean over queries max(position, 1) … n_tokens − 1 (from 0 with `include_query0`) of 1 / (keys seen),
+    0 where `window` hides the key: (H_T − 1) / (T − 1) for position 0, or H_T / T with query 0, where H_T
+    is a harmonic number. METRICS 2.1 (a).
+
+    >>> round(uniform_sink(9), 6), round(uniform_sink(9, include_query0=True), 6), uniform_sink(1)
+    (0.228621, 0.31433, None)
+    """
+    _check(n_tokens, window)
+    first = max(position, 0 if include_query0 else 1)
+    if first >= n_tokens:
+        return None
+    last = n_tokens if window is None else min(n_tokens, position + window)
+    return math.fsum(1 / seen for seen in _seen(first, last, window)) / (n_tokens - first)
+
+
+@lru_cache(maxsize=65536)
+def uniform_entropy(n_tokens: int, window: int | None = None) -> float:
+    """Mean row entropy in nats of uniform attention, ln(T!) / T without a window; row 0, which is 0, counts.
+
+    >>> round(uniform_entropy(4), 6)
+    0.794513
+    """
+    _check(n_tokens, window)
+    return math.fsum(math.log(seen) for seen in _seen(0, n_tokens, window)) / n_tokens
+
+
+def uniform_received(n_tokens: int, window: int | None = None) -> Tensor:
+    """Mass [key], in queries, that each key receives from uniform attention: H_T − H_k. float64.
+
+    >>> [round(value, 4) for value in uniform_received(3).tolist()]
+    [1.8333, 0.8333, 0.3333]
+    """
+    share = _shares(n_tokens, window)
+    after = torch.cat([share.flip(0).cumsum(0).flip(0), share.new_zeros(1)])
+    last = torch.arange(n_tokens) + (n_tokens if window is None else window)
+    return after[:-1] - after[last.clamp(max=n_tokens)]
+
+
+def uniform_distance(n_tokens: int, window: int | None = None) -> Tensor:
+    """Mass [distance], in queries, that uniform attention gives so many positions back. float64.
+
+    >>> [round(value, 4) for value in uniform_distance(3, window=2).tolist()]
+    [2.0, 1.0, 0.0]
+    """
+    share = _shares(n_tokens, window)
+    mass = share.flip(0).cumsum(0).flip(0)
+    if window is not None:
+        mass[window:] = 0.0
+    return mass
+
+
+def uniform_window(
+    n_tokens: int,
+    width: int,
+    *,
+    include_self: bool = False,
+    exclude_first: bool = True,
+    window: int | None = None,
+) -> Tensor:
+    """Mass [query] that uniform attention gives the `width` keys before a query; as `window_mass`. float64.
+
+    >>> [round(value, 4) for value in uniform_window(5, 2).tolist()]
+    [0.0, 0.0, 0.3333, 0.5, 0.4]
+    """
+    query = torch.arange(n_tokens)
+    reach = width if window is None else min(width, window - 1)
+    first = (query - reach).clamp(min=int(exclude_first))
+    return (query + int(include_self) - first).clamp(min=0) * _shares(n_tokens, window)
+
+
+def _seen(first: int, last: int, window: int | None) -> list[int]:
+    """Keys that queries first … last − 1 see."""
+    return [query + 1 if window is None else min(query + 1, window) for query in range(first, last)]
+
+
+def _shares(n_tokens: int, window: int | None) -> Tensor:
+    """1 / (keys seen), [query]."""
+    _check(n_tokens, window)
+    return torch.tensor(_seen(0, n_tokens, window), dtype=torch.float64).reciprocal()
+
+
+def _check(n_tokens: int, window: int | None) -> None:
+    if n_tokens < 1:
+        raise ValueError(f"expected a text of at least 1 token, received {n_tokens}")
+    if window is not None and window < 1:
+        raise ValueError(f"expected a window of at least 1 key (the query's own), received {window}")

@@ -1,0 +1,84 @@
+"""Numbers per text read off the statistics: scores, normalised entropies, concentration. All in float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0) -> Tensor:
+    """Mean of rows [batch, head, query] over queries first … length − 1: [batch, head].
+
+    `lengths` [batch] are the numbers of real tokens of right-padded texts; what stands beyond them is not
+    looked at. A text with no such query has no mean: NaN, and it has no other cause but NaN in `rows`.
+
+    >>> import torch
+    >>> rows = torch.tensor([[[1.0, 0.5, 0.25, 9.0]]])
+    >>> query_mean(rows, torch.tensor([3]), first=1)
+    tensor([[0.3750]], dtype=torch.float64)
+    """
+    if rows.ndim != 3 or lengths.shape != rows.shape[:1]:
+        raise ValueError(
+            "expected rows [batch, head, query] and lengths [batch], "
+            f"received {tuple(rows.shape)} and {tuple(lengths.shape)}"
+        )
+    lengths = lengths.to(rows.device)
+    query = torch.arange(rows.shape[-1], device=rows.device)
+    counts = (query >= first) & (query < lengths[:, None])
+    total = rows.double().masked_fill(~counts[:, None], 0.0).sum(-1)
+    number = counts.sum(-1)[:, None]
+    return torch.where(number > 0, total / number, torch.nan)
+
+
+def sink_score(sink: Tensor, lengths: Tensor, *, include_query0: bool = False, position: int = 0) -> Tensor:
+    """Sink score [batch, head] of each text, a fraction of attention: the mean of `sink_mass` of `position`.
+
+    sink [batch, head, query], lengths [batch]. The mean is over all queries from `position` on; query 0,
+    which can only attend to itself, is left out unless `include_query0` (for other positions it cannot
+    see the key anyway). NaN where a text has no such query. METRICS 2.1; Gu et al. 2024, section 3.
+
+    >>> import torch
+    >>> sink = torch.tensor([[[1.0, 0.6, 0.5, 0.7, 0.2]]], dtype=torch.float64)
+    >>> score = sink_score(sink, torch.tensor([5]))
+    >>> round(score.item(), 4), round(sink_score(sink, torch.tensor([5]), include_query0=True).item(), 4)
+    (0.5, 0.6)
+    """
+    return query_mean(sink, lengths, first=max(position, 0 if include_query0 else 1))
+
+
+def normalised_entropy(entropy: Tensor, *, window: int | None = None) -> Tensor:
+    """Row entropy [..., query] over its largest possible value, the log of the number of visible keys.
+
+    0 is all on one key, 1 is uniform; NaN for query 0, which has no choice. Queries stand at positions
+    0, 1, …; with `window`, a query sees itself and the window − 1 keys before it.
+
+    >>> import torch
+    >>> normalised_entropy(torch.tensor([0.0, 0.0, 1.0986123]))
+    tensor([   nan, 0.0000, 1.0000], dtype=torch.float64)
+    """
+    seen = torch.arange(1, entropy.shape[-1] + 1, dtype=torch.float64, device=entropy.device)
+    if window is not None:
+        seen = seen.minimum(seen.new_tensor(float(window)))
+    return torch.where(seen > 1, entropy.double() / seen.log(), torch.nan)
+
+
+def concentration(received: Tensor, lengths: Tensor) -> Tensor:
+    """How far received attention is from evenly spread, [batch, head]: 0 is even, 1 is all on one key.
+
+    C = 1 + Σ_k c_k ln c_k / ln T with c_k = received_k / T. received [batch, head, key] as `received_mass`
+    gives it for the same `lengths`; NaN for a text of one token. METRICS 2.2, ColSum concentration.
+
+    >>> import torch
+    >>> concentration(torch.tensor([[[3.0, 0.0, 0.0]]]), torch.tensor([3])).item()
+    1.0
+    """
+    if received.ndim != 3 or lengths.shape != received.shape[:1]:
+        raise ValueError(
+            "expected received [batch, head, key] and lengths [batch], "
+            f"received {tuple(received.shape)} and {tuple(lengths.shape)}"
+        )
+    size = lengths.to(received.device, torch.float64)[:, None]
+    key = torch.arange(received.shape[-1], device=received.device)
+    share = received.double().masked_fill(~(key < size)[:, None], 0.0) / size[..., None]
+    spread = torch.special.entr(share).sum(-1)
+    return torch.where(size > 1, 1 - spread / size.log(), torch.nan)
