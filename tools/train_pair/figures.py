@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from tools.train_pair.results import RESULTS, read_log
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images" / "pair"
-ROPE, DROPE, TRUNK = "#1b6ca8", "#d1495b", "#555555"
+ROPE, DROPE, TRUNK, NORM = "#1b6ca8", "#d1495b", "#555555", "#e0a030"
 Rows = Sequence[dict[str, Any]]
 
 
@@ -39,51 +39,71 @@ def _branch(axes: Axes, trunk: Rows) -> None:
     axes.axvline(trunk[-1]["tokens"] / 1e6, color="black", linewidth=0.8, linestyle=":")
 
 
+def _panels(trunk: Rows, rope: Rows, drope: Rows) -> tuple[Figure, list[tuple[Axes, Rows]]]:
+    """Three panels side by side: the trunk, and each twin from the branch on."""
+    figure, axes = plt.subplots(
+        1, 3, figsize=(12, 4.2), sharey=True, layout="constrained", width_ratios=(1.5, 1, 1)
+    )
+    titles = ("trunk", "rope, from the branch on", "drope: rotation nulled at the branch")
+    for one, title in zip(axes, titles, strict=True):
+        one.set(title=title, xlabel="tokens trained, millions")
+    return figure, list(zip(axes, (trunk, rope, drope), strict=True))
+
+
 def sinks(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
-    """Every head past layer 0, twin by twin, on a shared trunk."""
-    figure, both = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    """Every head past layer 0: the trunk, and each twin."""
+    figure, panels = _panels(trunk, rope, drope)
     n_layers = len(trunk[0]["sink"])
     colors = layer_colors(n_layers)
-    for axes, twin, title in zip(
-        both, (rope, drope), ("rope", "drope: rotation nulled at the branch"), strict=True
-    ):
-        rows = [*trunk, *twin]
+    for axes, rows in panels:
         for layer in range(1, n_layers):
             for head in range(len(rows[0]["sink"][layer])):
                 axes.plot(
-                    millions(rows), [r["sink"][layer][head] for r in rows], color=colors[layer], linewidth=1
+                    millions(rows), [r["sink"][layer][head] for r in rows], color=colors[layer], linewidth=1.2
                 )
         axes.axhline(0.3, color="black", linewidth=0.8, linestyle="--")
         axes.axhline(uniform_sink(256), color="grey", linewidth=0.8)
-        _branch(axes, trunk)
-        axes.set(title=title, xlabel="tokens trained, millions", ylim=(0, 1))
-    both[0].set_ylabel("attention to <s>, mean of a head")
+        axes.set(ylim=(0, 0.8))
+    first = panels[0][0]
+    first.set_ylabel("attention to <s>, mean of a head")
     handles = [plt.Line2D([], [], color=colors[i], label=f"layer {i}") for i in range(1, n_layers)]
     handles += [
         plt.Line2D([], [], color="black", linestyle="--", linewidth=0.8, label="threshold 0.3"),
         plt.Line2D([], [], color="grey", linewidth=0.8, label="uniform attention"),
-        plt.Line2D([], [], color="black", linestyle=":", linewidth=0.8, label="branch"),
     ]
-    both[0].legend(handles=handles, fontsize=8, loc="upper left")
+    first.legend(handles=handles, fontsize=8, loc="upper left")
     return figure
 
 
 def norms(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
     """BOS norm ratio after each layer."""
-    figure, both = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
+    figure, panels = _panels(trunk, rope, drope)
     n_layers = len(trunk[0]["bos_ratio"])
     colors = layer_colors(n_layers)
-    for axes, twin, title in zip(
-        both, (rope, drope), ("rope", "drope: rotation nulled at the branch"), strict=True
-    ):
-        rows = [*trunk, *twin]
+    for axes, rows in panels:
         for layer in range(n_layers):
             label = f"after layer {layer}"
             axes.plot(millions(rows), [r["bos_ratio"][layer] for r in rows], color=colors[layer], label=label)
-        _branch(axes, trunk)
-        axes.set(title=title, xlabel="tokens trained, millions", ylim=(0, None))
-    both[0].set_ylabel("norm of <s> over median of the others")
-    both[0].legend(fontsize=8, loc="upper left")
+        axes.set(ylim=(0, None))
+    panels[0][0].set_ylabel("norm of <s> over median of the others")
+    panels[0][0].legend(fontsize=8, loc="upper left")
+    return figure
+
+
+def entropies(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
+    """Matrix entropy after each layer."""
+    figure, panels = _panels(trunk, rope, drope)
+    n_layers = len(trunk[0]["entropy"])
+    colors = layer_colors(n_layers)
+    for axes, rows in panels:
+        for layer in range(n_layers):
+            label = f"after layer {layer}"
+            axes.plot(millions(rows), [r["entropy"][layer] for r in rows], color=colors[layer], label=label)
+    # The first million tokens go through a collapse to 0.5 nats that would flatten everything after it.
+    later = [value for rows in (rope, drope) for row in rows for value in row["entropy"]]
+    panels[0][0].set_ylim(min(later) - 0.1, max(later) + 0.1)
+    panels[0][0].set_ylabel("matrix entropy, nats")
+    panels[0][0].legend(fontsize=8, loc="lower right")
     return figure
 
 
@@ -133,26 +153,35 @@ def depth(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
     return figure
 
 
-def tried(trunk: Rows, others: dict[str, Rows], count: int = 5) -> Figure:
-    """The strongest heads of each candidate by tokens seen."""
-    runs = {"shipped": trunk, **others}
-    figure, panels = plt.subplots(
-        1, len(runs), figsize=(5.5 * len(runs), 4), sharey=True, layout="constrained"
+def tried(runs: dict[str, Rows], count: int = 5) -> Figure:
+    """The strongest heads and the largest norm ratio of each run by tokens seen."""
+    columns = 3
+    height = -(-len(runs) // columns)
+    figure, grid = plt.subplots(
+        height,
+        columns,
+        figsize=(12, 3.3 * height),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
-    for axes, (name, rows) in zip(np.atleast_1d(panels), runs.items(), strict=True):
+    top = 1.1 * max(max(r["bos_ratio"]) for rows in runs.values() for r in rows)
+    for axes in grid.flat[len(runs) :]:
+        axes.axis("off")
+    for axes, (name, rows) in zip(grid.flat, runs.items(), strict=False):
         ranked = [sorted((v for layer in r["sink"][1:] for v in layer), reverse=True)[:count] for r in rows]
         for place in range(count):
-            axes.plot(millions(rows), [r[place] for r in ranked], color=ROPE, alpha=1 - place / (count + 1))
+            shade = 1 - place / (count + 1)
+            axes.plot(millions(rows), [r[place] for r in ranked], color=ROPE, alpha=shade)
         ratio = axes.twinx()
-        ratio.plot(millions(rows), [max(r["bos_ratio"]) for r in rows], color="#e0a030")
-        ratio.set(ylim=(0, 1.1 * max(max(r["bos_ratio"]) for run in runs.values() for r in run)))
-        ratio.set_ylabel("largest norm ratio of <s> (yellow)")
-        axes.set(
-            title=name,
-            xlabel="tokens trained, millions",
-            ylabel=f"{count} strongest heads past layer 0 (blue)",
-        )
-        axes.set_xlim(0, max(run[-1]["tokens"] for run in runs.values()) / 1e6)
+        ratio.plot(millions(rows), [max(r["bos_ratio"]) for r in rows], color=NORM)
+        ratio.set(ylim=(0, top))
+        axes.set(title=name, ylim=(0, 0.6))
+        axes.xaxis.set_tick_params(labelbottom=True)
+    figure.supxlabel("tokens trained, millions")
+    figure.supylabel(f"sink score, {count} strongest heads past layer 0 (blue)")
+    figure.text(1.0, 0.5, "largest norm ratio of <s> (yellow)", rotation=270, va="center", ha="left")
     return figure
 
 
@@ -163,13 +192,12 @@ def main() -> None:
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     trunk, rope, drope = (read_log(args.results / f"{name}.jsonl") for name in ("trunk", "rope", "drope"))
-    for draw in (sinks, norms, loss, depth):
+    for draw in (sinks, norms, entropies, loss, depth):
         draw(trunk, rope, drope).savefig(args.out / f"{draw.__name__}.png", dpi=110)
-    others = {
-        path.stem.removeprefix("tried-"): read_log(path)
-        for path in sorted(args.results.glob("tried-*.jsonl"))
-    }
-    tried(trunk, others).savefig(args.out / "tried.png", dpi=110)
+    runs = {"shipped, trunk and rope": [*trunk, *rope]}
+    for path in sorted(args.results.glob("tried-*.jsonl")):
+        runs[path.stem.removeprefix("tried-").replace("-", " ")] = read_log(path)
+    tried(runs).savefig(args.out / "tried.png", dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":
