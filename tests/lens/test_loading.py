@@ -301,3 +301,41 @@ def test_objects(tokens):
     lens = phaselens.load(tiny_model("llama"))
     with pytest.raises(phaselens.InputError, match="loaded already"):
         phaselens.load(lens)
+
+
+@pytest.mark.parametrize("options", [{}, {"adds_bos": False}, {"adds_bos": False, "has_bos": False}])
+def test_a_tokenizer_made_in_memory(options):
+    lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer(**options))
+    assert lens.text_tokenizer("to be")["input_ids"][-5:] == [31, 26, 3, 13, 16]
+    assert lens.to_tokens("to be", prepend_bos=False).tolist() == [[31, 26, 3, 13, 16]]
+    said = {
+        (): "tokenizer adds BOS",
+        (False,): "tokenizer adds no BOS",
+        (False, False): "tokenizer has no BOS",
+    }
+    assert lens.info.bos_policy == said[tuple(options.values())]
+    assert (lens.text_tokenizer.bos_token_id is None) == ("has_bos" in options)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("family", ["llama-gqa", "llama-drope-nope", "gemma2", "gpt-neox"])
+def test_the_check_passes_in_half_precision(family, dtype):
+    from phaselens.lens import run_checks
+
+    lens = phaselens.load(tiny_model(family), dtype=dtype)
+    assert all(result.ok for result in run_checks(lens))
+
+
+def test_a_hub_id_that_cannot_be_fetched_fails_at_once(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    refused("nobody/nothing", "not in the local cache, and HF_HUB_OFFLINE is set")
+    monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
+
+    def unreachable(url, timeout):
+        assert timeout == 5
+        raise errors.HTTPError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    refused("nobody/nothing", "the hub at .* cannot be reached")

@@ -119,16 +119,16 @@ def run_checks(lens: Any, *, full: bool = True) -> list[CheckResult]:
     return results
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest expected magnitude; what is not finite must be so in both."""
+def _difference(found: Tensor, expected: Tensor, *, relative: bool = True) -> float:
+    """Largest difference, relative to the largest expected magnitude; what is not finite must be so in both."""
     found, expected = found.detach().double(), expected.detach().double().to(found.device)
     finite = expected.isfinite()
     if not torch.equal(finite, found.isfinite()):
         return float("inf")
     if not finite.any():
         return 0.0
-    scale = float(expected[finite].abs().max())
     gap = float((found[finite] - expected[finite]).abs().max())
+    scale = float(expected[finite].abs().max()) if relative else 1.0
     return gap / scale if scale > 0 else gap
 
 
@@ -162,10 +162,8 @@ def _per_layer(lens: Any, point: str) -> dict[Any, str]:
 def _same_as_reference(lens: Any, reference: Reference) -> list[CheckResult]:
     limit = LIMITS[lens.dtype]
     results = []
-    statistics = {
-        (layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS
-    }
-    for name, extra in (("logits, nothing hooked inside", {}), ("logits, all statistics hooked", statistics)):
+    hooked = _statistics(lens)
+    for name, extra in (("logits, nothing hooked inside", {}), ("logits, all statistics hooked", hooked)):
         entering = _per_layer(lens, "hook_in")
         logits, kept = capture(lens, reference.tokens, {**entering, **extra}, unembed=True)
         by_layer = {layer: _difference(kept[layer], own) for layer, own in enumerate(reference.residuals)}
@@ -195,22 +193,27 @@ def _rows_sum_to_one(lens: Any, tokens: Tensor) -> CheckResult:
 
 
 def _statistics_match_matrix(lens: Any, tokens: Tensor) -> CheckResult:
-    """Streamed sink, entropy, received mass and log-sum-exp against the same from the explicit matrix."""
-    points = {
-        (layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS
-    }
-    _, streamed = capture(lens, tokens, points)
+    """Streamed sink, entropy, received mass and log-sum-exp against the same from the explicit matrix.
+
+    The second pass gives every layer the first one's input, or the rounding of one layer would show in the next.
+    """
+    entering = _per_layer(lens, "hook_in")
+    _, streamed = capture(lens, tokens, {**_statistics(lens), **entering})
+    dense: dict[Any, Tensor] = {}
+    hooks = [(name, _keeper(dense, key)) for key, name in _statistics(lens).items()]
     # Hooking the matrix makes the same points come from it.
-    _, dense = capture(lens, tokens, {**points, **_per_layer(lens, "attn.hook_pattern")})
+    hooks += [(name, lambda pattern, hook: None) for name in _per_layer(lens, "attn.hook_pattern").values()]
+    hooks += [(name, lambda _residual, hook, own=streamed[layer]: own) for layer, name in entering.items()]
+    lens.stream(tokens, hooks)
     by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
-    for (layer, statistic), value in streamed.items():
-        expected = dense[layer, statistic]
-        gap = _difference(value, expected)
-        if statistic != "hook_lse" and gap > 0:
-            gap = float((value.double() - expected.double()).abs().max())
+    for (layer, statistic), expected in dense.items():
+        gap = _difference(streamed[layer, statistic], expected, relative=statistic == "hook_lse")
         by_layer[layer] = max(by_layer[layer], gap)
-    # Only the last layers' inputs differ between the two passes, by the model's own rounding.
-    return _worst("streamed statistics equal those of the matrix", max(1e-5, LIMITS[lens.dtype]), by_layer)
+    return _worst("streamed statistics equal those of the matrix", 2e-5, by_layer)
+
+
+def _statistics(lens: Any) -> dict[Any, str]:
+    return {(layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS}
 
 
 def _edit_reaches(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
@@ -287,11 +290,8 @@ def _padding_changes_nothing(lens: Any, tokens: Tensor) -> CheckResult:
     length = short.shape[1]
     padded = torch.cat([torch.nn.functional.pad(short, (0, tokens.shape[1] - length)), tokens])
     lengths = torch.tensor([length, tokens.shape[1]])
-    points = {
-        (layer, s): f"blocks.{layer}.attn.{s}" for layer in range(lens.info.n_layers) for s in STATISTICS
-    }
-    _, alone = capture(lens, short, points)
-    _, beside = capture(lens, padded, points, lengths=lengths)
+    _, alone = capture(lens, short, _statistics(lens))
+    _, beside = capture(lens, padded, _statistics(lens), lengths=lengths)
     by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
     for (layer, statistic), value in alone.items():
         gap = _difference(beside[layer, statistic][:1, :, :length], value)

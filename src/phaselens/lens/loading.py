@@ -70,6 +70,7 @@ def load(
     folder = sources.resolve(name)
     place = sources.resolve_device(device)
     sources.require_weights(folder, name, allow_pickle)
+    sources.require_reachable(folder, revision)
     with sources.explained(name):
         from transformers import AutoConfig
 
@@ -138,10 +139,19 @@ def _build(
 
 
 def _own_copy(tokenizer: Any) -> Any:
-    """TransformerLens gives its tokenizer special tokens it lacks; texts are tokenised with the untouched one."""
+    """A tokenizer for TransformerLens, which adds special tokens to its own; texts are tokenised with the original.
+
+    TransformerLens would load it anew with `add_bos_token`, perhaps over the network, unless told that it has it;
+    whether it does add one, TransformerLens then finds out by trying.
+    """
+    if tokenizer is None:
+        return None
     import copy
 
-    return copy.deepcopy(tokenizer)
+    own = copy.deepcopy(tokenizer)
+    own.init_kwargs["add_bos_token"] = True
+    own.init_kwargs.setdefault("name_or_path", "")
+    return own
 
 
 def _describe(

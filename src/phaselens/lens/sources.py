@@ -114,6 +114,36 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device, config: Any) ->
     return DTYPES[name.removeprefix("torch.")]
 
 
+def require_reachable(source: str, revision: str | None) -> None:
+    """For a hub id that is not in the local cache: find out in seconds whether the hub can be reached.
+
+    The hub's client would retry for most of a minute before it says so.
+    """
+    if Path(source).is_dir():
+        return
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    if isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json", revision=revision), str):
+        return
+    missing = f"model {source!r} is not in the local cache"
+    if constants.is_offline_mode():
+        raise ModelError(
+            f"{missing}, and HF_HUB_OFFLINE is set; unset it to fetch the model, or name a folder"
+        )
+    url = huggingface_hub.hf_hub_url(source, "config.json", revision=revision)
+    client_error: type[Exception] = vars(errors)["HTTPError"]
+    try:
+        huggingface_hub.get_hf_file_metadata(url, timeout=5)
+    except errors.HfHubHTTPError as refused:
+        raise ModelError(f"{missing}, and the hub does not give it: {_line(refused)}") from refused
+    except client_error as unreachable:
+        raise ModelError(
+            f"{missing}, and the hub at {constants.ENDPOINT} cannot be reached; check the name and the network, or "
+            "name a checkpoint folder"
+        ) from unreachable
+
+
 @contextmanager
 def explained(source: str) -> Iterator[None]:
     """Turn whatever loading raises into one line about `source`."""
