@@ -105,8 +105,8 @@ class Compression(Grid[CompressionParams]):
     def define(cls, params: CompressionParams) -> str:
         """Squared singular values, nats, and what is left out."""
         return (
-            "entropy −Σ p ln p in nats of p = s² / Σ s², s the singular values of a text's rows after each layer (last: "
-            f"before the final norm); w/o mass.: without rows of {params.massive_factor:g} × the median norm or more; "
+            "entropy −Σ p ln p in nats of p = s² / Σ s², s the singular values of a text's rows after each layer "
+            f"(last: before the final norm); w/o mass.: without rows of ≥ {params.massive_factor:g} × the median norm; "
             "p₁: all rows"
         )
 

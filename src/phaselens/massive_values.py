@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+_FEW = 16
+"""Squares added in single precision before their sum is widened."""
+
 
 class Pairing(NamedTuple):
     """Which dimensions a rotation mixes: the first `rotary` of a head, i with i + rotary/2 or 2i with 2i + 1."""
@@ -25,9 +28,12 @@ def norm_matrix(states: Tensor) -> Tensor:
     >>> norm_matrix(torch.tensor([[[3.0, 0.0]], [[4.0, 1.0]]])).tolist()
     [[5.0, 1.0]]
     """
-    flat = states.reshape(states.shape[0], -1).double()
-    squares = flat.square_() if flat.data_ptr() != states.data_ptr() else flat.square()
-    total = squares.new_ones(len(squares)) @ squares
+    wide = states if states.dtype == torch.float64 else states.float()
+    squares = wide.reshape(len(wide), -1).square()
+    # Sums of a few in their own precision, all of those in float64.
+    whole = len(squares) // _FEW * _FEW
+    few = squares[:whole].view(-1, _FEW, squares.shape[1]).sum(1)
+    total = few.sum(0, dtype=torch.float64) + squares[whole:].sum(0, dtype=torch.float64)
     return total.sqrt_().view(states.shape[1:])
 
 

@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 _MEDIAN_ABS = 0.6744897501960817
 """Median of |z| for a standard normal z."""
-_BINS = 128
+_BINS = 64
 """Row norms are taken one by one up to this many, then in bins of neighbours."""
 _ALONE = 16
 """The largest norms, which are never put into a bin with others."""
@@ -67,8 +67,7 @@ def gaussian_massive_share(n_tokens: int, multiple: float) -> float:
     if n_tokens < 1:
         return float("nan")
     mean = np.sqrt(2) * np.exp(gammaln((n_tokens + 1) / 2) - gammaln(n_tokens / 2))
-    share = float(gammaincc(n_tokens / 2, (multiple * mean) ** 2 / 2))
-    return share
+    return float(gammaincc(n_tokens / 2, (multiple * mean) ** 2 / 2))
 
 
 class Spectrum(NamedTuple):

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+_SAMPLE = 4096
+"""Values looked at to bracket a median."""
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -36,13 +40,30 @@ def median(values: Tensor) -> float:
         return float("nan")
     low, high = (n - 1) // 2, n // 2
     if flat.device.type == "cpu":
-        import numpy as np
-
         wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-        middle = np.partition(wide.numpy(), (low, high))
-        return (float(middle[low]) + float(middle[high])) / 2
+        some, skipped = _middle_part(wide.numpy())
+        middle = np.partition(some, (low - skipped, high - skipped))
+        return (float(middle[low - skipped]) + float(middle[high - skipped])) / 2
     ordered = flat.sort().values
     return (float(ordered[low]) + float(ordered[high])) / 2
+
+
+def _middle_part(values: np.ndarray) -> tuple[np.ndarray, int]:
+    """A part of `values` that is sure to hold the middle ones, and how many smaller values it leaves out.
+
+    A sample brackets the median; counting the values below the bracket shows whether it did. Else: all of them.
+    """
+    n = len(values)
+    if n < 50 * _SAMPLE:
+        return values, 0
+    sample = np.sort(values[:: n // _SAMPLE])
+    half, room = len(sample) // 2, len(sample) // 20
+    low, high = sample[half - room], sample[half + room]
+    below = int(np.count_nonzero(values < low))
+    part = values[(values >= low) & (values <= high)]
+    if below <= (n - 1) // 2 and n // 2 < below + len(part):
+        return part, below
+    return values, 0
 
 
 class BosNorm(NamedTuple):
@@ -127,17 +148,19 @@ def massive_activations(
     middle = median(size)
     if not middle < float("inf"):
         return MassiveActivations([], [], [], float("nan"), 0)
-    largest = size.reshape(-1).topk(min(n, size.numel()))
-    places = largest.indices.tolist()
-    d_model = x.shape[-1]
-    bound = max(threshold, ratio * middle)
-    massive = (size > threshold) & (size >= ratio * middle) if float(largest.values[0]) >= bound else None
+    # The n largest coordinates stand in the n rows with the largest maxima.
+    by_row = size.amax(-1)
+    rows = by_row.topk(min(n, len(x))).indices
+    some = size[rows]
+    places = some.reshape(-1).topk(min(n, some.numel())).indices
+    found = [(int(rows[place // x.shape[-1]]), place % x.shape[-1]) for place in places.tolist()]
+    apart = size[by_row > threshold]
     return MassiveActivations(
-        [float(x.reshape(-1)[place]) for place in places],
-        [place // d_model for place in places],
-        [place % d_model for place in places],
+        [float(x[at]) for at in found],
+        [position for position, _ in found],
+        [dimension for _, dimension in found],
         middle,
-        0 if massive is None else int(massive.sum()),
+        int(((apart > threshold) & (apart >= ratio * middle)).sum()),
     )
 
 

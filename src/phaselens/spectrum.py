@@ -7,8 +7,10 @@ small eigenvalues beside one row of norm 3000, so rows are widened before anythi
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ Floats = NDArray[np.float64]
 CHUNK = 4096
 """Rows widened to float64 at a time."""
 _EPS = float(np.finfo(np.float64).eps) / 2
+_ALONE_UP_TO = 1024
+"""Matrices up to this size are made tridiagonal faster by one thread than by several."""
 _CANCELS = 1e6
 """One row is taken out of a spectrum by subtraction only while it has at most this many times the others' energy."""
 
@@ -98,9 +102,24 @@ def _gram(x: Tensor) -> Floats:
     gram = np.zeros((min(x.shape),) * 2, order="F")
     for part in [x] if by_rows else _chunks(x):
         # A row-major matrix is, to BLAS, its own transpose.
-        wide = part.double().contiguous().numpy().T
-        gram = blas.dsyrk(1.0, wide, beta=1.0, c=gram, trans=by_rows, lower=1, overwrite_c=1)
+        columns = part.double().contiguous().numpy().T
+        with _threads(torch.get_num_threads()):
+            gram = blas.dsyrk(1.0, columns, beta=1.0, c=gram, trans=by_rows, lower=1, overwrite_c=1)
     return gram
+
+
+def _threads(n: int) -> AbstractContextManager[Any]:
+    """Let scipy's BLAS use `n` threads: it takes all there are, and spins on them while torch's own threads work."""
+    limit: AbstractContextManager[Any] = _blas().limit(limits=n)
+    return limit
+
+
+@functools.cache
+def _blas() -> Any:
+    import scipy.linalg.blas  # noqa: F401 - loads the library that is looked for
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(internal_api="openblas")
 
 
 def _chunks(x: Tensor) -> list[Tensor]:
@@ -114,7 +133,8 @@ def _tridiagonal(gram: Floats) -> tuple[Floats, Floats]:
 
     if len(gram) == 1:
         return gram[0].copy(), np.zeros(0)
-    _, diagonal, beside, _, failed = lapack.dsytrd(gram, lower=1, lwork=64 * len(gram), overwrite_a=1)
+    with _threads(1 if len(gram) <= _ALONE_UP_TO else torch.get_num_threads()):
+        _, diagonal, beside, _, failed = lapack.dsytrd(gram, lower=1, lwork=64 * len(gram), overwrite_a=1)
     if failed:
         raise ArithmeticError(f"a Gram matrix {gram.shape} could not be made tridiagonal (dsytrd: {failed})")
     return diagonal, beside

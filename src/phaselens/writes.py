@@ -30,8 +30,9 @@ def head_norms(z: Tensor, factor: Tensor) -> Tensor:
     >>> head_norms(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[5.0, 0.0], [0.0, 2.0]]], dtype=torch.float64)).tolist()
     [[5.0]]
     """
-    by_head = z.transpose(0, 1).double() @ factor.transpose(-1, -2)
-    norms: Tensor = torch.linalg.vector_norm(by_head, dim=-1)
+    wide = z.double() if z.dtype == torch.float64 else z.float()
+    by_head = wide.transpose(0, 1) @ factor.to(wide.dtype).transpose(-1, -2)
+    norms: Tensor = torch.linalg.vector_norm(by_head, dim=-1, dtype=torch.float64)
     return norms.transpose(0, 1)
 
 
