@@ -30,6 +30,8 @@ def attend(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _has_kernel(problem: Problem) -> bool:
+    if not problem.scale > 0:  # a kernel may scale after it has hidden: 0 · −inf is NaN
+        return False
     if problem.q.device.type == "cpu":
         return True
     return problem.q.device.type == "cuda" and problem.q.dtype != torch.float64 and problem.q.shape[-1] <= 256
