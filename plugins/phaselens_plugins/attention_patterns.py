@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
@@ -25,7 +26,6 @@ from phaselens_plugins._common import (
     keep,
     overall,
 )
-from phaselens_plugins.sinks import uniform_score
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,53 +193,37 @@ class AttentionPatterns(Grid[PatternParams]):
         """entropy, sink and received [head, pos] and profile [head, distance] (sums over queries) of one text."""
         import torch
 
-        from phaselens.nulls import uniform_attention
+        from phaselens.attention import concentration, normalised_entropy
 
         n_heads, n = entropy.shape
         width, window = self.params.local_width, self.model.windows[index]
-        n_distances = profile.shape[1]
         finite = all(bool(each.isfinite().all()) for each in (entropy, sink, received, profile))
         if n < 2 or not finite:
             return _nothing(SHORT if n < 2 else NOT_FINITE, n_heads, self.params.distances)
-        query = torch.arange(n, device=entropy.device, dtype=torch.float64)
-        seen = query + 1 if window is None else (query + 1).clamp(max=window)
-        several = seen > 1  # a window of 1 leaves a query no choice, so no entropy to normalise
-        share = received / n
-        concentration = 1.0 + torch.special.xlogy(share, share).sum(-1) / torch.tensor(float(n)).log()
+        normalised = normalised_entropy(entropy, window=window)
         with_bos = profile[:, 1 : width + 1].sum(-1) / (n - 1)
         near_bos = sink[:, 1 : width + 1].sum(-1) / (n - 1)
-        null = uniform_attention(n, window, n_distances)
-        counts = torch.arange(n, n - n_distances, -1, device=entropy.device).clamp(min=0)
-        sums = null.profile[1 : width + 1] * counts[1 : width + 1].cpu().numpy()
-        null_with_bos = float(sums[: n - 1].sum()) / (n - 1)
-        reach = min(width, n - 1) if window is None else min(width, n - 1, window - 1)
-        null_near = sum(1.0 / float(seen[step]) for step in range(1, reach + 1)) / (n - 1)
-        uniform_sink = uniform_score(n, 0, window, first=1)
         heads = {
             "entropy": entropy.mean(-1),
-            "entropy_normalised": (entropy[:, several] / seen[several].log()).mean(-1),
-            "concentration": concentration,
+            # A window of 1 leaves a query no choice, so no entropy to normalise.
+            "entropy_normalised": normalised[:, ~normalised[0].isnan()].mean(-1),
+            "concentration": concentration(received[None], torch.tensor([n]))[0],
             "sink": sink[:, 1:].mean(-1),
             "local": with_bos - near_bos,
             "itself": (profile[:, 0] - 1.0) / (n - 1),
             "local_with_bos": with_bos,
             "entropy_last": entropy[:, -1] / n,
         }
-        nulls = {
-            "entropy_null": null.entropy,
-            "entropy_normalised_null": 1.0,
-            "concentration_null": null.concentration,
-            "sink_null": uniform_sink,
-            "local_null": null_with_bos - null_near,
-            "itself_null": null.itself,
-            "local_with_bos_null": null_with_bos,
-        }
+        counts = torch.arange(n, n - profile.shape[1], -1, device=entropy.device).clamp(min=0)
+        null = uniform_pattern(n, window, width)
+        chance = torch.nn.functional.pad(null["profile"], (0, profile.shape[1]))[: profile.shape[1]]
         by_distance = torch.where(counts > 0, profile.mean(0) / counts, torch.nan)
+        base = torch.where(counts.cpu() > 0, chance / counts.cpu(), torch.nan)
         return {
             **{name: values.tolist() for name, values in heads.items()},
-            **nulls,
+            **{f"{value.name}_null": float(null[value.name]) for value in VALUES},
             "profile": by_distance[: self.params.distances].tolist(),
-            "profile_null": null.profile[: self.params.distances].tolist(),
+            "profile_null": base[: self.params.distances].tolist(),
             "problem": FINE,
         }
 
@@ -311,6 +295,39 @@ class AttentionPatterns(Grid[PatternParams]):
             *(known.count(kind) / len(known) if known else None for kind in CLASSES),
             self.n_texts("entropy"),
         )
+
+
+@lru_cache(maxsize=1024)
+def uniform_pattern(n_tokens: int, window: int | None, width: int) -> dict[str, Tensor]:
+    """Every value of uniform attention at that length (two tokens or more), and `profile` [distance], in queries."""
+    import torch
+
+    from phaselens.attention import (
+        concentration,
+        uniform_distance,
+        uniform_entropy,
+        uniform_received,
+        uniform_sink,
+        uniform_window,
+    )
+
+    profile = uniform_distance(n_tokens, window)
+    received = uniform_received(n_tokens, window)[None, None]
+    local, with_bos = (
+        uniform_window(n_tokens, width, exclude_first=first, window=window).sum() / (n_tokens - 1)
+        for first in (True, False)
+    )
+    single = window == 1
+    return {
+        "entropy": torch.tensor(uniform_entropy(n_tokens, window)),
+        "entropy_normalised": torch.tensor(torch.nan if single else 1.0),
+        "concentration": concentration(received, torch.tensor([n_tokens]))[0, 0],
+        "sink": torch.tensor(uniform_sink(n_tokens, window=window)),
+        "local": local,
+        "itself": (profile[0] - 1.0) / (n_tokens - 1),
+        "local_with_bos": with_bos,
+        "profile": profile,
+    }
 
 
 def _over_texts(values: np.ndarray) -> np.ndarray:

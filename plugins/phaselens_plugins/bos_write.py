@@ -28,7 +28,6 @@ from phaselens_plugins._common import (
     overall,
     real_rows,
 )
-from phaselens_plugins.sinks import uniform_score
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,6 +131,7 @@ class BosWrite(Grid[Params]):
 
     def _one(self, layer: LayerView, sink: Tensor, v: Tensor, z: Tensor, out: Tensor) -> dict[str, Any]:
         """sink [head, query], v [pos, kv_head, d_head], z [pos, head, d_head], out [pos, d_model] of one text."""
+        from phaselens.attention import uniform_sink
         from phaselens.residual import row_norms
         from phaselens.writes import head_norms, writes
 
@@ -149,7 +149,7 @@ class BosWrite(Grid[Params]):
         if not bool((heads > 0).all()):
             return _nothing(ZERO, n_heads)
         index = layer.index or 0
-        uniform = uniform_score(len(v), 0, self.model.windows[index], first=1)
+        uniform = uniform_sink(len(v), window=self.model.windows[index]) or 0.0
         norms = row_norms(first)
         flat_write = uniform * found.value_writes
         return {

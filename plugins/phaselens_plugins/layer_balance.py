@@ -158,11 +158,13 @@ class LayerBalance(Grid[BalanceParams]):
 
     def compute(self) -> Mapping[str, Table]:
         """All tables of this model."""
+        import numpy as np
+
         self.explain("share")
         attn, mlp = (self.values(name).sum(1) for name in ("attn_norm", "mlp_norm"))
         summary = (
             *(overall(self.values(name)) for name in ("share", "share_bos", "share_rest")),
-            overall(attn / (attn + mlp)),
+            overall(np.divide(attn, attn + mlp, out=np.full(attn.shape, np.nan), where=attn + mlp > 0)),
             overall(self.values("projection")),
             self.n_texts("share"),
         )

@@ -83,12 +83,16 @@ _LAYOUTS: tuple[Literal["halves", "interleaved"], ...] = ("halves", "interleaved
 def pairing_error(before: Tensor, after: Tensor, pairing: Pairing) -> float:
     """How far pair norms differ before and after the rotation, relative to the largest: 0 for the right pairing.
 
-    before and after: M [head, d_head] of the same states.
+    before and after: M [head, d_head] of the same states. A factor common to all cells, which some rotations carry
+    (YaRN's), makes no difference.
 
     >>> M = torch.tensor([[3.0, 0.0, 4.0, 1.0]])
     >>> pairing_error(M, torch.tensor([[5.0, 1.0, 0.0, 0.0]]), Pairing(4, "halves"))
     0.0
     """
     first, second = pair_norms(before, pairing), pair_norms(after, pairing)
-    largest = float(first.max())
-    return float((first - second).abs().max()) / largest if largest > 0 else 0.0
+    sizes = [float(torch.linalg.vector_norm(each)) for each in (first, second)]
+    if not all(sizes):
+        return float(sizes[0] != sizes[1])
+    first, second = first / sizes[0], second / sizes[1]
+    return float((first - second).abs().max()) / float(first.max())

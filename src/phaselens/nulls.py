@@ -1,6 +1,7 @@
-"""What chance alone would give: Gaussian activations, random rows, uniform attention. Closed forms, no sampling.
+"""What chance alone would give activations: Gaussian coordinates, rows in random directions. Closed forms, no sampling.
 
-Every number here stands beside a measured one and is made from the same shape, norms or length. numpy and scipy only.
+Every number here stands beside a measured one and is made from the same shape or norms. numpy and scipy only; the
+nulls of attention are in `phaselens.attention`.
 """
 
 from __future__ import annotations
@@ -150,42 +151,3 @@ def _first(weight: Floats, count: Floats, d: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle, 0) < 0 else (low, middle)
     return float(min(place(low, 0) / d, 1.0))
-
-
-class UniformAttention(NamedTuple):
-    """Values of a head that spreads its attention evenly over the keys that a query sees; means over queries."""
-
-    entropy: float
-    itself: float
-    concentration: float
-    profile: Floats
-
-
-@lru_cache(maxsize=1024)
-def uniform_attention(length: int, window: int | None = None, n_distances: int = 64) -> UniformAttention:
-    """Entropy (nats, all queries), mass on itself (queries ≥ 1), concentration of received mass, and the mass at
-    distances 0 … n_distances − 1 (mean over the queries that have such a key; NaN where none has).
-
-    >>> found = uniform_attention(4)
-    >>> round(found.entropy, 4), round(found.itself, 4), found.profile[:3].round(4).tolist()
-    (0.7945, 0.3611, [0.5208, 0.3611, 0.2917])
-    """
-    missing = float("nan")
-    profile = np.full(n_distances, missing)
-    if length < 1:
-        return UniformAttention(missing, missing, missing, profile)
-    query = np.arange(length)
-    seen = query + 1.0 if window is None else np.minimum(query + 1.0, window)
-    for distance in range(min(n_distances, length)):
-        near = window is None or distance < window
-        profile[distance] = float((1.0 / seen[distance:]).mean()) if near else 0.0
-    # Key k is seen by queries k … k + window − 1.
-    cumulative = np.concatenate([[0.0], np.cumsum(1.0 / seen)])
-    last = np.full(length, length) if window is None else np.minimum(query + window, length)
-    share = (cumulative[last] - cumulative[query]) / length
-    if length < 2:
-        return UniformAttention(0.0, missing, missing, profile)
-    concentration = 1.0 + float((share * np.log(share)).sum()) / float(np.log(length))
-    return UniformAttention(
-        float(np.log(seen).mean()), float((1.0 / seen[1:]).mean()), concentration, profile
-    )

@@ -146,7 +146,7 @@ def massive_activations(
     """
     size = x.abs()
     middle = median(size)
-    if not middle < float("inf"):
+    if not middle < float("inf") or bool(size.amax().isinf()):
         return MassiveActivations([], [], [], float("nan"), 0)
     # The n largest coordinates stand in the n rows with the largest maxima.
     by_row = size.amax(-1)

@@ -1,0 +1,54 @@
+"""Layers made by hand, and runs on tiny models, for tests of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phaselens.plugin import Batch, LayerView, Metric, ModelInfo
+
+
+def info(n_layers: int = 1, n_heads: int = 2, d_head: int = 4, **facts: Any) -> ModelInfo:
+    """Facts of a model that exists only in its activations."""
+    plain: dict[str, Any] = {
+        "label": "made", "source": "made", "family": "llama", "architecture": "Made", "n_layers": n_layers,
+        "n_heads": n_heads, "n_kv_heads": n_heads, "d_head": d_head, "d_model": n_heads * d_head, "d_vocab": 10,
+        "n_ctx": None, "positions": ("rope",) * n_layers, "windows": (None,) * n_layers,
+        "scales": (1.0,) * n_layers, "softcap": None, "dtype": "float32", "device": "cpu",
+        "attention_path": "streaming", "bos_token_id": 0, "bos_policy": "auto",
+    }  # fmt: skip
+    return ModelInfo(**plain | facts)
+
+
+def view(
+    activations: Mapping[str, Tensor], lengths: tuple[int, ...], index: int = 0, weight: Tensor | None = None
+) -> LayerView:
+    """One layer of one batch, whose texts are called a, b, c, …"""
+    n_pos = next(iter(activations.values())).shape[1]
+    ids = tuple("abcdefgh"[: len(lengths)])
+    tokens = torch.arange(len(lengths) * max(lengths)).view(len(lengths), -1) if n_pos else torch.zeros(1, 1)
+    batch = Batch(ids, tuple(range(len(lengths))), lengths, tokens)
+    return LayerView(index, batch, activations, lambda name: weight if weight is not None else torch.empty(0))
+
+
+def from_matrix(pattern: Tensor) -> dict[str, Tensor]:
+    """The hooked activations of attention whose matrix is `pattern` [head, query, key]: q = ln p on unit keys."""
+    from phaselens.attention import attend, summarise
+
+    n_heads, n, _ = pattern.shape
+    q = pattern.double().clamp(min=1e-40).log()[None]
+    k = torch.eye(n, dtype=torch.float64).expand(1, n_heads, n, n)
+    _, lse = attend(q, k, k, scale=1.0)
+    found = summarise(q, k, lse, scale=1.0, position=0, entropy=True, received=True)
+    return {
+        "attn.hook_rot_q": q.transpose(1, 2), "attn.hook_rot_k": k.transpose(1, 2), "attn.hook_lse": lse,
+        "attn.hook_sink": found.sink, "attn.hook_entropy": found.entropy, "attn.hook_received": found.received,
+    }  # fmt: skip
+
+
+def rows(metric: Metric[Any], table: str) -> list[dict[str, Any]]:
+    """One of the metric's tables as records."""
+    return metric.compute()[table].records()
