@@ -236,8 +236,8 @@ def test_plugins_lists_names_distributions_and_versions(phaselens: Phaselens) ->
     outcome = phaselens("plugins")
     assert (outcome.code, outcome.err) == (0, "")
     lines = [line.split() for line in outcome.out.splitlines()]
-    assert lines[0] == ["plugin", "distribution", "version", "module"]
-    assert ["sinks", "phaselens", "phaselens_plugins.sinks"] in [[*line[:2], line[3]] for line in lines[1:]]
+    assert lines[0] == ["plugin", "status", "distribution", "version", "offers"]
+    assert ["sinks", "ok", "phaselens", "metric"] in [[*line[:3], line[4]] for line in lines[1:]]
 
 
 def test_version(phaselens: Phaselens) -> None:

@@ -108,7 +108,7 @@ def test_a_name_that_is_taken_stays_with_its_first_owner(install: Install) -> No
     plugins = Plugins()
     assert plugins.origin("sinks").distribution == "phaselens"
     hidden = [one for one in plugins.registered if one.distribution == "intruder"]
-    assert [one.shadowed_by for one in hidden] == ["phaselens"]
+    assert [(one.status, one.reason.split()[0]) for one in hidden] == [("shadowed", "phaselens")]
     assert plugins.names.count("sinks") == 1
 
 

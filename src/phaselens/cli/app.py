@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import click
 
-from phaselens.cli.lists import check, hooks, list_plugins
+from phaselens.cli.lists import check, hooks
+from phaselens.cli.plugins import plugin_commands
 from phaselens.cli.run import run
+from phaselens.plugin import plugins
 
 
-@click.group(no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+class Commands(click.Group):
+    """PhaseLens' own commands; a name that is none of them may be a plugin's, which is loaded then."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Its own command, else a plugin's."""
+        return super().get_command(ctx, cmd_name) or plugins().command(cmd_name)
+
+
+@click.group(cls=Commands, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="phaselens", message="phaselens %(version)s")
 def app() -> None:
     """Measure what a decoder-only transformer does with its first token and with position.
 
     phaselens run -p sinks measures attention sinks on the bundled RoPE and DroPE models, side by side.
+    Plugins may bring further commands; `phaselens plugins` lists them.
     """
 
 
-app.add_command(run)
-app.add_command(list_plugins)
-app.add_command(hooks)
-app.add_command(check)
+for _command in (run, plugin_commands, hooks, check):
+    app.add_command(_command)

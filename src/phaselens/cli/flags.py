@@ -12,7 +12,7 @@ from phaselens.cli.options import split_names
 from phaselens.plugin import Metric, ParamSpec, plugins
 
 _KEY = "phaselens.flags"
-_UNSET = object()
+_FILES = "phaselens.in_files"
 
 
 @dataclass
@@ -57,7 +57,11 @@ class MetricCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Find the metrics in `args`, then parse as usual."""
-        metrics = [plugins().metric(name) for name in split_names(_plugin_values(args))]
+        in_files = [name for path in _values(args, "--plugin-file") for name in plugins().add_file(path)]
+        metrics = [
+            plugins().metric(name) for name in split_names(_values(args, "--plugin", "-p")) or in_files
+        ]
+        ctx.meta[_FILES] = in_files
         reserved = {opt for param in super().get_params(ctx) for opt in (*param.opts, *param.secondary_opts)}
         flags = ctx.meta[_KEY] = MetricFlags.of(metrics, reserved)
         try:
@@ -99,6 +103,11 @@ def metric_flags(ctx: click.Context) -> MetricFlags:
     return flags if isinstance(flags, MetricFlags) else MetricFlags()
 
 
+def metrics_in_files(ctx: click.Context) -> list[str]:
+    """Names of the metrics that --plugin-file brought."""
+    return list(ctx.meta.get(_FILES, []))
+
+
 def _option(variable: str, metric: str, spec: ParamSpec) -> click.Option:
     unit = f" [{spec.unit}]" if spec.unit else ""
     default = spec.default
@@ -114,16 +123,16 @@ def _option(variable: str, metric: str, spec: ParamSpec) -> click.Option:
     return click.Option([variable, spec.flag], default=None, metavar=metavar, help=text)
 
 
-def _plugin_values(args: Sequence[str]) -> list[str]:
-    """The values of -p and --plugin in `args`, before click has parsed them."""
+def _values(args: Sequence[str], long: str, short: str | None = None) -> list[str]:
+    """The values of an option in `args`, before click has parsed them."""
     values, rest = [], iter(args)
     for arg in rest:
         if arg == "--":
             break
-        if arg in ("-p", "--plugin"):
+        if arg in (long, short):
             values.append(next(rest, ""))
-        elif arg.startswith("--plugin="):
-            values.append(arg.removeprefix("--plugin="))
-        elif arg.startswith("-p") and not arg.startswith("--"):
+        elif arg.startswith(f"{long}="):
+            values.append(arg.removeprefix(f"{long}="))
+        elif short and arg.startswith(short) and not arg.startswith("--"):
             values.append(arg[2:].removeprefix("="))
     return values

@@ -1,4 +1,4 @@
-"""`phaselens plugins`, `phaselens hooks`, `phaselens check`."""
+"""`phaselens hooks`, `phaselens check`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,6 @@ import click
 
 from phaselens.cli import options
 from phaselens.errors import InputError, close_matches
-from phaselens.plugin import plugins
-from phaselens.report.words import columns
-
-
-@click.command("plugins")
-def list_plugins() -> None:
-    """List the installed metrics. Nothing of them is imported."""
-    rows = [
-        [
-            one.name,
-            one.distribution,
-            one.version,
-            one.module,
-            f"hidden: {one.shadowed_by} has the name" if one.shadowed_by else "",
-        ]
-        for one in plugins().registered
-    ]
-    click.echo(columns(["plugin", "distribution", "version", "module", ""], rows))
 
 
 @click.command()
@@ -38,15 +20,12 @@ def hooks(model: str, pattern: str | None, device: str, dtype: str, debug: bool)
     """List the hook points of MODEL: name, shape, dtype, meaning. With PATTERN, only names that contain
     it."""
     from phaselens.cli.outcome import only_results_on_stdout
-    from phaselens.lens import load
     from phaselens.report.tables import console, print_rows
-    from phaselens.runs import ModelSpec
+    from phaselens.runs import ModelSpec, load_model
 
     spec = ModelSpec.parse(model)
     with only_results_on_stdout(debug=debug):
-        lens = load(
-            spec.source, label=spec.label, revision=spec.revision, device=device, dtype=dtype, check=False
-        )
+        lens = load_model(spec, label=spec.label, device=device, dtype=dtype, check=False)
         points = lens.describe_hooks()
     rows = [
         (point.name, point.shape, point.dtype, point.meaning)
@@ -70,20 +49,14 @@ def hooks(model: str, pattern: str | None, device: str, dtype: str, debug: bool)
 def check(model: str, positions: str, device: str, dtype: str, debug: bool) -> int:
     """Check MODEL in every layer: does the lens show what the model does? Exits with 3 where it does not."""
     from phaselens.cli.outcome import only_results_on_stdout
-    from phaselens.lens import load, run_checks
+    from phaselens.lens import run_checks
     from phaselens.report.tables import console, print_rows
-    from phaselens.runs import ModelSpec
+    from phaselens.runs import ModelSpec, load_model
 
     spec = ModelSpec.parse(model)
     with only_results_on_stdout(debug=debug):
-        lens = load(
-            spec.source,
-            label=spec.label,
-            revision=spec.revision,
-            positions=positions,
-            device=device,
-            dtype=dtype,
-            check="report",
+        lens = load_model(
+            spec, label=spec.label, positions=positions, device=device, dtype=dtype, check="report"
         )
         results = run_checks(lens)
     rows = [

@@ -20,6 +20,14 @@ dtype = click.option(
 )
 debug = click.option("--debug", is_flag=True, help="Show tracebacks, and what libraries have to say.")
 
+plugin_file = click.option(
+    "--plugin-file",
+    "files",
+    multiple=True,
+    metavar="FILE.py",
+    help="Take the metrics of a file that is not installed; repeat.",
+)
+
 
 def split_names(values: Iterable[str]) -> list[str]:
     """Names given by repeated options or with commas between them, each once.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from phaselens.cli import options
-from phaselens.cli.flags import MetricCommand, metric_flags
+from phaselens.cli.flags import MetricCommand, metric_flags, metrics_in_files
 from phaselens.errors import InputError
-from phaselens.plugin import plugins
+from phaselens.plugin import Registered, plugins
+from phaselens.report.words import plain
 
 if TYPE_CHECKING:
     from phaselens.runs import Run
@@ -28,6 +30,7 @@ _POSITIVE = click.IntRange(min=1)
     metavar="NAME",
     help="A metric to run; repeat, or separate by commas.",
 )
+@options.plugin_file
 @click.option(
     "-P",
     "settings",
@@ -38,8 +41,8 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--texts",
     default="bundled",
-    metavar="bundled|FILE",
-    help="A .txt file (a text a line) or .jsonl file (`text`, optional `id`).",
+    metavar="bundled|FILE|NAME",
+    help="A .txt file (a text a line) or .jsonl file (`text`, optional `id`), or a plugin's texts.",
 )
 @click.option(
     "--max-tokens", type=_POSITIVE, metavar="N", default=512, help="Cut longer texts to this many tokens."
@@ -85,21 +88,32 @@ _POSITIVE = click.IntRange(min=1)
 def run(ctx: click.Context, /, models: tuple[str, ...], **given: Any) -> int:
     """Measure metrics on models, side by side, on the same texts.
 
-    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, a checkpoint folder or a hub id. None
-    means: rope drope. Name a metric with -p; `phaselens run -p NAME --help` shows its parameters,
+    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, a checkpoint folder, a plugin's model or a
+    hub id. None means: rope drope. Name a metric with -p; `phaselens run -p NAME --help` shows its parameters,
     `phaselens plugins` lists all.
     """
     flags = metric_flags(ctx).values(given)
-    names = options.split_names(given["names"])
+    names = options.split_names(given["names"]) or metrics_in_files(ctx)
     if not names:
         raise InputError(
             f"no metric was named; add -p NAME, one of: {', '.join(plugins().names) or 'none is installed'}"
         )
     settings = options.merged(options.by_metric(given["settings"], names), flags)
     table = _table_asked_for(names, given["form"], given["table"])
-    finished = _measured(models, [(name, settings[name]) for name in names], given)
-    _print(finished, given["form"], table, quiet=given["quiet"])
+    with plugins().probe(besides=names) as others:
+        finished = _measured(models, [(name, settings[name]) for name in names], given)
+        _print(finished, given["form"], table, quiet=given["quiet"])
+        if not given["quiet"]:
+            _mention(others.failures())
     return _failures(finished)
+
+
+def _mention(others: Iterable[Registered]) -> None:
+    """One dim line for each plugin that does not work and was not asked for."""
+    unusable = [one for one in plugins().registered if one.status == "failed"]
+    for one in [*unusable, *others]:
+        line = f"phaselens: note: plugin {one} is left out: {one.reason}"
+        click.secho(plain(line), err=True, dim=True)
 
 
 def _table_asked_for(names: list[str], form: str, name: str | None) -> str | None:

@@ -65,6 +65,14 @@ def _register_adapters(factory: Any) -> None:
         factory.SUPPORTED_ARCHITECTURES[architecture] = _built_when_asked(adapter)
 
 
+def register_adapter(architecture: str, adapter: Callable[[Any], Any]) -> None:
+    """Make models whose class is called `architecture` loadable, by a TransformerLens adapter made from their
+    configuration."""
+    factory: Any = import_module("transformer_lens.factories.architecture_adapter_factory")
+    factory.ArchitectureAdapterFactory.register_adapter(architecture, adapter)
+    factory.SUPPORTED_ARCHITECTURES[architecture] = adapter
+
+
 def _built_when_asked(name: str) -> Callable[[Any], Any]:
     def build(cfg: Any) -> Any:
         return getattr(import_module("phaselens.lens.adapters"), name)(cfg)

@@ -2,16 +2,19 @@
 
     from phaselens.plugin import Column, LayerView, Metric, Params, TableSpec, hookimpl, param
 
-A plugin is a module named by an entry point of the group `phaselens` (the entry point's name is the
-metric's); it implements `phaselens_metrics()`. This package imports no torch; nor should a plugin's
-module at its top level.
+A plugin is a module named by an entry point of the group `phaselens`. The entry point's name is the name of what it
+offers, most often of a metric; the module implements hooks such as `phaselens_metrics()`. This package imports no
+torch; nor should a plugin's module at its top level.
 """
 
+from phaselens.data import Text
 from phaselens.lens.info import ModelInfo
 from phaselens.plugin.hookspecs import FinishedRun, hookimpl
-from phaselens.plugin.manager import Plugins, Registered, plugins
+from phaselens.plugin.manager import Plugins, plugins
 from phaselens.plugin.metric import Display, Metric, require_metric
+from phaselens.plugin.offers import NamedModel, NamedTexts
 from phaselens.plugin.params import Params, ParamSpec, param
+from phaselens.plugin.registry import Registered
 from phaselens.plugin.tables import MODEL, Cell, Column, Table, TableSpec
 from phaselens.plugin.views import Batch, LayerView, PerText
 
@@ -25,6 +28,8 @@ __all__ = [
     "LayerView",
     "Metric",
     "ModelInfo",
+    "NamedModel",
+    "NamedTexts",
     "ParamSpec",
     "Params",
     "PerText",
@@ -32,6 +37,7 @@ __all__ = [
     "Registered",
     "Table",
     "TableSpec",
+    "Text",
     "hookimpl",
     "param",
     "plugins",

@@ -1,4 +1,7 @@
-"""The hooks that a plugin module may implement, each marked with `phaselens.plugin.hookimpl`."""
+"""The hooks that a plugin module may implement, each marked with `phaselens.plugin.hookimpl`.
+
+A hook may gain arguments from one version to the next, and never loses one; an implementation takes those it needs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
+from phaselens.plugin.offers import NamedModel, NamedTexts
+
 if TYPE_CHECKING:
+    import click
     import pyarrow as pa
 
     from phaselens.plugin.metric import Metric
@@ -30,6 +36,21 @@ class FinishedRun(Protocol):
 def phaselens_metrics() -> Sequence[type[Metric[Any]] | str]:  # type: ignore[empty-body]
     """Return the metrics that this plugin offers: classes, or `"module:Class"` strings loaded only when
     used."""
+
+
+@hookspec
+def phaselens_models() -> Sequence[NamedModel]:  # type: ignore[empty-body]
+    """Return models that `phaselens run` then accepts by name, each with the function that loads it."""
+
+
+@hookspec
+def phaselens_texts() -> Sequence[NamedTexts]:  # type: ignore[empty-body]
+    """Return sets of texts that `--texts` then accepts by name, each with the function that reads it."""
+
+
+@hookspec
+def phaselens_commands(cli: click.Group) -> None:
+    """Add a command to `cli`, the group of commands; it becomes `phaselens NAME`."""
 
 
 @hookspec

@@ -1,139 +1,160 @@
-"""Finds plugins by their entry points, and loads only those that are asked for.
-
-A plugin is an entry point of the group `phaselens`: its name is the metric's name, its value the module
-that implements the hooks. Names are thus known without importing anything, and a broken plugin hurts
-nobody who does not ask for it.
-"""
+"""The plugins of this process: known by their metadata, loaded only when asked for by name."""
 
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Iterable
-from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
-
-import pluggy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, close_matches
 from phaselens.plugin import hookspecs
-from phaselens.plugin.metric import Metric, require_metric
+from phaselens.plugin.loading import FAULTS, Loaded, blamed, told
+from phaselens.plugin.metric import Metric
+from phaselens.plugin.offers import NamedModel, NamedTexts
+from phaselens.plugin.probe import Probes
+from phaselens.plugin.registry import OWN, Registered, Selection, installed
 
-GROUP = "phaselens"
-
-
-@dataclass(frozen=True)
-class Registered:
-    """A plugin as its installed metadata tells it. `shadowed_by` names the distribution that has the name
-    already."""
-
-    name: str
-    module: str
-    distribution: str
-    version: str
-    shadowed_by: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.name!r} ({self.distribution} {self.version})"
+if TYPE_CHECKING:
+    import click
 
 
 class Plugins:
-    """All installed plugins, and those loaded so far."""
+    """All installed plugins, those of files given for once, and which of them are loaded."""
 
     def __init__(self) -> None:
-        self._manager = pluggy.PluginManager("phaselens")
-        self._manager.add_hookspecs(hookspecs)
-        self.registered = _shadow(entry_points(group=GROUP))
-        self._metrics: dict[str, type[Metric[Any]]] = {}
+        self.selection = Selection.of()
+        self.registered = installed(self.selection)
+        self._files: dict[str, Registered] = {}
+        self._in_files: dict[str, type[Metric[Any]]] = {}
+        self._loaded: dict[str, Loaded] = {}
 
     @property
     def names(self) -> list[str]:
         """Names that can be asked for."""
-        return [plugin.name for plugin in self.registered if plugin.shadowed_by is None]
+        usable = [plugin.name for plugin in self.registered if plugin.status == "ok"]
+        return sorted({*usable, *self._files})
 
     def origin(self, name: str) -> Registered:
-        """The plugin of that name, or InputError with close matches."""
-        for plugin in self.registered:
-            if plugin.name == name and plugin.shadowed_by is None:
+        """The plugin of that name; InputError where there is none, or where it is disabled or failed."""
+        if name in self._files:
+            return self._files[name]
+        named = [plugin for plugin in self.registered if plugin.name == name]
+        for plugin in named:
+            if plugin.status == "ok":
                 return plugin
+        for plugin in named:
+            raise InputError(f"plugin {plugin} is {plugin.status}: {plugin.reason}")
         raise InputError(f"no plugin {name!r}; {close_matches(name, self.names)}")
+
+    def add_file(self, path: str) -> list[str]:
+        """Take the metrics of a file that is not installed; returns their names. They go before installed ones."""
+        place = Path(path)
+        if not place.is_file() or place.suffix != ".py":
+            problem = "this is no .py file" if place.exists() else "there is no such file"
+            raise InputError(f"plugin file {path!r}: {problem}; name a Python file that defines a metric")
+        origin = Registered(place.stem, f"file {path}", "file", path)
+        with blamed(origin):
+            loaded = Loaded.by_path(place)
+            found = {metric.name: metric for metric in loaded.metrics() or loaded.defined()}
+            if not found:
+                raise LookupError("it defines no metric")
+        for name in found:
+            if name in self._files:
+                raise InputError(f"metric {name!r} is in {self._files[name].version} and in {path}; give one")
+            self._files[name] = replace(origin, name=name)
+        self._loaded[origin.module] = loaded
+        self._in_files.update(found)
+        return list(found)
 
     def metric(self, name: str) -> type[Metric[Any]]:
         """The metric class of that name, imported now if it was not before. InputError names the
-        distribution."""
-        if name not in self._metrics:
-            origin = self.origin(name)
-            try:
-                self._metrics[name] = self._load(origin)
-            except (
-                Exception,
-                SystemExit,
-            ) as error:  # whatever a module does when imported, it is that plugin's fault
-                raise InputError(
-                    f"plugin {origin} cannot be loaded: {type(error).__name__}: {error}; mend or uninstall it"
-                ) from error
-        return self._metrics[name]
+        distribution and the original exception."""
+        if name in self._in_files:
+            return self._in_files[name]
+        origin = self.origin(name)
+        with blamed(origin):
+            return self._load(origin).metric(name)
 
-    def _load(self, origin: Registered) -> type[Metric[Any]]:
-        module = importlib.import_module(origin.module)
-        if not self._manager.is_registered(module):
-            self._manager.register(module, name=origin.name)
-        offered: list[Any] = []
-        for answer in self._caller("phaselens_metrics", [origin.name])():
-            offered.extend(answer)
-        classes = [require_metric(_resolve(each), origin.module) for each in offered]
-        for metric in classes:
-            if metric.name == origin.name:
-                return metric
-        names = ", ".join(metric.name for metric in classes) or "none"
-        raise LookupError(
-            f"{origin.module} offers no metric of this name; its phaselens_metrics() offers {names}"
-        )
+    def model(self, name: str) -> NamedModel | None:
+        """The model that a plugin of that name offers, if there is one."""
+        if not self._is_known(name):
+            return None
+        origin = self.origin(name)
+        with blamed(origin):
+            return self._load(origin).model(name)
+
+    def texts(self, name: str) -> NamedTexts | None:
+        """The texts that a plugin of that name offers, if there is one."""
+        if not self._is_known(name):
+            return None
+        origin = self.origin(name)
+        with blamed(origin):
+            return self._load(origin).texts(name)
+
+    def command(self, name: str) -> click.Command | None:
+        """The command that a plugin of that name offers, if there is one."""
+        if not self._is_known(name):
+            return None
+        origin = self.origin(name)
+        with blamed(origin):
+            return self._load(origin).command(name)
 
     def run_finished(self, run: hookspecs.FinishedRun, names: Iterable[str]) -> list[str]:
         """Tell each plugin in `names` that `run` is over; returns a line for each that failed at it."""
         failed = []
-        for name in names:
+        modules = {self.origin(name).module: name for name in reversed(list(names))}
+        for module, name in reversed(modules.items()):
+            loaded = self._loaded.get(module)
             try:
-                self._caller("phaselens_run_finished", [name])(run=run)
-            except Exception as error:  # noqa: BLE001 - a plugin's own failure must not take the results with it
-                failed.append(f"{name}: phaselens_run_finished failed: {type(error).__name__}: {error}")
+                if loaded is not None:
+                    loaded.call("phaselens_run_finished", run=run)
+            except FAULTS as error:  # its own failure must not take the results with it
+                failed.append(f"{name}: phaselens_run_finished failed: {told(error)}")
         return failed
 
-    def _caller(self, hook: str, names: Iterable[str]) -> pluggy.HookCaller:
-        wanted = [self._manager.get_plugin(name) for name in names]
-        others = [plugin for plugin in self._manager.get_plugins() if plugin not in wanted]
-        return self._manager.subset_hook_caller(hook, remove_plugins=others)
+    def look(self) -> list[Registered]:
+        """All plugins, those that should work after trying: PhaseLens' own here, others each in its own process."""
+        with self.probe() as probes:
+            tried = {(one.name, one.distribution): one for one in probes.results()}
+        return [tried.get((one.name, one.distribution)) or self._tried(one) for one in self.registered]
+
+    def probe(self, besides: Iterable[str] = ()) -> Probes:
+        """Start trying all others' plugins, but those in `besides`, each in its own process."""
+        left_out = set(besides)
+        return Probes(
+            one
+            for one in self.registered
+            if one.status == "ok" and one.distribution != OWN and one.name not in left_out
+        )
+
+    def require_sound(self) -> None:
+        """InputError for the first plugin that failed, where the environment asks for strictness."""
+        if not self.selection.strict:
+            return
+        for one in self.look():
+            if one.status == "failed":
+                raise InputError(f"plugin {one} failed: {one.reason} (PHASELENS_STRICT_PLUGINS is set)")
+
+    def _tried(self, one: Registered) -> Registered:
+        if one.status != "ok" or one.distribution != OWN:
+            return one
+        try:
+            return replace(one, offers=self._load(one).offers(one.name))
+        except FAULTS as error:  # shown in the list
+            return one.without("failed", told(error))
+
+    def _is_known(self, name: str) -> bool:
+        return any(plugin.name == name for plugin in self.registered)
+
+    def _load(self, origin: Registered) -> Loaded:
+        if origin.module not in self._loaded:
+            self._loaded[origin.module] = Loaded.by_name(origin.module)
+        return self._loaded[origin.module]
 
 
 @functools.cache
 def plugins() -> Plugins:
     """The plugins of this process."""
     return Plugins()
-
-
-def _resolve(offered: Any) -> Any:
-    """A class, or what the string `module:Class` points to."""
-    if not isinstance(offered, str):
-        return offered
-    module, _, attribute = offered.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def _shadow(found: Iterable[EntryPoint]) -> tuple[Registered, ...]:
-    """Sorted by name; PhaseLens' own first, then by distribution: the first to have a name keeps it."""
-    listed = []
-    for each in found:
-        distribution = each.dist.name if each.dist else "?"
-        listed.append(
-            Registered(each.name, each.module, distribution, each.dist.version if each.dist else "?")
-        )
-    listed.sort(key=lambda one: (one.name, one.distribution != GROUP, one.distribution))
-    keepers: dict[str, str] = {}
-    result = []
-    for one in listed:
-        keeper = keepers.setdefault(one.name, one.distribution)
-        shadowed_by = None if keeper == one.distribution else keeper
-        result.append(Registered(one.name, one.module, one.distribution, one.version, shadowed_by))
-    return tuple(result)

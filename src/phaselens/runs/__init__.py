@@ -1,9 +1,10 @@
 """A run: models × metrics × texts, measured in one pass a model."""
 
 from phaselens.runs.api import run
-from phaselens.runs.engine import Observer
+from phaselens.runs.engine import Observer, gather
 from phaselens.runs.options import DEFAULT_MODELS, Chosen, ModelSpec, Options, choose
 from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelRecord, Run, TextRecord
+from phaselens.runs.sources import load_model
 
 __all__ = [
     "DEFAULT_MODELS",
@@ -18,5 +19,7 @@ __all__ = [
     "Run",
     "TextRecord",
     "choose",
+    "gather",
+    "load_model",
     "run",
 ]

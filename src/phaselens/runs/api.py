@@ -21,6 +21,7 @@ from phaselens.runs.options import (
     require_distinct,
 )
 from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
+from phaselens.runs.sources import load_model, named_texts, require_model
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
@@ -46,11 +47,10 @@ def run(
     """Measure all metrics on all models, on the same texts, with one forward pass a model and batch.
 
     Args:
-        models: lenses made by `phaselens.load`, or `[LABEL=]SOURCE[@REVISION]` to load. Models named by
-        text are
+        models: lenses made by `phaselens.load`, or `[LABEL=]SOURCE[@REVISION]` to load. Models named by text are
             loaded one after the other, so that only one is in memory.
         metrics: names of installed metrics, Metric classes, or pairs `(name or class, {parameter: value})`.
-        texts: `"bundled"`, a .txt or .jsonl file, or strings.
+        texts: `"bundled"`, a .txt or .jsonl file, a name that a plugin offers, or strings.
         max_tokens: longer texts are cut to their first `max_tokens` tokens, BOS included.
         n_texts: use the first `n_texts` only.
         batch_tokens: tokens in a batch, pads included. It changes memory and speed, and no result.
@@ -72,8 +72,9 @@ def run(
     given = _given(models)
     labels = _labels(given)
     options.require_labels(labels)
+    plugins().require_sound()
     texts = os.fspath(texts) if isinstance(texts, os.PathLike) else texts
-    corpus = texts_from(texts, n_texts)
+    corpus = texts_from(named_texts(texts) if isinstance(texts, str) else texts, n_texts)
     _require_present(given)
 
     results = {one.name: MetricResult(one.metric, one.params, one.distribution) for one in chosen}
@@ -113,24 +114,18 @@ def _require_present(models: Sequence[str | HookedTransformer]) -> None:
     """A model that is not there stops the run before the first one has been measured for minutes."""
     named = [ModelSpec.parse(model).source for model in models if isinstance(model, str)]
     if len(named) > 1:
-        from phaselens.lens.sources import resolve
-
         for source in named:
-            resolve(source)
+            require_model(source)
 
 
 def _load(model: str, label: str, options: Options, observer: Observer) -> HookedTransformer:
-    from phaselens.lens import load
-
-    spec = ModelSpec.parse(model)
     observer.loading(label)
-    return load(
-        spec.source,
+    return load_model(
+        ModelSpec.parse(model),
         label=label,
         positions=options.positions.get(label, "auto"),
         device=options.device,
         dtype=options.dtype,
-        revision=spec.revision,
     )
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from phaselens.data import Tokens, pack
-from phaselens.errors import InputError
+from phaselens.errors import InputError, MetricError
 from phaselens.plugin import Batch, LayerView, Metric, Table
+from phaselens.plugin.loading import FAULTS
 from phaselens.runs.options import Chosen
 from phaselens.runs.result import Failure, MetricResult
 
@@ -56,7 +57,7 @@ def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
     """A metric's own failure ends that metric, not the run."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - it is recorded with its traceback and makes the run exit with 1
+    except FAULTS as error:  # it is recorded with its traceback and makes the run exit with 1
         text = "".join(traceback.format_exception(error))
         message = " ".join(str(error).split())
         result.failures.append(Failure(label, stage, type(error).__name__, message, text))
@@ -99,6 +100,22 @@ def measure(
                 metric.warnings.extend(_not_finite(tables[metric.name]))
         warnings.extend(f"{metric.name}: {lens.info.label}: {warning}" for warning in metric.warnings)
     return tables, warnings
+
+
+def gather(
+    lens: HookedTransformer, texts: Sequence[Tokens], metric: Metric[Any], batches: Sequence[Sequence[int]]
+) -> None:
+    """Feed one metric outside of a run with `batches`, each of places in `texts`. Nothing is computed yet.
+
+    Raises:
+        MetricError: what the metric raised, with its traceback.
+    """
+    result = MetricResult(type(metric), metric.params, "")
+    measured = Measured(metric, result, _points(lens, metric.hooks()))
+    for indices in batches:
+        _forward(lens, _batch(lens, texts, indices), [measured], metric.sink_position)
+    for failure in result.failures:
+        raise MetricError(f"{failure}\n{failure.traceback}")
 
 
 def _points(lens: HookedTransformer, names: Sequence[str]) -> dict[str, tuple[int | None, str]]:

@@ -1,5 +1,27 @@
-"""For tests of metrics and plugins: tiny random models of each family. Nothing is downloaded."""
+"""For tests of metrics and plugins: tiny random models, planted truths, and the contract that every metric keeps.
 
-from phaselens.testing.models import FAMILIES, tiny_model, tiny_tokenizer
+    from phaselens.testing import check_metric
+    def test_my_metric(): check_metric(MyMetric)
 
-__all__ = ["FAMILIES", "tiny_model", "tiny_tokenizer"]
+Nothing is downloaded, and importing this package imports neither torch nor pytest. Where PhaseLens is installed, pytest
+has the fixtures `phaselens_lens`, `phaselens_planted` and `phaselens_check`.
+"""
+
+from phaselens.testing.contract import Finding, check_metric, examine
+from phaselens.testing.facts import model_info
+from phaselens.testing.models import FAMILIES, tiny_lens, tiny_model, tiny_tokenizer
+from phaselens.testing.planted import PLANTED, Planted, plant
+
+__all__ = [
+    "FAMILIES",
+    "PLANTED",
+    "Finding",
+    "Planted",
+    "check_metric",
+    "examine",
+    "model_info",
+    "plant",
+    "tiny_lens",
+    "tiny_model",
+    "tiny_tokenizer",
+]

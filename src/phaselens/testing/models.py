@@ -120,6 +120,27 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
     return model.to(dtype or torch.float32).eval()
 
 
+def tiny_lens(
+    family: str = "llama", *, label: str | None = None, positions: str = "auto", **options: Any
+) -> Any:
+    """A lens around `tiny_model(family, **options)`, with the tiny tokenizer for texts.
+
+    >>> tiny_lens("llama", positions="nope").info.positions
+    ('nope', 'nope')
+    """
+    from phaselens.lens import load
+
+    model = tiny_model(family, **options)
+    return load(
+        model,
+        label=label or family,
+        tokenizer=tiny_tokenizer(),
+        positions=positions,
+        device="cpu",
+        check=False,
+    )
+
+
 def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True) -> Any:
     """A tokenizer of single characters for the tiny models' 67 ids: `<s>` 0, `</s>` 1, unknown 2, then characters.
 

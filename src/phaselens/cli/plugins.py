@@ -1,0 +1,119 @@
+"""`phaselens plugins`, with `show` and `check`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from phaselens.cli import options
+from phaselens.errors import InputError
+from phaselens.plugin import Metric, TableSpec, plugins
+from phaselens.report.words import columns
+
+
+@click.group("plugins", invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@click.pass_context
+def plugin_commands(ctx: click.Context, as_json: bool) -> int:
+    """List the installed plugins: ok, disabled, shadowed or failed.
+
+    Others' plugins are tried out in a process of their own each. PHASELENS_PLUGINS=a,b allows only these (empty: none);
+    PHASELENS_DISABLE_PLUGINS=a,b forbids these; both take names of plugins or of distributions.
+    PHASELENS_STRICT_PLUGINS=1 makes a failed plugin an error.
+    """
+    if ctx.invoked_subcommand is not None:
+        if as_json:
+            raise InputError(f"--json lists all plugins; leave it out before {ctx.invoked_subcommand}")
+        return 0
+    found = plugins().look()
+    if as_json:
+        click.echo(json.dumps([one.as_dict() for one in found], allow_nan=False))
+    else:
+        rows = [
+            [one.name, one.status, one.distribution, one.version, ", ".join(one.offers) or "–", one.reason]
+            for one in found
+        ]
+        click.echo(columns(["plugin", "status", "distribution", "version", "offers", ""], rows))
+    failed = any(one.status == "failed" for one in found)
+    return 1 if failed and plugins().selection.strict else 0
+
+
+@plugin_commands.command()
+@click.argument("name")
+@options.plugin_file
+@options.debug
+def show(name: str, files: tuple[str, ...], debug: bool) -> None:
+    """Show the metric NAME: parameters with units and bounds, hook points, tables, null, citation."""
+    for path in files:
+        plugins().add_file(path)
+    metric = plugins().metric(name)
+    origin = plugins().origin(name)
+    lines = [
+        f"{name}: {metric.title or name}",
+        f"version {metric.version}, from {origin.distribution} {origin.version}",
+    ]
+    lines += [line for line in (metric.description, metric.citation) if line]
+    lines += ["", f"by default: {metric.define(metric.Params())}"]
+    lines += ["", *_parameters(metric), "", "hook points", *(f"  {point}" for point in _points(metric))]
+    for table in metric.tables:
+        lines += ["", *_table(metric, table)]
+    click.echo("\n".join(lines))
+
+
+def _parameters(metric: type[Metric[Any]]) -> list[str]:
+    specs = metric.Params.specs()
+    if not specs:
+        return ["no parameters"]
+    rows = [[spec.name, str(spec.default), spec.unit or "–", spec.allowed, spec.help] for spec in specs]
+    return columns(["parameter", "default", "unit", "takes", ""], rows).splitlines()
+
+
+def _points(metric: type[Metric[Any]]) -> list[str]:
+    """The hook points it reads with its default parameters, on a model that has every kind of layer."""
+    from phaselens.testing.facts import model_info
+
+    return list(metric(model_info(), metric.Params()).hooks())
+
+
+def _table(metric: type[Metric[Any]], table: TableSpec) -> list[str]:
+    display = metric.display if metric.display is not None and metric.display.table == table.name else None
+    rows = []
+    for column in table.columns:
+        marks = []
+        if display is not None and column.name == display.value:
+            marks.append("the value that is shown")
+        if display is not None and column.name == display.null:
+            marks.append("its null")
+        note = f" ({', '.join(marks)})" if marks else ""
+        rows.append([f"  {column.name}", column.type.__name__, column.unit or "–", column.help + note])
+    heading = f"table {table.name}" + (f": {table.help}" if table.help else "")
+    return [heading, *columns(["  column", "type", "unit", ""], rows).splitlines()]
+
+
+@plugin_commands.command()
+@click.argument("target", metavar="NAME|PATH")
+@click.option(
+    "--allow-matrix", is_flag=True, help="The metric may read the whole attention matrix, which is O(L²)."
+)
+@options.debug
+def check(target: str, allow_matrix: bool, debug: bool) -> int:
+    """Check the metric NAME, or those of the file PATH, on tiny models: the contract that every metric keeps.
+
+    Exits with 1 if a check failed.
+    """
+    from phaselens.cli.outcome import only_results_on_stdout
+    from phaselens.report.tables import console, print_rows
+
+    names = plugins().add_file(target) if target.endswith(".py") else [target]
+    rows = []
+    with only_results_on_stdout(debug=debug):
+        from phaselens.testing import examine
+
+        for name in names:
+            for found in examine(plugins().metric(name), allow_matrix=allow_matrix):
+                rows.append((name, found.status, found.name, found.detail))
+    print_rows(["metric", "", "check", "what was found"], rows, console(sys.stdout), marked=1)
+    return 1 if any(row[1] == "failed" for row in rows) else 0

@@ -1,0 +1,33 @@
+"""What a plugin can offer beside metrics: models and texts that are asked for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from phaselens.data import Text
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that `phaselens run NAME` accepts.
+
+    `load()` returns what `phaselens.load` takes: a checkpoint folder or a hub id, a Hugging Face causal LM, or a pair
+    of such a model and its tokenizer. For an architecture that the lens does not know, `adapters` maps the name of the
+    model's class to a TransformerLens `ArchitectureAdapter` (the class, or a function that takes its configuration).
+    """
+
+    name: str
+    load: Callable[[], Any]
+    help: str = ""
+    adapters: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NamedTexts:
+    """Texts that `--texts NAME` accepts; `read()` returns strings, or `Text`s with ids of their own."""
+
+    name: str
+    read: Callable[[], Iterable[str | Text]]
+    help: str = ""

@@ -1,0 +1,81 @@
+"""Models and texts by name: what comes with PhaseLens, what lies on the disk, what a plugin offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from phaselens.data import Text
+from phaselens.errors import InputError, ModelError
+from phaselens.plugin import NamedModel, plugins
+from phaselens.plugin.loading import FAULTS, told
+from phaselens.runs.options import DEFAULT_MODELS, ModelSpec
+
+if TYPE_CHECKING:
+    from phaselens.lens import HookedTransformer
+
+
+def load_model(
+    spec: ModelSpec,
+    *,
+    label: str | None = None,
+    positions: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    check: bool | Literal["report"] = True,
+) -> HookedTransformer:
+    """The lens of a model named by text; ModelError names the plugin where its own loading fails."""
+    from phaselens.lens import load
+
+    options: dict[str, Any] = {"positions": positions, "device": device, "dtype": dtype, "check": check}
+    named = _of_plugin(spec.source)
+    if named is None:
+        return load(spec.source, label=label, revision=spec.revision, **options)
+    if spec.revision is not None:
+        raise InputError(
+            f"model {spec.source!r} is a plugin's and has no revisions; leave @{spec.revision} out"
+        )
+    from phaselens.lens.registration import register_adapter
+
+    for architecture, adapter in named.adapters.items():
+        register_adapter(architecture, adapter)
+    made = _made(named)
+    model, tokenizer = made if isinstance(made, tuple) else (made, None)
+    return load(model, label=label or spec.short, tokenizer=tokenizer, **options)
+
+
+def require_model(source: str) -> None:
+    """ModelError if nothing of this name can be loaded."""
+    from phaselens.lens.sources import resolve
+
+    if _of_plugin(source) is None:
+        resolve(source)
+
+
+def named_texts(source: str) -> str | Iterable[str | Text]:
+    """The texts that a plugin offers under this name, or `source` itself, which then names a file."""
+    named = None if Path(source).exists() else plugins().texts(source)
+    if named is None:
+        return source
+    try:
+        return list(named.read())
+    except FAULTS as error:
+        raise InputError(
+            f"texts {source!r}: plugin {plugins().origin(source)} failed: {told(error)}"
+        ) from error
+
+
+def _of_plugin(source: str) -> NamedModel | None:
+    """Bundled names and paths go before a plugin's."""
+    if source in DEFAULT_MODELS or Path(source).exists():
+        return None
+    return plugins().model(source)
+
+
+def _made(named: NamedModel) -> Any:
+    try:
+        return named.load()
+    except FAULTS as error:
+        origin = plugins().origin(named.name)
+        raise ModelError(f"model {named.name!r}: plugin {origin} failed to load it: {told(error)}") from error

@@ -1,0 +1,34 @@
+"""The facts of a model that does not exist, for metrics that are asked what they would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from phaselens.plugin import ModelInfo
+
+
+def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", **others: Any) -> ModelInfo:
+    """A `ModelInfo` without a model: `model_info(n_layers=3, windows=(7, None, None))`."""
+    facts: dict[str, Any] = {
+        "label": "imagined",
+        "source": "imagined",
+        "family": "imagined",
+        "architecture": "Imagined",
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "n_kv_heads": n_heads,
+        "d_head": 8,
+        "d_model": 8 * n_heads,
+        "d_vocab": 67,
+        "n_ctx": None,
+        "positions": (positions,) * n_layers,
+        "windows": (None,) * n_layers,
+        "scales": (8**-0.5,) * n_layers,
+        "softcap": None,
+        "dtype": "float32",
+        "device": "cpu",
+        "attention_path": "none",
+        "bos_token_id": 0,
+        "bos_policy": "tokenizer adds BOS",
+    }
+    return ModelInfo(**facts | others)
