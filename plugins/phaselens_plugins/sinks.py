@@ -205,6 +205,7 @@ class Sinks(Metric[SinkParams]):
         strong=0.5,
         strong_means="sink-heavy: half of the heads or more, and more than the null",
         summary=(("sink_rate", "average"), ("mean_score", "mean score")),
+        by_head="score",
     )
 
     @property

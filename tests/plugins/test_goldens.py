@@ -63,7 +63,8 @@ def test_values_of_stored_matrices(name: str) -> None:
     rate = np.mean([row["sink"] >= 0.3 for row in by_head])
     assert rate == want["sink_rate_excl"]
     local = [row["local_with_bos"] - row["local"] for row in by_head]
-    assert min(local) > -1e-6 and mean("local") < mean("local_with_bos"), "position 0 is no neighbour"
+    assert min(local) > -1e-6
+    assert mean("local") < mean("local_with_bos"), "position 0 is no neighbour"
 
 
 @pytest.mark.parametrize("name", ["RoPE_layer31", "DroPE_layer15"])
@@ -161,7 +162,8 @@ def test_massive_activation_of_the_fixture() -> None:
     assert found.median == pytest.approx(want["median_abs"], rel=1e-12)
     assert found.ratio == pytest.approx(want["ratio_idx7"], rel=1e-12)
     assert abs(found.values[1]) / found.median == pytest.approx(want["ratio_idx9"], rel=1e-12)
-    assert found.n_massive == 1 and found.dimensions[:2] == [7, 9]
+    assert found.n_massive == 1
+    assert found.dimensions[:2] == [7, 9]
 
 
 @pytest.mark.parametrize(("tensor", "name"), [("q", "q_post"), ("k", "k_post"), ("v", "v")])

@@ -123,7 +123,8 @@ def test_layer_balance(found: Run, dense: list[dict[str, np.ndarray]]) -> None:
         a, m = seen[at + "hook_attn_out"], seen[at + "hook_mlp_out"]
         change = seen[at + "hook_resid_post"] - seen[at + "hook_resid_pre"]
         share = norms(a) / (norms(a) + norms(m))
-        assert close(row["share"], share.mean()) and close(row["share_bos"], share[0])
+        assert close(row["share"], share.mean())
+        assert close(row["share_bos"], share[0])
         assert close(row["share_of_means"], norms(a).mean() / (norms(a).mean() + norms(m).mean()))
         assert close(row["projection"], np.median((a * change).sum(-1) / (change**2).sum(-1)))
         assert close(row["mlp_median"], np.median(norms(m)))
@@ -133,7 +134,8 @@ def test_massive_values(found: Run, dense: list[dict[str, np.ndarray]]) -> None:
     points = {"q": "rot_q", "k": "rot_k", "v": "v", "q_pre": "q", "k_pre": "k"}
     for row, seen, at in each(found, "massive-values", dense):
         m = np.sqrt((seen[f"{at}attn.hook_{points[row['tensor']]}"] ** 2).sum(0))
-        assert row["count_global"] == (m > 5 * m.mean()).sum() and row["n_cells"] == m.size
+        assert row["count_global"] == (m > 5 * m.mean()).sum()
+        assert row["n_cells"] == m.size
         assert row["count_per_head"] == (m > 5 * m.mean(-1, keepdims=True)).sum()
         assert close(row["max_ratio"], m.max() / m.mean())
     pairs = {
@@ -141,9 +143,8 @@ def test_massive_values(found: Run, dense: list[dict[str, np.ndarray]]) -> None:
     }
     for (text, layer, tensor), count in pairs.items():
         if tensor in ("q", "k"):
-            assert count is not None and count == pairs[text, layer, f"{tensor}_pre"], (
-                "rotation keeps pair norms"
-            )
+            assert count is not None, "rotation keeps pair norms"
+            assert count == pairs[text, layer, f"{tensor}_pre"]
 
 
 def test_bos_write(found: Run, lens: Any, dense: list[dict[str, np.ndarray]]) -> None:
@@ -178,8 +179,10 @@ def test_attention_patterns(found: Run, dense: list[dict[str, np.ndarray]]) -> N
         assert close(row["entropy"], entropy.mean())
         assert close(row["entropy_normalised"], (entropy[1:] / np.log(np.arange(2, n + 1))).mean())
         assert close(row["concentration"], 1 + (share * np.log(share)).sum() / np.log(n))
-        assert close(row["sink"], p[1:, 0].mean()) and close(row["itself"], p.diagonal()[1:].mean())
-        assert close(row["local"], np.mean(near)) and close(row["local_with_bos"], np.mean(with_bos))
+        assert close(row["sink"], p[1:, 0].mean())
+        assert close(row["itself"], p.diagonal()[1:].mean())
+        assert close(row["local"], np.mean(near))
+        assert close(row["local_with_bos"], np.mean(with_bos))
     profile = found.rows("attention-patterns", "profile").records()
     for layer in range(2):
         for distance in range(25):
@@ -203,9 +206,11 @@ def test_no_result_depends_on_batches_padding_or_order(lens: Any, found: Run) ->
         other = texts_table(reversed_, metric)
         for record in other:
             record["text"] = str(2 - int(record["text"]))
-        keys = ("text", "layer", "head", "tensor")
-        order = lambda row: tuple(str(row.get(key)) for key in keys)  # noqa: E731
-        assert_same(sorted(texts_table(found, metric), key=order), sorted(other, key=order))
+        assert_same(sorted(texts_table(found, metric), key=place), sorted(other, key=place))
+
+
+def place(row: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(str(row.get(key)) for key in ("text", "layer", "head", "tensor"))
 
 
 def assert_same(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> None:
@@ -299,12 +304,14 @@ def test_other_families(family: str) -> None:
         "qwen3 has a norm before the rotation"
     )
     for row in texts_table(found, "attention-patterns"):
-        assert 0 <= row["local"] <= 1 and row["entropy_normalised"] <= 1 + 1e-6
+        assert 0 <= row["local"] <= 1
+        assert row["entropy_normalised"] <= 1 + 1e-6
 
 
 def test_everything_has_a_null_and_a_definition(found: Run) -> None:
     for metric in METRICS:
         result = found.metrics[metric]
-        assert result.definition and result.metric.display is not None
+        assert result.definition
+        assert result.metric.display is not None
         columns = [column.name for column in found.rows(metric, "layers").spec.columns]
         assert {"ci_low", "ci_high", "null"} <= set(columns), metric

@@ -82,6 +82,12 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--table", metavar="[METRIC.]NAME", help="Print this result table, whole (csv: layers if none is named)."
 )
+@click.option(
+    "--figures",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="Also draw the results into this folder, as PNG and SVG.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar and no notes on stderr.")
 @options.debug
 @click.pass_context
@@ -103,9 +109,20 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **given: Any) -> int:
     with plugins().probe(besides=names) as others:
         finished = _measured(models, [(name, settings[name]) for name in names], given)
         _print(finished, given["form"], table, quiet=given["quiet"])
+        if given["figures"]:
+            _draw(finished, given["figures"], quiet=given["quiet"])
         if not given["quiet"]:
             _mention(others.failures())
     return _failures(finished)
+
+
+def _draw(finished: Run, folder: str, *, quiet: bool) -> None:
+    from phaselens.cli.outcome import say
+    from phaselens.report.figures import draw
+
+    written = draw(finished, folder)
+    if not quiet:
+        say("note", f"{len(written)} figures in {folder}")
 
 
 def _mention(others: Iterable[Registered]) -> None:
