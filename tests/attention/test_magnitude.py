@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tools.bench import precision
 
 from phaselens import attention
 from phaselens.attention._guard import beyond_single
@@ -9,21 +10,8 @@ from phaselens.attention._problem import Problem
 from tests.attention.reference import dense, worst
 
 
-def shaped(kind, bound, *, n=160, heads=2, d=64, dtype=torch.float32, seed=0):
-    """q, k whose scores are bounded by `bound`, in one of the shapes that trained heads have."""
-    generator = torch.Generator().manual_seed(seed)
-    q, k = (torch.randn(1, heads, n, d, generator=generator) for _ in range(2))
-    c = torch.randn(1, heads, 1, d, generator=generator)
-    if kind == "aligned":  # all scores large and nearly equal
-        q, k = c + 0.05 * q, c + 0.05 * k
-    elif kind == "rivals":  # many keys compete at a large score
-        q, k = c + 0.05 * q, 0.3 * k
-        k[:, :, ::7] = c + 0.02 * k[:, :, ::7]
-    elif kind == "sink":
-        q = 0.9 * c + 0.4 * q
-        k[:, :, :1] = c
-    largest = q.norm(dim=-1).amax(-1) * k.norm(dim=-1).amax(-1)
-    return (q * (bound / largest)[..., None, None]).to(dtype), k.to(dtype)
+def shaped(shape, bound, *, n=160, heads=2, d=64, seed=0):
+    return precision.shaped(shape, bound, n=n, heads=heads, d=d, seed=seed)
 
 
 def errors(q, k, **options):

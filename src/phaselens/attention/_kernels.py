@@ -30,11 +30,19 @@ def attend(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _has_kernel(problem: Problem) -> bool:
+    device, dtype = problem.q.device, problem.q.dtype
     if not problem.scale > 0:  # a kernel may scale after it has hidden: 0 · −inf is NaN
         return False
-    if problem.q.device.type == "cpu":
+    if device.type == "cpu":
         return True
-    return problem.q.device.type == "cuda" and problem.q.dtype != torch.float64 and problem.q.shape[-1] <= 256
+    if device.type != "cuda" or dtype == torch.float64 or problem.q.shape[-1] > 256:
+        return False
+    return dtype != torch.bfloat16 or _is_ampere(device)
+
+
+def _is_ampere(device: torch.device) -> bool:
+    """Whether the GPU is new enough for the flash kernel and for bfloat16."""
+    return torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _by_rows(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +82,7 @@ def _fused(
     """One kernel call; `causal` is for as many queries as keys, `added` [batch | 1, head | 1, query, key]."""
     if q.device.type == "cpu":
         return _cpu(q, k, v, scale, causal, added)
-    if added is None and q.dtype in (torch.float16, torch.bfloat16):
+    if added is None and q.dtype in (torch.float16, torch.bfloat16) and _is_ampere(q.device):
         return _cuda_flash(q, k, v, scale, causal)
     return _cuda_efficient(q, k, v, scale, causal, added)
 
