@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from phaselens.cli.lists import check, hooks
+from phaselens.cli.new_plugin import new_plugin
 from phaselens.cli.plugins import plugin_commands
 from phaselens.cli.run import run
 from phaselens.plugin import plugins
@@ -28,5 +29,5 @@ def app() -> None:
     """
 
 
-for _command in (run, plugin_commands, hooks, check):
+for _command in (run, plugin_commands, hooks, check, new_plugin):
     app.add_command(_command)

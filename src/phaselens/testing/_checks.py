@@ -6,14 +6,14 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from phaselens.plugin import LayerView, Metric, Params, Table
 from phaselens.testing.contract import Broken, Skipped
 from phaselens.testing.memory import peaks_by_length
 from phaselens.testing.models import tiny_lens
-from phaselens.testing.planted import plant
+from phaselens.testing.planted import Planted, plant
 
 #: What it is tried on: a name for people, and a family of tiny models. The windows are shorter than the texts.
 KINDS = {
@@ -81,11 +81,9 @@ class Bench:
     @cached_property
     def lenses(self) -> dict[str, Any]:
         """Models by kind, without those that the metric refuses by an InputError when it is constructed."""
-        import torch
-
         served = {}
         for kind, family in KINDS.items():
-            lens = tiny_lens(family, label=kind.replace(" ", "-"), dtype=torch.float64)
+            lens = _lens(family)
             reason = self._refusal(lens)
             if reason is None:
                 served[kind] = lens
@@ -123,6 +121,19 @@ class Bench:
         metric = into if into is not None else self.metric(lens.info, self.params)
         gather(lens, self.tokens(lens), metric, batches)
         return metric
+
+
+@lru_cache
+def _lens(family: str) -> Any:
+    """Wrapping a model takes longer than measuring it, so metrics that are checked in turn share them."""
+    import torch
+
+    return tiny_lens(family, dtype=torch.float64)
+
+
+@lru_cache
+def _uniform(positions: str) -> Planted:
+    return plant("uniform attention", positions=positions)
 
 
 def measures(bench: Bench) -> str:
@@ -244,11 +255,10 @@ def uniform_gives_null(bench: Bench) -> str:
         raise Skipped("its display names no null")
     worst, n_values = 0.0, 0
     for positions in ("auto", "nope"):
-        planted = plant("uniform attention", positions=positions)
+        planted = _uniform(positions)
         metric = bench.metric(planted.lens.info, bench.params)
-        foreign = [name for name in metric.hooks() if not name.endswith(_OF_ATTENTION)]
-        if foreign:
-            raise Skipped(f"it measures more than attention: {foreign[0]}")
+        if not any(name.endswith(_OF_ATTENTION) for name in metric.hooks()):
+            raise Skipped("it reads no statistic of attention")
         table = bench.run(planted.lens, texts=[planted.text, *TEXTS]).rows(bench.metric.name, display.table)
         for value, null in zip(table.column(display.value), table.column(display.null), strict=True):
             if isinstance(value, int | float) and isinstance(null, int | float):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from functools import lru_cache
 from typing import Any
 
 from phaselens.plugin import LayerView, Metric, Params
@@ -15,8 +16,13 @@ LENGTHS = (1024, 2048)
 def peaks_by_length(metric: type[Metric[Any]], params: Params, family: str) -> list[tuple[int, int]]:
     """(tokens, bytes) for each of `LENGTHS`: the larger of the largest tensor and the peak of all arrays that an
     update of one layer makes for one text."""
-    lens = tiny_lens(family, max_position_embeddings=2 * max(LENGTHS))
+    lens = _lens(family)
     return [(length, _peak(metric, params, lens, length)) for length in LENGTHS]
+
+
+@lru_cache
+def _lens(family: str) -> Any:
+    return tiny_lens(family, max_position_embeddings=2 * max(LENGTHS))
 
 
 def _peak(metric: type[Metric[Any]], params: Params, lens: Any, length: int) -> int:
