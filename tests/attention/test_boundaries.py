@@ -138,5 +138,5 @@ def test_the_dense_path_after_an_edit_of_its_scores():
 
 def test_all_names_are_there_and_no_other_is_public():
     assert sorted(attention.__all__) == attention.__all__
-    public = {name for name in vars(attention) if not name.startswith("_")}
+    public = {name for name in vars(attention) if name.isidentifier() and not name.startswith("_")}
     assert public == set(attention.__all__)
