@@ -133,7 +133,7 @@ class AttentionPatterns(Grid[PatternParams]):
         low="entropy_normalised_low",
         high="entropy_normalised_high",
         null="entropy_normalised_null",
-        also=(("local", "local"), ("concentration", "conc.")),
+        also=(("local", "local"),),
         summary=(
             ("entropy", "nats"),
             ("sink_heads", "sink"),

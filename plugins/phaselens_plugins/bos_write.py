@@ -95,7 +95,7 @@ class BosWrite(Grid[Params]):
         low="true_share_low",
         high="true_share_high",
         null="true_share_null",
-        also=(("write", "write"), ("value_norm", "‖v₀‖")),
+        also=(("write", "write"),),
         summary=(
             ("write", "write"),
             ("attn", "attention"),

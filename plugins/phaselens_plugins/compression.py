@@ -91,7 +91,7 @@ class Compression(Grid[CompressionParams]):
         low="ci_low",
         high="ci_high",
         null="null",
-        also=(("entropy_without_massive", "w/o mass."), ("anisotropy", "p₁")),
+        also=(("entropy_without_massive", "w/o mass."),),
         summary=(
             ("entropy_min", "valley"),
             ("entropy_min_layer", "at"),
@@ -106,8 +106,7 @@ class Compression(Grid[CompressionParams]):
         """Squared singular values, nats, and what is left out."""
         return (
             "entropy −Σ p ln p in nats of p = s² / Σ s², s the singular values of a text's rows after each layer "
-            f"(last: before the final norm); w/o mass.: without rows of ≥ {params.massive_factor:g} × the median norm; "
-            "p₁: all rows"
+            f"(last: before the final norm); w/o mass.: without rows of ≥ {params.massive_factor:g} × the median norm"
         )
 
     def hooks(self) -> Sequence[str]:

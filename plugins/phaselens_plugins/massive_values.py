@@ -153,7 +153,7 @@ class MassiveValues(Grid[ValueParams]):
         high="ci_high",
         null="null",
         digits=1,
-        also=(("k", "K"), ("v", "V"), ("q_pre", "Q pre"), ("k_pre", "K pre")),
+        also=(("k", "K"), ("v", "V")),
         summary=(("q_total", "Q in all"), ("k_total", "K in all"), ("v_total", "V in all")),
     )
 
@@ -163,7 +163,7 @@ class MassiveValues(Grid[ValueParams]):
         over = {"global": "all cells of the tensor", "per_head": "the cells of its head"}[params.mean]
         return (
             f"cells (head × dimension) whose norm over the text exceeds {params.multiple:g} × the mean of {over}; "
-            "after rotation, `pre`: as projected"
+            "queries and keys after rotation"
         )
 
     def hooks(self) -> Sequence[str]:
@@ -238,14 +238,11 @@ class MassiveValues(Grid[ValueParams]):
         found = np.full(counts.shape[:2], np.nan)
         if tensor == "v":
             return found
-        error = self.per_text.stack(f"{tensor[0]}_error")
         unknown = []
-        for layer in range(counts.shape[1]):
-            texts = ~np.isnan(error[:, layer, 0])
-            fits = np.flatnonzero((error[texts, layer] <= TOLERANCE).all(0))
-            if texts.any() and fits.size:
-                found[:, layer] = counts[:, layer, fits[0]]
-            elif texts.any():
+        for layer, place in enumerate(self._pairing(tensor)):
+            if place is not None:
+                found[:, layer] = counts[:, layer, place]
+            elif not np.isnan(counts[:, layer]).all():
                 unknown.append(str(layer))
         if unknown:
             self.warn(
@@ -254,24 +251,35 @@ class MassiveValues(Grid[ValueParams]):
             )
         return found
 
+    def _pairing(self, tensor: str) -> list[int | None]:
+        """By layer: which of the pairings no text contradicts."""
+        import numpy as np
+
+        from phaselens.massive_values import chosen_pairing
+
+        error = self.per_text.stack(f"{tensor[0]}_error")
+        found: list[int | None] = []
+        for layer in range(error.shape[1]):
+            known = error[~np.isnan(error[:, layer, 0]), layer]
+            fits = (known <= TOLERANCE).all(0).tolist()
+            found.append(chosen_pairing(fits, self.model.d_head) if len(known) else None)
+        return found
+
     def _n_pairs(self, tensor: str) -> np.ndarray:
         """[layer]: pairs and single dimensions of all heads, under the chosen pairing."""
         import numpy as np
 
         from phaselens.massive_values import pairings
 
-        error = self.per_text.stack(f"{tensor[0]}_error")
-        heads = self._cells(tensor) // self.model.d_head
-        sizes = np.full(error.shape[1], np.nan)
-        for layer in range(error.shape[1]):
-            texts = ~np.isnan(error[:, layer, 0])
-            for pairing, fits in zip(
-                pairings(self.model.d_head), (error[texts, layer] <= TOLERANCE).all(0), strict=True
-            ):
-                if texts.any() and fits:
-                    sizes[layer] = heads * (self.model.d_head - pairing.rotary // 2)
-                    break
-        return sizes
+        d_head = self.model.d_head
+        heads = self._cells(tensor) // d_head
+        return np.array(
+            [
+                np.nan if place is None else heads * (d_head - pairings(d_head)[place].rotary // 2)
+                for place in self._pairing(tensor)
+            ],
+            dtype=np.float64,
+        )
 
     def _texts(self) -> Iterator[tuple[Any, ...]]:
         import numpy as np

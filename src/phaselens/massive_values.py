@@ -6,6 +6,7 @@ mixes pairs of dimensions, so only the norm of a pair is the same before and aft
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -78,6 +79,21 @@ def pairings(d_head: int) -> list[Pairing]:
 
 
 _LAYOUTS: tuple[Literal["halves", "interleaved"], ...] = ("halves", "interleaved")
+
+
+def chosen_pairing(fits: Sequence[bool], d_head: int) -> int | None:
+    """Which of `pairings(d_head)` a rotation has, given which of them keep all pair norms; None if none does.
+
+    Where all do, nothing was rotated, and pairs are formed as is most usual. Else the one that rotates least: whoever
+    pairs a rotated dimension right may pair those beyond, which stayed as they were, in any way.
+
+    >>> chosen_pairing([False, True, False, True, False, False], 8), pairings(8)[3]
+    (3, Pairing(rotary=4, layout='interleaved'))
+    """
+    fitting = [place for place, fit in enumerate(fits) if fit]
+    if len(fitting) == len(fits):
+        return 0
+    return min(fitting, key=lambda place: (pairings(d_head)[place].rotary, place), default=None)
 
 
 def pairing_error(before: Tensor, after: Tensor, pairing: Pairing) -> float:
