@@ -1,0 +1,17 @@
+"""The page of metrics says what the classes say."""
+
+from __future__ import annotations
+
+import pytest
+
+from tools.metric_reference import PAGE, rewritten
+
+
+def test_page_is_up_to_date() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert rewritten(page) == page, "run: python tools/metric_reference.py"
+
+
+def test_a_metric_without_a_place_is_told() -> None:
+    with pytest.raises(ValueError, match=r"docs/metrics\.md needs one"):
+        rewritten("")
