@@ -9,7 +9,10 @@ from typing import NamedTuple
 import pytest
 
 from phaselens.cli.outcome import run_to_exit_code
+from tests.distributions import install
 from tests.toys import letters, save_checkpoint
+
+__all__ = ["install"]
 
 
 class Outcome(NamedTuple):

@@ -1,15 +1,13 @@
 """Plugins are known by their metadata, loaded alone, and blamed by name."""
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from phaselens.errors import InputError
 from phaselens.plugin import Plugins
+from tests.distributions import Install
 
 GOOD = """
 from phaselens.plugin import Column, Metric, TableSpec, hookimpl
@@ -26,26 +24,6 @@ class Good(Metric):
 def phaselens_metrics():
     return [{offer}]
 """
-
-Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Put a distribution with one plugin on the path: what pip leaves behind."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def put(name: str, source: str, *, distribution: str | None = None) -> None:
-        distribution = distribution or f"dist-{name}"
-        module = f"{distribution}_{name}".replace("-", "_")
-        (tmp_path / f"{module}.py").write_text(dedent(source))
-        folder = tmp_path / f"{distribution.replace('-', '_')}-2.5.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.5\n")
-        (folder / "entry_points.txt").write_text(f"[phaselens]\n{name} = {module}\n")
-        monkeypatch.delitem(sys.modules, module, raising=False)
-
-    return put
 
 
 def test_the_built_in_metric_is_registered_like_any_other() -> None:

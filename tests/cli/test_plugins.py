@@ -1,0 +1,166 @@
+"""`phaselens plugins` and what broken plugins do to other commands: one line, and the results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from phaselens.plugin import plugins
+from tests.cli.conftest import Phaselens
+from tests.distributions import Install
+from tests.plugin.test_manager import GOOD
+
+Fails = Callable[..., str]
+
+
+def good(name: str, prefix: str = "") -> str:
+    return prefix + GOOD.format(name=name, offer="Good")
+
+
+def test_the_list_shows_each_state_with_distribution_version_and_reason(
+    phaselens: Phaselens, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("broken", "import not_there")
+    install("off", good("off"))
+    install("sinks", good("sinks"), distribution="intruder")
+    install("fine", good("fine"))
+    monkeypatch.setenv("PHASELENS_DISABLE_PLUGINS", "off")
+    outcome = phaselens("plugins")
+    assert (outcome.code, outcome.err) == (0, "")
+    lines = {tuple(line.split()[:4]): line for line in outcome.out.splitlines()}
+    assert lines["broken", "failed", "dist-broken", "2.5"].endswith(
+        "ModuleNotFoundError: No module named 'not_there'"
+    )
+    assert lines["off", "disabled", "dist-off", "2.5"].endswith("named in PHASELENS_DISABLE_PLUGINS")
+    assert lines["sinks", "shadowed", "intruder", "2.5"].endswith("has the name")
+    assert ("fine", "ok", "dist-fine", "2.5") in lines
+    monkeypatch.setenv("PHASELENS_STRICT_PLUGINS", "1")
+    plugins.cache_clear()
+    assert phaselens("plugins").code == 1
+
+
+def test_the_list_as_json(phaselens: Phaselens, install: Install) -> None:
+    install("loud", good("loud", "print('noise')\n"))
+    outcome = phaselens("plugins", "--json")
+    assert outcome.code == 0
+    states = {one["name"]: one for one in json.loads(outcome.out)}
+    assert states["loud"]["status"] == states["sinks"]["status"] == "ok"
+    assert states["sinks"]["offers"] == ["metric"]
+    assert set(states["sinks"]) == {"name", "status", "distribution", "version", "module", "offers", "reason"}
+
+
+def test_a_broken_one_asked_for_is_an_error_that_names_distribution_and_exception(
+    fails: Fails, install: Install
+) -> None:
+    install("broken", "import not_there")
+    assert fails(2, "run", "-p", "broken") == (
+        "plugin 'broken' (dist-broken 2.5) cannot be loaded: ModuleNotFoundError: No module named 'not_there'; "
+        "mend or uninstall it"
+    )
+
+
+def test_broken_ones_not_asked_for_are_one_line_each_and_stdout_stays_json(
+    phaselens: Phaselens, install: Install, checkpoint: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("broken", "import not_there")
+    install("future", good("future"), requires="phaselens>=99")
+    install("loud", good("loud", "print('noise')\n"))
+    arguments = ("run", checkpoint, "-p", "sinks,loud", "--texts", texts, "--format", "json")
+    outcome = phaselens(*arguments)
+    assert outcome.code == 0
+    assert set(json.loads(outcome.out)["metrics"]) == {"sinks", "loud"}
+    noise, *lines = outcome.err.splitlines()
+    assert noise == "noise"
+    assert [line.split(":", 3)[2] for line in lines] == [
+        " plugin 'future' (dist-future 2.5) is left out",
+        " plugin 'broken' (dist-broken 2.5) is left out",
+    ]
+    assert phaselens(*arguments, "--quiet").err == ""
+    monkeypatch.setenv("PHASELENS_STRICT_PLUGINS", "1")
+    plugins.cache_clear()
+    assert phaselens(*arguments).code == 2
+
+
+STAGES = {
+    "construct": ("def hooks(self): return", 'def setup(self): raise {error}\n    def hooks(self): return'),
+    "update": ("def update(self, layer): pass", "def update(self, layer): raise {error}"),
+    "compute": ("def compute(self): ", "def compute(self): raise {error}\n    def unused(self): "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ["ZeroDivisionError('oops')", "SystemExit('oops')"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_metric_that_raises_is_failed_with_its_traceback_and_the_rest_is_written(
+    phaselens: Phaselens, install: Install, checkpoint: Path, texts: Path, stage: str, error: str
+) -> None:
+    old, new = STAGES[stage]
+    source = good("bad")
+    assert old in source
+    install("bad", source.replace(old, new.format(error=error)))
+    outcome = phaselens("run", checkpoint, "-p", "bad,sinks", "--texts", texts, "--format", "json")
+    assert outcome.code == 1
+    metrics = json.loads(outcome.out)["metrics"]
+    assert (metrics["bad"]["status"], metrics["sinks"]["status"]) == ("failed", "ok")
+    (failure,) = metrics["bad"]["errors"]
+    assert (failure["stage"], failure["message"]) == (stage, "oops")
+    assert "dist_bad_bad.py" in failure["traceback"]
+    assert metrics["sinks"]["tables"]["layers"]["rows"]
+
+
+def test_a_file_is_measured_without_being_installed(
+    phaselens: Phaselens, fails: Fails, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "metric.py"
+    path.write_text(good("once"))
+    for names in ([], ["-p", "once"]):
+        outcome = phaselens(
+            "run", checkpoint, "--plugin-file", path, *names, "--texts", texts, "--format", "json"
+        )
+        assert (outcome.code, outcome.err) == (0, "")
+        metrics = json.loads(outcome.out)["metrics"]
+        assert {name: each["distribution"] for name, each in metrics.items()} == {"once": f"file {path}"}
+        plugins.cache_clear()
+    assert fails(2, "run", "--plugin-file", "none.py").startswith(
+        "plugin file 'none.py': there is no such file"
+    )
+
+
+def test_show_tells_all_of_a_metric(phaselens: Phaselens) -> None:
+    outcome = phaselens("plugins", "show", "sinks")
+    assert (outcome.code, outcome.err) == (0, "")
+    words = " ".join(outcome.out.split())
+    for said in (
+        "sinks: attention sinks",
+        "Gu et al. 2024, arXiv:2410.10781",
+        "threshold 0.3 share of attention a number, 0 to 1",
+        "order threshold_then_mean – threshold_then_mean or mean_then_threshold",
+        "hook points blocks.{layer}.attn.hook_sink blocks.{layer}.attn.hook_received",
+        "table layers: a row per layer",
+        "sink_rate float share of heads heads whose score reaches the threshold (the value that is shown)",
+        "null_rate float share of heads the same if all attention were uniform (its null)",
+    ):
+        assert said in words
+
+
+def test_show_of_an_unknown_name_gets_close_matches(fails: Fails) -> None:
+    assert fails(2, "plugins", "show", "sink") == "no plugin 'sink'; did you mean sinks?"
+    assert fails(2, "plugins", "--json", "show", "sinks").startswith("--json lists all plugins; leave it out")
+
+
+def test_check_of_a_file_that_keeps_the_contract_and_of_one_that_does_not(
+    phaselens: Phaselens, tmp_path: Path
+) -> None:
+    bad = tmp_path / "metric.py"
+    bad.write_text(good("bad").replace('return {"summary"', 'return {} or {"other"'))
+    outcome = phaselens("plugins", "check", bad)
+    assert outcome.code == 1
+    lines = [line.split() for line in outcome.out.splitlines()]
+    assert ["bad", "ok", "a", "usable"] in [line[:4] for line in lines]
+    assert ["bad", "failed", "measures", "tiny"] in [line[:4] for line in lines]
+    fine = tmp_path / "fine.py"
+    fine.write_text(good("fine"))
+    outcome = phaselens("plugins", "check", fine)
+    assert (outcome.code, "failed" in outcome.out) == (0, False)

@@ -1,0 +1,5 @@
+"""The fixture `install` for the tests in this folder."""
+
+from tests.distributions import install
+
+__all__ = ["install"]

@@ -1,0 +1,184 @@
+"""What `phaselens plugins` knows of each plugin: ok, disabled, shadowed or failed, and why."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from phaselens.errors import InputError
+from phaselens.plugin import Plugins, Registered, probe
+from tests.distributions import Install
+from tests.plugin.test_manager import GOOD
+
+
+def found(name: str) -> Registered:
+    """The one plugin of that name, looked at."""
+    (one,) = [each for each in Plugins().look() if each.name == name]
+    return one
+
+
+def good(name: str, prefix: str = "") -> str:
+    return prefix + GOOD.format(name=name, offer="Good")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import not_there", "ModuleNotFoundError: No module named 'not_there'"),
+        ("def broken(:", "SyntaxError: invalid syntax"),
+        ("import sys; sys.exit('bye')", "SystemExit: bye"),
+        ("import os; os._exit(7)", "importing it ended the process with code 7"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt:"),
+        ("x = 1", "LookupError: it offers no metric, model, texts or command of this name; "),
+        (good("other"), "LookupError: it offers no metric, model, texts or command of this name; "),
+        (good("broken").replace("@hookimpl\n", ""), "LookupError: dist_broken_broken defines phaselens_metrics "),
+        (good("broken").replace("_metrics()", "_metrics(run)"), "PluginValidationError: Plugin 'dist_broken_broken'"),
+        (good("broken").replace("_metrics()", "_metric()"), "PluginValidationError: unknown hook 'phaselens_metric'"),
+        (good("broken").replace("[Good]", '["not_there:Good"]'), "ModuleNotFoundError: No module named 'not_there'"),
+    ],
+)  # fmt: skip
+def test_a_broken_plugin_is_failed_and_the_others_are_ok(install: Install, source: str, reason: str) -> None:
+    install("broken", source)
+    install("sound", good("sound"))
+    looked = {one.name: one for one in Plugins().look()}
+    broken = looked.pop("broken")
+    assert (broken.status, broken.distribution, broken.version) == ("failed", "dist-broken", "2.5")
+    assert broken.reason.startswith(reason)
+    assert {one.status for one in looked.values()} == {"ok"}
+    assert looked["sound"].offers == looked["sinks"].offers == ("metric",)
+    assert "dist_sound_sound" not in sys.modules  # it was tried elsewhere
+
+
+def test_one_that_hangs_for_a_second_works(install: Install) -> None:
+    install("slow", good("slow", "import time; time.sleep(1)\n"))
+    assert found("slow").status == "ok"
+
+
+def test_those_that_hang_for_ever_are_given_up_together(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "PATIENCE", 2.0)
+    for name in ("one", "two"):
+        install(name, "import time; time.sleep(1000)")
+    start = time.monotonic()
+    assert {found(name).reason for name in ("one", "two")} == {"importing it took more than 2 s"}
+    assert time.monotonic() - start < 20
+
+
+def test_what_it_prints_and_the_threads_it_leaves_do_no_harm(install: Install) -> None:
+    loud = "print('hello', flush=True); import os, threading; os.write(1, b'again')\n"
+    install("loud", good("loud", loud + "threading.Thread(target=threading.Event().wait).start()\n"))
+    assert found("loud").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("requires", "reason"),
+    [
+        ("phaselens>=99", "it needs phaselens>=99; this is "),
+        ("PhaseLens<0.0.1", "it needs phaselens<0.0.1; this is "),
+        ("phaselens=>1", "its requirement 'phaselens=>1' cannot be read"),
+    ],
+)
+def test_an_incompatible_version_is_known_without_importing(
+    install: Install, requires: str, reason: str
+) -> None:
+    install("future", "raise AssertionError('imported')", requires=requires)
+    one = found("future")
+    assert one.status == "failed"
+    assert one.reason.startswith(reason)
+    assert "future" not in Plugins().names
+    with pytest.raises(InputError, match=rf"plugin 'future' \(dist-future 2\.5\) is failed: {reason}"):
+        Plugins().metric("future")
+
+
+@pytest.mark.parametrize("requires", ["phaselens>=0.0.1", "numpy>=99", "phaselens>=99; extra == 'x'"])
+def test_other_requirements_are_pips_business(install: Install, requires: str) -> None:
+    install("sound", good("sound"), requires=requires)
+    assert Plugins().metric("sound").name == "sound"
+
+
+def test_an_entry_point_that_names_no_module_is_failed(install: Install) -> None:
+    install("odd", "", value="no module:at all")
+    assert found("odd").reason == "its entry point names no module: 'no module:at all'"
+
+
+def test_metadata_that_cannot_be_read_hides_its_own_plugins_only(install: Install, tmp_path: Path) -> None:
+    install("unreadable", "")
+    (points,) = (tmp_path / "site").glob("dist_unreadable*/entry_points.txt")
+    points.write_text("[phaselens]\nwithout a sign\n")
+    install("sound", good("sound"))
+    assert {"sound", "sinks"} <= set(Plugins().names)
+
+
+def test_a_name_already_taken_is_shadowed(install: Install) -> None:
+    install("sinks", good("sinks"), distribution="intruder")
+    install("mine", good("mine"), distribution="dist-a")
+    install("mine", good("mine"), distribution="dist-b")
+    statuses = {(one.name, one.distribution): one for one in Plugins().look()}
+    assert statuses["sinks", "phaselens"].status == statuses["mine", "dist-a"].status == "ok"
+    assert statuses["sinks", "intruder"].status == statuses["mine", "dist-b"].status == "shadowed"
+    assert statuses["mine", "dist-b"].reason == "dist-a 2.5 has the name"
+
+
+def test_only_these_plugins(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        install(name, good(name))
+    monkeypatch.setenv("PHASELENS_PLUGINS", "one, sinks")
+    assert Plugins().names == ["one", "sinks"]
+    monkeypatch.setenv("PHASELENS_PLUGINS", "dist-two")
+    assert Plugins().names == ["two"]
+    monkeypatch.setenv("PHASELENS_PLUGINS", "")
+    assert Plugins().names == []
+    monkeypatch.setenv("PHASELENS_PLUGINS", "sink")
+    assert [(one.name, one.reason) for one in Plugins().look() if one.status == "failed"] == [
+        ("sink", "named in PHASELENS_PLUGINS, but not installed")
+    ]
+
+
+def test_disabled_plugins_are_named_but_not_loaded(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("one", "raise AssertionError('imported')")
+    install("sinks", good("sinks"), distribution="intruder")
+    monkeypatch.setenv("PHASELENS_DISABLE_PLUGINS", "one,intruder")
+    assert found("one").status == "disabled"
+    assert "one" not in Plugins().names
+    with pytest.raises(
+        InputError, match=r"'one' \(dist-one 2\.5\) is disabled: named in PHASELENS_DISABLE_PLUGINS"
+    ):
+        Plugins().metric("one")
+    statuses = {one.distribution: one.status for one in Plugins().look() if one.name == "sinks"}
+    assert statuses == {"phaselens": "ok", "intruder": "disabled"}
+
+
+def test_who_disables_the_owner_of_a_name_gets_the_next(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("sinks", good("sinks"), distribution="better")
+    monkeypatch.setenv("PHASELENS_DISABLE_PLUGINS", "phaselens")
+    assert Plugins().origin("sinks").distribution == "better"
+
+
+def test_strictness_makes_a_failed_plugin_everybodys_error(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("broken", "import not_there")
+    Plugins().require_sound()
+    monkeypatch.setenv("PHASELENS_STRICT_PLUGINS", "1")
+    with pytest.raises(InputError, match=r"plugin 'broken' \(dist-broken 2\.5\) failed: ModuleNotFoundError"):
+        Plugins().require_sound()
+
+
+def test_a_state_is_plain_json(install: Install) -> None:
+    install("broken", "import not_there")
+    assert json.loads(json.dumps(found("broken").as_dict())) == {
+        "name": "broken",
+        "status": "failed",
+        "distribution": "dist-broken",
+        "version": "2.5",
+        "module": "dist_broken_broken",
+        "offers": [],
+        "reason": "ModuleNotFoundError: No module named 'not_there'",
+    }
