@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tools.train_pair.verify import shown, through_lens
 
 DATA = Path(str(files("phaselens.data")))
 TWINS = ("rope", "drope")
+ROOT = Path(__file__).parents[2]
 
 
 def bundled() -> list[dict[str, str]]:
@@ -147,3 +149,13 @@ def test_results_and_cards_are_of_the_shipped_run() -> None:
             DATA / "models" / twin / "README.md"
         ).read_text(encoding="utf-8")
     assert facts["rope"]["branch_tokens"] == facts["drope"]["branch_tokens"] == trunk[-1]["tokens"]
+
+
+def test_the_page_lists_every_book_and_the_figures_it_shows() -> None:
+    page = (ROOT / "docs" / "pair.md").read_text(encoding="utf-8")
+    facts = json.loads((RESULTS / "pair.json").read_text())
+    for book in (*facts["books"]["training"], *facts["books"]["held_out"]):
+        assert book in page
+    for image in re.findall(r"\]\((images/pair/[a-z]+\.png)\)", page):
+        assert (ROOT / "docs" / image).is_file()
+    assert f"{facts['rope']['loss']:.4f} | {facts['drope']['loss']:.4f}" in page

@@ -25,6 +25,15 @@ def _list(values: list[float], digits: int) -> str:
     return ", ".join(f"{value:.{digits}f}" for value in values)
 
 
+def _weight_decay(recipe: dict[str, Any]) -> str:
+    """Weight decay in words, with its change on the way where there was one."""
+    late = recipe["late_weight_decay"]
+    if recipe["late_from_step"] is None or late is None:
+        return f"weight decay {recipe['weight_decay']} on matrices"
+    early, change = recipe["weight_decay"], recipe["late_from_step"]
+    return f"weight decay {early} on matrices up to step {change} and {late} from there"
+
+
 def model_card(twin: str, facts: dict[str, Any]) -> str:
     """The README of `twin`, "rope" or "drope", from the facts that `export` gathers."""
     recipe, mine = facts["recipe"], facts[twin]
@@ -49,7 +58,7 @@ def model_card(twin: str, facts: dict[str, Any]) -> str:
         "marks": "a copy mark" if depth == 1 else f"k copy marks (k from 1 to {depth})",
         "copied": "themselves" if depth == 1 else "the k-th token back",
         "betas": tuple(recipe["betas"]),
-        "weight_decay": recipe["weight_decay"],
+        "weight_decay": _weight_decay(recipe),
         "lr": recipe["lr"],
         "decay": recipe["decay_tokens"] / 1e6,
         "final_percent": 100 * recipe["final_lr_fraction"],

@@ -84,8 +84,8 @@ def norms(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
         for layer in range(n_layers):
             label = f"after layer {layer}"
             axes.plot(millions(rows), [r["bos_ratio"][layer] for r in rows], color=colors[layer], label=label)
-        axes.set(ylim=(0, None))
-    panels[0][0].set_ylabel("norm of <s> over median of the others")
+    top = max(ratio for _, rows in panels for row in rows for ratio in row["bos_ratio"])
+    panels[0][0].set(ylim=(0, 1.05 * top), ylabel="norm of <s> over median of the others")
     panels[0][0].legend(fontsize=8, loc="upper left")
     return figure
 
@@ -149,7 +149,7 @@ def depth(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
     axes[0].set(title="matrix entropy after the layer, nats", xlabel="layer")
     axes[1].set(title="norm of <s> over median of the others", xlabel="layer", ylim=(0, None))
     axes[2].set(title="strongest sink head of the layer", xlabel="layer", ylim=(0, 1))
-    axes[0].legend(fontsize=8)
+    axes[2].legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="upper left")
     return figure
 
 

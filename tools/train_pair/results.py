@@ -14,7 +14,19 @@ from typing import Any
 from tools.train_pair.train import LOG
 
 RESULTS = Path(__file__).with_name("results")
-KEPT = ("phase", "step", "tokens", "seconds", "lr", "train_loss", "loss", "sink", "bos_ratio", "bos_norm", "entropy")
+KEPT = (
+    "phase",
+    "step",
+    "tokens",
+    "seconds",
+    "lr",
+    "train_loss",
+    "loss",
+    "sink",
+    "bos_ratio",
+    "bos_norm",
+    "entropy",
+)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -27,13 +27,13 @@ TWIN_LOSS = 0.1
 def through_lens(source: str, texts: torch.Tensor, batch: int = 16) -> dict[str, Any]:
     """What `measure` measures, with the same keys, by the lens' hook points, for a folder, "rope" or "drope".
 
-    texts: [text, position], `<s>` first, all of one length.
+    texts: [text, position], `<s>` first, all of one length. Two more by layer: the entropy of all positions but the
+    first, and the share of their squared norm that is their mean's.
     """
     lens = phaselens.load(source, device="cpu")
     n_layers = lens.info.n_layers
-    found: dict[str, list[torch.Tensor]] = {
-        name: [] for name in ("loss", "sink", "bos_ratio", "bos_norm", "entropy")
-    }
+    by_layer = ("bos_ratio", "bos_norm", "entropy", "entropy_without_bos", "mean_share")
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in ("loss", "sink", *by_layer)}
     for part in texts.split(batch):
         sinks: list[torch.Tensor] = [torch.empty(0)] * n_layers
         residuals: list[torch.Tensor] = [torch.empty(0)] * n_layers
@@ -49,10 +49,10 @@ def through_lens(source: str, texts: torch.Tensor, batch: int = 16) -> dict[str,
         found["bos_ratio"].append(torch.stack([bos_ratio(r) for r in residuals], dim=1))
         found["bos_norm"].append(torch.stack([r[:, 0].double().norm(dim=-1) for r in residuals], dim=1))
         found["entropy"].append(torch.stack([matrix_entropy(r) for r in residuals], dim=1))
+        found["entropy_without_bos"].append(torch.stack([matrix_entropy(r[:, 1:]) for r in residuals], dim=1))
+        found["mean_share"].append(torch.stack([mean_share(r[:, 1:]) for r in residuals], dim=1))
     means = {name: torch.cat(parts).double().mean(0) for name, parts in found.items()}
-    rounded = {
-        name: [round(v, 4) for v in means[name].tolist()] for name in ("bos_ratio", "bos_norm", "entropy")
-    }
+    rounded = {name: [round(v, 4) for v in means[name].tolist()] for name in by_layer}
     return {
         "positions": list(lens.info.positions),
         "loss": means["loss"].item(),
@@ -60,6 +60,12 @@ def through_lens(source: str, texts: torch.Tensor, batch: int = 16) -> dict[str,
         "sink_rate": (means["sink"] >= TAU).double().mean().item(),
         **rounded,
     }
+
+
+def mean_share(residual: torch.Tensor) -> torch.Tensor:
+    """Share of a text's squared norm that is its mean vector's: [text, position, d_model] -> [text], 0 to 1."""
+    rows = residual.double()
+    return rows.mean(1).square().sum(-1) / rows.square().sum(-1).mean(-1)
 
 
 def _keeper(into: list[torch.Tensor], layer: int) -> Callable[[torch.Tensor, Any], None]:
