@@ -315,3 +315,46 @@ def test_everything_has_a_null_and_a_definition(found: Run) -> None:
         assert result.metric.display is not None
         columns = [column.name for column in found.rows(metric, "layers").spec.columns]
         assert {"ci_low", "ci_high", "null"} <= set(columns), metric
+
+
+def test_all_metrics_together_cost_one_forward(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    stream = type(lens).stream
+
+    def counted(self: Any, tokens: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(tuple(tokens.shape))
+        return stream(self, tokens, *args, **kwargs)
+
+    monkeypatch.setattr(type(lens), "stream", counted)
+    run(lens, metrics=[*METRICS, "sinks"], batch_tokens=10_000)
+    assert calls == [(3, 25)]
+
+
+def test_what_is_kept_does_not_grow_with_the_length_of_texts(
+    lens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers by text, layer and head; never an activation."""
+    from phaselens.plugin import Metric, plugins
+
+    sizes: dict[int, dict[str, int]] = {}
+    length = 0
+
+    def watch(metric: type[Metric[Any]]) -> None:
+        compute = metric.compute
+
+        def measured(self: Any) -> Any:
+            kept = self.per_text._values.values()
+            sizes[length][self.name] = sum(value.nbytes for by_place in kept for value in by_place.values())
+            held = [name for name, value in vars(self).items() if isinstance(value, torch.Tensor)]
+            assert not held
+            return compute(self)
+
+        monkeypatch.setattr(metric, "compute", measured)
+
+    for name in METRICS:
+        watch(plugins().metric(name))
+    for length in (6, 60):
+        sizes[length] = {}
+        run(lens, [letters(length)])
+    assert sizes[6] == sizes[60]
+    assert set(sizes[6]) == set(METRICS)

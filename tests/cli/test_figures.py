@@ -1,0 +1,36 @@
+"""`phaselens run --figures`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phaselens.cli.outcome import run_to_exit_code
+from tests.toys import save_checkpoint
+
+
+def test_figures_are_drawn_beside_the_results(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    save_checkpoint(tmp_path / "model")
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a b c d\ne f g h i\n")
+    folder = tmp_path / "figures"
+    given = [
+        "run",
+        str(tmp_path / "model"),
+        "-p",
+        "bos-norm",
+        "--texts",
+        str(texts),
+        "--figures",
+        str(folder),
+    ]
+    assert run_to_exit_code(given) == 0
+    names = {path.name for path in folder.iterdir()}
+    assert names == {f"{name}.{form}" for name in ("bos-norm", "study-bos-norm") for form in ("png", "svg")}
+    told = capsys.readouterr()
+    assert "BOS norm" in told.out
+    assert f"4 figures in {folder}" in told.err
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_usage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert run_to_exit_code(["run", "-p", "bos-norm", "--figures", str(tmp_path / "file")]) == 2
