@@ -18,14 +18,16 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+# In place of this folder, whose files would hide standard modules of the same name.
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
 
 from phaselens.plugin import plugins
 
@@ -164,7 +166,7 @@ def main() -> None:
         )
         print(f"{'':22}{'seconds':>9}{'ratio':>8}{'CPU s':>9}{'ratio':>8}{'peak GB':>9}")
         middle = {
-            way: {key: statistics.median(each[key] for each in list_) for key in list_[0]}
+            way: {key: float(np.median([each[key] for each in list_])) for key in list_[0]}
             for way, list_ in found.items()
         }
         base = middle["bare"]
