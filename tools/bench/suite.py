@@ -27,16 +27,14 @@ from typing import Any
 # In place of this folder, whose files would hide standard modules of the same name.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import numpy as np
-
-from phaselens.plugin import plugins
-
 WAYS = ("bare", "lens", "all", "spectrum")
 BUILT_IN = "phaselens"
 
 
 def metric_names() -> list[str]:
     """The metrics that come with PhaseLens."""
+    from phaselens.plugin import plugins
+
     return [each.name for each in plugins().registered if each.distribution == BUILT_IN]
 
 
@@ -140,6 +138,8 @@ def fresh(way: str, length: int, threads: int, repeats: int) -> dict[str, float]
 
 def main() -> None:
     """Print a table for each length."""
+    import numpy as np
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048], help="tokens of the text")
     parser.add_argument(
