@@ -30,7 +30,7 @@ def norm_matrix(states: Tensor) -> Tensor:
     [[5.0, 1.0]]
     """
     wide = states if states.dtype == torch.float64 else states.float()
-    squares = wide.reshape(len(wide), -1).square()
+    squares = wide.flatten(1).square()
     # Sums of a few in their own precision, all of those in float64.
     whole = len(squares) // _FEW * _FEW
     few = squares[:whole].view(-1, _FEW, squares.shape[1]).sum(1)
