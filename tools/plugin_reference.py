@@ -56,7 +56,10 @@ def page() -> str:
         "All of them are in `phaselens.plugin`.",
         "",
     ]
-    names = [*FIRST, *sorted(set(phaselens.plugin.__all__) - set(FIRST), key=str.lower)]
+    names = [
+        *FIRST,
+        *sorted(set(phaselens.plugin.__all__) - set(FIRST), key=lambda name: (name.lower(), name)),
+    ]
     for name in names:
         lines += _entry(name)
     return "\n".join(lines).rstrip() + "\n"

@@ -110,6 +110,49 @@ def test_a_metric_that_raises_is_failed_with_its_traceback_and_the_rest_is_writt
     assert metrics["sinks"]["tables"]["layers"]["rows"]
 
 
+@pytest.mark.parametrize(
+    ("plot", "message"),
+    [
+        ("raise ZeroDivisionError('oops')", "oops"),
+        ("figure.subplots().set_title('$broken{$')", "ParseFatalException"),
+        (None, "Good sets plots = True and defines no plot"),
+    ],
+)
+def test_a_metric_that_cannot_be_drawn_is_failed_too(
+    phaselens: Phaselens,
+    install: Install,
+    checkpoint: Path,
+    texts: Path,
+    tmp_path: Path,
+    plot: str | None,
+    message: str,
+) -> None:
+    own = f"    @classmethod\n    def plot(cls, tables, figure): {plot}\n" if plot else ""
+    install("bad", good("bad").replace("    def hooks", f"    plots = True\n{own}    def hooks"))
+    arguments = ("run", checkpoint, "-p", "bad,sinks", "--texts", texts, "--format", "json", "--figures")
+    outcome = phaselens(*arguments, tmp_path / "figures")
+    assert outcome.code == 1
+    metrics = json.loads(outcome.out)["metrics"]
+    assert (metrics["bad"]["status"], metrics["sinks"]["status"]) == ("failed", "ok")
+    (failure,) = metrics["bad"]["errors"]
+    assert failure["stage"] == "plot"
+    assert message in failure["message"]
+    assert failure["traceback"].startswith("Traceback")
+    assert metrics["bad"]["tables"]["summary"]["rows"]
+    assert (tmp_path / "figures" / "sinks.png").is_file()
+
+
+def test_a_metric_draws_its_own_picture(
+    phaselens: Phaselens, install: Install, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    plot = "figure.text(0, 0, str(tables['summary'].column('model')))"
+    own = f"    plots = True\n    @classmethod\n    def plot(cls, tables, figure): {plot}\n    def hooks"
+    install("own", good("own").replace("    def hooks", own))
+    outcome = phaselens("run", checkpoint, "-p", "own", "--texts", texts, "--figures", tmp_path)
+    assert outcome.code == 0
+    assert {path.name for path in tmp_path.glob("own.*")} == {"own.png", "own.svg"}
+
+
 def test_a_file_is_measured_without_being_installed(
     phaselens: Phaselens, fails: Fails, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from phaselens.plugin import Column, LayerView, Metric, Params, Table, TableSpec, require_metric
+from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, require_metric
 
 
 class Whole(Metric[Params]):
@@ -46,3 +46,21 @@ def test_a_table_is_built_from_its_declaration() -> None:
     assert Whole.table("summary", [(1.5,)]).rows == [(1.5,)]
     with pytest.raises(KeyError, match="whole declares no table 'layers'"):
         Whole.table("layers", [])
+
+
+def test_a_display_of_what_no_table_has_is_refused() -> None:
+    class Showing(Whole):
+        tables = (TableSpec("layers", (Column("layer", int), Column("value"))),)
+
+    Showing.display = Display(value="value", title="value")
+    assert require_metric(Showing, "here") is Showing
+    for display, complaint in (
+        (Display(value="vlaue", title=""), "table layers has no column vlaue"),
+        (Display(value="value", title="", null="null"), "table layers has no column null"),
+        (Display(value="value", title="", table="other"), "table other has no column layer"),
+        (Display(value="value", title="", summary=(("mean", "mean"),)), "table summary has no column mean"),
+        (Display(value="value", title="", by_head="value"), "table heads has no column head"),
+    ):
+        Showing.display = display
+        with pytest.raises(TypeError, match=f"here: the display of Showing: {complaint}"):
+            require_metric(Showing, "here")

@@ -140,7 +140,7 @@ def test_a_sound_metric_passes_every_check() -> None:
 @pytest.mark.parametrize(
     ("metric", "check", "detail"),
     [
-        (broken(tables=()), "a usable class", "tables: expected at least one"),
+        (broken(tables=(), display=None), "a usable class", "tables: expected at least one"),
         (broken(display=Display(value="men", title="")), "a usable class", "table layers has no column men"),
         (broken(compute=raises), "measures tiny models", "ZeroDivisionError in compute on llama: its own fault"),
         (broken(setup=refuses), "measures tiny models", "it refuses every model: wants eight layers"),

@@ -108,9 +108,11 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **given: Any) -> int:
     table = _table_asked_for(names, given["form"], given["table"])
     with plugins().probe(besides=names) as others:
         finished = _measured(models, [(name, settings[name]) for name in names], given)
-        _print(finished, given["form"], table, quiet=given["quiet"])
-        if given["figures"]:
-            _draw(finished, given["figures"], quiet=given["quiet"])
+        try:  # what fails at being drawn is among the errors that are printed
+            if given["figures"]:
+                _draw(finished, given["figures"], quiet=given["quiet"])
+        finally:
+            _print(finished, given["form"], table, quiet=given["quiet"])
         if not given["quiet"]:
             _mention(others.failures())
     return _failures(finished)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from phaselens.lens.info import ModelInfo
 from phaselens.plugin import params as parameters
 from phaselens.plugin.tables import Table, TableSpec
 from phaselens.plugin.views import LayerView, PerText
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 P = TypeVar("P", bound=parameters.Params)
 
@@ -59,6 +62,7 @@ class Metric(ABC, Generic[P]):
     Params: ClassVar[type[parameters.Params]] = parameters.Params
     tables: ClassVar[tuple[TableSpec, ...]]
     display: ClassVar[Display | None] = None
+    plots: ClassVar[bool] = False
 
     def __init__(self, model: ModelInfo, params: P, seed: int = 0) -> None:
         self.model = model
@@ -100,6 +104,15 @@ class Metric(ABC, Generic[P]):
         """One line that says which definition these parameters choose; it heads the printed table."""
         return ", ".join(f"{name} = {value}" for name, value in params.as_dict().items())
 
+    @classmethod
+    def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:
+        """Draw your own picture into an empty matplotlib `figure`, for `--figures`; set `plots = True` beside it.
+
+        `tables` are the run's, by name; a column `model` stands before the declared ones. Without it, the display is
+        drawn.
+        """
+        raise NotImplementedError(f"{cls.__name__} sets plots = True and defines no plot")
+
     def warn(self, message: str) -> None:
         """Give the reason for a missing value, or another caution; the run prints each one once."""
         if message not in self.warnings:
@@ -130,4 +143,31 @@ def require_metric(candidate: Any, origin: str) -> type[Metric[Any]]:
     if undone:
         raise TypeError(f"{origin}: {candidate.__name__} does not define {', '.join(undone)}")
     candidate.Params.specs()
+    if candidate.display is not None:
+        _require_display(candidate, candidate.display, origin)
     return candidate
+
+
+def _require_display(metric: type[Metric[Any]], display: Display, origin: str) -> None:
+    """TypeError if the display shows what no table has; it would stop the printing of every metric."""
+    tables = {table.name: {column.name for column in table.columns} for table in metric.tables}
+    shown = {
+        display.value,
+        display.low,
+        display.high,
+        display.null,
+        *(name for name, _ in display.also),
+        "layer",
+    }
+    wanted: dict[str, set[str | None]] = {
+        display.table: {*shown},
+        "summary": {name for name, _ in display.summary},
+    }
+    if display.by_head:
+        wanted["heads"] = {display.by_head, "layer", "head"}
+    for table, columns in wanted.items():
+        missing = sorted(name for name in columns - tables.get(table, set()) if name)
+        if missing:
+            raise TypeError(
+                f"{origin}: the display of {metric.__name__}: table {table} has no column {missing[0]}"
+            )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from phaselens.errors import InputError
 from phaselens.plugin import Cell, Display
 from phaselens.report import words
-from phaselens.runs import MetricResult, Run
+from phaselens.runs import MetricResult, Run, guarded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,13 +52,25 @@ def draw(run: Run, folder: str | Path) -> list[Path]:
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
     """(name, figure) of each: a curve a metric, layers × heads where a metric has them, and the set of four."""
     for name, result in run.metrics.items():
-        display = result.metric.display
-        if display is None or display.table not in result.tables:
-            continue
-        yield name, _curve_figure(run, result, display)
-        if display.by_head and "heads" in result.tables:
-            yield f"{name}-heads", _heads_figure(run, result, display.by_head)
+        drawn: list[tuple[str, Figure]] = []
+        with guarded(result, "all models", "plot"):
+            drawn.extend(_figures_of(run, name, result))
+        yield from drawn
     yield from _study_set(run)
+
+
+def _figures_of(run: Run, name: str, result: MetricResult) -> Iterator[tuple[str, Figure]]:
+    """A metric's own picture in place of the curve, where it draws one."""
+    display = result.metric.display
+    if result.tables and result.metric.plots:
+        figure, _ = _new(WIDE, HIGH, rows=0)
+        result.metric.plot(result.tables, figure)
+        figure.draw_without_rendering()  # what is wrong in it shows here, and not when it is saved
+        yield name, figure
+    elif display is not None and display.table in result.tables:
+        yield name, _curve_figure(run, result, display)
+    if display is not None and display.by_head and "heads" in result.tables:
+        yield f"{name}-heads", _heads_figure(run, result, display.by_head)
 
 
 def _new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
@@ -67,7 +79,7 @@ def _new(width: float, height: float, rows: int = 1, columns: int = 1, **options
 
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options) if rows else None
 
 
 def _curve_figure(run: Run, result: MetricResult, display: Display) -> Figure:

@@ -91,13 +91,6 @@ def _usable(metric: type[Metric[Any]]) -> str:
             raise Broken(
                 f"table {table.name}: a column twice, or one named `model`, which the run adds: {columns}"
             )
-    display = metric.display
-    if display is not None:
-        known = {column.name for column in metric.spec(display.table).columns}
-        shown = {display.value, display.low, display.high, display.null, *(name for name, _ in display.also)}
-        unknown = sorted(name for name in shown - known if name)
-        if unknown or "layer" not in known:
-            raise Broken(f"display: table {display.table} has no column {', '.join(unknown) or 'layer'}")
     return f"{len(names)} tables, {len(metric.Params.specs())} parameters"
 
 
