@@ -159,10 +159,8 @@ def _require_display(metric: type[Metric[Any]], display: Display, origin: str) -
         *(name for name, _ in display.also),
         "layer",
     }
-    wanted: dict[str, set[str | None]] = {
-        display.table: {*shown},
-        "summary": {name for name, _ in display.summary},
-    }
+    wanted: dict[str, set[str | None]] = {"summary": {name for name, _ in display.summary}}
+    wanted.setdefault(display.table, set()).update(shown)
     if display.by_head:
         wanted["heads"] = {display.by_head, "layer", "head"}
     for table, columns in wanted.items():
