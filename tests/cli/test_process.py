@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -33,20 +32,6 @@ def test_what_is_asked_often_imports_nothing_heavy(arguments: list[str]) -> None
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
     assert done.stderr == "0 []\n"
     assert done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins"]])
-def test_what_is_asked_often_takes_a_third_of_a_second_at_most(arguments: list[str]) -> None:
-    def processor_seconds() -> float:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        process = start(*arguments)
-        process.communicate()
-        assert process.returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-
-    assert min(processor_seconds() for _ in range(5)) <= 0.3
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

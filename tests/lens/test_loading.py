@@ -279,7 +279,7 @@ def test_wrong_statistics_are_refused(folder, monkeypatch):
     monkeypatch.setattr(attention, "summarise", wrong)
     refused(
         folder,
-        "failed its check 'streamed statistics equal those of the matrix': difference 0.001.*worst in layer",
+        "failed its check 'streamed statistics equal those of the scores in float64': difference 0.001.*worst in layer",
     )
 
 
