@@ -1,6 +1,6 @@
 """What each attention statistic costs next to one call of the fused kernel, on tensors of one layer.
 
-    python tools/bench/statistics.py [--tokens 512 2048 4096] [--heads 8] [--kv-heads 8] [--d-head 64] [--rounds 5]
+    python tools/bench/kernels.py [--tokens 512 2048 4096] [--heads 8] [--kv-heads 8] [--d-head 64] [--rounds 5]
 
 CPU seconds of this process, the best of several rounds in which all take turns. `redone` is a layer whose scores are
 so large that every head is computed in float64. `backward` is the other way to received mass: the fused kernel's
