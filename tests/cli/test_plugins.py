@@ -85,6 +85,10 @@ def test_broken_ones_not_asked_for_are_one_line_each_and_stdout_stays_json(
 
 
 STAGES = {
+    "construct: define": (
+        "def hooks(self): return",
+        "@classmethod\n    def define(cls, params): raise {error}\n    def hooks(self): return",
+    ),
     "construct": ("def hooks(self): return", 'def setup(self): raise {error}\n    def hooks(self): return'),
     "update": ("def update(self, layer): pass", "def update(self, layer): raise {error}"),
     "compute": ("def compute(self): ", "def compute(self): raise {error}\n    def unused(self): "),
@@ -105,7 +109,7 @@ def test_a_metric_that_raises_is_failed_with_its_traceback_and_the_rest_is_writt
     metrics = json.loads(outcome.out)["metrics"]
     assert (metrics["bad"]["status"], metrics["sinks"]["status"]) == ("failed", "ok")
     (failure,) = metrics["bad"]["errors"]
-    assert (failure["stage"], failure["message"]) == (stage, "oops")
+    assert (failure["stage"], failure["message"]) == (stage.split(":")[0], "oops")
     assert "dist_bad_bad.py" in failure["traceback"]
     assert metrics["sinks"]["tables"]["layers"]["rows"]
 

@@ -110,6 +110,17 @@ def test_texts_are_read_by_name(install: Install) -> None:
     assert run.options["texts"] == "mine"
 
 
+def test_a_plugin_whose_texts_were_used_hears_that_the_run_is_over(install: Install) -> None:
+    import sys
+
+    from tests.toys import toy_lens
+
+    heard = "heard = []\n@hookimpl\ndef phaselens_run_finished(run): heard.append(run)\n"
+    install("mine", TEXTS.format(body="return ['a b c']") + heard)
+    run = phaselens.run(toy_lens(), metrics="sinks", texts="mine")
+    assert sys.modules["dist_mine_mine"].heard == [run]
+
+
 def test_texts_that_cannot_be_read_blame_their_plugin(install: Install) -> None:
     install("mine", TEXTS.format(body="raise SystemExit('gone')"))
     with pytest.raises(

@@ -21,7 +21,7 @@ from phaselens.runs.options import (
     require_distinct,
 )
 from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
-from phaselens.runs.sources import load_model, named_texts, require_model
+from phaselens.runs.sources import load_model, named_texts, require_model, used_plugins
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
@@ -84,7 +84,8 @@ def run(
         lens = model if not isinstance(model, str) else _load(model, label, options, observer)
         _measure_one(lens, corpus, chosen, options, observer, result)
         del lens
-    result.warnings.extend(plugins().run_finished(result, _installed(chosen)))
+    used = used_plugins([model for model in given if isinstance(model, str)], texts)
+    result.warnings.extend(plugins().run_finished(result, [*_installed(chosen), *used]))
     return result
 
 

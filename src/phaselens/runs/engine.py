@@ -80,6 +80,7 @@ def measure(
     at_work: list[Measured] = []
     for one in chosen:
         with guarded(results[one.name], lens.info.label, "construct"):
+            one.metric.define(one.params)
             measured = Measured(one.metric(lens.info, one.params, seed), results[one.name])
             measured.points = _points(lens, measured.metric.hooks())
             at_work.append(measured)

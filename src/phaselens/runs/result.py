@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from phaselens.errors import InputError, close_matches
 from phaselens.plugin import MODEL, Metric, ModelInfo, Params, Table, TableSpec
+from phaselens.plugin.loading import FAULTS, told
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -97,7 +98,10 @@ class MetricResult:
     @property
     def definition(self) -> str:
         """Which definition the parameters chose, in one line."""
-        return self.metric.define(self.params)
+        try:
+            return self.metric.define(self.params)
+        except FAULTS as error:  # a run calls it first where a failure is recorded
+            return f"its define failed: {told(error)}"
 
     def add(self, label: str, name: str, found: Table, text_order: dict[str, int]) -> None:
         """Put one model's table under those of the models before it, in the order of the texts."""

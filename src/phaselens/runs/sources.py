@@ -66,6 +66,15 @@ def named_texts(source: str) -> str | Iterable[str | Text]:
         ) from error
 
 
+def used_plugins(models: Iterable[str], texts: object) -> list[str]:
+    """Names of the plugins whose models or texts a run uses."""
+    names = [ModelSpec.parse(model).source for model in models]
+    used = [name for name in names if _of_plugin(name) is not None]
+    if isinstance(texts, str) and not Path(texts).exists() and plugins().texts(texts) is not None:
+        used.append(texts)
+    return used
+
+
 def _of_plugin(source: str) -> NamedModel | None:
     """Bundled names and paths go before a plugin's."""
     if source in DEFAULT_MODELS or Path(source).exists():
