@@ -29,7 +29,7 @@ def test_the_tutorials_code_runs_from_top_to_bottom(
 ) -> None:
     """In an empty folder; two tiny checkpoints stand for the bundled pair."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     for seed, name in enumerate(("rope", "drope")):
         save_checkpoint(tmp_path / "tiny" / name, seed=seed)
     ran = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,6 @@ def test_texts_are_read_by_name(install: Install) -> None:
 
 
 def test_a_plugin_whose_texts_were_used_hears_that_the_run_is_over(install: Install) -> None:
-    import sys
-
     from tests.toys import toy_lens
 
     heard = "heard = []\n@hookimpl\ndef phaselens_run_finished(run): heard.append(run)\n"
@@ -172,6 +171,14 @@ def test_a_file_brings_its_metrics_for_once(tmp_path: Path, source: str) -> None
     assert "once" not in Plugins().names
     with pytest.raises(InputError, match=r"metric 'once' is in .* and in "):
         mine.add_file(str(path))
+
+
+def test_a_file_may_import_a_file_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "beside_a_metric.py").write_text(FILE.format(name="base", offer=""))
+    path = tmp_path / "metric.py"
+    path.write_text("from beside_a_metric import Good\nclass Mine(Good):\n    name = 'mine'\n")
+    assert Plugins().add_file(str(path)) == ["mine"]
 
 
 def test_a_file_goes_before_an_installed_metric_of_its_name(tmp_path: Path) -> None:

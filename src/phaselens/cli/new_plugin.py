@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import keyword
 import re
-from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 
@@ -31,6 +29,9 @@ def new_plugin(name: str, folder: str | None) -> None:
 
     NAME is small letters, digits and dashes. Nothing is downloaded, and no file is overwritten.
     """
+    from importlib.metadata import version
+    from importlib.resources import files
+
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(name):
         raise InputError(
             f"new-plugin {name!r}: write small letters, digits and dashes, such as delimiter-sinks"

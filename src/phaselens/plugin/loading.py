@@ -46,7 +46,10 @@ class Loaded:
 
     @classmethod
     def by_path(cls, path: Path) -> Loaded:
-        """The same for a file that is not installed."""
+        """The same for a file that is not installed. It may import files beside it, as a script may."""
+        beside = str(path.resolve().parent)
+        if beside not in sys.path:
+            sys.path.append(beside)
         name = f"phaselens_plugin_file_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
