@@ -188,8 +188,9 @@ def test_left_padding_with_a_mask_is_served(tokens):
     torch.testing.assert_close(found["h"][:1, :, 5:], alone["h"], atol=1e-5, rtol=0)
 
 
-def test_gradients_flow_and_a_statistic_has_none(tokens):
-    lens = lens_of("llama")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_gradients_flow_and_a_statistic_has_none(family, tokens):
+    lens = lens_of(family)
     sinks = []
     with lens.hooks(fwd_hooks=[("blocks.0.attn.hook_sink", lambda v, hook: sinks.append(v))]):
         loss = lens(tokens, return_type="loss")
@@ -201,6 +202,19 @@ def test_gradients_flow_and_a_statistic_has_none(tokens):
     with lens.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", lambda v, hook: sinks.append(v))]):
         lens(tokens)
     assert sinks[1].requires_grad
+
+
+def test_a_gradient_of_the_values_alone_is_kept(tokens):
+    """Frozen weights, and an edit of the values that needs a gradient, with a statistic hooked beside it."""
+    lens = phaselens.load(tiny_model("llama"))
+    lens.original_model.requires_grad_(False)
+    shift = torch.zeros(8, requires_grad=True)
+    hooks = [
+        ("blocks.1.attn.hook_v", lambda v, hook: v + shift),
+        ("blocks.1.attn.hook_sink", lambda v, hook: None),
+    ]
+    lens.run_with_hooks(tokens, fwd_hooks=hooks).sum().backward()
+    assert shift.grad.abs().sum() > 0
 
 
 def test_generate_and_patching_work(tokens):

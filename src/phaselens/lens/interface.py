@@ -83,17 +83,23 @@ def attend_hooked(
     wanted = owner.hooked_statistics()
     if not wanted:
         return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
-    if torch.is_grad_enabled() and query.requires_grad:
+    if _needs_gradient(query, key, value):
         # The fused kernel's log-sum-exp carries no gradient. The output keeps its own; the statistics are constants,
         # on which a backward pass fails loudly instead of being wrong.
         out = _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs)
-        query, key, value = query.detach(), key.detach(), value.detach()
-        _, lse = attention.attend(query, key, value, **scores_kw)
-    else:
+        with torch.no_grad():
+            query, key, value = query.detach(), key.detach(), value.detach()
+            _, lse = attention.attend(query, key, value, **scores_kw)
+            _fire_statistics(owner, wanted, query, key, lse, scores_kw)
+        return out, None
+    with torch.no_grad():
         out, lse = attention.attend(query, key, value, **scores_kw)
-        out = out.transpose(1, 2)
-    _fire_statistics(owner, wanted, query, key, lse, scores_kw)
-    return out.contiguous(), None
+        _fire_statistics(owner, wanted, query, key, lse, scores_kw)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _plain(
@@ -117,7 +123,7 @@ def _plain(
         raise InputError(
             f"{type(module).__name__}: attention dropout needs a model in eval mode; call model.eval()"
         )
-    if torch.is_grad_enabled() and query.requires_grad:
+    if _needs_gradient(query, key, value):
         scores = attention.explicit_scores(query, key, **_without_sinks(scores_kw))
         pattern = attention.explicit_pattern(scores, sinks=scores_kw["sinks"])
         return _weigh(pattern, value).transpose(1, 2).contiguous()
