@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CORPUS ?= corpus
-# Small matrices: one thread a process is as fast as two here, and keeps float sums in one order.
+# Nothing here may reach a network but the installation itself.
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test check format lint types contract quick pair bench clean
@@ -37,6 +37,7 @@ pair: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tools/bench/sinks.py
+	$(BIN)/python tools/bench/suite.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PhaseLens needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.11 …")'
