@@ -13,6 +13,9 @@ from tests.cli.conftest import Phaselens
 from tests.distributions import Install
 from tests.plugin.test_manager import GOOD
 
+# Seconds in all; the whole suite runs them.
+pytestmark = pytest.mark.slow
+
 Fails = Callable[..., str]
 
 

@@ -317,6 +317,7 @@ def test_a_tokenizer_made_in_memory(options):
     assert (lens.text_tokenizer.bos_token_id is None) == ("has_bos" in options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("family", ["llama-gqa", "llama-drope-nope", "gemma2", "gpt-neox"])
 def test_the_check_passes_in_half_precision(family, dtype):

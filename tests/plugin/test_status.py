@@ -14,6 +14,9 @@ from phaselens.plugin import Plugins, Registered, probe
 from tests.distributions import Install
 from tests.plugin.test_manager import GOOD
 
+# Seconds in all; the whole suite runs them.
+pytestmark = pytest.mark.slow
+
 
 def found(name: str) -> Registered:
     """The one plugin of that name, looked at."""

@@ -12,6 +12,9 @@ from phaselens.errors import InputError
 from phaselens.plugin import Column, Display, LayerView, Metric, Params, Plugins, Table, TableSpec
 from phaselens.testing import check_metric, examine
 
+# Seconds in all; the whole suite runs them.
+pytestmark = pytest.mark.slow
+
 BUILT_IN = [one.name for one in Plugins().registered if one.distribution == "phaselens"]
 
 
