@@ -7,9 +7,6 @@ from pathlib import Path
 from phaselens.cli.outcome import run_to_exit_code
 from tests.toys import save_checkpoint
 
-# Seconds in all; the whole suite runs them.
-pytestmark = pytest.mark.slow
-
 
 def test_figures_are_drawn_beside_the_results(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     save_checkpoint(tmp_path / "model")
