@@ -145,14 +145,7 @@ def capture(
 ) -> tuple[Tensor, dict[Any, Tensor]]:
     """One forward: what it returned, and a copy of each named activation under its key."""
     kept: dict[Any, Tensor] = {}
-
-    def keep(key: Any) -> Callable[..., None]:
-        def hook(value: Tensor, hook: Any) -> None:
-            kept[key] = value.detach().clone()
-
-        return hook
-
-    out = lens.stream(tokens, [(name, keep(key)) for key, name in names.items()], **options)
+    out = lens.stream(tokens, [(name, _keeper(kept, key)) for key, name in names.items()], **options)
     return out, kept
 
 

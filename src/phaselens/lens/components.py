@@ -7,7 +7,6 @@ re-implemented, and nothing forces eager attention); a block below `start_at_lay
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -271,6 +270,3 @@ class DroPEAttentionBridge(StreamingAttention, PositionEmbeddingsAttentionBridge
 def each_attention(bridge: Any) -> list[StreamingAttention]:
     """The attention components of a bridge, layer by layer."""
     return [cast(StreamingAttention, block.attn) for block in bridge.blocks]
-
-
-Hook = tuple[str, Callable[..., Any]]
