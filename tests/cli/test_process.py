@@ -67,6 +67,30 @@ def test_ctrl_c_ends_a_run_at_once_with_code_130(checkpoint: Path, tmp_path: Pat
     process = start("run", checkpoint, "-p", "sinks", "--texts", many, "--batch-tokens", 8)
     time.sleep(15)
     process.send_signal(signal.SIGINT)
-    out, complaints = process.communicate(timeout=30)
+    out, complaints = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert complaints == "phaselens: error: interrupted\n"
+
+
+def test_an_interrupt_that_a_finaliser_swallows_is_repeated() -> None:
+    deaf = """
+import os, signal, time
+from phaselens.cli.outcome import insistent_interrupt
+
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+try:
+    with insistent_interrupt():
+        Deaf()
+        print("swallowed", flush=True)
+        time.sleep(20)
+except KeyboardInterrupt:
+    print("heard", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", deaf], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("swallowed\nheard\n", "")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
 
 import click
 
@@ -26,7 +31,8 @@ def run_to_exit_code(arguments: Sequence[str]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign shows ? in its place
     try:
-        code = _invoke(arguments)
+        with insistent_interrupt():
+            code = _invoke(arguments)
         if sys.stdout is not None:
             sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
@@ -57,6 +63,41 @@ def _invoke(arguments: Sequence[str]) -> int:
     except click.exceptions.Exit as asked:  # --help and --version end so
         return asked.exit_code
     return code if isinstance(code, int) else 0
+
+
+@contextlib.contextmanager
+def insistent_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C is repeated until it arrives.
+
+    Python raises KeyboardInterrupt wherever it happens to be; in a finaliser, or in a library that catches
+    everything, it is lost, and the command would go on as if nobody had asked it to stop.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    waiting: list[threading.Timer] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        again = threading.Timer(1.0, _thread.interrupt_main)
+        again.daemon = True
+        waiting.append(again)
+        again.start()
+        raise KeyboardInterrupt
+
+    def unraisable(lost: Any) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, unraisable
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for timer in waiting:
+            timer.cancel()
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGINT, before)
 
 
 def say(kind: str, message: str) -> None:
