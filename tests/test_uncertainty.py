@@ -1,6 +1,7 @@
 """Bootstrap over texts: scipy's own numbers, missing values, and intervals that mean what they say."""
 
 import doctest
+import importlib
 import time
 
 import numpy as np
@@ -9,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from phaselens import uncertainty
 from phaselens.uncertainty import mean_interval, paired_interval
 
 
@@ -163,5 +163,8 @@ def test_a_large_table_takes_a_moment_only():
     assert time.perf_counter() - start < 5
 
 
-def test_the_examples_run():
-    assert doctest.testmod(uncertainty).failed == 0
+@pytest.mark.parametrize("module", ["_arms", "_bootstrap", "_losses", "_proportions"])
+def test_the_examples_run(module):
+    failed, tried = doctest.testmod(importlib.import_module(f"phaselens.uncertainty.{module}"))
+    assert tried
+    assert not failed

@@ -73,7 +73,7 @@ def mean_interval(
         if not pattern.any():
             continue
         columns = np.flatnonzero(which.reshape(-1) == number)
-        counts = _draws(int(pattern.sum()), n_resamples, seed) if pattern.sum() >= FEWEST_TEXTS else None
+        counts = draws(int(pattern.sum()), n_resamples, seed) if pattern.sum() >= FEWEST_TEXTS else None
         for start in range(0, len(columns), _CELLS_AT_ONCE):
             some = columns[start : start + _CELLS_AT_ONCE]
             sample = flat[np.ix_(pattern, some)]
@@ -129,7 +129,7 @@ def _missing(*shape: int) -> Masked:
     return np.ma.MaskedArray(np.zeros(shape), mask=True)
 
 
-def _draws(n_texts: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
+def draws(n_texts: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
     """How often each text is drawn, [resample, text]."""
     drawn = np.random.default_rng(seed).integers(0, n_texts, (n_resamples, n_texts))
     cell = drawn + n_texts * np.arange(n_resamples)[:, None]
@@ -176,6 +176,6 @@ def _transformed(
     if len(sample):
         answers[0] = np.asarray(transform(_mean(sample)), dtype=np.float64)
     if len(sample) >= FEWEST_TEXTS:
-        means = _resampled(sample, _draws(len(sample), n_resamples, seed))
+        means = _resampled(sample, draws(len(sample), n_resamples, seed))
         answers[1:] = _quantiles(np.asarray(transform(means), dtype=np.float64), tails)
     return answers[0], answers[1], answers[2]
