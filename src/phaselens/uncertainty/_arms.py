@@ -118,7 +118,7 @@ def compare_arms(
 def _unknown(treated: Floats, control: Floats) -> str:
     """Why nothing is known, or nothing."""
     if not len(treated):
-        return "no text has a predicted token"
+        return "there is no text"
     if not control.shape[1]:
         return "the control has no seed"
     bad = np.count_nonzero(~np.isfinite(treated) | ~np.isfinite(control).all(1))

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from phaselens.uncertainty._bootstrap import FEWEST_TEXTS
-from phaselens.uncertainty._paired import too_few
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,12 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Prop
         )
     if n < FEWEST_TEXTS:
         return Proportion(
-            successes, n, successes / n, None, None, dict.fromkeys(("ci_low", "ci_high"), too_few(n))
+            successes,
+            n,
+            successes / n,
+            None,
+            None,
+            dict.fromkeys(("ci_low", "ci_high"), f"{n} item; an interval needs at least {FEWEST_TEXTS}"),
         )
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Proportion(successes, n, successes / n, float(interval.low), float(interval.high), {})
