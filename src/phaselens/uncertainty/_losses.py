@@ -56,7 +56,8 @@ class LossComparison:
     d_z: float | None
     """Mean over sd (n − 1) of the texts' differences, each text counted once."""
     rank_biserial: float | None
-    """Matched pairs, −1 to 1: ranks of the texts that got worse less those that got better, over all (Kerby 2014)."""
+    """Matched pairs, −1 to 1: ranks of the texts that got worse less those that got better, over the ranks of both
+    (Kerby 2014); texts that did not change are left out."""
     share_worse: float | None
     """Share of texts whose loss is higher under the condition."""
     ppl_baseline_length_weighted: float | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,6 +47,7 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Prop
     """
     from scipy.stats import binomtest
 
+    successes, n = operator.index(successes), operator.index(n)
     if not 0 <= successes <= n:
         raise ValueError(f"expected 0 to n = {n} successes, received {successes}")
     if not 0 < confidence < 1:
