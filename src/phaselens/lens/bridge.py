@@ -110,8 +110,8 @@ class HookedTransformer(TransformerBridge):
                 a pad. Rows of pads are computed and must be dropped by whoever reads them.
             hooks: pairs of a hook name and a function `(tensor, hook)`.
             residual: [batch, pos, d_model], with `start_at_layer`, in place of tokens.
-            start_at_layer: the first layer to run, on `residual`.
-            stop_at_layer: the layer to stop before.
+            start_at_layer: the first layer to run, on `residual`; n_layers for the final norm alone.
+            stop_at_layer: the layer to stop before; n_layers to stop before the final norm.
             unembed: return logits [batch, pos, d_vocab].
             lengths, sink_position: as in `streaming`.
 
@@ -136,8 +136,15 @@ class HookedTransformer(TransformerBridge):
         handles = [(self.require_hook(name), hook) for name, hook in hooks]
         added = []
         try:
+            if stop_at_layer == self.info.n_layers:
+                last = f"blocks.{self.info.n_layers - 1}.hook_resid_post"
+                handles.append((self.require_hook(last), _stop))
             for point, hook in handles:
                 added.append((point, point.add_hook(hook)))
+            if start_at_layer == self.info.n_layers and not unembed:
+                with torch.no_grad():
+                    normed: Tensor = self.ln_final(residual)
+                    return normed
             if start_at_layer is not None:
                 self._setup_start_at_layer(residual, start_at_layer)
             self._stop_before(stop_at_layer)
@@ -230,6 +237,11 @@ class HookedTransformer(TransformerBridge):
             if target is None:
                 return None
         return target if isinstance(target, HookPoint) else None
+
+
+def _stop(residual: Tensor, hook: Any) -> None:
+    """A hook after which nothing is computed."""
+    raise StopAtLayerException(residual)
 
 
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTransformer:

@@ -8,8 +8,13 @@ torch; nor should a plugin's module at its top level.
 """
 
 from phaselens.data import Text
+from phaselens.errors import InputError
 from phaselens.lens.info import ModelInfo
+from phaselens.plugin.causal import CausalMetric
+from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
+from phaselens.plugin.conditions import BASELINE, Condition, Edit, Outcome, Prompt, Site
 from phaselens.plugin.hookspecs import FinishedRun, hookimpl
+from phaselens.plugin.losses import Losses, Proof
 from phaselens.plugin.manager import Plugins, plugins
 from phaselens.plugin.metric import Display, Metric, require_metric
 from phaselens.plugin.offers import NamedModel, NamedTexts
@@ -19,22 +24,34 @@ from phaselens.plugin.tables import MODEL, Cell, Column, Table, TableSpec
 from phaselens.plugin.views import Batch, LayerView, PerText
 
 __all__ = [
+    "BASELINE",
+    "CAUSAL_TABLES",
     "MODEL",
     "Batch",
+    "CausalMetric",
+    "CausalTables",
     "Cell",
     "Column",
+    "Condition",
     "Display",
+    "Edit",
     "FinishedRun",
+    "InputError",
     "LayerView",
+    "Losses",
     "Metric",
     "ModelInfo",
     "NamedModel",
     "NamedTexts",
+    "Outcome",
     "ParamSpec",
     "Params",
     "PerText",
     "Plugins",
+    "Prompt",
+    "Proof",
     "Registered",
+    "Site",
     "Table",
     "TableSpec",
     "Text",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from phaselens.lens.info import ModelInfo
 from phaselens.plugin import params as parameters
@@ -20,7 +20,7 @@ P = TypeVar("P", bound=parameters.Params)
 
 @dataclass(frozen=True)
 class Display:
-    """How a person sees the metric: one of its tables with layers down and models across.
+    """How a person sees the metric: one of its tables with `rows` (layers, or conditions) down and models across.
 
     `value` is the column shown, `low` and `high` the ends of its interval, `null` its null value. A layer
     whose value is `strong` or more, and over its null, is coloured and marked; `strong_means` says what
@@ -33,6 +33,7 @@ class Display:
     value: str
     title: str
     table: str = "layers"
+    rows: Literal["layer", "condition"] = "layer"
     low: str | None = None
     high: str | None = None
     null: str | None = None
@@ -158,6 +159,7 @@ def _require_display(metric: type[Metric[Any]], display: Display, origin: str) -
         display.null,
         *(name for name, _ in display.also),
         "layer",
+        display.rows,
     }
     wanted: dict[str, set[str | None]] = {"summary": {name for name, _ in display.summary}}
     wanted.setdefault(display.table, set()).update(shown)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from phaselens.data import Text, Tokens, encode, texts_from
 from phaselens.errors import InputError, ModelError
 from phaselens.plugin import plugins
-from phaselens.runs.engine import Observer, measure
+from phaselens.runs.engine import measure
 from phaselens.runs.options import (
     DEFAULT_MODELS,
     Chosen,
@@ -22,6 +22,7 @@ from phaselens.runs.options import (
 )
 from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
 from phaselens.runs.sources import load_model, named_texts, require_model, used_plugins
+from phaselens.runs.work import Observer
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
@@ -161,6 +162,7 @@ def _measure_one(
         batch_tokens=options.batch_tokens,
         seed=options.seed,
         observer=observer,
+        bos=options.bos,
     )
     order = {text.id: place for place, text in enumerate(corpus)}
     for name, found in tables.items():

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import re
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Tokens, pack
 from phaselens.errors import InputError, MetricError
-from phaselens.plugin import Batch, LayerView, Metric, Table
-from phaselens.plugin.loading import FAULTS
+from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
+from phaselens.runs.causal import Interventions, intervene
+from phaselens.runs.interventions import weight_of
 from phaselens.runs.options import Chosen
-from phaselens.runs.result import Failure, MetricResult
+from phaselens.runs.result import MetricResult
+from phaselens.runs.work import Measured, Observer, batch_of, guarded, memory_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,44 +22,6 @@ if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
 
 _IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
-
-
-class Observer:
-    """What a progress display is told. This one listens to nothing."""
-
-    def loading(self, label: str) -> None:
-        """A model is about to be loaded."""
-
-    def measuring(self, label: str, n_tokens: int) -> None:
-        """A model is about to see `n_tokens` tokens."""
-
-    def advance(self, n_tokens: int) -> None:
-        """It has seen `n_tokens` more."""
-
-
-@dataclass
-class Measured:
-    """One metric at work on one model. A metric that raises is dropped, and its result says why."""
-
-    metric: Metric[Any]
-    result: MetricResult
-    points: dict[str, tuple[int | None, str]] = field(default_factory=dict)
-
-    @property
-    def works(self) -> bool:
-        """Whether it has not failed on this model."""
-        return not any(failure.model == self.metric.model.label for failure in self.result.failures)
-
-
-@contextmanager
-def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
-    """A metric's own failure ends that metric, not the run."""
-    try:
-        yield
-    except FAULTS as error:  # it is recorded with its traceback and makes the run exit with 1
-        text = "".join(traceback.format_exception(error))
-        message = " ".join(str(error).split())
-        result.failures.append(Failure(label, stage, type(error).__name__, message, text))
 
 
 def measure(
@@ -72,10 +33,12 @@ def measure(
     batch_tokens: int,
     seed: int,
     observer: Observer,
+    bos: str = "auto",
 ) -> tuple[dict[str, Mapping[str, Table]], list[str]]:
     """Run all metrics on one model: their tables by metric, and what they warn of.
 
-    Metrics share one pass over the texts; only a metric that measures another sink position needs its own.
+    Metrics share one pass over the texts; only a metric that measures another sink position needs its own. Causal
+    metrics then share a second one, in which every condition branches off.
     """
     at_work: list[Measured] = []
     for one in chosen:
@@ -86,11 +49,13 @@ def measure(
             at_work.append(measured)
     passes = _passes(at_work)
     batches = pack([len(text.ids) for text in texts], batch_tokens)
-    observer.measuring(lens.info.label, len(passes) * sum(len(text.ids) for text in texts))
+    if passes:
+        observer.measuring(lens.info.label, len(passes) * sum(len(text.ids) for text in texts))
     for sink_position, members in passes.items():
         for indices in batches:
-            _forward(lens, _batch(lens, texts, indices), members, sink_position)
+            _forward(lens, batch_of(lens, texts, indices), members, sink_position)
             observer.advance(sum(len(texts[index].ids) for index in indices))
+    intervene(lens, texts, batches, at_work, Interventions(batch_tokens, bos, observer))
     tables: dict[str, Mapping[str, Table]] = {}
     warnings: list[str] = []
     for measured in at_work:
@@ -106,7 +71,8 @@ def measure(
 def gather(
     lens: HookedTransformer, texts: Sequence[Tokens], metric: Metric[Any], batches: Sequence[Sequence[int]]
 ) -> None:
-    """Feed one metric outside of a run with `batches`, each of places in `texts`. Nothing is computed yet.
+    """Feed one metric outside of a run with `batches`, each of places in `texts`. Nothing is computed yet, and a
+    causal metric's conditions are not run (`gather_losses`).
 
     Raises:
         MetricError: what the metric raised, with its traceback.
@@ -114,7 +80,27 @@ def gather(
     result = MetricResult(type(metric), metric.params, "")
     measured = Measured(metric, result, _points(lens, metric.hooks()))
     for indices in batches:
-        _forward(lens, _batch(lens, texts, indices), [measured], metric.sink_position)
+        _forward(lens, batch_of(lens, texts, indices), [measured], metric.sink_position)
+    _raise_failures(result)
+
+
+def gather_losses(
+    lens: HookedTransformer,
+    texts: Sequence[Tokens],
+    metric: CausalMetric[Any],
+    batches: Sequence[Sequence[int]],
+) -> None:
+    """Run one causal metric's conditions outside of a run, after `gather` has shown it the unedited model.
+
+    Raises:
+        MetricError: what the metric raised, with its traceback.
+    """
+    result = MetricResult(type(metric), metric.params, "")
+    intervene(lens, texts, batches, [Measured(metric, result)], Interventions())
+    _raise_failures(result)
+
+
+def _raise_failures(result: MetricResult) -> None:
     for failure in result.failures:
         raise MetricError(f"{failure}\n{failure.traceback}")
 
@@ -138,6 +124,8 @@ def _passes(at_work: Sequence[Measured]) -> dict[int, list[Measured]]:
     passes: dict[int, list[Measured]] = {}
     anywhere = []
     for measured in at_work:
+        if not measured.points:
+            continue  # a causal metric that needs no look at the unedited model
         if any(name.endswith(".hook_sink") for name in measured.points):
             passes.setdefault(measured.metric.sink_position, []).append(measured)
         else:
@@ -145,46 +133,6 @@ def _passes(at_work: Sequence[Measured]) -> dict[int, list[Measured]]:
     if anywhere:
         passes.setdefault(next(iter(passes), 0), []).extend(anywhere)
     return passes
-
-
-def _batch(lens: HookedTransformer, texts: Sequence[Tokens], indices: Sequence[int]) -> Batch:
-    """Texts side by side, padded on the right with token 0, which no real token can see."""
-    import torch
-
-    lengths = [len(texts[index].ids) for index in indices]
-    tokens = torch.zeros(len(indices), max(lengths), dtype=torch.long)
-    for row, index in enumerate(indices):
-        tokens[row, : lengths[row]] = torch.tensor(texts[index].ids)
-    given = [texts[index].text for index in indices]
-    return Batch(
-        tuple(text.id for text in given),
-        tuple(indices),
-        tuple(lengths),
-        tokens.to(lens.device),
-        _speller(lens),
-        tuple(text.sha256 for text in given),
-    )
-
-
-def _speller(lens: HookedTransformer) -> Callable[[int], str]:
-    """What the tokenizer calls a token id; its number where it has no name."""
-
-    def spell(token: int) -> str:
-        named = lens.text_tokenizer.convert_ids_to_tokens(token)
-        return named if isinstance(named, str) else str(token)
-
-    return spell
-
-
-def _weight(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
-    """The weight that TransformerLens calls `blocks.{layer}.{name}`, or InputError."""
-    found: Any = lens if layer is None else lens.blocks[layer]
-    try:
-        for part in name.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise InputError(f"{lens.info.label} has no weight {name!r} in layer {layer}") from error
-    return cast("Tensor", found).detach()
 
 
 def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured], sink_position: int) -> None:
@@ -197,7 +145,7 @@ def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured],
         return
     layers = _Layers(lens, batch, working)
     with torch.no_grad():
-        try:
+        with memory_named(lens, batch):
             lens.stream(
                 batch.tokens,
                 [(name, layers.catcher(name)) for name in names],
@@ -205,13 +153,6 @@ def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured],
                 sink_position=sink_position,
                 unembed=any(name.startswith("unembed.") for name in names),
             )
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower():
-                raise InputError(
-                    f"{lens.info.label}: a batch of {batch.n} × {batch.tokens.shape[1]} tokens does not fit "
-                    f"into the memory of {lens.device}; lower --batch-tokens or --max-tokens"
-                ) from error
-            raise
         layers.hand_out()
     layers.require_all(names)
 
@@ -246,7 +187,7 @@ class _Layers:
     def hand_out(self) -> None:
         """Give what is held to the metrics that asked for it."""
         held, self._held = self._held, {}
-        weight = functools.partial(_weight, self._lens, self._layer)
+        weight = functools.partial(weight_of, self._lens, self._layer)
         for measured in self._members:
             mine = {measured.points[name][1]: held[name] for name in held if name in measured.points}
             if mine and measured.works:

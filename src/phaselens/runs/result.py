@@ -110,7 +110,9 @@ class MetricResult:
         columns = [column.name for column in spec.columns]
         if "text" in columns:
             at = columns.index("text")
-            rows = sorted(rows, key=lambda row: text_order[str(row[at])])
+            # What is not a text of the run (a prompt of the metric's own) keeps its place, after the texts.
+            last = len(text_order)
+            rows = sorted(rows, key=lambda row: text_order.get(str(row[at]), last))
         if name not in self.tables:
             self.tables[name] = Table(TableSpec(name, (MODEL, *spec.columns), spec.help))
         self.tables[name].rows.extend((label, *row) for row in rows)

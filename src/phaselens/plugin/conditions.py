@@ -1,0 +1,155 @@
+"""What a causal metric declares: conditions, and the edits that make them. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from phaselens.errors import InputError
+from phaselens.plugin.views import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+_IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
+_STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received")
+
+#: The condition without an edit has this name; every other one is compared with it.
+BASELINE_NAME = "baseline"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an edit is applied, for a `to` that is a function.
+
+    `positions` [batch or 1, pos] are the absolute positions of the rows of the tensor: 0 is the text's first token,
+    also when a KV cache hands tokens over one by one or a prompt is padded on the left (pads stand at −1). `batch`
+    holds the texts of a run; it is None elsewhere (generation, the REPL). `weight` finds a weight of the same layer,
+    as in `LayerView`.
+    """
+
+    point: str
+    layer: int | None
+    positions: Tensor
+    batch: Batch | None = None
+    weight: Callable[[str], Tensor] = field(default=lambda name: _no_weight(name), repr=False)
+
+    def mask(self, positions: Iterable[int]) -> Tensor:
+        """[batch or 1, pos], True in rows that stand at one of these absolute positions."""
+        import torch
+
+        wanted = torch.tensor(sorted(positions), device=self.positions.device)
+        return torch.isin(self.positions, wanted)
+
+
+def _no_weight(name: str) -> Tensor:
+    raise LookupError(f"no model stands behind this site, so it has no weight {name!r}")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of the activations at one hook point.
+
+    `point` is a hook name; `{layer}` in it stands for every layer. `to` is the number that is written, or a function
+    `(tensor, site)` that returns the new tensor, of the same shape, and leaves the one it was given as it is. Only rows
+    at `positions` (absolute; None: all) and `heads` (None: all; for points with heads) are changed, in every phase:
+    with a KV cache, an edit of position 0 happens in the prefill and never again.
+
+    >>> Edit("blocks.1.hook_mlp_out", 0.0, positions=[0]).layer
+    1
+    """
+
+    point: str
+    to: float | Callable[[Tensor, Site], Tensor]
+    positions: Sequence[int] | None = None
+    heads: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.point.rsplit(".", 1)[-1] in _STATISTICS:
+            raise InputError(
+                f"edit of {self.point}: it is a measurement, and nothing in the model follows from it"
+            )
+        for name in ("positions", "heads"):
+            wrong = [value for value in getattr(self, name) or () if not isinstance(value, int) or value < 0]
+            if wrong:
+                raise InputError(f"edit of {self.point}: {name} are whole numbers from 0, found {wrong[0]!r}")
+
+    @property
+    def layer(self) -> int | None:
+        """The layer of its point; None outside of the layers."""
+        inside = _IN_LAYER.fullmatch(self.point)
+        return int(inside[1]) if inside else None
+
+    def in_layers(self, n_layers: int) -> list[Edit]:
+        """Itself, or one edit for every layer where the point says `{layer}`."""
+        if "{layer}" not in self.point:
+            return [self]
+        points = [self.point.replace("{layer}", str(layer)) for layer in range(n_layers)]
+        return [Edit(point, self.to, self.positions, self.heads) for point in points]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A name and the edits that make it.
+
+    `layer` is what tables show as its layer. Conditions that differ in nothing but `seed` are repeats of one control:
+    their losses are averaged text by text before anything else is computed. `control_for` names the condition that this
+    one is the control of; their difference, text by text, then stands in the table `contrasts`. `params` are for
+    the record.
+    """
+
+    name: str
+    edits: Sequence[Edit]
+    layer: int | None = None
+    seed: int | None = None
+    control_for: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int | None, int | None]:
+        """What tells it from the other conditions of its metric."""
+        return self.name, self.layer, self.seed
+
+
+BASELINE = Condition(BASELINE_NAME, ())
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A token sequence of a metric's own, to be run instead of the run's texts.
+
+    Only the tokens from position `scored_from` on are predicted and scored (1: all but the first).
+    """
+
+    id: str
+    ids: Sequence[int]
+    scored_from: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.scored_from < len(self.ids):
+            raise InputError(
+                f"prompt {self.id!r}: scored_from is {self.scored_from}; give 1 to {len(self.ids) - 1}, "
+                f"so that at least one of its {len(self.ids)} tokens is predicted"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One text (or prompt) under one condition.
+
+    `loss` [n_predicted] is in nats per predicted token, float32, and finite unless the model's logits are not; `top`
+    [n_predicted] is the token that the model holds most likely in each place (the lowest id among equals); `targets`
+    [n_predicted] are the tokens that stand there. `index` is the text's place in the run (or the prompt's in its
+    list), `content` a hash of what it says, `length` its tokens.
+    """
+
+    text: str
+    index: int
+    content: str
+    length: int
+    loss: np.ndarray
+    top: np.ndarray
+    targets: np.ndarray
