@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from phaselens.plugin.conditions import BASELINE, Condition, Outcome
@@ -50,6 +50,11 @@ class Losses:
     lengths: dict[int, int] = field(default_factory=dict)
     found: dict[Key, dict[int, TextLoss]] = field(default_factory=dict)
     proofs: dict[Key, dict[str, Proof]] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the edits, which may hold functions that cannot be pickled, and have done their work."""
+        kept = {key: replace(condition, edits=()) for key, condition in self.conditions.items()}
+        return {**self.__dict__, "conditions": kept}
 
     def add(self, condition: Condition, outcome: Outcome) -> None:
         """Keep the mean loss of one text."""

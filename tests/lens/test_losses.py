@@ -1,0 +1,77 @@
+"""Losses from pieces of the vocabulary are those of whole logits, and no matrix of all of them is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import phaselens
+from phaselens.errors import RefusedModel
+from phaselens.lens import losses
+from phaselens.lens.losses import token_losses
+from phaselens.testing import FAMILIES, tiny_model
+from tests.lens.conftest import lens_of, text
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that any tensor made inside has."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, torch.Tensor):
+                self.numbers = max(self.numbers, each.numel())
+        return out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pieces", [1, 5])
+def test_the_models_own_cross_entropy(family: str, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens, tokens = lens_of(family), text()
+    targets = tokens[:, 1:].flatten()
+    monkeypatch.setattr(losses, "_AT_ONCE", len(targets) * -(-67 // pieces))
+    found = token_losses(lens, lens.stream(tokens)[:, :-1].flatten(0, 1), targets)
+    logits = lens.stream(tokens, unembed=True)[:, :-1].flatten(0, 1)
+    expected = functional.cross_entropy(logits.double(), targets, reduction="none")
+    assert torch.allclose(found.loss.double(), expected, atol=5e-6)
+    assert torch.equal(found.top, logits.argmax(-1))
+
+
+@pytest.mark.slow
+def test_a_vocabulary_of_128_k_is_never_laid_out_whole() -> None:
+    lens = phaselens.load(tiny_model("llama", vocab_size=128_000), check=False)
+    tokens = torch.randint(0, 128_000, (1, 1024), generator=torch.Generator().manual_seed(0))
+    final = lens.stream(tokens)[0, :-1]
+    token_losses(lens, final[:1], tokens[0, 1:2])  # tries the unembedding on a few tokens
+    with Largest() as seen:
+        found = token_losses(lens, final, tokens[0, 1:])
+    assert seen.numbers <= losses._AT_ONCE < 1023 * 128_000
+    some = functional.cross_entropy(
+        lens.original_model.lm_head(final[::97]), tokens[0, 1::97], reduction="none"
+    )
+    assert torch.allclose(found.loss[::97], some, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_sums_are_float32(dtype: torch.dtype) -> None:
+    lens = phaselens.load(tiny_model("llama", dtype=dtype), check=False)
+    tokens = text()
+    found = token_losses(lens, lens.stream(tokens)[0, :-1], tokens[0, 1:])
+    logits = lens.stream(tokens, unembed=True)[0, :-1]
+    assert found.loss.dtype == torch.float32
+    assert torch.allclose(
+        found.loss, functional.cross_entropy(logits.float(), tokens[0, 1:], reduction="none"), atol=1e-4
+    )
+
+
+def test_logits_made_in_another_way_are_refused() -> None:
+    lens = phaselens.load(tiny_model("llama"), label="odd", check=False)
+    lens.original_model.lm_head.register_forward_hook(lambda module, args, out: out**3)
+    with pytest.raises(RefusedModel, match=r"odd: its logits are not final norm × lm_head.*off by"):
+        token_losses(lens, lens.stream(text())[0, :-1], text()[0, 1:])

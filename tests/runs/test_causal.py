@@ -1,0 +1,373 @@
+"""Conditions: the same losses as the slow way gives, by fewer layers; and refusals of what changed nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import phaselens
+from phaselens.lens.losses import token_losses
+from phaselens.plugin import CausalMetric, Condition, Edit, LayerView, Params, Prompt
+from phaselens.testing import FAMILIES, check_metric
+from tests.runs.conditions import causal, losses, naive_loss, zero
+from tests.toys import letters, toy_lens
+
+TEXTS = [letters(length, length) for length in (4, 9, 2, 6)]
+
+
+@pytest.fixture(scope="module")
+def lens() -> Any:
+    return toy_lens(num_hidden_layers=4, dtype=torch.float64)
+
+
+@pytest.fixture
+def layers_run(lens: Any) -> Iterator[Counter[int]]:
+    """How often each layer's own module ran, after the first loss (which tries the unembedding)."""
+    token_losses(lens, lens.stream(torch.tensor([[0, 5]]))[0], torch.tensor([5, 6]))
+    count: Counter[int] = Counter()
+    blocks = lens.original_model.base_model.layers
+    handles = [
+        block.original_component.self_attn.register_forward_pre_hook(
+            lambda *_, layer=layer: count.update([layer])
+        )
+        for layer, block in enumerate(blocks)
+    ]
+    yield count
+    for handle in handles:
+        handle.remove()
+
+
+def run(lens: Any, *metrics: Any, texts: Any = TEXTS, **options: Any) -> Any:
+    found = phaselens.run(lens, metrics=list(metrics), texts=texts, **options)
+    for result in found.metrics.values():
+        assert not result.failures, result.failures[0].traceback
+    return found
+
+
+def ids(lens: Any, text: str) -> list[int]:
+    return list(lens.text_tokenizer(text)["input_ids"])
+
+
+# Edits as a metric declares them, and the plain hooks that do the same.
+CASES = {
+    "hook_embed": ("hook_embed", lambda x, *_: x * 0.5, None),
+    "resid_pre": ("blocks.1.hook_resid_pre", lambda x, *_: x + 0.3, (1,)),
+    "attn_out": ("blocks.1.hook_attn_out", lambda x, *_: -x, (0,)),
+    "resid_mid": ("blocks.1.hook_resid_mid", lambda x, *_: x + 0.3, (0,)),
+    "mlp_out": ("blocks.0.hook_mlp_out", lambda x, *_: x * 0.0, (0,)),
+    "resid_post": ("blocks.0.hook_resid_post", lambda x, *_: x.flip(-1), None),
+    "last mlp": ("blocks.1.hook_mlp_out", lambda x, *_: x * 0.0, (1, 2)),
+    "v": ("blocks.0.attn.hook_v", lambda x, *_: x * 0.0, (0,)),
+    "rot_q": ("blocks.1.attn.hook_rot_q", lambda x, *_: x * 0.5, None),
+    "rot_k": ("blocks.0.attn.hook_rot_k", lambda x, *_: x * 0.5, (0, 2)),
+    "z": ("blocks.1.attn.hook_z", lambda x, *_: x * 0.0, None),
+}
+
+
+def _positioned(change: Any, positions: Any) -> Any:
+    """The hook that a script would write for a text that is not padded and not cached."""
+
+    def hook(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
+        if positions is None:
+            return change(tensor)
+        edited = tensor.clone()
+        edited[:, list(positions)] = change(tensor)[:, list(positions)]
+        return edited
+
+    return hook
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES[1:]] + [FAMILIES[0]]
+)
+def test_losses_are_those_of_a_whole_forward_under_plain_hooks(family: str) -> None:
+    model = toy_lens(family, dtype=torch.float64)
+    served = {name: case for name, case in CASES.items() if model.find_hook(case[0]) is not None}
+    assert len(served) >= 9
+    conditions = [
+        Condition(name, [Edit(point, to, positions)]) for name, (point, to, positions) in served.items()
+    ]
+    texts = [letters(5), letters(3, 4)]
+    found = losses(run(model, causal(*conditions), texts=texts))
+    for text, words in zip(("0", "1"), texts, strict=True):
+        tokens = ids(model, words)
+        assert found[text, "baseline", None] == pytest.approx(
+            float(naive_loss(model, tokens).mean()), abs=1e-9
+        )
+        for name, (point, to, positions) in served.items():
+            expected = float(naive_loss(model, tokens, [(point, _positioned(to, positions))]).mean())
+            assert found[text, name, None] == pytest.approx(expected, abs=1e-9), name
+
+
+def test_in_float32_they_agree_to_a_millionth() -> None:
+    model = toy_lens()
+    conditions = [zero(f"blocks.{layer}.hook_mlp_out", 0, layer=layer) for layer in range(2)]
+    found = losses(run(model, causal(*conditions), texts=[letters(30)]))
+    for layer in range(2):
+        hook = (f"blocks.{layer}.hook_mlp_out", _positioned(lambda x: x * 0.0, (0,)))
+        expected = float(naive_loss(model, ids(model, letters(30)), [hook]).mean())
+        assert found["0", "off", layer] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_condition_runs_only_the_layers_from_its_lowest_edit_on(
+    lens: Any, layers_run: Counter[int]
+) -> None:
+    sweep = [zero(f"blocks.{layer}.hook_attn_out", layer=layer) for layer in range(4)]
+    run(lens, causal(*sweep), texts=TEXTS[:1])
+    # The baseline runs each layer once; the condition of layer l runs l and what is above it.
+    assert [layers_run[layer] for layer in range(4)] == [2, 3, 4, 5]
+
+
+def test_what_only_the_mlp_adds_does_not_run_its_own_layer_again(lens: Any, layers_run: Counter[int]) -> None:
+    sweep = [zero(f"blocks.{layer}.hook_mlp_out", 0, layer=layer) for layer in range(4)]
+    run(lens, causal(*sweep), texts=TEXTS[:1])
+    assert [layers_run[layer] for layer in range(4)] == [1, 2, 3, 4]
+
+
+def test_metrics_share_the_baseline(lens: Any, layers_run: Counter[int]) -> None:
+    first = causal(zero("blocks.3.hook_attn_out"), name="first")
+    second = causal(zero("blocks.3.attn.hook_z"), name="second")
+    found = run(lens, first, second, texts=TEXTS[:1])
+    assert [layers_run[layer] for layer in range(4)] == [1, 1, 1, 3]
+    assert losses(found, "first")["0", "baseline", None] == losses(found, "second")["0", "baseline", None]
+
+
+def test_order_of_conditions_batches_and_texts_change_no_number(lens: Any) -> None:
+    conditions = [
+        zero("blocks.1.hook_mlp_out", 0, name="mlp"),
+        zero("blocks.2.attn.hook_v", 0, name="v"),
+        Condition("half", [Edit("blocks.{layer}.attn.hook_rot_q", lambda x, site: x / 2)]),
+    ]
+    usual = run(lens, causal(*conditions))
+    for options in ({"batch_tokens": 1}, {"batch_tokens": 20}):
+        found = losses(run(lens, causal(*conditions[::-1]), **options))
+        assert found == pytest.approx(losses(usual), abs=1e-12)
+    turned = run(lens, causal(*conditions), texts=TEXTS[::-1])
+    rows = {row[1]: row[2:] for row in turned.rows("causal", "conditions").rows}
+    for row in usual.rows("causal", "conditions").rows:
+        assert rows[row[1]] == pytest.approx(row[2:], abs=1e-12)
+
+
+def test_pads_are_never_edited(lens: Any) -> None:
+    seen: list[torch.Tensor] = []
+
+    def poison(tensor: torch.Tensor, site: Any) -> torch.Tensor:
+        seen.append(site.batch.real)
+        return torch.where(site.batch.real[..., None], tensor * 2, torch.nan)
+
+    found = run(lens, causal(Condition("double", [Edit("blocks.0.hook_resid_pre", poison)])))
+    assert not torch.cat([real.flatten() for real in seen]).all()  # there were pads
+    assert all(loss is not None for loss in losses(found).values())
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (Edit("blocks.1.hook_mlp_out", lambda x, site: x), "blocks.1.hook_mlp_out changed nothing there"),
+        (
+            Edit("blocks.1.hook_mlp_out", lambda x, site: x.clone()),
+            "blocks.1.hook_mlp_out changed nothing there",
+        ),
+        (
+            Edit("blocks.1.hook_mlp_out", 0.0, [99]),
+            "blocks.1.hook_mlp_out found nothing to change in any text",
+        ),
+    ],
+)
+def test_a_condition_that_changed_nothing_is_refused(lens: Any, edit: Edit, reason: str) -> None:
+    idle, real = Condition("idle", [edit]), zero("blocks.2.hook_mlp_out", name="real")
+    found = run(lens, causal(idle, real))
+    record = {one["condition"]: one for one in found.rows("causal", "conditions").records()}
+    assert record["idle"]["ratio"] is record["idle"]["ppl"] is None
+    assert record["real"]["ratio"] > 1.0
+    assert {loss for (_, name, _), loss in losses(found).items() if name == "idle"} == {None}
+    assert any("idle is null: its edit of" in one and reason in one for one in found.warnings)
+
+    alone = phaselens.run(lens, metrics=[causal(idle)], texts=TEXTS)
+    assert "no condition did anything" in str(alone.metrics["causal"].failures[0])
+
+
+@pytest.mark.parametrize(
+    ("to", "complaint"),
+    [
+        (lambda x, site: None, "returned NoneType; return the new tensor"),
+        (lambda x, site: x[:, :1], "return the new tensor"),
+        (lambda x, site: x.mul_(0.0), "changed its tensor in place"),
+    ],
+)
+def test_an_edit_that_a_script_would_get_away_with_fails_its_metric(
+    lens: Any, to: Any, complaint: str
+) -> None:
+    bad = causal(Condition("bad", [Edit("blocks.1.hook_mlp_out", to)]), name="bad")
+    good = causal(zero("blocks.2.hook_mlp_out"), name="good")
+    found = phaselens.run(lens, metrics=[bad, good], texts=TEXTS)
+    assert found.failed == ["bad"]
+    assert complaint in str(found.metrics["bad"].failures[0])
+    assert found.rows("good", "conditions").rows
+
+
+def test_zeroing_what_is_zero_gives_a_ratio_of_exactly_one() -> None:
+    model = toy_lens(num_hidden_layers=3)
+    with torch.no_grad():
+        model.original_model.base_model.layers[1].original_component.mlp.down_proj.weight.zero_()
+    sweep = [zero(f"blocks.{layer}.hook_mlp_out", 0, layer=layer) for layer in range(3)]
+    also = Condition(
+        "attn and mlp", [Edit("blocks.1.hook_mlp_out", 0.0), Edit("blocks.1.hook_attn_out", 0.0)]
+    )
+    found = run(model, causal(*sweep, also))
+    ratios = {one["layer"]: one["ratio"] for one in found.rows("causal", "conditions").records()}
+    assert ratios[1] == 1.0
+    assert 1.0 not in (ratios[0], ratios[2])
+    assert any(
+        "off (layer 1): what it writes" in one and "stood there already" in one for one in found.warnings
+    )
+
+
+def test_several_edits_of_one_point_are_made_in_their_order(lens: Any) -> None:
+    point = "blocks.1.hook_mlp_out"
+    twice = Condition("twice", [Edit(point, lambda x, site: x + 1), Edit(point, lambda x, site: 3 * x)])
+    once = Condition("once", [Edit(point, lambda x, site: 3 * (x + 1))])
+    found = losses(run(lens, causal(twice, once)))
+    for text in map(str, range(len(TEXTS))):
+        assert found[text, "twice", None] == pytest.approx(found[text, "once", None], abs=1e-12)
+
+
+def test_repeats_are_averaged_and_controls_contrasted(lens: Any) -> None:
+    def noise(seed: int) -> Edit:
+        def add(x: torch.Tensor, site: Any) -> torch.Tensor:
+            draw = torch.randn(x.shape[-1], generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+            return x + draw
+
+        return Edit("blocks.1.hook_mlp_out", add)
+
+    controls = [Condition("noise", [noise(seed)], layer=1, seed=seed, control_for="off") for seed in range(3)]
+    found = run(lens, causal(zero("blocks.1.hook_mlp_out", layer=1), *controls))
+    texts = found.rows("causal", "texts").records()
+    mean = {
+        text: np.mean([one["loss"] for one in texts if one["text"] == text and one["condition"] == "noise"])
+        for text in map(str, range(len(TEXTS)))
+    }
+    weights = {one["text"]: one["n_predicted"] for one in texts}
+    treated = {one["text"]: one["loss"] for one in texts if one["condition"] == "off"}
+    expected = sum(weights[text] * (treated[text] - mean[text]) for text in mean) / sum(weights.values())
+    (contrast,) = found.rows("causal", "contrasts").records()
+    assert contrast["delta_nats"] == pytest.approx(expected, abs=1e-12)
+    assert (contrast["condition"], contrast["control"], contrast["n_seeds"], contrast["n_texts"]) == (
+        "off",
+        "noise",
+        3,
+        4,
+    )
+    rows = {one["condition"]: one for one in found.rows("causal", "conditions").records()}
+    assert (rows["noise"]["n_seeds"], rows["off"]["n_seeds"]) == (3, 1)
+
+
+def test_perplexity_weighs_tokens_and_names_the_other_weighting(lens: Any) -> None:
+    found = run(lens, causal(zero("blocks.1.hook_mlp_out")))
+    texts = [one for one in found.rows("causal", "texts").records() if one["condition"] == "baseline"]
+    n, loss = np.array([one["n_predicted"] for one in texts]), np.array([one["loss"] for one in texts])
+    baseline = found.rows("causal", "conditions").records()[0]
+    assert baseline["condition"] == "baseline"
+    assert baseline["ppl"] == pytest.approx(np.exp((n * loss).sum() / n.sum()))
+    assert baseline["ppl_length_weighted"] == pytest.approx(np.exp(((n + 1) * loss).sum() / (n + 1).sum()))
+
+
+def test_one_text_has_no_interval_and_one_token_no_loss(lens: Any) -> None:
+    found = run(lens, causal(zero("blocks.1.hook_mlp_out")), texts=["a b c"])
+    row = found.rows("causal", "conditions").records()[1]
+    assert row["ratio"] is not None
+    assert row["ci_low"] is row["ci_high"] is row["p_value"] is None
+    assert any("off: " in one and "ci_low" in one and "null" in one for one in found.warnings)
+    short = run(lens, causal(zero("blocks.1.hook_mlp_out")), texts=["a", "a b c d"], bos="never")
+    assert losses(short)["0", "off", None] is None
+    assert any("one token, so nothing is predicted" in one for one in short.warnings)
+
+
+def test_prompts_of_its_own_are_scored_from_where_they_say(lens: Any) -> None:
+    kept: list[Any] = []
+    prompts = [Prompt("long", [0, 5, 6, 7, 8, 9], scored_from=4), Prompt("short", [0, 5, 9])]
+
+    def record(self: Any, condition: Condition, outcome: Any) -> None:
+        kept.append((condition.name, outcome))
+        self.losses.add(condition, outcome)
+
+    metric = causal(zero("blocks.1.hook_mlp_out"), prompts=lambda self, tokenizer: prompts, record=record)
+    found = run(lens, metric)
+    assert {text for text, _, _ in losses(found)} == {"long", "short"}
+    by = {(name, outcome.text): outcome for name, outcome in kept}
+    whole = naive_loss(lens, prompts[0].ids)
+    assert by["baseline", "long"].loss == pytest.approx(whole[3:].numpy(), abs=1e-9)
+    assert by["baseline", "long"].targets.tolist() == [8, 9]
+    with torch.no_grad():
+        logits = lens.original_model(torch.tensor([prompts[0].ids])).logits[0]
+    assert by["off", "long"].top.shape == (2,)
+    assert by["baseline", "long"].top.tolist() == logits[3:5].argmax(-1).tolist()
+    assert by["baseline", "short"].loss == pytest.approx(naive_loss(lens, prompts[1].ids).numpy(), abs=1e-9)
+
+
+def test_a_causal_metric_may_look_at_the_unedited_model_first(lens: Any) -> None:
+    def update(self: Any, layer: Any) -> None:
+        self.per_text.add(layer, norm=layer.float64("hook_mlp_out")[:, 0].norm(dim=-1))
+
+    def conditions(self: Any) -> list[Condition]:
+        layer = int(self.per_text.stack("norm").mean(0).argmax())
+        return [zero(f"blocks.{layer}.hook_mlp_out", 0, layer=layer)]
+
+    metric = causal(hooks=lambda self: ["blocks.{layer}.hook_mlp_out"], update=update, conditions=conditions)
+    found = run(lens, metric)
+    with torch.no_grad():
+        _, cache = lens.run_with_cache(torch.tensor([ids(lens, TEXTS[0])]))
+    norms = [float(cache[f"blocks.{layer}.hook_mlp_out"][0, 0].norm()) for layer in range(4)]
+    assert found.rows("causal", "conditions").records()[1]["layer"] == int(np.argmax(norms))
+
+
+class Halved(CausalMetric[Params]):
+    """Half of every score, and no value at BOS; its second condition follows from what it saw."""
+
+    name, version = "halved", "1"
+
+    def hooks(self) -> list[str]:
+        return ["blocks.{layer}.hook_mlp_out"]
+
+    def update(self, layer: LayerView) -> None:
+        self.per_text.add(layer, norm=layer.float64("hook_mlp_out")[:, 0].norm(dim=-1))
+
+    def conditions(self) -> list[Condition]:
+        most = int(self.per_text.stack("norm").mean(0).argmax())
+        half = Condition("half", [Edit("blocks.{layer}.attn.hook_rot_q", lambda x, site: x / 2)])
+        return [half, zero(f"blocks.{most}.attn.hook_v", 0, layer=most)]
+
+
+def test_a_causal_metric_keeps_the_contract() -> None:
+    check_metric(Halved)
+
+
+@pytest.mark.parametrize(
+    ("condition", "complaint"),
+    [
+        (Condition("off", [Edit("blocks.1.hook_mlp_ou", 0.0)]), "no hook point 'blocks.1.hook_mlp_ou'"),
+        (Condition("off", [Edit("unembed.hook_out", 0.0)]), "logits are never built whole"),
+        (Condition("off", [Edit("blocks.1.hook_mlp_out", 0.0, heads=[0])]), "it has no heads"),
+        (Condition("off", [Edit("blocks.1.attn.hook_q", 0.0, heads=[40])]), "head 40 of 4"),
+        (
+            Condition("baseline", [Edit("blocks.1.hook_mlp_out", 0.0)]),
+            "two conditions are ('baseline', None, None)",
+        ),
+        (Condition("off", []), "has no edits"),
+    ],
+)
+def test_conditions_that_cannot_be_are_named(lens: Any, condition: Condition, complaint: str) -> None:
+    found = phaselens.run(lens, metrics=[causal(condition)], texts=TEXTS)
+    assert complaint in str(found.metrics["causal"].failures[0])
+
+
+def test_a_measurement_cannot_be_edited() -> None:
+    with pytest.raises(phaselens.plugin.InputError, match="it is a measurement"):
+        Edit("blocks.0.attn.hook_sink", 0.0)
+    with pytest.raises(phaselens.plugin.InputError, match="positions are whole numbers from 0"):
+        Edit("blocks.0.hook_mlp_out", 0.0, positions=[-1])

@@ -1,0 +1,128 @@
+"""Edits outside of a run: absolute positions in prefill and decode, with and without a KV cache, padded or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from phaselens.errors import InputError
+from phaselens.plugin import Condition, Edit
+from phaselens.runs import applied
+from tests.toys import toy_lens
+
+MLP = "blocks.1.hook_mlp_out"
+
+
+@pytest.fixture(scope="module", params=["llama", "llama-drope-nope", "gpt2", "mistral"])
+def lens(request: pytest.FixtureRequest) -> Any:
+    return toy_lens(request.param, dtype=torch.float64)
+
+
+def counting(seen: list[list[list[int]]]) -> Edit:
+    """An edit of BOS that notes where it was called."""
+
+    def change(tensor: Tensor, site: Any) -> Tensor:
+        seen.append(site.positions.tolist())
+        return tensor * 0.0
+
+    return Edit(MLP, change, positions=[0])
+
+
+def generate(lens: Any, prompt: Tensor, n: int, **options: Any) -> Tensor:
+    found: Tensor = lens.original_model.generate(
+        prompt, max_new_tokens=n, do_sample=False, pad_token_id=1, eos_token_id=66, **options
+    )
+    return found
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_bos_is_edited_in_the_prefill_and_no_decoded_token_is(lens: Any, cached: bool) -> None:
+    prompt = torch.tensor([[0, 5, 9, 13]])
+    calls: list[list[list[int]]] = []
+    with applied(lens, [counting(calls)]) as proofs:
+        edited = generate(lens, prompt, 5, use_cache=cached)
+    # Without a cache position 0 comes by in every step; with one, in the prefill alone.
+    assert len(calls) == (1 if cached else edited.shape[1] - prompt.shape[1])
+    assert all(positions[0][0] == 0 for positions in calls)
+    assert proofs[MLP].changed
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Condition("mlp", [Edit(MLP, 0.0, [0])]),
+        Condition("v", [Edit("blocks.{layer}.attn.hook_v", 0.0, [0])]),
+        Condition("dimension", [Edit("blocks.{layer}.attn.hook_rot_k", lambda x, site: x * 0.5)]),
+        Condition("query", [Edit("blocks.0.attn.hook_rot_q", 2.0, heads=[1])]),
+        Condition("later", [Edit("blocks.0.hook_attn_out", 0.0, [5])]),
+    ],
+    ids=lambda condition: condition.name,
+)
+def test_a_cache_changes_no_logit_under_a_condition(lens: Any, condition: Condition) -> None:
+    tokens = torch.tensor([[0, 5, 9, 13, 21, 8, 30]])
+    with torch.no_grad(), applied(lens, condition) as proofs:
+        whole = lens.original_model(tokens).logits
+        first = lens.original_model(tokens[:, :3], use_cache=True)
+        steps, cache = [first.logits], first.past_key_values
+        for place in range(3, 7):
+            step = lens.original_model(tokens[:, place : place + 1], past_key_values=cache, use_cache=True)
+            steps.append(step.logits)
+            cache = step.past_key_values
+    assert torch.allclose(torch.cat(steps, 1), whole, atol=1e-10)
+    assert all(proof.changed for proof in proofs.values())
+    with torch.no_grad():
+        assert not torch.allclose(lens.original_model(tokens).logits, whole, atol=1e-6)
+
+
+def test_the_first_row_of_a_chunk_is_not_bos(lens: Any) -> None:
+    """The trap: an edit of row 0 of whatever arrives changes every decoded token."""
+    tokens = torch.tensor([[0, 5, 9, 13]])
+
+    def first_row(tensor: Tensor, hook: Any) -> Tensor:
+        return torch.cat([tensor[:, :1] * 0.0, tensor[:, 1:]], 1)
+
+    with torch.no_grad(), lens.hooks(fwd_hooks=[(MLP, first_row)]):
+        whole = lens.original_model(tokens).logits[:, -1]
+        cache = lens.original_model(tokens[:, :3], use_cache=True).past_key_values
+        step = lens.original_model(tokens[:, 3:], past_key_values=cache).logits[:, -1]
+    assert not torch.allclose(step, whole, atol=1e-6)
+
+
+def test_a_prompt_padded_on_the_left_has_its_first_token_at_position_0(lens: Any) -> None:
+    prompt, padded = torch.tensor([[0, 5, 9]]), torch.tensor([[1, 1, 0, 5, 9], [0, 7, 8, 5, 9]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    calls: list[list[list[int]]] = []
+    with torch.no_grad(), applied(lens, [counting(calls)]):
+        alone = generate(lens, prompt, 4)
+        together = generate(lens, padded, 4, attention_mask=mask)
+    assert calls[1] == [[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]]
+    assert together[0, 5:].tolist() == alone[0, 3:].tolist()
+
+
+def test_nothing_is_left_behind(lens: Any) -> None:
+    tokens = torch.tensor([[0, 5, 9]])
+    before = lens.stream(tokens)
+    with pytest.raises(ZeroDivisionError), applied(lens, [Edit(MLP, 0.0)]):
+        raise ZeroDivisionError
+    assert torch.equal(lens.stream(tokens), before)
+    assert not lens.require_hook(MLP).fwd_hooks
+    with (
+        pytest.raises(InputError, match="no hook point"),
+        applied(lens, [Edit("blocks.9.hook_mlp_out", 0.0)]),
+    ):
+        pass
+
+
+def test_an_edit_may_look_at_weights_and_choose_rows(lens: Any) -> None:
+    def write(tensor: Tensor, site: Any) -> Tensor:
+        weight = site.weight("attn.W_O")
+        return torch.where(site.mask([1])[..., None], tensor + weight.abs().mean(), tensor)
+
+    tokens = torch.tensor([[0, 5, 9]])
+    before = lens.stream(tokens, stop_at_layer=1)
+    with applied(lens, [Edit("blocks.0.hook_resid_post", write)]):
+        after = lens.stream(tokens, stop_at_layer=1)
+    assert (after != before).any(-1).tolist() == [[False, True, False]]
