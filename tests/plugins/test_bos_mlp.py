@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 
 import phaselens
 from phaselens.data import encode, texts_from
-from phaselens.plugin import plugins
+from phaselens.plugin import BASELINE, Outcome, plugins
 from phaselens.runs import gather
 from phaselens.testing import check_metric
 from tests.plugins.ablations import (
@@ -26,9 +28,11 @@ from tests.plugins.ablations import (
     run,
 )
 from tests.plugins.bos_models import LAST, READER, SHRINKER, THREE, WRITER, bos_lens, bos_model
+from tests.plugins.views import info, view
 from tests.toys import letters, toy_lens
 
 METRIC = "bos-mlp"
+GOLDENS = Path(__file__).parents[1] / "data" / "goldens"
 
 
 @pytest.fixture(scope="module")
@@ -263,6 +267,39 @@ def test_norms_that_are_nan_leave_no_layer_and_no_condition() -> None:
     gather(lens, tokens, asked, [[0, 1, 2, 3]])
     assert asked.conditions() == []
     assert any("NaN or infinite in every layer" in note for note in asked.warnings)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        ("RoPE", {"write layer": 1, "largest BOS ratio": 1, "first BOS ratio > 2": 0}),
+        ("DroPE", {"write layer": 1, "largest BOS ratio": 2, "first BOS ratio > 2": 1}),
+    ],
+)
+def test_the_definitions_on_published_curves(model: str, layers: dict[str, int]) -> None:
+    """Norms of two 7B models as they were stored: in one the study ablated a layer that writes nearly nothing."""
+    curves = json.loads((GOLDENS / "bos_curves.json").read_text())[model]
+    metric = plugins().metric(METRIC)
+    asked = metric(info(n_layers=32), metric.Params(at="definitions", seeds=0))
+    for layer, (norm, ratio) in enumerate(zip(curves["bos_norm"], curves["bos_ratio"], strict=True)):
+        stream = torch.tensor([[[norm], [norm / ratio]]], dtype=torch.float64)
+        added = torch.tensor([[[curves["mlp_norm"].get(str(layer), 0.0)], [1.0]]], dtype=torch.float64)
+        points = {"hook_resid_post": stream, "hook_mlp_out": added}
+        asked.update(view(points if layer else points | {"hook_resid_pre": 0 * stream}, (2,), layer))
+    found = asked.conditions()
+    for condition in (BASELINE, *found):
+        asked.record(condition, Outcome("a", 0, "a", 2, np.array([1.0]), np.array([3]), np.array([3])))
+    asked.losses.conditions = {condition.key: condition for condition in found}
+    used = {record["definition"]: record for record in asked.compute()["layers_used"].records()}
+    assert {name: used[name]["layer"] for name in layers} == layers
+    assert used["write layer"]["removed"] > 0.99
+    no_ops = [
+        note for note in asked.warnings if "nearly a no-op; most of that norm is written by layer 1" in note
+    ]
+    expected = (
+        "largest BOS ratio: the MLP of layer 2 adds a vector of norm 7.28 to position 0, whose norm is 504"
+    )
+    assert [note.split(": removing")[0] for note in no_ops] == ([expected] if model == "DroPE" else [])
 
 
 def test_a_layer_that_is_not_there_is_refused() -> None:
