@@ -161,20 +161,21 @@ class AttentionPatterns(Grid[PatternParams]):
 
     def update(self, layer: LayerView) -> None:
         """Patterns of this layer for the texts of the batch."""
-        from phaselens.bands import distance_profile
+        from phaselens.attention import distance_mass
 
         index = layer.index or 0
         lse = layer["attn.hook_lse"]
-        profile = distance_profile(
-            layer["attn.hook_rot_q"].transpose(1, 2),
-            layer["attn.hook_rot_k"].transpose(1, 2),
+        profile = distance_mass(
+            _without_pads(layer, "attn.hook_rot_q").transpose(1, 2),
+            _without_pads(layer, "attn.hook_rot_k").transpose(1, 2),
             lse,
-            max(self.params.distances, self.params.local_width + 1),
+            longest=max(self.params.distances, self.params.local_width + 1),
             scale=self.model.scales[index],
             window=self.model.windows[index],
             softcap=self.model.softcap,
+            sinks=_sinks(layer),
             lengths=layer.batch.lengths_on(lse.device),
-        )
+        ).double()
         parts = [layer.float64(f"attn.{point}") for point in ("hook_entropy", "hook_sink", "hook_received")]
         keep(
             self,
@@ -328,6 +329,20 @@ def uniform_pattern(n_tokens: int, window: int | None, width: int) -> dict[str, 
         "local_with_bos": with_bos,
         "profile": profile,
     }
+
+
+def _without_pads(layer: LayerView, name: str) -> Tensor:
+    """`layer[name]` [batch, pos, head, d_head] with zeros at pads, whose size would else decide on the precision."""
+    real = layer.batch.real
+    return layer[name] if bool(real.all()) else layer[name].masked_fill(~real[..., None, None], 0.0)
+
+
+def _sinks(layer: LayerView) -> Tensor | None:
+    """The layer's learned sink logits [head], which stand in its row sums; None for models without."""
+    try:
+        return layer.weight("attn.sinks")
+    except (LookupError, ValueError):  # no such weight
+        return None
 
 
 def _over_texts(values: np.ndarray) -> np.ndarray:

@@ -148,7 +148,7 @@ class BosNorm(Grid[BosNormParams]):
     def _one(self, layer: LayerView, row: int, x: Any) -> dict[str, Any]:
         import torch
 
-        from phaselens.residual import bos_norm, massive_rows, row_norms
+        from phaselens.spectrum import bos_norm, massive_rows, row_norms
 
         norms = row_norms(x)
         bos = bos_norm(norms)
@@ -224,7 +224,7 @@ class BosNorm(Grid[BosNormParams]):
 
 def _first_norm(x: Any) -> float:
     """Norm of row 0; NaN where it is missing or not finite."""
-    from phaselens.residual import row_norms
+    from phaselens.spectrum import row_norms
 
     norm = float(row_norms(x[:1]).sum()) if len(x) else float("nan")
     return norm if norm < float("inf") else float("nan")

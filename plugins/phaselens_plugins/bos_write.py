@@ -131,9 +131,8 @@ class BosWrite(Grid[Params]):
 
     def _one(self, layer: LayerView, sink: Tensor, v: Tensor, z: Tensor, out: Tensor) -> dict[str, Any]:
         """sink [head, query], v [pos, kv_head, d_head], z [pos, head, d_head], out [pos, d_model] of one text."""
-        from phaselens.attention import uniform_sink
-        from phaselens.residual import row_norms
-        from phaselens.writes import head_norms, writes
+        from phaselens.attention import head_norms, uniform_sink, writes
+        from phaselens.spectrum import row_norms
 
         n_heads = len(sink)
         if v.shape[0] < 2:
@@ -173,7 +172,7 @@ class BosWrite(Grid[Params]):
 
     def _projection(self, layer: LayerView) -> tuple[Tensor, Tensor]:
         """W_O [head, d_head, d_model] and its triangular factors, which are made once a layer."""
-        from phaselens.writes import triangular
+        from phaselens.attention import triangular
 
         index, w_o = layer.index or 0, layer.weight("attn.W_O")
         if index not in self.factors:

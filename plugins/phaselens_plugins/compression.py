@@ -118,9 +118,14 @@ class Compression(Grid[CompressionParams]):
         keep(self, layer, [self._one(x) for x in real_rows(layer, "hook_resid_post")])
 
     def _one(self, x: Tensor) -> dict[str, float]:
-        from phaselens.nulls import random_rows
-        from phaselens.residual import massive_rows, row_norms
-        from phaselens.spectrum import compression_bound, require_bound, spectra
+        from phaselens.spectrum import (
+            compression_bound,
+            massive_rows,
+            random_rows,
+            require_bound,
+            row_norms,
+            spectra,
+        )
 
         norms = row_norms(x)
         if len(x) < 2:
@@ -187,7 +192,7 @@ def _gaussian(n_tokens: int, d: int) -> float:
     """Matrix entropy of Gaussian activations: rows in random directions whose norms hardly differ."""
     import numpy as np
 
-    from phaselens.nulls import random_rows
+    from phaselens.spectrum import random_rows
 
     return random_rows(np.ones(n_tokens), d).entropy
 

@@ -120,7 +120,7 @@ class LayerBalance(Grid[BalanceParams]):
     def _one(self, attn_out: Tensor, mlp_out: Tensor, x: Tensor) -> dict[str, float]:
         import torch
 
-        from phaselens.residual import balance, massive_rows, median, row_norms
+        from phaselens.spectrum import balance, massive_rows, median, row_norms
 
         found = balance(attn_out, mlp_out)
         norms = row_norms(x)

@@ -155,8 +155,7 @@ class MassiveActivations(Grid[MassiveParams]):
         )
 
     def _one(self, layer: LayerView, row: int, x: Tensor) -> dict[str, Any]:
-        from phaselens.nulls import gaussian_exceedance, gaussian_max_ratio
-        from phaselens.residual import massive_activations
+        from phaselens.spectrum import gaussian_exceedance, gaussian_max_ratio, massive_activations
 
         params, missing = self.params, float("nan")
         found = massive_activations(x, n=params.top, threshold=params.threshold, ratio=params.ratio)

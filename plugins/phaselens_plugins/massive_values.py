@@ -180,8 +180,14 @@ class MassiveValues(Grid[ValueParams]):
         )
 
     def _one(self, states: Mapping[str, Tensor]) -> dict[str, Any]:
-        from phaselens.massive_values import massive_cells, norm_matrix, pair_norms, pairing_error, pairings
-        from phaselens.nulls import gaussian_massive_share
+        from phaselens.attention import (
+            gaussian_massive_share,
+            massive_cells,
+            norm_matrix,
+            pair_norms,
+            pairing_error,
+            pairings,
+        )
 
         multiple, missing = self.params.multiple, float("nan")
         norms = {tensor: norm_matrix(states[tensor]) for tensor in POINTS}
@@ -255,7 +261,7 @@ class MassiveValues(Grid[ValueParams]):
         """By layer: which of the pairings no text contradicts."""
         import numpy as np
 
-        from phaselens.massive_values import chosen_pairing
+        from phaselens.attention import chosen_pairing
 
         error = self.per_text.stack(f"{tensor[0]}_error")
         found: list[int | None] = []
@@ -269,7 +275,7 @@ class MassiveValues(Grid[ValueParams]):
         """[layer]: pairs and single dimensions of all heads, under the chosen pairing."""
         import numpy as np
 
-        from phaselens.massive_values import pairings
+        from phaselens.attention import pairings
 
         d_head = self.model.d_head
         heads = self._cells(tensor) // d_head

@@ -43,6 +43,14 @@ def check(q, k, v, tolerance, lse_tolerance=None, **options):
         for distance in range(n_keys):
             mass = (want.pattern * (query - key == distance)).sum((-2, -1))
             assert worst(at_once.distance[..., distance], mass) < tolerance
+    for longest in (1, 4, n_keys + 2):
+        some = attention.distance_mass(q, k, lse, longest=longest, **options)
+        assert some.shape[-1] == longest
+        shared = min(longest, n_keys)
+        # A sum over queries, each of which may miss by what the log-sum-exp misses.
+        limit = lse_tolerance * n_queries if lse_tolerance else tolerance
+        assert worst(some[..., :shared], at_once.distance[..., :shared]) < limit
+        assert not some[..., shared:].any()
     near = (key < query) & (key >= query - 3) & (key > 0)
     window = attention.window_mass(q, k, lse, 3, **options)
     assert worst(window, (want.pattern * near).sum(-1)) < (lse_tolerance or tolerance)

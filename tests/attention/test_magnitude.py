@@ -28,6 +28,10 @@ def errors(q, k, **options):
             found.received / want.received.clamp(min=1), want.received / want.received.clamp(min=1)
         ),
         "lse": worst(refined / want.lse.abs().clamp(min=1), want.lse / want.lse.abs().clamp(min=1)),
+        "near the diagonal": worst(
+            attention.distance_mass(q, k, lse, longest=5, **options) / q.shape[2],
+            torch.stack([want.pattern.diagonal(-i, -2, -1).sum(-1) for i in range(5)], -1) / q.shape[2],
+        ),
         "window": worst(
             attention.window_mass(q, k, lse, 5, **options),
             torch.stack([want.pattern[..., i, max(1, i - 5) : i].sum(-1) for i in range(q.shape[2])], -1),

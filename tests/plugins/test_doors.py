@@ -15,13 +15,8 @@ FILES = sorted(path for path in PLUGINS.rglob("*.py") if "tests" not in path.rel
 PUBLIC = {
     "phaselens.plugin",
     "phaselens.attention",
-    "phaselens.bands",
-    "phaselens.massive_values",
-    "phaselens.nulls",
-    "phaselens.residual",
     "phaselens.spectrum",
     "phaselens.uncertainty",
-    "phaselens.writes",
 }
 
 

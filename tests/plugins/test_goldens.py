@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from phaselens.attention import attend, explicit, summarise
-from phaselens.massive_values import massive_cells
-from phaselens.residual import bos_norm, massive_activations, row_norms
-from phaselens.spectrum import compression_bound, require_bound, spectrum
+from phaselens.attention import attend, explicit, massive_cells, summarise
+from phaselens.spectrum import (
+    bos_norm,
+    compression_bound,
+    massive_activations,
+    require_bound,
+    row_norms,
+    spectrum,
+)
 from phaselens_plugins.attention_patterns import AttentionPatterns
 from tests.plugins.views import from_matrix, info, rows, view
 
@@ -179,7 +184,7 @@ def test_massive_values_of_published_tensors(tensor: str, name: str) -> None:
 
 
 def test_massive_values_of_the_fixture() -> None:
-    from phaselens.massive_values import norm_matrix
+    from phaselens.attention import norm_matrix
 
     want = FIXTURES["massive_values"]
     norms = norm_matrix(torch.tensor(want["Q"], dtype=torch.float64))

@@ -31,7 +31,9 @@ def view(
     ids = tuple("abcdefgh"[: len(lengths)])
     tokens = torch.arange(len(lengths) * max(lengths)).view(len(lengths), -1) if n_pos else torch.zeros(1, 1)
     batch = Batch(ids, tuple(range(len(lengths))), lengths, tokens)
-    return LayerView(index, batch, activations, lambda name: weight if weight is not None else torch.empty(0))
+    if weight is None:
+        return LayerView(index, batch, activations)
+    return LayerView(index, batch, activations, {"attn.W_O": weight}.__getitem__)
 
 
 def from_matrix(pattern: Tensor) -> dict[str, Tensor]:

@@ -82,8 +82,7 @@ class _Numbers:
 
 
 def _spectra(lens: Any, ids: Any) -> Any:
-    from phaselens.residual import massive_rows, row_norms
-    from phaselens.spectrum import spectra
+    from phaselens.spectrum import massive_rows, row_norms, spectra
 
     kept: list[Any] = []
     points = [

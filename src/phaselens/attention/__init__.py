@@ -1,5 +1,7 @@
 """Statistics of softmax attention from q, k, v and the log-sum-exp of its rows, never from the matrix.
 
+And of what it reads and writes: massive cells of queries, keys and values, and the norms that heads write.
+
 Shapes, everywhere: q [batch, head, query, d_head], k and v [batch, kv_head, key, d] (key heads shared by
 groups of query heads are not repeated), lse [batch, head, query] in nats. `lengths` are the numbers of real
 tokens of right-padded texts. Keyword options, everywhere: `SoftmaxOptions`.
@@ -11,6 +13,16 @@ NaN of all that it takes part in.
 """
 
 from phaselens.attention._attend import attend
+from phaselens.attention._cells import (
+    Pairing,
+    chosen_pairing,
+    gaussian_massive_share,
+    massive_cells,
+    norm_matrix,
+    pair_norms,
+    pairing_error,
+    pairings,
+)
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
 from phaselens.attention._nulls import (
     uniform_distance,
@@ -31,17 +43,28 @@ from phaselens.attention._statistics import (
     summarise,
     window_mass,
 )
+from phaselens.attention._writes import Writes, head_norms, triangular, writes
 
 __all__ = [
+    "Pairing",
     "SoftmaxOptions",
     "Summary",
+    "Writes",
     "attend",
+    "chosen_pairing",
     "concentration",
     "distance_mass",
     "explicit",
     "explicit_pattern",
     "explicit_scores",
+    "gaussian_massive_share",
+    "head_norms",
+    "massive_cells",
+    "norm_matrix",
     "normalised_entropy",
+    "pair_norms",
+    "pairing_error",
+    "pairings",
     "query_mean",
     "received_mass",
     "refine_lse",
@@ -49,10 +72,12 @@ __all__ = [
     "sink_mass",
     "sink_score",
     "summarise",
+    "triangular",
     "uniform_distance",
     "uniform_entropy",
     "uniform_received",
     "uniform_sink",
     "uniform_window",
     "window_mass",
+    "writes",
 ]

@@ -27,6 +27,8 @@ Make = Callable[[Problem, Tensor | None], Gatherer]
 
 def gather(problem: Problem, lse: Tensor, makes: Sequence[Make], real: Tensor | None = None) -> list[Tensor]:
     """One pass over all strips for all statistics; the heads that float32 cannot serve, again in float64."""
+    if real is not None and bool(real.all()):
+        real = None
     gatherers = [make(problem, real) for make in makes]
     large = beyond_single(problem, lse)
     if not large.all():
@@ -50,11 +52,6 @@ def redo(problem: Problem, batch: int, head: int, makes: Sequence[Make], real: T
     return [gatherer.found[0, 0] for gatherer in gatherers]
 
 
-def norm(strip: Strip) -> Tensor:
-    """What p is divided by, [batch, head, row]; 1 for a query that sees nothing."""
-    return strip.total.masked_fill(strip.total == 0, 1.0)
-
-
 class Mass:
     """[batch, head, query]: the mass each query gives the key at `position`."""
 
@@ -65,7 +62,7 @@ class Mass:
     def add(self, strip: Strip) -> None:
         first, last = strip.cols
         if first <= self.position < last:
-            self.found[strip.where] = strip.p[..., self.position - first] / norm(strip)
+            self.found[strip.where] = strip.p[..., self.position - first] / strip.norm
 
 
 class Entropy:
@@ -75,9 +72,8 @@ class Entropy:
         self.found = problem.q.new_zeros(problem.q.shape[:3], dtype=problem.accumulate)
 
     def add(self, strip: Strip) -> None:
-        total = norm(strip)
         surprise = strip.log2_p.mul_(strip.p).sum(-1) * LN_2
-        self.found[strip.where] = (strip.real * total.log() - surprise) / total
+        self.found[strip.where] = (strip.real * strip.norm.log() - surprise) / strip.norm
 
 
 class Received:
@@ -95,10 +91,13 @@ class Received:
 
 
 class Distance:
-    """[batch, head, distance]: the mass that queries which count give keys so many positions before them."""
+    """[batch, head, distance]: the mass that queries which count give keys so many positions before them.
 
-    def __init__(self, problem: Problem, real: Tensor | None) -> None:
-        shape = (*problem.q.shape[:2], problem.n_keys)
+    Up to distance `longest` − 1, or all of them.
+    """
+
+    def __init__(self, problem: Problem, real: Tensor | None, longest: int | None = None) -> None:
+        shape = (*problem.q.shape[:2], longest or problem.n_keys)
         self.found = problem.q.new_zeros(shape, dtype=problem.accumulate)
         self.offset, self.real = problem.offset, real
 
@@ -114,7 +113,8 @@ class Distance:
         lowest = strip.rows[0] + self.offset - (strip.cols[1] - 1)
         start = max(0, -lowest)
         stop = min(mass.shape[-1], self.found.shape[-1] - lowest)
-        self.found[strip.batch, strip.heads, start + lowest : stop + lowest] += mass[..., start:stop]
+        if start < stop:
+            self.found[strip.batch, strip.heads, start + lowest : stop + lowest] += mass[..., start:stop]
 
 
 class Window:
@@ -143,12 +143,12 @@ class Window:
         near = (key >= query - self.width) & (key < query + int(self.include_self))
         part = strip.p[..., first - strip.cols[0] : last - strip.cols[0]]
         mass = part.masked_fill(~near, 0.0).sum(-1)
-        self.found[strip.where] = mass / norm(strip) if self.whole else mass
+        self.found[strip.where] = mass / strip.norm if self.whole else mass
 
 
 def counted(strip: Strip, real: Tensor | None) -> tuple[Tensor, Tensor]:
     """(p, 1 / total) with queries that do not count as zeros, whatever stood there."""
-    weight = norm(strip).reciprocal()
+    weight = strip.norm.reciprocal()
     if real is None:
         return strip.p, weight
     counts = real[strip.batch, None, slice(*strip.rows)]

@@ -20,6 +20,7 @@ from phaselens.attention._gather import (
     redo,
 )
 from phaselens.attention._guard import beyond_single
+from phaselens.attention._near import near_mass
 from phaselens.attention._problem import Problem, SoftmaxOptions, no_gradient
 from phaselens.attention._strips import strips
 
@@ -151,13 +152,15 @@ def distance_mass(
     k: Tensor,
     lse: Tensor,
     *,
+    longest: int | None = None,
     lengths: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Tensor:
     """Attention mass [batch, head, distance] given to keys so many positions back, Σ_i p_i,i−distance.
 
     In queries; distance 0 is a query's own key. A text of n tokens has n − distance such pairs, by which
-    to divide for the mean (METRICS 2.3: a(dist)). `lengths` as in `received_mass`.
+    to divide for the mean (METRICS 2.3: a(dist)). With `longest`, distances 0 … longest − 1 only, at a cost of
+    O(query · longest) unless there is a mask. `lengths` as in `received_mass`.
 
     >>> import torch
     >>> from phaselens.attention import attend
@@ -165,8 +168,15 @@ def distance_mass(
     >>> _, lse = attend(x, x, x, scale=1.0)
     >>> [round(value, 4) for value in distance_mass(x, x, lse, scale=1.0)[0, 0].tolist()]
     [1.8333, 0.8333, 0.3333]
+    >>> [round(value, 4) for value in distance_mass(x, x, lse, longest=2, scale=1.0)[0, 0].tolist()]
+    [1.8333, 0.8333]
     """
-    return _there(summarise(q, k, lse, distance=True, lengths=lengths, **options).distance)
+    if longest is None:
+        return _there(summarise(q, k, lse, distance=True, lengths=lengths, **options).distance)
+    if longest < 1:
+        raise ValueError(f"expected at least 1 distance, received {longest}")
+    problem = _checked("distance_mass", q, k, lse, options)
+    return near_mass(problem, lse, longest, real_queries(problem, lengths))
 
 
 def window_mass(

@@ -33,8 +33,9 @@ class Strip(NamedTuple):
 
     `log2_p` and `p` = 2 ** log2_p are [batch, head, row, col], up to a factor a row; p / total are the
     weights. (Base 2, because exp slows down forty times where it underflows, and exp2 does not.) `total`
-    [batch, head, row] sums p with the learned sink's column, `real` without it. `reference` [batch, head,
-    row], in nats, was subtracted from the scores. Both large tensors are overwritten by the next strip.
+    [batch, head, row] sums p with the learned sink's column, `real` without it; `norm` is `total`, or 1 for a
+    query that sees nothing. `reference` [batch, head, row], in nats, was subtracted from the scores. Both large
+    tensors are overwritten by the next strip.
     """
 
     batch: slice
@@ -45,6 +46,7 @@ class Strip(NamedTuple):
     p: Tensor
     real: Tensor
     total: Tensor
+    norm: Tensor
     reference: Tensor
 
     @property
@@ -100,8 +102,15 @@ def _of_part(
     dtype, group = problem.accumulate, problem.group
     batch, n_heads, n_queries, d_head = problem.q.shape
     units = batch * problem.k.shape[1]
-    q = problem.q.to(dtype).reshape(units, group, n_queries, d_head)
-    k = problem.k.to(dtype).reshape(units, problem.n_keys, d_head).transpose(-1, -2)
+    # Contiguous, for a product of many heads that lie between each other's rows takes a sixth longer.
+    q = problem.q.to(dtype).contiguous().view(units, group, n_queries, d_head)
+    k = problem.k.to(dtype).contiguous().view(units, problem.n_keys, d_head).transpose(-1, -2)
+    if lse is None:
+        references, low = q.new_zeros(problem.q.shape[:3]), -torch.inf
+    else:
+        references, low = lse.masked_fill(lse == -torch.inf, 0.0), _NEVER
+    offsets = (references / -LN_2).view(units, group, n_queries)
+    hidden: dict[tuple[int, ...], Tensor | None] = {}
     for start, stop in spans(0, n_queries, n_rows):
         first, last = problem.key_range(start, stop)
         if first == last:
@@ -109,13 +118,9 @@ def _of_part(
         shape = (batch, n_heads, stop - start, last - first)
         n_cells = shape[0] * shape[1] * shape[2] * shape[3]
         scores, p = store[:n_cells].view(shape), weights[:n_cells].view(shape)
-        if lse is None:
-            reference = q.new_zeros(shape[:3])
-        else:
-            reference = lse[:, :, start:stop]
-            reference = reference.masked_fill(reference == -torch.inf, 0.0)
-        _fill(scores, problem, q[:, :, start:stop], k[:, :, first:last], reference)
-        _hide(scores, problem, (start, stop), (first, last), -torch.inf if lse is None else _NEVER)
+        reference = references[:, :, start:stop]
+        _fill(scores, problem, q[:, :, start:stop], k[:, :, first:last], offsets[:, :, start:stop])
+        _hide(scores, problem, (start, stop), (first, last), low, hidden)
         if lse is None:
             top = scores.amax(-1)
             top = top.masked_fill(top == -torch.inf, 0.0)
@@ -127,26 +132,43 @@ def _of_part(
         total = real
         if problem.sinks is not None:
             total = real + (problem.sinks.to(dtype)[None, :, None] - reference).exp()
-        yield Strip(slice(0), slice(0), (start, stop), (first, last), scores, p, real, total, reference)
+        norm = total.masked_fill(total == 0, 1.0)
+        yield Strip(slice(0), slice(0), (start, stop), (first, last), scores, p, real, total, norm, reference)
 
 
-def _fill(scores: Tensor, problem: Problem, q: Tensor, k: Tensor, reference: Tensor) -> None:
-    """scores := (scale · q k, capped, − reference) / ln 2; q [unit, group, row, d_head], k [unit, d_head, col]."""
+def _fill(scores: Tensor, problem: Problem, q: Tensor, k: Tensor, offset: Tensor) -> None:
+    """scores := (scale · q k, capped) / ln 2 + offset; q [unit, group, row, d_head], k [unit, d_head, col]."""
     units, group, n_rows, d_head = q.shape
     flat = scores.view(units, group * n_rows, -1)
     queries = q.reshape(units, group * n_rows, d_head)
     if problem.softcap is None:
-        start = -reference.reshape(units, group * n_rows, 1) / LN_2
+        start = offset.reshape(units, group * n_rows, 1)
         torch.baddbmm(start, queries, k, alpha=problem.scale / LN_2, out=flat)
     else:
         torch.bmm(queries, k, out=flat)
         scores.mul_(problem.scale / problem.softcap).tanh_()
-        scores.mul_(problem.softcap / LN_2).sub_(reference[..., None] / LN_2)
+        scores.mul_(problem.softcap / LN_2)
+        flat += offset.reshape(units, group * n_rows, 1)
 
 
-def _hide(scores: Tensor, problem: Problem, rows: tuple[int, int], cols: tuple[int, int], low: float) -> None:
+def _hide(
+    scores: Tensor,
+    problem: Problem,
+    rows: tuple[int, int],
+    cols: tuple[int, int],
+    low: float,
+    known: dict[tuple[int, ...], Tensor | None],
+) -> None:
+    """Biases added, hidden cells set to `low`. Without a mask, what is hidden depends on distances only: `known`
+    keeps it for the next strip."""
     for edge in problem.edges(rows, cols):
-        hidden, bias = problem.block(rows, edge)
+        place = (rows[1] - rows[0], edge[0] - rows[0], edge[1] - rows[0])
+        if problem.mask is not None:
+            hidden, bias = problem.block(rows, edge)
+        else:
+            if place not in known:
+                known[place] = problem.block(rows, edge)[0]
+            hidden, bias = known[place], None
         view = scores[..., edge[0] - cols[0] : edge[1] - cols[0]]
         if bias is not None:
             view += bias / LN_2

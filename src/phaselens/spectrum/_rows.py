@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_SAMPLE = 4096
-"""Values looked at to bracket a median."""
+_ROWS = 128
+"""Rows widened to float64 at a time, so that they stay in a CPU's cache."""
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -22,8 +22,7 @@ def row_norms(x: Tensor) -> Tensor:
     >>> row_norms(torch.tensor([[3.0, 4.0]])).tolist()
     [5.0]
     """
-    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
-    return norms
+    return torch.cat([torch.linalg.vector_norm(part.double(), dim=-1) for part in _parts(x)])
 
 
 def median(values: Tensor) -> float:
@@ -36,34 +35,17 @@ def median(values: Tensor) -> float:
     """
     flat = values.reshape(-1)
     n = flat.numel()
-    if not n or bool(flat.isnan().any()):
+    if not n or bool(flat.amax().isnan()):  # a maximum is NaN where anything is
         return float("nan")
     low, high = (n - 1) // 2, n // 2
     if flat.device.type == "cpu":
         wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-        some, skipped = _middle_part(wide.numpy())
-        middle = np.partition(some, (low - skipped, high - skipped))
-        return (float(middle[low - skipped]) + float(middle[high - skipped])) / 2
+        # To place one value takes numpy a sixth of the time of two; the other one is the largest below it.
+        parted = np.partition(wide.numpy(), high)
+        upper = float(parted[high])
+        return upper if low == high else (float(parted[:high].max()) + upper) / 2
     ordered = flat.sort().values
     return (float(ordered[low]) + float(ordered[high])) / 2
-
-
-def _middle_part(values: np.ndarray) -> tuple[np.ndarray, int]:
-    """A part of `values` that is sure to hold the middle ones, and how many smaller values it leaves out.
-
-    A sample brackets the median; counting the values below the bracket shows whether it did. Else: all of them.
-    """
-    n = len(values)
-    if n < 50 * _SAMPLE:
-        return values, 0
-    sample = np.sort(values[:: n // _SAMPLE])
-    half, room = len(sample) // 2, len(sample) // 20
-    low, high = sample[half - room], sample[half + room]
-    below = int(np.count_nonzero(values < low))
-    part = values[(values >= low) & (values <= high)]
-    if below <= (n - 1) // 2 and n // 2 < below + len(part):
-        return part, below
-    return values, 0
 
 
 class BosNorm(NamedTuple):
@@ -146,10 +128,10 @@ def massive_activations(
     """
     size = x.abs()
     middle = median(size)
-    if not middle < float("inf") or bool(size.amax().isinf()):
-        return MassiveActivations([], [], [], float("nan"), 0)
     # The n largest coordinates stand in the n rows with the largest maxima.
-    by_row = size.amax(-1)
+    by_row = size.amax(-1) if size.numel() else size.new_zeros(0)
+    if not middle < float("inf") or bool(by_row.isinf().any()):
+        return MassiveActivations([], [], [], float("nan"), 0)
     rows = by_row.topk(min(n, len(x))).indices
     some = size[rows]
     places = some.reshape(-1).topk(min(n, some.numel())).indices
@@ -188,8 +170,7 @@ def balance(attn_out: Tensor, mlp_out: Tensor) -> Balance:
     >>> round(found.share.item(), 4), round(found.projection.item(), 4)
     (0.4286, 0.36)
     """
-    a, m = attn_out.double(), mlp_out.double()
-    squares = [torch.linalg.vecdot(left, right) for left, right in ((a, a), (m, m), (a, m))]
+    squares = _products(attn_out, mlp_out)
     change = squares[0] + 2 * squares[2] + squares[1]
     norms = squares[0].sqrt(), squares[1].sqrt()
     return Balance(
@@ -198,6 +179,21 @@ def balance(attn_out: Tensor, mlp_out: Tensor) -> Balance:
         _ratio(squares[0] + squares[2], change),
         _ratio(squares[0], squares[0] + squares[1]),
     )
+
+
+def _parts(x: Tensor) -> list[Tensor]:
+    if x.device.type != "cpu" or len(x) <= _ROWS:
+        return [x]
+    return [x[start : start + _ROWS] for start in range(0, len(x), _ROWS)]
+
+
+def _products(a: Tensor, m: Tensor) -> list[Tensor]:
+    """⟨a, a⟩, ⟨m, m⟩ and ⟨a, m⟩, [pos] each, float64."""
+    parts = []
+    for some, others in zip(_parts(a), _parts(m), strict=True):
+        left, right = some.double(), others.double()
+        parts.append([torch.linalg.vecdot(*pair) for pair in ((left, left), (right, right), (left, right))])
+    return [torch.cat(each) for each in zip(*parts, strict=True)]
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def head_norms(z: Tensor, factor: Tensor) -> Tensor:
     [[5.0]]
     """
     wide = z.double() if z.dtype == torch.float64 else z.float()
-    by_head = wide.transpose(0, 1) @ factor.to(wide.dtype).transpose(-1, -2)
+    by_head = wide.transpose(0, 1).contiguous() @ factor.to(wide.dtype).transpose(-1, -2)
     norms: Tensor = torch.linalg.vector_norm(by_head, dim=-1, dtype=torch.float64)
     return norms.transpose(0, 1)
 
@@ -61,5 +61,7 @@ def writes(mass: Tensor, value: Tensor, w_o: Tensor) -> Writes:
     written = torch.einsum("hd,hdm->hm", value.double(), w_o.double())
     norms = torch.linalg.vector_norm(written, dim=-1)
     mass = mass.double()
-    whole = torch.linalg.vector_norm(mass.T @ written, dim=-1)
+    # ‖Σ_h A[h, q] · w_h‖ through the triangular factor of the w_h: [head, head] in place of [head, d_model].
+    factor = torch.linalg.qr(written.T, mode="r").R
+    whole = torch.linalg.vector_norm(factor @ mass, dim=0)
     return Writes(mass.mean(-1) * norms, whole.mean(), norms, torch.linalg.vector_norm(written.sum(0)))

@@ -54,31 +54,14 @@ def gaussian_exceedance(n: int, median: float, threshold: float, ratio: float) -
     return float(n * erfc(max(threshold, ratio * median) * _MEDIAN_ABS / median / np.sqrt(2)))
 
 
-@lru_cache(maxsize=65536)
-def gaussian_massive_share(n_tokens: int, multiple: float) -> float:
-    """Share of cells whose norm over `n_tokens` Gaussian values is more than `multiple` times the mean cell's.
-
-    The norm is chi-distributed with `n_tokens` degrees of freedom.
-
-    >>> round(gaussian_massive_share(1, 5.0), 6), gaussian_massive_share(64, 5.0) < 1e-280
-    (6.6e-05, True)
-    """
-    from scipy.special import gammaincc, gammaln
-
-    if n_tokens < 1:
-        return float("nan")
-    mean = np.sqrt(2) * np.exp(gammaln((n_tokens + 1) / 2) - gammaln(n_tokens / 2))
-    return float(gammaincc(n_tokens / 2, (multiple * mean) ** 2 / 2))
-
-
-class Spectrum(NamedTuple):
+class Chance(NamedTuple):
     """Entropy in nats and share of the first direction, p₁."""
 
     entropy: float
     first: float
 
 
-def random_rows(norms: ArrayLike, d: int) -> Spectrum:
+def random_rows(norms: ArrayLike, d: int) -> Chance:
     """norms [pos] → the matrix entropy and p₁ that rows of these norms have if each points in a random direction
     of `d` dimensions.
 
@@ -92,11 +75,11 @@ def random_rows(norms: ArrayLike, d: int) -> Spectrum:
     squares = np.asarray(norms, dtype=np.float64) ** 2
     total = float(squares.sum())
     if not 0 < total < float("inf") or d < 1:
-        return Spectrum(float("nan"), float("nan"))
+        return Chance(float("nan"), float("nan"))
     weight, count = _binned(squares * (d / total))
     if len(np.atleast_1d(norms)) == 1 or d == 1:
-        return Spectrum(0.0, 1.0)
-    return Spectrum(_entropy(weight, count, d), _first(weight, count, d))
+        return Chance(0.0, 1.0)
+    return Chance(_entropy(weight, count, d), _first(weight, count, d))
 
 
 def _binned(squares: Floats) -> tuple[Floats, Floats]:

@@ -7,8 +7,10 @@ mixes pairs of dimensions, so only the norm of a pair is the same before and aft
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,3 +114,20 @@ def pairing_error(before: Tensor, after: Tensor, pairing: Pairing) -> float:
         return float(sizes[0] != sizes[1])
     first, second = first / sizes[0], second / sizes[1]
     return float((first - second).abs().max()) / float(first.max())
+
+
+@lru_cache(maxsize=65536)
+def gaussian_massive_share(n_tokens: int, multiple: float) -> float:
+    """Share of cells whose norm over `n_tokens` Gaussian values is more than `multiple` times the mean cell's.
+
+    The norm is chi-distributed with `n_tokens` degrees of freedom.
+
+    >>> round(gaussian_massive_share(1, 5.0), 6), gaussian_massive_share(64, 5.0) < 1e-280
+    (6.6e-05, True)
+    """
+    from scipy.special import gammaincc, gammaln
+
+    if n_tokens < 1:
+        return float("nan")
+    mean = np.sqrt(2) * np.exp(gammaln((n_tokens + 1) / 2) - gammaln(n_tokens / 2))
+    return float(gammaincc(n_tokens / 2, (multiple * mean) ** 2 / 2))

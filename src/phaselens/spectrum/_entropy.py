@@ -95,12 +95,12 @@ def _gram(x: Tensor) -> Floats:
     by_rows = x.shape[0] <= x.shape[1]
     if x.device.type != "cpu":
         total = torch.zeros((min(x.shape),) * 2, dtype=torch.float64, device=x.device)
-        for part in [x] if by_rows else _chunks(x):
+        for part in [x] if by_rows else chunks(x):
             wide = part.double()
             total += wide @ wide.T if by_rows else wide.T @ wide
         return np.asfortranarray(total.cpu().numpy())
     gram = np.zeros((min(x.shape),) * 2, order="F")
-    for part in [x] if by_rows else _chunks(x):
+    for part in [x] if by_rows else chunks(x):
         # A row-major matrix is, to BLAS, its own transpose.
         columns = part.double().contiguous().numpy().T
         with _threads(torch.get_num_threads()):
@@ -122,7 +122,7 @@ def _blas() -> Any:
     return ThreadpoolController().select(internal_api="openblas")
 
 
-def _chunks(x: Tensor) -> list[Tensor]:
+def chunks(x: Tensor) -> list[Tensor]:
     return [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
 
 
@@ -218,53 +218,3 @@ def _reflected(gram: Floats, first: Floats) -> Floats:
     w = 2.0 * (image - (v @ image) * v)
     found: Floats = blas.dsyr2(-1.0, v, w, a=gram, lower=1, overwrite_a=1)
     return found
-
-
-class Bound(NamedTuple):
-    """What row 0 alone guarantees: p₁ ≥ `anisotropy`, H ≤ `entropy` (NaN where the bound says nothing).
-
-    `ratio` c is ‖x₀‖² over the others' energy R, `alignment` α the share of R along x₀.
-    """
-
-    anisotropy: float
-    entropy: float
-    ratio: float
-    alignment: float
-
-
-def compression_bound(x: Tensor) -> Bound:
-    """x [pos, d_model] → the `Bound` that its row 0 sets; NaN where row 0 or all others are zero or missing.
-
-    p = (c + α) / (c + 1) bounds p₁ from below, and −p ln p − (1−p) ln(1−p) + (1−p) ln(r−1) bounds the entropy from
-    above where p ≥ 1/r, r = min(pos, d_model). Queipo-de-Llano et al. 2025 (arXiv:2510.06477), theorem 1.
-
-    >>> found = compression_bound(torch.tensor([[10.0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]]))
-    >>> round(found.anisotropy, 6), round(found.entropy, 6)
-    (0.962264, 0.186837)
-    """
-    missing = Bound(math.nan, math.nan, math.nan, math.nan)
-    if len(x) < 2:
-        return missing
-    first = x[0].double()
-    energy = float(first.square().sum())
-    others, along = 0.0, 0.0
-    for rows in _chunks(x[1:]):
-        wide = rows.double()
-        others += float(torch.linalg.vector_norm(wide).square())
-        along += float((wide @ first).square().sum())
-    if not (0 < energy < math.inf and 0 < others < math.inf):
-        return missing
-    ratio, alignment = energy / others, along / energy / others
-    p, r = (ratio + alignment) / (ratio + 1), min(x.shape)
-    if r < 2 or p < 1 / r:
-        return Bound(p, math.nan, ratio, alignment)
-    spread = (1 - p) * math.log(r - 1) - (1 - p) * math.log(1 - p) if p < 1 else 0.0
-    return Bound(p, -p * math.log(p) + spread, ratio, alignment)
-
-
-def require_bound(found: Spectrum, bound: Bound, *, tolerance: float = 1e-6) -> None:
-    """Raise ArithmeticError if `found` breaks its own `bound` by more than `tolerance`: then a number is wrong."""
-    if bound.anisotropy > found.anisotropy * (1 + tolerance):
-        raise ArithmeticError(f"p1 = {found.anisotropy:.9g} is below its bound {bound.anisotropy:.9g}")
-    if found.entropy > bound.entropy * (1 + tolerance) + tolerance * 1e-3 + found.error:
-        raise ArithmeticError(f"entropy = {found.entropy:.9g} nats is above its bound {bound.entropy:.9g}")
