@@ -10,8 +10,11 @@ import click
 
 from phaselens.cli import options
 from phaselens.errors import InputError
-from phaselens.plugin import Metric, TableSpec, plugins
+from phaselens.plugin import CausalMetric, Metric, TableSpec, plugins
 from phaselens.report.words import columns
+
+#: What the model that `show` asks for hook points was made for.
+_N_CTX = 2048
 
 
 @click.group("plugins", invoke_without_command=True)
@@ -54,13 +57,21 @@ def show(name: str, files: tuple[str, ...], debug: bool) -> None:
     lines = [
         f"{name}: {metric.title or name}",
         f"version {metric.version}, from {origin.distribution} {origin.version}",
+        f"kind: {_kind(metric)}",
     ]
     lines += [line for line in (metric.description, metric.citation) if line]
     lines += ["", f"by default: {metric.define(metric.Params())}"]
-    lines += ["", *_parameters(metric), "", "hook points", *(f"  {point}" for point in _points(metric))]
+    lines += ["", *_parameters(metric), "", "hook points"]
+    lines += [f"  {point}" for point in _points(metric) or ["none"]]
     for table in metric.tables:
         lines += ["", *_table(metric, table)]
     click.echo("\n".join(lines))
+
+
+def _kind(metric: type[Metric[Any]]) -> str:
+    if issubclass(metric, CausalMetric):
+        return "causal: it changes the model, and measures what that does"
+    return "observational: it changes nothing"
 
 
 def _parameters(metric: type[Metric[Any]]) -> list[str]:
@@ -75,7 +86,7 @@ def _points(metric: type[Metric[Any]]) -> list[str]:
     """The hook points it reads with its default parameters, on a model that has every kind of layer."""
     from phaselens.testing.facts import model_info
 
-    return list(metric(model_info(), metric.Params()).hooks())
+    return list(metric(model_info(n_ctx=_N_CTX), metric.Params()).hooks())
 
 
 def _table(metric: type[Metric[Any]], table: TableSpec) -> list[str]:

@@ -80,7 +80,9 @@ _POSITIVE = click.IntRange(min=1)
     help="json: everything; csv: one table.",
 )
 @click.option(
-    "--table", metavar="[METRIC.]NAME", help="Print this result table, whole (csv: layers if none is named)."
+    "--table",
+    metavar="[METRIC.]NAME",
+    help="Print this result table, whole (csv, if none is named: layers, or the one that is displayed).",
 )
 @click.option(
     "--figures",
@@ -143,10 +145,11 @@ def _table_asked_for(names: list[str], form: str, name: str | None) -> str | Non
         )
     if name is None and form != "csv":
         return None
-    from phaselens.report.formats import which_table
+    from phaselens.report.formats import usual_table, which_table
 
-    declared = {each: [spec.name for spec in plugins().metric(each).tables] for each in names}
-    return ".".join(which_table(declared, name or "layers"))
+    metrics = {each: plugins().metric(each) for each in names}
+    declared = {each: [spec.name for spec in metric.tables] for each, metric in metrics.items()}
+    return ".".join(which_table(declared, name or usual_table(metrics.values())))
 
 
 def _measured(
@@ -187,7 +190,7 @@ def _print(finished: Run, form: str, table: str | None, *, quiet: bool) -> None:
     elif form == "markdown":
         click.echo(formats.as_markdown(finished, table))
     elif form == "csv":
-        click.echo(formats.as_csv(finished, table or "layers"))
+        click.echo(formats.as_csv(finished, table))
     elif table is not None:
         tables.print_table(finished, metric, name, tables.console(sys.stdout))
     else:

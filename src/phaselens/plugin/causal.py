@@ -35,11 +35,12 @@ class CausalMetric(Metric[P]):
     display: ClassVar[Display | None] = Display(
         table="conditions",
         rows="condition",
-        value="ppl",
-        title="ppl",
+        before=(("ppl", "ppl"),),
+        value="ratio",
+        title="ratio",
         low="ci_low",
         high="ci_high",
-        also=(("ratio", "ratio"), ("delta_nats", "Δ nats"), ("p_value", "p")),
+        also=(("delta_nats", "Δ nats"), ("p_value", "p")),
     )
 
     #: The run's BOS policy (auto, always or never), for `prompts`; set by the run.

@@ -24,8 +24,9 @@ class Display:
 
     `value` is the column shown, `low` and `high` the ends of its interval, `null` its null value. A layer
     whose value is `strong` or more, and over its null, is coloured and marked; `strong_means` says what
-    that is. `also` holds more columns of the same table, each with its heading. `summary` holds columns of the
-    `summary` table, each with its heading, for the line under each model. Numbers get `digits` decimals.
+    that is. `also` holds more columns of the same table, each with its heading; where conditions are the rows,
+    those in `before` stand before the value. `summary` holds columns of the `summary` table, each with its
+    heading, for the line under each model. Numbers get `digits` decimals.
 
     `by_head` names a column of the table `heads` that is worth a picture of layers × heads.
     """
@@ -44,6 +45,7 @@ class Display:
     summary: tuple[tuple[str, str], ...] = ()
     digits: int = 3
     by_head: str | None = None
+    before: tuple[tuple[str, str], ...] = ()
 
 
 class Metric(ABC, Generic[P]):
@@ -157,7 +159,7 @@ def _require_display(metric: type[Metric[Any]], display: Display, origin: str) -
         display.low,
         display.high,
         display.null,
-        *(name for name, _ in display.also),
+        *(name for name, _ in (*display.before, *display.also)),
         "layer",
         display.rows,
     }

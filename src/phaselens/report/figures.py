@@ -1,7 +1,8 @@
 """A run as pictures: `draw(run, folder)` writes each as PNG and SVG.
 
-Layer curves with intervals, models side by side and the null beside them; pictures of layers × heads; and a set of four
-on sinks, BOS norm and compression. matplotlib's object interface only, so nothing global is changed.
+Layer curves with intervals, models side by side and the null beside them; effects of conditions; pictures of layers ×
+heads; and a set of four on sinks, BOS norm and compression. matplotlib's object interface only, so nothing global is
+changed.
 """
 
 from __future__ import annotations
@@ -9,23 +10,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError
-from phaselens.plugin import Cell, Display
+from phaselens.plugin import Display
 from phaselens.report import words
+from phaselens.report.drawing import (
+    COLOURS,
+    DASHES,
+    HIGH,
+    INK,
+    MARKERS,
+    WIDE,
+    bare,
+    finite,
+    lettering,
+    new_figure,
+    whole_numbers,
+)
+from phaselens.report.forest import condition_figures
 from phaselens.runs import MetricResult, Run, guarded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which all common kinds of colour vision tell apart; markers and dashes say the same.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-INK = "#333333"
 FORMATS = ("png", "svg")
-WIDE, HIGH = 6.4, 4.0
 # Values that span more than this are drawn on a logarithmic axis.
 _SPAN = 50.0
 
@@ -50,7 +60,7 @@ def draw(run: Run, folder: str | Path) -> list[Path]:
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
-    """(name, figure) of each: a curve a metric, layers × heads where a metric has them, and the set of four."""
+    """(name, figure) of each: a metric's curve or effects, layers × heads where it has them, and the set of four."""
     for name, result in run.metrics.items():
         drawn: list[tuple[str, Figure]] = []
         with guarded(result, "all models", "plot"):
@@ -63,29 +73,23 @@ def _figures_of(run: Run, name: str, result: MetricResult) -> Iterator[tuple[str
     """A metric's own picture in place of the curve, where it draws one."""
     display = result.metric.display
     if result.tables and result.metric.plots:
-        figure, _ = _new(WIDE, HIGH, rows=0)
+        figure, _ = new_figure(WIDE, HIGH, rows=0)
         result.metric.plot(result.tables, figure)
         figure.draw_without_rendering()  # what is wrong in it shows here, and not when it is saved
         yield name, figure
     elif display is not None and display.table in result.tables:
-        yield name, _curve_figure(run, result, display)
+        if display.rows == "condition":
+            yield from ((name + ending, figure) for ending, figure in condition_figures(run, result, display))
+        else:
+            yield name, _curve_figure(run, result, display)
     if display is not None and display.by_head and "heads" in result.tables:
         yield f"{name}-heads", _heads_figure(run, result, display.by_head)
 
 
-def _new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False, **options) if rows else None
-
-
 def _curve_figure(run: Run, result: MetricResult, display: Display) -> Figure:
-    figure, axes = _new(WIDE, HIGH)
+    figure, axes = new_figure(WIDE, HIGH)
     _curve(axes[0, 0], run, result, display)
-    axes[0, 0].set_title(words.plain(result.metric.title or result.metric.name), loc="left", color=INK)
+    axes[0, 0].set_title(lettering(result.metric.title or result.metric.name), loc="left", color=INK)
     return figure
 
 
@@ -99,23 +103,23 @@ def _curve(axes: Axes, run: Run, result: MetricResult, display: Display) -> None
     for model, colour, marker in zip(run.models, cycle(COLOURS), cycle(MARKERS), strict=False):
         label = model.info.label
         mine = [record for record in records if record["model"] == label]
-        layers = [_number(record["layer"]) for record in mine]
-        value = [factor * _number(record[display.value]) for record in mine]
+        layers = [finite(record["layer"]) for record in mine]
+        value = [factor * finite(record[display.value]) for record in mine]
         axes.plot(
-            layers, value, color=colour, marker=marker, markersize=4, linewidth=1.6, label=words.plain(label)
+            layers, value, color=colour, marker=marker, markersize=4, linewidth=1.6, label=lettering(label)
         )
         seen += value
         if display.low and display.high:
             low, high = (
-                [factor * _number(record[end]) for record in mine] for end in (display.low, display.high)
+                [factor * finite(record[end]) for record in mine] for end in (display.low, display.high)
             )
             axes.fill_between(layers, low, high, color=colour, alpha=0.18, linewidth=0)
         if display.null:
-            null = [factor * _number(record[display.null]) for record in mine]
-            axes.plot(layers, null, color=colour, linestyle=(0, (4, 3)), linewidth=1.1, alpha=0.8)
+            null = [factor * finite(record[display.null]) for record in mine]
+            axes.plot(layers, null, color=colour, linestyle=DASHES, linewidth=1.1, alpha=0.8)
             seen += null
     if display.null:
-        axes.plot([], [], color=INK, linestyle=(0, (4, 3)), linewidth=1.1, label="null")
+        axes.plot([], [], color=INK, linestyle=DASHES, linewidth=1.1, label="null")
     if _wants_log(seen):
         axes.set_yscale("log")
     elif display.percent:
@@ -123,32 +127,14 @@ def _curve(axes: Axes, run: Run, result: MetricResult, display: Display) -> None
     axes.set_xlabel("layer")
     shown = "%" if display.percent else unit or ""
     axes.set_ylabel(f"{display.title} ({shown})" if shown and shown not in display.title else display.title)
-    _plain_axes(axes)
-    _whole_numbers(axes.xaxis)
+    bare(axes)
+    whole_numbers(axes.xaxis)
     axes.legend(frameon=False, fontsize=8)
 
 
 def _wants_log(values: Sequence[float]) -> bool:
     finite = [value for value in values if value == value]
     return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > _SPAN
-
-
-def _plain_axes(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-
-
-def _whole_numbers(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _number(cell: Cell) -> float:
-    """A missing value is a gap in a line."""
-    return float(cell) if isinstance(cell, int | float) else float("nan")
 
 
 def _heads_figure(run: Run, result: MetricResult, column: str) -> Figure:
@@ -162,12 +148,12 @@ def _heads_figure(run: Run, result: MetricResult, column: str) -> Figure:
         n_layers, n_heads = model.info.n_layers, model.info.n_heads
         grid = np.full((n_layers, n_heads), np.nan)
         for record in mine:
-            grid[int(_number(record["layer"])), int(_number(record["head"]))] = _number(record[column])
+            grid[int(finite(record["layer"])), int(finite(record["head"]))] = finite(record[column])
         grids.append(grid)
     known = np.concatenate([grid[~np.isnan(grid)] for grid in grids])
     high = max(1.0, float(known.max())) if known.size else 1.0
     height = max(2.4, 0.9 + 0.26 * max(len(grid) for grid in grids))
-    figure, axes = _new(1.2 + 2.7 * len(grids), min(height, 9.0), columns=len(grids))
+    figure, axes = new_figure(1.2 + 2.7 * len(grids), min(height, 9.0), columns=len(grids))
     for panel, grid, model in zip(axes[0], grids, run.models, strict=True):
         panel.set_facecolor("#eeeeee")
         panel.patch.set_hatch("///")
@@ -175,17 +161,17 @@ def _heads_figure(run: Run, result: MetricResult, column: str) -> Figure:
         image = panel.imshow(
             grid, cmap="cividis", vmin=0.0, vmax=high, aspect="auto", interpolation="nearest"
         )
-        panel.set_title(words.shortened(model.info.label, 28), fontsize=9, color=INK)
+        panel.set_title(lettering(model.info.label, 28), fontsize=9, color=INK)
         panel.set_xlabel("head")
         for axis in (panel.xaxis, panel.yaxis):
-            _whole_numbers(axis)
+            whole_numbers(axis)
     axes[0, 0].set_ylabel("layer")
     spec = table.spec.columns[table.spec.index(column)]
     bar = figure.colorbar(image, ax=list(axes[0]), shrink=0.9)
     bar.set_label(
         f"{words.heading(column)} ({spec.unit})" if spec.unit else words.heading(column), fontsize=8
     )
-    figure.suptitle(f"{words.plain(result.metric.title)}: by head", x=0.02, ha="left", fontsize=11, color=INK)
+    figure.suptitle(f"{lettering(result.metric.title)}: by head", x=0.02, ha="left", fontsize=11, color=INK)
     return figure
 
 
@@ -214,20 +200,20 @@ def _study_set(run: Run) -> Iterator[tuple[str, Figure]]:
         entry for entry in _SET if entry[1] in run.metrics and entry[2].table in run.metrics[entry[1]].tables
     ]
     for name, metric, display in there:
-        figure, axes = _new(WIDE, HIGH)
+        figure, axes = new_figure(WIDE, HIGH)
         _curve(axes[0, 0], run, run.metrics[metric], display)
         axes[0, 0].set_title(f"{display.title} by layer", loc="left", color=INK)
         yield name, figure
     if len(there) < len(_SET):
         return
-    figure, axes = _new(2 * 5.0, 2 * 3.4, rows=2, columns=2)
+    figure, axes = new_figure(2 * 5.0, 2 * 3.4, rows=2, columns=2)
     panels = [*((metric, display) for _, metric, display in there), ("compression", _ANISOTROPY)]
     for panel, letter, (metric, display) in zip(axes.flat, "abcd", panels, strict=True):
         _curve(panel, run, run.metrics[metric], display)
         panel.set_title(f"{letter}  {display.title}", loc="left", fontsize=10, color=INK)
     n_texts = len(run.texts)
     figure.suptitle(
-        f"{' and '.join(words.plain(model.info.label) for model in run.models)}, {n_texts} texts; bands: 95 % "
+        f"{' and '.join(lettering(model.info.label) for model in run.models)}, {n_texts} texts; bands: 95 % "
         "intervals over texts; dashed: null",
         x=0.01, ha="left", fontsize=10, color=INK,
     )  # fmt: skip

@@ -6,9 +6,19 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from phaselens.errors import InputError, close_matches
+from phaselens.plugin import Display, Metric
 from phaselens.report import words
+from phaselens.report.conditions import (
+    BEYOND,
+    DIFFERENCES,
+    ConditionGrid,
+    condition_grid,
+    condition_lines,
+    contrast_grid,
+)
 from phaselens.report.grid import MARK, layer_grid, plain_rows
 from phaselens.runs import MetricResult, Run
 
@@ -40,13 +50,24 @@ def which_table(declared: Mapping[str, Sequence[str]], name: str) -> tuple[str, 
     return holders[0], table
 
 
+def usual_table(metrics: Iterable[type[Metric[Any]]]) -> str:
+    """The table that is meant where none is named: `layers`, or else the one that the first metric displays."""
+    chosen = list(metrics)
+    names = {spec.name for metric in chosen for spec in metric.tables}
+    if "layers" in names or not chosen:
+        return "layers"
+    first = chosen[0]
+    return first.display.table if first.display is not None else first.tables[0].name
+
+
 def _find(run: Run, name: str) -> tuple[str, str]:
     return which_table({metric: list(result.tables) for metric, result in run.metrics.items()}, name)
 
 
-def as_csv(run: Run, name: str = "layers") -> str:
-    """One result table with a header line; what is missing is an empty field."""
-    table = run.rows(*_find(run, name))
+def as_csv(run: Run, name: str | None = None) -> str:
+    """One result table with a header line; what is missing is an empty field. None: see `usual_table`."""
+    usual = usual_table(result.metric for result in run.metrics.values())
+    table = run.rows(*_find(run, name or usual))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([column.name for column in table.spec.columns])
@@ -74,6 +95,8 @@ def _markdown_metric(run: Run, metric: str, result: MetricResult) -> list[str]:
         for table in result.tables:
             lines += [f"`{metric}.{table}`", "", *_markdown_table(*plain_rows(run, metric, table)), ""]
         return lines
+    if display.rows == "condition":
+        return _markdown_conditions(run, result, display)
     grid = layer_grid(run, result, display)
     titles = ["layer", *(f"{label} {title}" for label in grid.models for title in grid.titles)]
     rows = []
@@ -88,6 +111,25 @@ def _markdown_metric(run: Run, metric: str, result: MetricResult) -> list[str]:
         rows.append(row)
     marks = [f"{MARK} {_cell(display.strong_means)}", ""] if grid.any_strong else []
     return [*_markdown_table(titles, rows), "", *marks, *_markdown_table(grid.line_titles, grid.lines), ""]
+
+
+def _markdown_conditions(run: Run, result: MetricResult, display: Display) -> list[str]:
+    grid, contrasts = condition_grid(run, result, display), contrast_grid(run, result)
+    lines = [*_markdown_grid(grid), ""]
+    if grid.any_strong:
+        lines += [f"{MARK} {_cell(display.strong_means or BEYOND)}", ""]
+    if contrasts is not None:
+        lines += [_cell(DIFFERENCES), "", *_markdown_grid(contrasts), ""]
+    return [*lines, *_markdown_table(*condition_lines(run, result, display)), ""]
+
+
+def _markdown_grid(grid: ConditionGrid) -> list[str]:
+    titles = [grid.stub, *(f"{label} {title}" for label in grid.models for title in grid.titles)]
+    rows = [
+        [row.name, *(cell for entry in entries for cell in grid.written(entry))]
+        for row, entries in zip(grid.rows, grid.entries, strict=True)
+    ]
+    return _markdown_table(titles, rows)
 
 
 def _markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -14,7 +14,16 @@ from rich.text import Text
 
 from phaselens.plugin import Display
 from phaselens.report import words
+from phaselens.report.conditions import (
+    BEYOND,
+    DIFFERENCES,
+    ConditionGrid,
+    condition_grid,
+    condition_lines,
+    contrast_grid,
+)
 from phaselens.report.grid import MARK, Grid, layer_grid, plain_rows
+from phaselens.report.spread import spread
 from phaselens.runs import MetricResult, Run
 
 #: Where the output is no terminal, so that has no width of its own.
@@ -74,7 +83,9 @@ def _metric(run: Run, name: str, result: MetricResult, to: Console) -> Iterable[
     metric = result.metric
     yield Text(f"{name}: {metric.title or name}", style="bold")
     yield Text(words.plain(result.definition), style="dim")
-    if result.tables and metric.display is not None:
+    if result.tables and metric.display is not None and metric.display.rows == "condition":
+        yield from _conditions(run, result, metric.display, to)
+    elif result.tables and metric.display is not None:
         yield from _grid_tables(layer_grid(run, result, metric.display), metric.display, to)
     else:
         for table in _worth_showing(result):
@@ -114,12 +125,35 @@ def _grid_tables(grid: Grid, display: Display, to: Console) -> Iterable[Renderab
     if grid.any_strong:
         yield Text(f"{MARK} {display.strong_means}", style=_STRONG)
         yield Text("")
-    lines = _table(grid.line_titles, right_from=1)
-    for column in lines.columns[-2:]:
+    yield _lines(grid.line_titles, grid.lines)
+
+
+def _lines(titles: Sequence[str], lines: Iterable[Sequence[str]]) -> Table:
+    """A line a model, below the table."""
+    table = _table(titles, right_from=1)
+    for column in table.columns[-2:]:
         column.justify = "left"
-    for line in grid.lines:
-        lines.add_row(Text(words.shortened(line[0], _LABEL_WIDTH)), *(Text(cell) for cell in line[1:]))
-    yield lines
+    for line in lines:
+        table.add_row(Text(words.shortened(line[0], _LABEL_WIDTH)), *(Text(cell) for cell in line[1:]))
+    return table
+
+
+def _conditions(run: Run, result: MetricResult, display: Display, to: Console) -> Iterable[RenderableType]:
+    """Conditions, what they do beyond their controls, and a line a model."""
+    grid, contrasts = condition_grid(run, result, display), contrast_grid(run, result)
+    yield Text("")
+    yield from spread(grid, to.width, _STRONG)
+    yield from _legend(grid, display)
+    if contrasts is not None:
+        yield Text(DIFFERENCES, style="dim")
+        yield from spread(contrasts, to.width, _STRONG)
+    yield _lines(*condition_lines(run, result, display))
+
+
+def _legend(grid: ConditionGrid, display: Display) -> Iterable[Text]:
+    if grid.any_strong:
+        yield Text(f"{MARK} {display.strong_means or BEYOND}", style=_STRONG)
+        yield Text("")
 
 
 def _width(table: Table, to: Console) -> int:
