@@ -284,7 +284,7 @@ class BosMlp(Ablation[BosMlpParams]):
                 )
         if write is None:
             self.warn("write layer is null: no layer adds to the norm of position 0")
-        elif write == self.model.n_layers - 1:
+        elif write == self.model.n_layers - 1 and self.params.at != "sweep":
             self.warn(
                 f"write layer: {write} is the last layer; what it writes at position 0 changes the first predicted "
                 f"token and nothing else. `{BELOW_LAST}` is beside it; at=sweep shows every layer"

@@ -21,7 +21,7 @@ class BosVParams(Params):
     """What the metric can be asked for."""
 
     at: str = param(
-        "all", help="in all layers at once, or in every layer, one at a time", choices=("all", "sweep")
+        "all", help="in all layers at once; or also in every layer, one at a time", choices=("all", "sweep")
     )
     layer: int | None = param(None, help="this layer alone as well, 0-based", unit="index", minimum=0)
     seeds: int = param(
@@ -46,7 +46,9 @@ class BosV(Ablation[BosVParams]):
     @classmethod
     def define(cls, params: BosVParams) -> str:
         """Which layers, and what the control is."""
-        where = {"all": "all layers at once", "sweep": "every layer, one at a time"}[params.at]
+        where = {"all": "all layers at once", "sweep": "all layers at once and every layer by itself"}[
+            params.at
+        ]
         given = "" if params.layer is None else f", and in layer {params.layer} alone"
         control = f"; control: one other position, {params.seeds} draws a text" if params.seeds else ""
         return f"value of every head at position 0 := 0 in {where}{given}{control}; attention weights stay as they are"
@@ -59,10 +61,10 @@ class BosV(Ablation[BosVParams]):
     def conditions(self) -> Sequence[Condition]:
         """Position 0 of `hook_v` := 0, and the controls."""
         n_layers, given = self.model.n_layers, self.params.layer
-        wanted: list[tuple[str, int | None]] = (
-            [(ALL, None)] if self.params.at == "all" else [(EACH, layer) for layer in range(n_layers)]
-        )
-        if given is not None and self.params.at == "all":
+        wanted: list[tuple[str, int | None]] = [(ALL, None)]
+        if self.params.at == "sweep":
+            wanted += [(EACH, layer) for layer in range(n_layers)]
+        elif given is not None:
             wanted.append((GIVEN, given))
         found: list[Condition] = []
         for name, layer in wanted:

@@ -158,6 +158,7 @@ def test_a_write_in_the_last_layer_is_read_by_nobody() -> None:
     found = run(METRIC, lens, params={"seeds": 0})
     assert layer_of(found)["write layer"] == READER
     assert notes(found, "write layer: 3 is the last layer")
+    assert not notes(run(METRIC, lens, params={"at": "sweep", "seeds": 0}), "is the last layer")
     split = {one["condition"]: one for one in rows(found, METRIC, "reach")}
     assert split["write layer"]["delta_later"] == 0.0
     assert split["write layer"]["delta_first"] != 0.0
