@@ -1,0 +1,39 @@
+"""Activation patching by hand: what `phaselens repl` does, for scripts and notebooks.
+
+    import phaselens
+    from phaselens.patching import Experiment, logit_diff, prompt
+
+    lens = phaselens.load("rope")
+    clean, corrupt = prompt(lens, "…"), prompt(lens, "…")        # of as many tokens
+    experiment = Experiment(clean, corrupt, logit_diff(lens, " he", " she"))
+    experiment.patch("blocks.3.hook_resid_post", pos=5)
+    print(experiment.run())
+    print(experiment.sweep("head"))
+
+`phaselens.report.heatmap` draws sweeps, on a terminal and as figures.
+"""
+
+from phaselens.patching.experiment import Experiment, Stack
+from phaselens.patching.metrics import LogitMetric, logit_diff, loss
+from phaselens.patching.points import KINDS
+from phaselens.patching.prompts import Alignment, Prompt, align, prompt
+from phaselens.patching.results import Agreement, Outcome, Sweep, Token, agreement, stack
+
+__all__ = [
+    "KINDS",
+    "Agreement",
+    "Alignment",
+    "Experiment",
+    "LogitMetric",
+    "Outcome",
+    "Prompt",
+    "Stack",
+    "Sweep",
+    "Token",
+    "agreement",
+    "align",
+    "logit_diff",
+    "loss",
+    "prompt",
+    "stack",
+]

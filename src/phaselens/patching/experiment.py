@@ -1,0 +1,315 @@
+"""Two prompts, a metric and a stack of edits: everything the REPL does, as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from phaselens.errors import InputError
+from phaselens.patching import edits as steps
+from phaselens.patching.attribution import attribute
+from phaselens.patching.metrics import LogitMetric, as_metric, loss
+from phaselens.patching.passes import Hook, captured, rotation, rotation_as, set_rotation
+from phaselens.patching.points import Places, chosen, target
+from phaselens.patching.prompts import Alignment, Prompt, align, require_prompt, token_text
+from phaselens.patching.results import Outcome, Sweep, Token
+from phaselens.patching.sweeps import axes_of, sweep
+from phaselens.runs import Observer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Stack(tuple[steps.Edit, ...]):
+    """Edits in the order they were made; printed as a numbered list."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{place}. {edit}" for place, edit in enumerate(self, start=1)) or "no edits"
+
+    __repr__ = __str__
+
+
+class Experiment:
+    """Activation patching on one model.
+
+    Edits are made to the run of `corrupt`; what is patched in comes from the run of `clean`. Without `corrupt`,
+    edits are made to the clean run, and there is nothing to patch in. The stack of edits holds no activations, so
+    that prompts can be exchanged under it.
+
+    Args:
+        clean, corrupt: prompts of one model and of one length; see `prompt`.
+        metric: what `run`, `sweep` and `attribution` report: `logit_diff(…)`, `loss` or a function that takes logits
+            [batch, pos, d_vocab] and gives [batch]. By default the loss of the prompt's own tokens.
+
+    >>> from phaselens.testing import tiny_lens
+    >>> from phaselens.patching import logit_diff, prompt
+    >>> lens = tiny_lens()
+    >>> experiment = Experiment(prompt(lens, "to be"), prompt(lens, "to do"), logit_diff(lens, "e", "o"))
+    >>> experiment.patch("blocks.1.hook_resid_post", pos=4)
+    patch blocks.1.hook_resid_post at positions 4 from the clean run
+    >>> experiment.sweep("resid").values.shape
+    (2, 6)
+    """
+
+    def __init__(self, clean: Prompt, corrupt: Prompt | None = None, metric: Any = loss) -> None:
+        self.lens = require_prompt(clean, "clean").lens
+        self._as_loaded = rotation(self.lens)
+        self._edits: list[steps.Edit] = []
+        self.metric: LogitMetric = as_metric(metric)
+        self.prompts(clean, corrupt)
+
+    def prompts(self, clean: Prompt, corrupt: Prompt | None = None) -> Alignment | None:
+        """Exchange the prompts and keep the edits.
+
+        Raises:
+            InputError: for prompts of another model, or of two lengths.
+        """
+        require_prompt(clean, "clean")
+        aligned = None if corrupt is None else align(clean, require_prompt(corrupt, "corrupt"))
+        if clean.lens is not self.lens:
+            raise InputError(
+                f"these edits are {self.lens.info.label}'s; make another Experiment for {clean.lens.info.label}"
+            )
+        self.clean, self.corrupt = clean, corrupt
+        self._known: dict[tuple[Any, ...], Mapping[str, Tensor]] = {}
+        return aligned
+
+    @property
+    def edited(self) -> Prompt:
+        """The prompt whose run is edited."""
+        return self.clean if self.corrupt is None else self.corrupt
+
+    # Edits
+
+    def patch(
+        self, point: str | None = None, *, layer: Places = None, pos: Places = "all", head: Places = None,
+        what: str | None = None,
+    ) -> steps.Edit:  # fmt: skip
+        """Put activations of the clean run into the corrupt run.
+
+        Args:
+            point: a whole hook name, `"blocks.3.hook_resid_post"`; or instead
+            what: a kind of activation (`resid`, `attn`, `mlp`, `head`, `q`, `k`, `v`, `pattern`), in
+            layer: one layer or several; by default all.
+            pos: a position or several, `"all"`; negative from the end. For `pattern`, those of the queries.
+            head: a head or several; by default all.
+
+        Raises:
+            InputError: for a point, layer, position or head that does not exist, or without a corrupt run.
+        """
+        if self.corrupt is None:
+            raise InputError("patch: there is no corrupt prompt to put the clean run's activations into")
+        place = target(self.lens, len(self.edited), point, what, layer, pos, head)
+        captured(self.lens, self.clean.tokens, place.names[:1])  # what cannot be patched says so now
+        return self._push(
+            steps.Patch(_call("patch", point, layer=layer, pos=pos, head=head, what=what), place)
+        )
+
+    def ablate(
+        self, point: str | None = None, *, layer: Places = None, pos: Places = "all", head: Places = None,
+        what: str | None = None, value: float | str = "zero",
+    ) -> steps.Edit:  # fmt: skip
+        """Replace activations by `"zero"`, by a number, or by their `"mean"` over the run's own positions.
+
+        The other arguments are those of `patch`.
+        """
+        place = target(self.lens, len(self.edited), point, what, layer, pos, head)
+        written = steps.require_value(value)
+        captured(self.lens, self.edited.tokens, place.names[:1])
+        code = _call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
+        return self._push(steps.Ablate(code, place, written))
+
+    def nope(self, layer: Places = None) -> steps.Edit:
+        """Null the rotation of one layer, several, or all: queries and keys then know no positions (cos = 1, sin = 0).
+
+        It is a switch of the model, thrown for every run on it until `rope` or `undo`.
+
+        Raises:
+            RefusedModel: where positions do not come in as a rotation.
+            InputError: where it is nulled already.
+        """
+        from phaselens.lens.positions import detect, null_rotation
+
+        layers = self._layers(layer)
+        kinds = detect(self.lens)
+        if all(kinds[each] == "nope" for each in layers):
+            raise InputError(
+                f"nope: layers {steps.ranges(layers)} of {self.lens.info.label} have no rotation to null"
+            )
+        before = rotation(self.lens)
+        null_rotation(self.lens, layers)
+        return self._push(steps.Rotation(_call("nope", None, layer=layer), layers, True, before))
+
+    def rope(self, layer: Places = None) -> steps.Edit:
+        """Restore the rotation of one layer, several, or all.
+
+        Raises:
+            InputError: where it is not nulled, or the model has none.
+        """
+        from phaselens.lens.positions import restore_rotation
+
+        layers = self._layers(layer)
+        before = rotation(self.lens)
+        if not any(before[each] for each in layers):
+            raise InputError(
+                f"rope: no rotation of layers {steps.ranges(layers)} was nulled in {self.lens.info.label}"
+            )
+        restore_rotation(self.lens, layers)
+        return self._push(steps.Rotation(_call("rope", None, layer=layer), layers, False, before))
+
+    def _layers(self, layer: Places) -> tuple[int, ...]:
+        return chosen(layer, self.lens.info.n_layers, "layer", self.lens.info.label)
+
+    def _push(self, edit: steps.Edit) -> steps.Edit:
+        self._edits.append(edit)
+        return edit
+
+    def undo(self) -> steps.Edit:
+        """Take back the last edit, and return it.
+
+        Raises:
+            InputError: where there is none.
+        """
+        if not self._edits:
+            raise InputError("undo: there is no edit to take back")
+        last = self._edits.pop()
+        if isinstance(last, steps.Rotation):
+            set_rotation(self.lens, last.before)
+        return last
+
+    def patched(self) -> Stack:
+        """The edits, first one first."""
+        return Stack(self._edits)
+
+    # Runs
+
+    def run(self, top: int = 5, pos: int = -1) -> Outcome:
+        """Run the model without and with the edits.
+
+        "Without" is the model as it was loaded, rotation included.
+
+        Args:
+            top: how many of the most probable next tokens to list.
+            pos: the position after which they stand.
+
+        Raises:
+            InputError: for a position or number that cannot be.
+        """
+        if not 1 <= top <= self.lens.info.d_vocab:
+            raise InputError(f"top={top}: give 1 to {self.lens.info.d_vocab}")
+        prompt = self.edited
+        (place,) = chosen(pos, len(prompt), "pos", "the prompt")
+        with rotation_as(self.lens, self._as_loaded):
+            before = self._logits(prompt)
+            clean = None if self.corrupt is None else self._value(self._logits(self.clean), self.clean)
+        after = self._logits(prompt, self.hooks())
+        probabilities = [logits[0, place].double().softmax(-1) for logits in (before, after)]
+        lists = [
+            tuple(
+                Token(token_text(self.lens, token), *(float(one[token]) for one in probabilities))
+                for token in each.topk(top).indices.tolist()
+            )
+            for each in probabilities
+        ]
+        losses = None
+        if len(prompt) > 1:
+            losses = tuple(float(loss(logits, prompt.tokens)[0]) for logits in (before, after))
+        named = self.metric is not loss
+        return Outcome(
+            "clean" if self.corrupt is None else "corrupt",
+            place,
+            prompt.words[place],
+            lists[0],
+            lists[1],
+            losses,  # type: ignore[arg-type]  # two of them
+            self.metric.name if named else None,
+            (self._value(before, prompt), self._value(after, prompt)) if named else None,
+            clean if named else None,
+            tuple(map(str, self._edits)),
+        )
+
+    def hooks(self) -> list[Hook]:
+        """The edits as pairs of a hook name and a function, as `lens.stream` and `lens.hooks` take them."""
+        return [hook for edit in self._edits for hook in edit.hooks(self._clean_values)]
+
+    def _clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
+        """Activations of the clean run, of the model as its rotation stands now."""
+        key = (tuple(names), rotation(self.lens))
+        if key not in self._known:
+            self._known[key] = captured(self.lens, self.clean.tokens, names)
+        return self._known[key]
+
+    def _logits(self, prompt: Prompt, hooks: Sequence[Hook] = ()) -> Tensor:
+        return self.lens.stream(prompt.tokens, hooks, unembed=True)
+
+    def _value(self, logits: Tensor, prompt: Prompt) -> float:
+        return float(self.metric(logits, prompt.tokens)[0])
+
+    def values(self) -> tuple[float, float]:
+        """The metric of the run that is edited, edits included, and of the clean run, rotation as it stands."""
+        return self._value(self._logits(self.edited, self.hooks()), self.edited), self._value(
+            self._logits(self.clean), self.clean
+        )
+
+    def sweep(
+        self,
+        what: str = "resid",
+        *,
+        by: str | None = None,
+        layer: Places = None,
+        observer: Observer | None = None,
+    ) -> Sweep:
+        """Put one cell of the clean run at a time into the corrupt run, and see what the metric does.
+
+        On top of the edits there are. Layers are walked upwards: a cell's run starts at its layer, from the residual
+        that the corrupt run has there. Ctrl-C ends it; the cells that were done are kept, the others masked.
+
+        Args:
+            what: `resid` (entering each layer), `attn`, `mlp` (their outputs), `head` (z), `q`, `k`, `v`, `pattern`.
+            by: `"pos"`: layer × position; `"head"`: layer × head, all positions at once; `"pos-head"`: both. By default
+                by head where there are heads. `pos` of a pattern is the query's.
+            layer: the layers to sweep; by default all.
+            observer: is told how far it is.
+
+        Raises:
+            InputError: for what cannot be swept, or without a corrupt run.
+        """
+        by, layers = self._swept("sweep", what, by, layer)
+        base, clean = self.values()
+        return sweep(
+            self.clean, self._corrupt("sweep"), self.metric, what, by, layers, self.hooks(), base, clean,
+            observer or Observer(),
+        )  # fmt: skip
+
+    def attribution(self, what: str = "resid", *, by: str | None = None, layer: Places = None) -> Sweep:
+        """What `sweep` finds, estimated for all cells at once by the metric's gradient: fast, and to first order only.
+
+        How far to trust it is said by `agreement(sweep, attribution)`.
+        """
+        by, layers = self._swept("attribution", what, by, layer)
+        base, clean = self.values()
+        return attribute(
+            self.clean, self._corrupt("attribution"), self.metric, what, by, layers, self.hooks(), base, clean
+        )
+
+    def _swept(self, verb: str, what: str, by: str | None, layer: Places) -> tuple[str, tuple[int, ...]]:
+        self._corrupt(verb)
+        return axes_of(what, by, self.lens), tuple(sorted(self._layers(layer)))
+
+    def _corrupt(self, verb: str) -> Prompt:
+        if self.corrupt is None:
+            raise InputError(f"{verb}: there is no corrupt prompt to put the clean run's activations into")
+        return self.corrupt
+
+
+def _call(verb: str, point: str | None, **given: Any) -> str:
+    """The call that makes an edit again; what has its usual value is left out."""
+    usual: dict[str, Any] = {"pos": "all", "value": "zero"}
+    said = [] if point is None else [repr(point)]
+    for name, value in given.items():
+        plain = value if isinstance(value, int | float | str | range) or value is None else list(value)
+        if plain != usual.get(name):
+            said.append(f"{name}={plain!r}")
+    return f"{verb}({', '.join(said)})"
