@@ -80,17 +80,16 @@ class Unembedding:
         n_tokens, n_entries = len(final), len(self.weight)
         targets = targets.to(self.weight.device)
         step = max(1, _AT_ONCE // max(1, n_tokens))
-        pieces = [slice(first, min(first + step, n_entries)) for first in range(0, n_entries, step)]
         total, best, top, own = self._start(n_tokens)
-        for piece in pieces:
-            logits = self.logits(final, piece.start, piece.stop)
-            total = torch.logaddexp(total, logits.logsumexp(-1))
+        for first in range(0, n_entries, step):
+            logits = self.logits(final, first, first + step)
             most, where = logits.max(-1)
+            total = torch.logaddexp(total, logits.logsumexp(-1))
             better = most > best
-            best, top = torch.where(better, most, best), torch.where(better, where + piece.start, top)
-            inside = (targets >= piece.start) & (targets < piece.stop)
-            at = torch.where(inside, targets - piece.start, 0)
-            own = torch.where(inside, logits.gather(-1, at[:, None])[:, 0], own)
+            best, top = torch.where(better, most, best), torch.where(better, where + first, top)
+            at = targets - first
+            inside = (at >= 0) & (at < logits.shape[-1])
+            own = torch.where(inside, logits.gather(-1, torch.where(inside, at, 0)[:, None])[:, 0], own)
         return TokenLosses(total - own, top)
 
     def _start(self, n_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
