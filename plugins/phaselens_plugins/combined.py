@@ -78,7 +78,7 @@ class Combined(CausalMetric[CombinedParams]):
     description = (
         "the loss with MLP output at BOS removed and queries and keys disturbed, each alone and both"
     )
-    citation = "Queipo-de-Llano et al. 2025, arXiv:2510.06477; Jin et al. 2025, arXiv:2502.01563"
+    citation = "arXiv:2510.06477; arXiv:2502.01563; github.com/DavidDemitriAfrica/drope-activations"
     Params = CombinedParams
     tables = (
         *CAUSAL_TABLES,

@@ -89,7 +89,7 @@ class QkDisruption(CausalMetric[QkParams]):
     version = "1"
     title = "massive queries and keys overwritten"
     description = "the loss without massive values of queries and keys, and without others like them"
-    citation = "Jin et al. 2025, arXiv:2502.01563"
+    citation = "Jin et al. 2025, arXiv:2502.01563; github.com/DavidDemitriAfrica/drope-activations"
     Params = QkParams
     tables = (
         *CAUSAL_TABLES,
