@@ -195,6 +195,22 @@ def test_show_tells_all_of_a_metric(phaselens: Phaselens) -> None:
         assert said in words
 
 
+def test_show_tells_metrics_that_change_the_model_from_others(phaselens: Phaselens) -> None:
+    for name, kind in (
+        ("sinks", "observational: it changes nothing"),
+        ("passkey", "causal: it changes the model"),
+    ):
+        outcome = phaselens("plugins", "show", name)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert f"\nkind: {kind}" in outcome.out
+    words = " ".join(outcome.out.split())
+    assert "hook points none" in words, "by default it looks at nothing before"
+    assert "table conditions: a row per condition, the baseline first" in words
+    assert (
+        "exact float share of prompts greedy decoding gives the whole key (the value that is shown)" in words
+    )
+
+
 def test_show_of_an_unknown_name_gets_close_matches(fails: Fails) -> None:
     assert fails(2, "plugins", "show", "sink") == "no plugin 'sink'; did you mean sinks?"
     assert fails(2, "plugins", "--json", "show", "sinks").startswith("--json lists all plugins; leave it out")

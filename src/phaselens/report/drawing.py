@@ -18,7 +18,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK = "#333333"
 DASHES = (0, (4, 3))
 WIDE, HIGH = 6.4, 4.0
-_LINEAR = 0.01
+# Nats up to here are drawn on a linear axis in any case, and a quarter of the values must be this much smaller than the
+# largest for another one.
+_LINEAR, _SPAN = 0.01, 30.0
 
 
 def new_figure(
@@ -72,7 +74,7 @@ def signed_scale(axes: Axes, which: Literal["x", "y"], values: Sequence[float]) 
     from matplotlib.ticker import FuncFormatter, SymmetricalLogLocator
 
     sizes = np.abs([value for value in values if value == value and value != 0])
-    if not sizes.size or sizes.max() < 20 * _LINEAR or sizes.max() < 15 * np.median(sizes):
+    if not sizes.size or sizes.max() < 20 * _LINEAR or sizes.max() < _SPAN * np.quantile(sizes, 0.25):
         return ""
     (axes.set_xscale if which == "x" else axes.set_yscale)("symlog", linthresh=_LINEAR, linscale=0.8)
     axes.autoscale(axis=which)

@@ -5,8 +5,10 @@ Only the names on the left are broken into lines.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -15,8 +17,8 @@ from rich.text import Text
 from phaselens.report import words
 from phaselens.report.conditions import ConditionGrid, Entry, Row
 
-_MOST_NAME = 44
-_MOST_LINES = 3
+_MOST_NAME = 60
+_MOST_LINES = 4
 _BAR = " │ "
 
 
@@ -83,11 +85,17 @@ class _Block:
             yield line
 
 
+@cache
+def _console() -> Console:
+    """rich breaks lines by what a console can show; this one shows nothing."""
+    return Console(file=io.StringIO())
+
+
 def broken(row: Row, width: int) -> list[str]:
     """The lines of a row's name; what hangs below a control's first line stays indented."""
     name = words.shortened(row.brief, _MOST_NAME)
     indent = "  " if name.startswith("└ ") else ""
-    lines = Text(name.removeprefix("└ ")).wrap(Console(width=width), width - len(indent))
+    lines = Text(name.removeprefix("└ ")).wrap(_console(), width - len(indent))
     texts = [line.plain.rstrip() for line in lines]
     return [("└ " if indent and not place else indent) + text for place, text in enumerate(texts)] or [""]
 
@@ -96,15 +104,16 @@ def spread(grid: ConditionGrid, width: int, strong: str) -> Iterator[Text]:
     """As many models side by side as fit, the rest below; narrower gaps and names in more lines before that."""
     first, n_models = 0, len(grid.models)
     while first < n_models:
+        if first:
+            yield Text("")
         block = _widest(grid, first, width)
         yield from block.lines(strong)
-        yield Text("")
         first = block.last
 
 
 def _widest(grid: ConditionGrid, first: int, width: int) -> _Block:
     for last in range(len(grid.models), first, -1):
-        for gap, most_lines in ((2, 1), (2, 2), (1, 1), (1, 2), (1, _MOST_LINES)):
+        for gap, most_lines in ((2, 1), (2, 2), (1, 1), (1, 2), (1, 3), (1, _MOST_LINES)):
             block = _Block(grid, first, last, gap, _name_width(grid, most_lines))
             room = width - block.models_width
             if block.name_width <= room:

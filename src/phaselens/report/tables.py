@@ -17,7 +17,6 @@ from phaselens.report import words
 from phaselens.report.conditions import (
     BEYOND,
     DIFFERENCES,
-    ConditionGrid,
     condition_grid,
     condition_lines,
     contrast_grid,
@@ -143,17 +142,12 @@ def _conditions(run: Run, result: MetricResult, display: Display, to: Console) -
     grid, contrasts = condition_grid(run, result, display), contrast_grid(run, result)
     yield Text("")
     yield from spread(grid, to.width, _STRONG)
-    yield from _legend(grid, display)
+    if grid.any_strong:
+        yield Text(f"\n{MARK} {display.strong_means or BEYOND}", style=_STRONG)
     if contrasts is not None:
-        yield Text(DIFFERENCES, style="dim")
+        yield Text(f"\n{DIFFERENCES}", style="dim")
         yield from spread(contrasts, to.width, _STRONG)
     yield _lines(*condition_lines(run, result, display))
-
-
-def _legend(grid: ConditionGrid, display: Display) -> Iterable[Text]:
-    if grid.any_strong:
-        yield Text(f"{MARK} {display.strong_means or BEYOND}", style=_STRONG)
-        yield Text("")
 
 
 def _width(table: Table, to: Console) -> int:
