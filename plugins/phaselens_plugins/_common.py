@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from phaselens.plugin import Column, LayerView, Metric, Params, Table, TableSpec
+from phaselens.plugin import Column, LayerView, Metric, Params, Table, TableSpec, param
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +18,8 @@ LAYER = Column("layer", int, "index", "0-based")
 HEAD = Column("head", int, "index", "0-based")
 N_TOKENS = Column("n_tokens", int, "tokens", "tokens of the text for this model")
 N_TEXTS = Column("n_texts", int, "texts", "texts with a value")
+TOKEN = Column("token", str, None, "the token there")
+TOKEN_ID = Column("token_id", int, "index", "its id")
 
 #: Why a text has no value in a layer, by the code that is kept beside its numbers.
 FINE, SHORT, NOT_FINITE, ZERO = 0, 1, 2, 3
@@ -26,6 +28,15 @@ _REASONS = {
     NOT_FINITE: "activations are NaN or infinite",
     ZERO: "activations are all zero",
 }
+
+
+@dataclass(frozen=True)
+class RowParams(Params):
+    """For metrics that tell massive rows from others."""
+
+    massive_factor: float = param(
+        10.0, help="a row is massive if its norm is this many times the median row's", minimum=1
+    )
 
 
 @dataclass(frozen=True)
@@ -73,33 +84,35 @@ class Grid(Metric[P]):
 
     def layers_table(self, values: Sequence[Value]) -> Table:
         """Means over texts (and heads), with intervals and nulls."""
-        columns = [column for value in values for column in self._means(value, over_heads=True)]
+        columns = self._means(values, over_heads=True)
         return self.table("layers", ((layer, *row) for layer, row in enumerate(zip(*columns, strict=True))))
 
     def heads_table(self, values: Sequence[Value]) -> Table:
         """Means over texts, by layer and head."""
         import numpy as np
 
-        columns = [np.array(column, dtype=object) for value in values for column in self._means(value)]
+        columns = [np.array(column, dtype=object) for column in self._means(values)]
         shape = columns[0].shape
         return self.table("heads", ((*at, *(column[at] for column in columns)) for at in np.ndindex(shape)))
 
-    def _means(self, value: Value, *, over_heads: bool = False) -> list[Any]:
-        """[mean, low, high] and the null, where there is one, each [layer] or [layer, head]; None where unknown."""
+    def _means(self, values: Sequence[Value], *, over_heads: bool = False) -> list[Any]:
+        """Mean, low, high and null (where there is one) of each value in turn, each [layer] or [layer, head]; None
+        where unknown."""
         import numpy as np
 
-        from phaselens.uncertainty import mean_interval
-
-        found = self.values(value.name)
-        nulls = _spread(self.values(f"{value.name}_null"), found.shape) if value.null else None
-        if over_heads and found.ndim == 3:
-            found = found.mean(-1)
-            nulls = None if nulls is None else nulls.mean(-1)
-        present = ~np.isnan(found)
-        columns = [each.tolist() for each in mean_interval(found, present=present, seed=self.seed)]
-        if nulls is not None:
-            counted = present & ~np.isnan(nulls)
-            columns.append(mean_interval(nulls, present=counted, n_resamples=1)[0].tolist())
+        found = [self.values(value.name) for value in values]
+        shape = max((each.shape for each in found), key=len)
+        nulls = [
+            self.values(f"{value.name}_null") if value.null else np.full(shape, np.nan) for value in values
+        ]
+        measured, chance = (np.stack([_spread(each, shape) for each in part], 1) for part in (found, nulls))
+        if over_heads and len(shape) == 3:
+            measured, chance = measured.mean(-1), chance.mean(-1)
+        interval = intervals(self, measured)
+        base = intervals(self, chance, where=~np.isnan(measured), n_resamples=1)[0]
+        columns = []
+        for place, value in enumerate(values):
+            columns += [each[place] for each in interval] + ([base[place]] if value.null else [])
         return columns
 
     def mean_by_layer(self, name: str) -> np.ndarray:
@@ -168,6 +181,37 @@ def keep(metric: Metric[Any], layer: LayerView, found: Sequence[Mapping[str, Any
     metric.per_text.add(layer, **stacked)
 
 
+def intervals(
+    metric: Metric[Any], values: np.ndarray, *, where: np.ndarray | None = None, n_resamples: int = 2000
+) -> list[Any]:
+    """values [text, …], NaN where missing, in the order of `per_text` → mean over texts, low and high, each […]; None
+    where unknown. Texts that `where` [text, …] leaves out do not count.
+
+    Texts are drawn in the order of what they say: the order in which they came changes nothing.
+    """
+    import numpy as np
+
+    from phaselens.uncertainty import mean_interval
+
+    order = metric.per_text.by_content
+    present = ~np.isnan(values) if where is None else where & ~np.isnan(values)
+    found = mean_interval(values[order], present=present[order], n_resamples=n_resamples, seed=metric.seed)
+    return [each.tolist() for each in found]
+
+
+def interval_columns(unit: str, low: str = "ci_low", high: str = "ci_high") -> tuple[Column, Column]:
+    """The two ends of an interval."""
+    help_ = "95 % interval, bootstrap over texts"
+    return Column(low, float, unit, help_), Column(high, float, unit, help_)
+
+
+def nothing(values: Sequence[Value], problem: int) -> dict[str, float]:
+    """What a text without values in a layer leaves: NaN, and why."""
+    return dict.fromkeys((name for value in values for name in _names(value)), float("nan")) | {
+        "problem": problem
+    }
+
+
 def cell(value: Any) -> float | None:
     """NaN, which marks a missing value here, as the None that it is in a table."""
     return None if value != value else float(value)
@@ -219,13 +263,8 @@ def _text_columns(value: Value, values: Sequence[Value]) -> list[Column]:
 
 def _mean_columns(value: Value, values: Sequence[Value]) -> list[Column]:
     prefix = _prefix(value, values)
-    low, high = (f"{prefix}{'' if prefix else 'ci_'}{end}" for end in ("low", "high"))
-    interval = "95 % interval, bootstrap over texts"
-    columns = [
-        Column(value.name, float, value.unit, value.help),
-        Column(low, float, value.unit, interval),
-        Column(high, float, value.unit, interval),
-    ]
+    ends = (f"{prefix}{'' if prefix else 'ci_'}{end}" for end in ("low", "high"))
+    columns = [Column(value.name, float, value.unit, value.help), *interval_columns(value.unit, *ends)]
     if value.null:
         columns.append(Column(f"{prefix}null", float, value.unit, value.null))
     return columns

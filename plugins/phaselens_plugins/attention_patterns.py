@@ -23,6 +23,8 @@ from phaselens_plugins._common import (
     Value,
     cell,
     grid_tables,
+    interval_columns,
+    intervals,
     keep,
     overall,
 )
@@ -108,8 +110,7 @@ class AttentionPatterns(Grid[PatternParams]):
                 LAYER,
                 Column("distance", int, "keys", "0 is the query's own position"),
                 Column("attention", float, SHARE, "mean over queries that have such a key, heads and texts"),
-                Column("ci_low", float, SHARE, "95 % interval, bootstrap over texts"),
-                Column("ci_high", float, SHARE, "95 % interval, bootstrap over texts"),
+                *interval_columns(SHARE),
                 Column("null", float, SHARE, UNIFORM),
                 N_TEXTS,
             ),
@@ -278,12 +279,10 @@ class AttentionPatterns(Grid[PatternParams]):
     def _profile(self) -> Iterator[tuple[Any, ...]]:
         import numpy as np
 
-        from phaselens.uncertainty import mean_interval
-
         found, null = self.per_text.stack("profile"), self.per_text.stack("profile_null")
         present = ~np.isnan(found)
-        mean, low, high = (each.tolist() for each in mean_interval(found, present=present, seed=self.seed))
-        base = mean_interval(null, present=present, n_resamples=1)[0].tolist()
+        mean, low, high = intervals(self, found)
+        base = intervals(self, null, where=present, n_resamples=1)[0]
         n_texts = present.sum(0)
         for layer, distance in np.ndindex(n_texts.shape):
             numbers = (each[layer][distance] for each in (mean, low, high, base))

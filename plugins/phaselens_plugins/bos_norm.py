@@ -7,10 +7,9 @@ name different layers of the same model; they stand side by side here, each unde
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens.plugin import Column, Display, LayerView, Metric, Table, TableSpec, hookimpl
 from phaselens_plugins._common import (
     FINE,
     LAYER,
@@ -18,8 +17,11 @@ from phaselens_plugins._common import (
     NOT_FINITE,
     SHORT,
     TEXT,
+    TOKEN,
+    TOKEN_ID,
     ZERO,
     Grid,
+    RowParams,
     Value,
     best,
     grid_tables,
@@ -44,16 +46,7 @@ VALUES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class BosNormParams(Params):
-    """What the metric can be asked for."""
-
-    massive_factor: float = param(
-        10.0, help="a row is massive if its norm is this many times the median row's", minimum=1
-    )
-
-
-class BosNorm(Grid[BosNormParams]):
+class BosNorm(Grid[RowParams]):
     """Norm of position 0 by text and layer, its ratios, the layers where it spikes, and other massive tokens."""
 
     name = "bos-norm"
@@ -61,7 +54,7 @@ class BosNorm(Grid[BosNormParams]):
     title = "BOS norm"
     description = "norm of the residual stream at position 0, against the other positions"
     citation = "Queipo-de-Llano et al. 2025, arXiv:2510.06477"
-    Params = BosNormParams
+    Params = RowParams
     tables = (
         *grid_tables(VALUES),
         TableSpec(
@@ -88,8 +81,8 @@ class BosNorm(Grid[BosNormParams]):
                 TEXT,
                 LAYER,
                 Column("position", int, "index", "not 0"),
-                Column("token", str, None, "the token there"),
-                Column("token_id", int, "index", "its id"),
+                TOKEN,
+                TOKEN_ID,
                 Column("norm", float, "norm", "norm of the residual stream"),
                 Column("ratio_median", float, "ratio", "over the median norm of the positions other than 0"),
             ),
@@ -114,7 +107,7 @@ class BosNorm(Grid[BosNormParams]):
     )
 
     @classmethod
-    def define(cls, params: BosNormParams) -> str:
+    def define(cls, params: RowParams) -> str:
         """Which of the definitions in use the shown columns follow."""
         return (
             "‖x₀‖ over the mean ‖x_t‖, t ≥ 1, after each layer (last: before the final norm); at: layer of the peak "
@@ -127,7 +120,7 @@ class BosNorm(Grid[BosNormParams]):
         super().setup()
         self.words: dict[int, str] = {}
 
-    def merge(self, other: Metric[BosNormParams]) -> None:
+    def merge(self, other: Metric[RowParams]) -> None:
         """Also the words that `other` met."""
         super().merge(other)
         if isinstance(other, BosNorm):

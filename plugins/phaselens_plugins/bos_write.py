@@ -24,7 +24,10 @@ from phaselens_plugins._common import (
     best,
     cell,
     grid_tables,
+    interval_columns,
+    intervals,
     keep,
+    nothing,
     overall,
     real_rows,
 )
@@ -65,8 +68,7 @@ class BosWrite(Grid[Params]):
             (
                 LAYER,
                 Column("layer_share", float, "ratio", "mean over texts"),
-                Column("ci_low", float, "ratio", "95 % interval, bootstrap over texts"),
-                Column("ci_high", float, "ratio", "95 % interval, bootstrap over texts"),
+                *interval_columns("ratio"),
                 Column("null", float, "ratio", "uniform attention's write over the same output"),
                 Column("layer_write", float, NORM, "mean over texts"),
                 Column("layer_output", float, NORM, "mean over texts"),
@@ -195,14 +197,9 @@ class BosWrite(Grid[Params]):
     def _together(self) -> Table:
         import numpy as np
 
-        from phaselens.uncertainty import mean_interval
-
         share, null = self.values("layer_share"), self.values("layer_share_null")
         present = ~np.isnan(share)
-        interval = mean_interval(share, present=present, seed=self.seed)
-        columns = [
-            each.tolist() for each in (*interval, mean_interval(null, present=present, n_resamples=1)[0])
-        ]
+        columns = [*intervals(self, share), intervals(self, null, where=present, n_resamples=1)[0]]
         means = [[cell(one) for one in self.mean_by_layer(name)] for name in ("layer_write", "layer_output")]
         rows = zip(*columns, *means, present.sum(0), strict=True)
         return self.table("together", ((layer, *row) for layer, row in enumerate(rows)))
@@ -234,10 +231,11 @@ class BosWrite(Grid[Params]):
 
 
 def _nothing(problem: int, n_heads: int) -> dict[str, Any]:
-    names = [value.name for value in VALUES] + [f"{value.name}_null" for value in VALUES if value.null]
-    blank = float("nan")
-    of_layer = dict.fromkeys([*(column.name for column in OF_LAYER), "layer_share_null"], blank)
-    return dict.fromkeys(names, [blank] * n_heads) | of_layer | {"problem": problem}
+    of_heads = {
+        name: [blank] * n_heads for name, blank in nothing(VALUES, problem).items() if name != "problem"
+    }
+    of_layer = dict.fromkeys([*(column.name for column in OF_LAYER), "layer_share_null"], float("nan"))
+    return of_heads | of_layer | {"problem": problem}
 
 
 @hookimpl

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens.plugin import Column, Display, LayerView, Metric, Table, TableSpec, hookimpl
 from phaselens_plugins._common import (
     FINE,
     N_TEXTS,
@@ -21,11 +20,13 @@ from phaselens_plugins._common import (
     SHORT,
     ZERO,
     Grid,
+    RowParams,
     Value,
     best,
     cell,
     grid_tables,
     keep,
+    nothing,
     overall,
     real_rows,
 )
@@ -51,16 +52,7 @@ VALUES = (
 )
 
 
-@dataclass(frozen=True)
-class CompressionParams(Params):
-    """What the metric can be asked for."""
-
-    massive_factor: float = param(
-        10.0, help="a row is massive if its norm is this many times the median row's", minimum=1
-    )
-
-
-class Compression(Grid[CompressionParams]):
+class Compression(Grid[RowParams]):
     """Matrix entropy, anisotropy and effective rank by text and layer, each with its null and its bound."""
 
     name = "compression"
@@ -68,7 +60,7 @@ class Compression(Grid[CompressionParams]):
     title = "compression"
     description = "matrix entropy, anisotropy and effective rank of the residual stream"
     citation = "Queipo-de-Llano et al. 2025, arXiv:2510.06477"
-    Params = CompressionParams
+    Params = RowParams
     tables = (
         *grid_tables(VALUES),
         TableSpec(
@@ -102,7 +94,7 @@ class Compression(Grid[CompressionParams]):
     )
 
     @classmethod
-    def define(cls, params: CompressionParams) -> str:
+    def define(cls, params: RowParams) -> str:
         """Squared singular values, nats, and what is left out."""
         return (
             "entropy −Σ p ln p in nats of p = s² / Σ s², s the singular values of a text's rows after each layer "
@@ -129,11 +121,11 @@ class Compression(Grid[CompressionParams]):
 
         norms = row_norms(x)
         if len(x) < 2:
-            return _nothing(SHORT)
+            return nothing(VALUES, SHORT)
         if not bool(norms.isfinite().all()):
-            return _nothing(NOT_FINITE)
+            return nothing(VALUES, NOT_FINITE)
         if not bool((norms > 0).any()):
-            return _nothing(ZERO)
+            return nothing(VALUES, ZERO)
         massive = massive_rows(norms, self.params.massive_factor)
         found, without = spectra(x, massive)
         bound = compression_bound(x)
@@ -195,11 +187,6 @@ def _gaussian(n_tokens: int, d: int) -> float:
     from phaselens.spectrum import random_rows
 
     return random_rows(np.ones(n_tokens), d).entropy
-
-
-def _nothing(problem: int) -> dict[str, float]:
-    names = [value.name for value in VALUES] + [f"{value.name}_null" for value in VALUES if value.null]
-    return dict.fromkeys(names, math.nan) | {"problem": problem}
 
 
 @hookimpl

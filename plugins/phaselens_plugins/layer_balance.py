@@ -8,10 +8,9 @@ projection of each on the layer's own change.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens.plugin import Column, Display, LayerView, Metric, Table, TableSpec, hookimpl
 from phaselens_plugins._common import (
     FINE,
     N_TEXTS,
@@ -19,9 +18,11 @@ from phaselens_plugins._common import (
     SHORT,
     ZERO,
     Grid,
+    RowParams,
     Value,
     grid_tables,
     keep,
+    nothing,
     overall,
     real_rows,
 )
@@ -50,16 +51,7 @@ VALUES = (
 )
 
 
-@dataclass(frozen=True)
-class BalanceParams(Params):
-    """What the metric can be asked for."""
-
-    massive_factor: float = param(
-        10.0, help="a row is massive if its norm is this many times the median row's", minimum=1
-    )
-
-
-class LayerBalance(Grid[BalanceParams]):
+class LayerBalance(Grid[RowParams]):
     """Attention's share of what each layer adds, by text and layer."""
 
     name = "layer-balance"
@@ -67,7 +59,7 @@ class LayerBalance(Grid[BalanceParams]):
     title = "attention against MLP"
     description = "attention's share of what each layer adds to the residual stream"
     citation = "norms by token, split by massive rows (Sun et al. 2024, arXiv:2402.17762)"
-    Params = BalanceParams
+    Params = RowParams
     tables = (
         *grid_tables(VALUES),
         TableSpec(
@@ -101,7 +93,7 @@ class LayerBalance(Grid[BalanceParams]):
     )
 
     @classmethod
-    def define(cls, params: BalanceParams) -> str:
+    def define(cls, params: RowParams) -> str:
         """Which of the estimators in use is shown."""
         return (
             "‖attention‖ / (‖attention‖ + ‖MLP‖) token by token, then the mean over all tokens, BOS and massive rows "
@@ -126,7 +118,7 @@ class LayerBalance(Grid[BalanceParams]):
         norms = row_norms(x)
         whole = torch.stack([found.attn, found.mlp, norms])
         if not len(x) or not bool(whole.isfinite().all()):
-            return _nothing(NOT_FINITE if len(x) else SHORT)
+            return nothing(VALUES, NOT_FINITE if len(x) else SHORT)
         massive = massive_rows(norms, self.params.massive_factor)
         massive[0] = False
         rest = ~massive
@@ -173,11 +165,6 @@ class LayerBalance(Grid[BalanceParams]):
             "layers": self.layers_table(VALUES),
             "summary": self.table("summary", [summary]),
         }
-
-
-def _nothing(problem: int) -> dict[str, float]:
-    names = [value.name for value in VALUES] + [f"{value.name}_null" for value in VALUES if value.null]
-    return dict.fromkeys(names, float("nan")) | {"problem": problem}
 
 
 @hookimpl

@@ -22,6 +22,8 @@ from phaselens_plugins._common import (
     ZERO,
     Grid,
     cell,
+    interval_columns,
+    intervals,
     keep,
     real_rows,
 )
@@ -46,7 +48,6 @@ SHARE = "share of cells"
 TENSOR = Column(
     "tensor", str, None, "q, k, v after rotation; q_pre, k_pre as projected, before norms and rotation"
 )
-INTERVAL = "95 % interval, bootstrap over texts"
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,7 @@ def _by_tensor() -> Iterator[Column]:
             else (f"{tensor}_{end}" for end in ("low", "high", "null"))
         )
         yield Column(tensor, float, CELLS, f"massive cells of {tensor[0]}, {where}, mean over texts")
-        yield Column(low, float, CELLS, INTERVAL)
-        yield Column(high, float, CELLS, INTERVAL)
+        yield from interval_columns(CELLS, low, high)
         yield Column(null, float, CELLS, "expected number for Gaussian values")
         yield Column(f"{tensor}_fraction", float, SHARE, "the same as a share of the tensor's cells")
 
@@ -122,8 +122,7 @@ class MassiveValues(Grid[ValueParams]):
                     "mean over all cells (global), over a head's (per_head), or pairs",
                 ),
                 Column("count", float, CELLS, "mean over texts"),
-                Column("ci_low", float, CELLS, INTERVAL),
-                Column("ci_high", float, CELLS, INTERVAL),
+                *interval_columns(CELLS),
                 Column("null", float, CELLS, "expected number for Gaussian values"),
                 Column("fraction", float, SHARE, "mean over texts"),
                 N_TEXTS,
@@ -303,19 +302,11 @@ class MassiveValues(Grid[ValueParams]):
                 numbers = (whole, whole / n_cells, head, head / n_cells, pairs, of_pairs, ratio, null)
                 yield texts[text], layer, tensor, n_cells, *map(cell, numbers), lengths[text]
 
-    def _interval(self, values: np.ndarray) -> list[list[float | None]]:
-        """[mean, low, high], each by layer."""
-        import numpy as np
-
-        from phaselens.uncertainty import mean_interval
-
-        return [each.tolist() for each in mean_interval(values, present=~np.isnan(values), seed=self.seed)]
-
     def _layers(self) -> Iterator[tuple[Any, ...]]:
         columns: list[Sequence[float | None]] = []
         for tensor in POINTS:
-            mean, low, high = self._interval(self.values(f"{tensor}.{self.params.mean}"))
-            null = self._interval(self.values(f"{tensor}.null"))[0]
+            mean, low, high = intervals(self, self.values(f"{tensor}.{self.params.mean}"))
+            null = intervals(self, self.values(f"{tensor}.null"))[0]
             n_cells = self._cells(tensor)
             columns += [mean, low, high, null, [None if one is None else one / n_cells for one in mean]]
         for layer, row in enumerate(zip(*columns, strict=True)):
@@ -325,13 +316,13 @@ class MassiveValues(Grid[ValueParams]):
         import numpy as np
 
         for tensor in POINTS:
-            null = self._interval(self.values(f"{tensor}.null"))[0]
+            null = intervals(self, self.values(f"{tensor}.null"))[0]
             for definition in DEFINITIONS[: 2 if tensor == "v" else 3]:
                 values = self.values(f"{tensor}.{definition}")
                 n_texts = (~np.isnan(values)).sum(0)
                 is_pairs = definition == "pairs"
                 sizes = self._n_pairs(tensor) if is_pairs else np.full(values.shape[1], self._cells(tensor))
-                for layer, (mean, low, high) in enumerate(zip(*self._interval(values), strict=True)):
+                for layer, (mean, low, high) in enumerate(zip(*intervals(self, values), strict=True)):
                     share = None if mean is None else mean / sizes[layer]
                     chance = None if is_pairs else null[layer]
                     yield layer, tensor, definition, mean, low, high, chance, share, n_texts[layer]

@@ -13,59 +13,23 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
-from phaselens_plugins._common import HEAD, LAYER, N_TEXTS, N_TOKENS, TEXT, cell, some
+from phaselens_plugins._common import (
+    HEAD,
+    LAYER,
+    N_TEXTS,
+    N_TOKENS,
+    TEXT,
+    cell,
+    interval_columns,
+    intervals,
+    some,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 SHARE = "share of attention"
-LOW = Column("ci_low", float, SHARE, "95 % interval, bootstrap over texts")
-HIGH = Column("ci_high", float, SHARE, "95 % interval, bootstrap over texts")
-
-
-def sink_scores(sink: Tensor, lengths: Tensor, position: int = 0) -> tuple[Tensor, Tensor]:
-    """sink [batch, head, query], the mass each query gives to key `position`, lengths [batch] → two
-    [batch, head].
-
-    Means over the queries that can see the key: the first without query 0 (which sees only itself), the
-    second with it. They are equal for any other key. NaN where a text has no such query, or where a mass is
-    not finite.
-
-    >>> import torch
-    >>> sink = torch.tensor([[[1.0, 0.6, 0.5, 0.7, 0.2]]], dtype=torch.float64)
-    >>> [round(score.item(), 4) for score in sink_scores(sink, torch.tensor([5]))]
-    [0.5, 0.6]
-    """
-    import torch
-
-    query = torch.arange(sink.shape[-1], device=sink.device)
-    scores = []
-    for first in (max(position, 1), position):
-        counted = (query >= first) & (query < lengths[:, None])
-        mean = torch.where(counted[:, None], sink, 0.0).sum(-1) / counted.sum(-1)[:, None]
-        scores.append(torch.where(mean.isfinite(), mean, torch.nan))
-    return scores[0], scores[1]
-
-
-@lru_cache(maxsize=65536)
-def uniform_score(length: int, position: int = 0, window: int | None = None, first: int = 0) -> float:
-    """The score of `position` if each query spread its attention evenly over the keys that it sees.
-
-    The mean is over queries max(position, first) … length − 1; NaN where there are none. With `window`, a
-    query sees itself and the window − 1 keys before it.
-
-    >>> round(uniform_score(9), 4), round(uniform_score(9, first=1), 4)
-    (0.3143, 0.2286)
-    """
-    import numpy as np
-
-    query = np.arange(max(position, first), length)
-    if not len(query):
-        return float("nan")
-    seen = query + 1 if window is None else np.minimum(query + 1, window)
-    visible = np.ones(len(query), bool) if window is None else query - position < window
-    return float(np.where(visible, 1.0 / seen, 0.0).mean())
 
 
 def strongest_position(received: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,8 +105,7 @@ class Sinks(Metric[SinkParams]):
                 LAYER,
                 HEAD,
                 Column("score", float, SHARE, "mean over texts"),
-                LOW,
-                HIGH,
+                *interval_columns(SHARE),
                 Column("null", float, SHARE, "the same of uniform attention"),
                 N_TEXTS,
             ),
@@ -153,8 +116,7 @@ class Sinks(Metric[SinkParams]):
             (
                 LAYER,
                 Column("sink_rate", float, "share of heads", "heads whose score reaches the threshold"),
-                Column("ci_low", float, "share of heads", "95 % interval, bootstrap over texts"),
-                Column("ci_high", float, "share of heads", "95 % interval, bootstrap over texts"),
+                *interval_columns("share of heads"),
                 Column("null_rate", float, "share of heads", "the same if all attention were uniform"),
                 Column("mean_score", float, SHARE, "mean over texts and heads"),
             ),
@@ -233,9 +195,14 @@ class Sinks(Metric[SinkParams]):
 
     def update(self, layer: LayerView) -> None:
         """Scores of this layer for the texts of the batch."""
-        sink = layer.float64("attn.hook_sink")
+        from phaselens.attention import sink_score
+
+        sink, key = layer.float64("attn.hook_sink"), self.params.sink_position
+        sink = sink.masked_fill(sink.isinf(), float("nan"))
         lengths = layer.batch.lengths_on(sink.device)
-        score, score_all = sink_scores(sink, lengths, self.params.sink_position)
+        score, score_all = (
+            sink_score(sink, lengths, include_query0=include, position=key) for include in (False, True)
+        )
         self.per_text.add(layer, score=score, score_all=score_all)
         if self.params.strongest:
             position, strength = strongest_position(layer.float64("attn.hook_received"), lengths)
@@ -244,27 +211,29 @@ class Sinks(Metric[SinkParams]):
     def compute(self) -> Mapping[str, Table]:
         """All tables of this model."""
         score, score_all = self.per_text.stack("score"), self.per_text.stack("score_all")
-        null, null_all = self._null(first=1), self._null(first=0)
+        null, null_all = self._null(include_query0=False), self._null(include_query0=True)
         self._explain(score)
         used, used_null = (score_all, null_all) if self.params.include_query0 else (score, null)
         order = self.per_text.by_content
-        used, used_null = used[order], used_null[order]
         result = {
             "texts": self._texts(score, score_all, null, null_all),
             "heads": self._heads(used, used_null),
-            **self._rates(used, used_null),
+            **self._rates(used[order], used_null[order]),
         }
         return result | (self._strongest() if self.params.strongest else {})
 
-    def _null(self, first: int) -> np.ndarray:
-        """Scores of uniform attention, [text, layer]."""
+    def _null(self, *, include_query0: bool) -> np.ndarray:
+        """Scores of uniform attention, [text, layer]; NaN where no query counts."""
         import numpy as np
 
-        lengths, windows = self.per_text.lengths, self.model.windows
+        from phaselens.attention import uniform_sink
+
         position = self.params.sink_position
-        return np.array(
-            [[uniform_score(length, position, window, first) for window in windows] for length in lengths]
-        )
+        rows = [
+            [uniform_sink(length, include_query0, position, window) for window in self.model.windows]
+            for length in self.per_text.lengths
+        ]
+        return np.array(rows, dtype=np.float64)
 
     def _explain(self, score: np.ndarray) -> None:
         """Say why scores are missing."""
@@ -310,14 +279,10 @@ class Sinks(Metric[SinkParams]):
     def _heads(self, score: np.ndarray, null: np.ndarray) -> Table:
         import numpy as np
 
-        from phaselens.uncertainty import mean_interval
-
         present = ~np.isnan(score)
-        mean, low, high = mean_interval(score, present=present, seed=self.seed)
         nulls = np.broadcast_to(null[..., None], score.shape)
-        base, _, _ = mean_interval(nulls, present=present, n_resamples=1)
-        counts = present.sum(0)
-        columns = [each.tolist() for each in (mean, low, high, base, counts)]
+        base = intervals(self, nulls, where=present, n_resamples=1)[0]
+        columns = [*intervals(self, score), base, present.sum(0).tolist()]
         return self.table(
             "heads",
             (
@@ -366,10 +331,8 @@ class Sinks(Metric[SinkParams]):
         position, score = self.per_text.stack("position"), self.per_text.stack("strength")
         null = np.full_like(score, np.nan)
         for text, layer, head in np.argwhere(~np.isnan(position)):
-            key = int(position[text, layer, head])
-            null[text, layer, head] = uniform_score(
-                self.per_text.lengths[text], key, self.model.windows[layer]
-            )
+            length, key = self.per_text.lengths[text], int(position[text, layer, head])
+            null[text, layer, head] = _received(length, self.model.windows[layer])[key] / (length - key)
         texts = self.per_text.texts
         by_text = [
             (texts[at[0]], at[1], at[2], cell(position[at]), cell(score[at]), cell(null[at]))
@@ -386,6 +349,15 @@ class Sinks(Metric[SinkParams]):
             means = (_mean(each[there, layer, head]) for each in (score, null))
             by_head.append((layer, head, int(keys[counts.argmax()]), counts.max() / n_texts, *means, n_texts))
         return {"strongest": self.table("strongest", by_text), "positions": self.table("positions", by_head)}
+
+
+@lru_cache(maxsize=1024)
+def _received(length: int, window: int | None) -> np.ndarray:
+    """Mass [key] that each key receives from uniform attention, in queries."""
+    from phaselens.attention import uniform_received
+
+    found: np.ndarray = uniform_received(length, window).numpy()
+    return found
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -209,6 +209,22 @@ def test_no_result_depends_on_batches_padding_or_order(lens: Any, found: Run) ->
         assert_same(sorted(texts_table(found, metric), key=place), sorted(other, key=place))
 
 
+@pytest.mark.parametrize("metric", [*METRICS, "sinks"])
+def test_the_order_of_texts_changes_no_interval(lens: Any, metric: str) -> None:
+    """Texts are drawn in an order that follows from what they say."""
+    texts = [*TEXTS, letters(12, 5), letters(7, 2)]
+    forwards, backwards = (
+        run(lens, some, metrics=[metric], batch_tokens=1000) for some in (texts, texts[::-1])
+    )
+    intervals = 0
+    for table, found in forwards.metrics[metric].tables.items():
+        columns = [column.name for column in found.spec.columns]
+        if "text" not in columns:
+            intervals += sum(column.endswith(("low", "high")) for column in columns)
+            assert_same(found.records(), backwards.rows(metric, table).records())
+    assert intervals >= 2
+
+
 def place(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(row.get(key)) for key in ("text", "layer", "head", "tensor"))
 

@@ -9,11 +9,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from phaselens.attention import sink_score, uniform_sink
 from phaselens.plugin import Batch, LayerView
-from phaselens_plugins.sinks import SinkParams, Sinks, sink_scores, strongest_position, uniform_score
+from phaselens_plugins.sinks import SinkParams, Sinks, strongest_position
 from tests.toys import toy_info
 
 HARMONIC = {length: sum(1 / n for n in range(1, length + 1)) for length in range(1, 65)}
+
+
+def both_scores(sink: torch.Tensor, lengths: torch.Tensor, key: int) -> list[torch.Tensor]:
+    """Without query 0, and with it."""
+    return [sink_score(sink, lengths, include_query0=include, position=key) for include in (False, True)]
+
+
+def uniform_score(length: int, key: int = 0, window: int | None = None, first: int = 0) -> float:
+    """Score of uniform attention; NaN where no query counts."""
+    found = uniform_sink(length, not first, key, window)
+    return float("nan") if found is None else found
 
 
 def causal(n_heads: int, length: int, seed: int, sharpness: float = 3.0) -> np.ndarray:
@@ -66,7 +78,7 @@ def test_the_worked_example_of_five_tokens() -> None:
     importance = [0.6, 0.225, 0.2, 0.15, 0.2]
     for key, expected in enumerate(importance):
         sink = torch.tensor(matrix[:, key])[None, None]
-        score, score_all = sink_scores(sink, torch.tensor([5]), key)
+        score, score_all = both_scores(sink, torch.tensor([5]), key)
         assert score_all.item() == pytest.approx(expected, abs=1e-12)
         assert score.item() == pytest.approx(0.5 if key == 0 else expected, abs=1e-12)
 
@@ -101,8 +113,8 @@ def test_what_stands_in_pads_changes_nothing(key: int, length: int, n_pads: int)
     sink = torch.rand(1, 2, length, dtype=torch.float64)
     padded = torch.cat([sink, torch.full((1, 2, n_pads), torch.nan, dtype=torch.float64)], -1)
     for alone, beside in zip(
-        sink_scores(sink, torch.tensor([length]), key),
-        sink_scores(padded, torch.tensor([length]), key),
+        both_scores(sink, torch.tensor([length]), key),
+        both_scores(padded, torch.tensor([length]), key),
         strict=True,
     ):
         assert torch.allclose(alone, beside, rtol=0, atol=1e-15, equal_nan=True)
