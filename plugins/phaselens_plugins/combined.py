@@ -30,6 +30,8 @@ from phaselens_plugins.qk_disruption import QkDisruption, QkParams
 
 DISRUPTIONS = ("massive", "top-1", "top-1-mean", "study-top-1")
 _INTERVAL = "95 % interval, paired bootstrap over texts"
+SUM = "sum of each alone"
+_OF_CONTRASTS = ("layer", "interaction", "ci_low", "ci_high", "p_value", "d_z", "n_texts")
 _SHOWN = {name: name for name in ("ci_low", "ci_high", "p_value", "d_z")} | {"difference": "interaction"}
 """What the table shows of a comparison, and under which name."""
 
@@ -155,8 +157,18 @@ class Combined(CausalMetric[CombinedParams]):
         return [*bos, *qk, *both]
 
     def compute(self) -> Mapping[str, Table]:
-        """The tables of every causal metric, and the interactions."""
-        return {**super().compute(), "interactions": self.table("interactions", self._interactions())}
+        """The tables of every causal metric, and the interactions, which are also contrasts: both less the sum."""
+        found = super().compute()
+        interactions = self.table("interactions", self._interactions())
+        contrasts = [
+            (one["condition"], SUM, *(one[name] for name in _OF_CONTRASTS), 1)
+            for one in interactions.records()
+        ]
+        return {
+            **found,
+            "contrasts": self.table("contrasts", [*found["contrasts"].rows, *contrasts]),
+            "interactions": interactions,
+        }
 
     def _arms(self) -> Iterator[Arms]:
         """Comparisons of which all three conditions did what they say."""

@@ -87,6 +87,9 @@ def test_the_interaction_is_both_less_each_text_by_text(
     assert one["ci_low"] < one["interaction"] < one["ci_high"]
     assert one["d_z"] == pytest.approx(extra.mean() / extra.std(ddof=1), rel=1e-6)
     assert one["n_texts"] == len(TEXTS)
+    (contrast,) = rows(found, NAME, "contrasts")
+    assert contrast["control"] == "sum of each alone"
+    assert (contrast["condition"], contrast["delta_nats"]) == (one["condition"], one["interaction"])
     for arm, column in (("bos", "delta_bos_mlp"), ("qk", "delta_qk"), ("both", "delta_both")):
         assert one[column] == pytest.approx(((slow[arm] - slow["base"]) * n).sum() / n.sum(), abs=1e-6)
 
