@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,6 +96,20 @@ def test_a_sum_that_others_can_reach_is_matched() -> None:
     found = [matched(sizes, treated, draw((8, 32), seed)) for seed in range(5)]
     assert all(abs(sizes[each].sum() / 40.0 - 1) <= NEAR for each in found)
     assert len({each.tobytes() for each in found}) == 5
+
+
+@pytest.mark.parametrize("tensor", ["q", "k"])
+def test_norms_of_a_large_model_are_matched(tensor: str) -> None:
+    """Llama-2-7B-chat, one layer: 4096 cells, of which 48 queries' and 49 keys' are massive."""
+    stored = json.loads((Path(__file__).parents[1] / "data" / "goldens" / "jin_qkv_llama2.json").read_text())
+    sizes, rule = np.array(stored[f"M_{tensor}"]) ** 2, Rule()
+    treated = massive(sizes, sizes, rule)
+    assert treated.sum() == stored["massive"][f"{tensor}_post"]["count_lambda5_global"]
+    for seed in range(2):
+        control = RECIPES["random-norm"].choose(sizes, draw(sizes.shape, seed), rule)
+        assert not (control & treated).any()
+        assert abs(sizes[control].sum() / sizes[treated].sum() - 1) <= NEAR
+        assert control.sum() > 5 * treated.sum()
 
 
 def test_nothing_is_matched_by_nothing() -> None:

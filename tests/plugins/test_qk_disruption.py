@@ -153,6 +153,12 @@ def test_before_and_after_the_rotation_are_two_operations(lens: Any) -> None:
     assert (text_losses(post, "baseline") == text_losses(pre, "baseline")).all()
 
 
+def test_without_a_rotation_there_is_no_difference() -> None:
+    nope = toy_lens("llama-drope-nope", dtype=torch.float64)
+    post, pre = (run(NAME, nope, params={"rotation": side}) for side in ("post", "pre"))
+    assert rows(post, NAME) == rows(pre, NAME)
+
+
 @pytest.mark.parametrize("tensors", ["q", "k"])
 def test_queries_or_keys_alone(lens: Any, tensors: str) -> None:
     measured = run(NAME, lens, params={"conditions": "top-1", "tensors": tensors})
@@ -296,6 +302,21 @@ def test_a_mask_without_a_cell_leaves_logits_bit_for_bit(lens: Any) -> None:
     assert not proofs["blocks.0.attn.hook_rot_q"].changed
 
 
+def test_where_a_fold_has_no_massive_cell_its_texts_are_the_baseline_bit_for_bit(lens: Any) -> None:
+    """The threshold lies between the largest cells of the two folds: only one of them has a massive one."""
+    points = points_of("post")
+    clean = {text: states(lens, text, points) for text in TEXTS}
+    largest = {}
+    for text in TEXTS:
+        norms = [pooled([clean[other] for other in others(TEXTS, text)], point) for point in points]
+        largest[fold_of(TEXTS, text)] = max(float(one.max() / one.mean()) for one in norms)
+    found = run(NAME, lens, params={"conditions": "massive", "multiple": sum(largest.values()) / 2})
+    base, after = text_losses(found, "baseline"), text_losses(found, "massive")
+    for place, text in enumerate(TEXTS):
+        has_one = largest[fold_of(TEXTS, text)] == max(largest.values())
+        assert (base[place] != after[place]) == has_one
+
+
 def test_cells_that_are_zero_already_are_no_experiment() -> None:
     """Left out by name, as is a layer of them beside others that are not."""
     lens = toy_lens("llama", dtype=torch.float64)
@@ -407,7 +428,7 @@ def test_a_control_brings_what_it_controls() -> None:
 @pytest.mark.slow
 def test_it_keeps_the_contract() -> None:
     check_metric(QkDisruption)
-    check_metric(QkDisruption, {"conditions": "all", "multiple": "1.3", "rotation": "pre"})
+    check_metric(QkDisruption, {"conditions": "all", "multiple": "1.3", "rotation": "pre", "seeds": "1"})
 
 
 def test_merged_halves_choose_as_one() -> None:
