@@ -20,7 +20,9 @@ _IN_LAYER = re.compile(r"blocks\.(\{layer\}|\d+)\.(.+)")
 
 @dataclass(frozen=True)
 class Asked:
-    """One causal metric by name, and what it was asked for. `label` is as it was written."""
+    """One causal metric by name, and what it was asked for. `label` is its name, or as it was written where one metric
+    is asked for twice.
+    """
 
     label: str
     metric: type[CausalMetric[Any]]
@@ -51,7 +53,8 @@ def parse(text: str) -> list[Asked]:
         if any(one.label == other.label for other in asked):
             raise InputError(f"conditions: {one.label!r} stands there twice; keep one")
         asked.append(one)
-    return asked
+    names = [one.metric.name for one in asked]
+    return [one if names.count(one.metric.name) > 1 else replace(one, label=one.metric.name) for one in asked]
 
 
 def _one(words: Sequence[str]) -> Asked:

@@ -137,7 +137,8 @@ class Hidden:
     """A prompt that was made. `ids` end with the key; those from `scored_from` on are scored.
 
     `key_at` is the position of the key's first token in the text, None where it is not there; `copied` says whether
-    the key is made of the same tokens there and in the answer.
+    the key is made of the same tokens there and in the answer; `merged` whether the tokenizer joins the answer with the
+    end of the question, so that scoring begins there.
     """
 
     case: Case
@@ -146,6 +147,7 @@ class Hidden:
     scored_from: int
     key_at: int | None
     copied: bool
+    merged: bool
 
 
 class Writer:
@@ -194,7 +196,8 @@ class Writer:
         asked = self._encode(question)
         scored_from = common(asked, fitted.ids)
         key_at, copied = self._find(fitted.text, needle, key, fitted.ids[scored_from:])
-        return Hidden(case, key, tuple(fitted.ids), scored_from, key_at, copied)
+        merged = scored_from < len(asked)
+        return Hidden(case, key, tuple(fitted.ids), scored_from, key_at, copied, merged)
 
     def _find(self, text: str, needle: str, key: str, answer: Sequence[int]) -> tuple[int | None, bool]:
         """Where the key stands in the text, and whether in the answer's tokens."""

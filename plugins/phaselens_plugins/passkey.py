@@ -180,6 +180,12 @@ class Passkey(Task[PasskeyParams]):
             self.warn(
                 f"the key of {n_off} of {len(spelled)} prompts has other tokens in the text than in the answer"
             )
+        n_merged = sum(made.merged for made in self.hidden.values())
+        if n_merged:
+            self.warn(
+                f"the answer begins inside of the question's last tokens in {n_merged} of {len(self.hidden)} prompts; "
+                "these tokens are scored with it"
+            )
 
     def record(self, condition: Condition, outcome: Outcome) -> None:
         """Keep how a prompt came out. Twins do not go into the tables of losses."""

@@ -257,6 +257,30 @@ def test_a_baseline_at_chance_has_nothing_to_lose(tmp_path: Path) -> None:
     assert (accuracy["chance"], accuracy["same_answer"]) == (0.5, 0.5)
 
 
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "goldens" / "tasks.json").read_text())["items"]
+
+
+@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: f"{row['model']} {row['task']}")
+def test_published_degradations_of_what_was_not_above_chance_are_not_repeated(
+    row: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each is 100 (before − after) / before; 0.16 → 0.51 on two-way questions became −219 %."""
+    n, before, after = row["n"], row["baseline"], row["disrupted"]
+    assert row["degradation"] == pytest.approx(100 * (before - after) / before, abs=0.1)
+    said = Said(write(tmp_path, [two(row["kind"])] * n), tiny_tokenizer())
+    conditions(said, OFF)
+    for condition, accuracy in ((BASELINE, before), (OFF, after)):
+        right = round(n * accuracy)
+        said.says(condition, *[(-1.0, -2.0)] * right, *[(-2.0, -1.0)] * (n - right))
+    found = said.table("degradation")[0]
+    assert found["lost_accuracy"] == pytest.approx(before - after)
+    if before <= 0.5:
+        assert (found["lost_of_all"], found["status"]) == (None, "baseline at chance")
+    else:
+        assert found["status"] == "ok"
+        assert found["lost_of_all"] == pytest.approx((before - after) / (before - 0.5))
+
+
 def test_repeats_of_a_control_are_averaged_item_by_item(tmp_path: Path) -> None:
     said = Said(write(tmp_path, [two("parametric")] * 4), tiny_tokenizer())
     repeats = [Condition("control", (), seed=seed) for seed in range(2)]

@@ -19,8 +19,9 @@ from phaselens.plugin import BASELINE, CausalMetric, Outcome, Params, Prompt, pl
 from phaselens.testing import tiny_lens, tiny_tokenizer
 from phaselens.testing._checks import require_same
 from phaselens_plugins import _passkeys
-from phaselens_plugins._encoding import Encoder, common
-from phaselens_plugins._passkeys import ANSWER, FILLER, OPENING, QUESTION, Case, Writer, agreement
+from phaselens_plugins._encoding import Encoder
+from phaselens_plugins._passkeys import ANSWER, FILLER, NEEDLE, OPENING, QUESTION, agreement
+from phaselens_plugins._tasks import share
 from phaselens_plugins.passkey import Passkey, PasskeyParams
 from tests.plugins.task_models import repeater, require_contract, third_party, word_tokenizer
 
@@ -90,11 +91,28 @@ def pieces(tokenizer: Any) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
 
 
+def across_words(tokenizer: Any) -> Any:
+    """As SentencePiece does it: spaces are signs like any other, one is put in front, and tokens reach across words."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(content=" ", left=1)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", "<s>"], show_progress=False)
+    inner.train_from_iterator([*FILLER, OPENING, QUESTION, "!", "\n", *"0123456789"], trainer)
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", unk_token="<unk>")
+
+
 TOKENIZERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bundled": (lambda given: given, "0123456789"),
     "characters": (lambda given: tiny_tokenizer(), "abcdefghij"),
     "words": (lambda given: word_tokenizer(), "0123456789"),
     "pieces": (pieces, "0123456789"),
+    "across words": (across_words, "0123456789"),
 }
 
 
@@ -118,10 +136,11 @@ def test_prompts_have_exactly_the_length_asked_and_are_what_the_tokenizer_makes_
             assert text.startswith(OPENING)
             assert text.endswith(QUESTION + ANSWER.format(key=made.key))
             assert encode(text) == list(made.ids)
-            assert tokenizer.decode(before).rstrip().endswith(QUESTION)
+            assert made.merged or tokenizer.decode(before).rstrip().endswith(QUESTION)
             assert text.count(made.key) == (1 if made.case.null else 2)
-        assert before[-len(question) + 1 :] == question[1:]
-        assert "".join(map(encode.spell, made.ids[made.scored_from :])) == made.key
+        assert made.merged or before[-len(question) + 1 :] == question[1:]
+        assert "".join(map(encode.spell, made.ids[made.scored_from :])).endswith(made.key)
+    assert any(made.merged for made in metric.hidden.values()) == (name == "across words")
 
 
 def test_the_question_is_never_cut_whatever_the_run_cuts_its_texts_to(planted: Any) -> None:
@@ -446,13 +465,46 @@ def test_signs_that_the_tokenizer_does_not_tell_apart_are_refused() -> None:
 
 
 def test_keys_that_merge_with_the_question_are_scored_from_where_tokens_differ() -> None:
-    encode = Encoder(tiny_tokenizer())
-    writer = Writer(encode, digits=3, symbols="abc", seed=0)
-    made = writer.write(Case(300, 0.5, 0), "removed")
-    assert made is not None
-    assert made.scored_from == common(
-        encode(tiny_tokenizer().decode(made.ids[1:])[: -len(made.key) - 1]), made.ids
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    signs = ["<s>", *sorted({*"".join((*FILLER, OPENING, QUESTION, NEEDLE, "!0123456789\n"))}), "s ", "s 7"]
+    inner = Tokenizer(
+        models.BPE(
+            vocab={sign: place for place, sign in enumerate(signs)},
+            merges=[("s", " "), ("s ", "7")],
+            unk_token="<s>",
+        )
     )
+    metric = prompts(
+        PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>"),
+        lengths="300",
+        depths="0.5",
+        n=20,
+        digits=2,
+    )
+    reach_back = 0
+    for made in metric.hidden.values():
+        merged = [signs[token] for token in made.ids[made.scored_from :]]
+        assert merged == (["s 7", made.key[1]] if made.key[0] == "7" else ["s ", *made.key])
+        reach_back += 1
+    assert reach_back == 40
+    assert any(
+        "begins inside of the question's last tokens in 40 of 40 prompts" in each for each in metric.warnings
+    )
+
+
+@pytest.mark.parametrize("n", [5, 10, 20])
+def test_few_prompts_leave_wide_intervals(n: int) -> None:
+    value, low, high = share([1.0] * (n // 2), n)
+    assert value == pytest.approx(0.5, abs=0.11)
+    assert low is not None
+    assert high is not None
+    assert 0.2 < (high - low) / 2 < 0.4 or n == 20
+    assert share([], n) == (None, None, None)
+    inside = share([0.5] * n, n)
+    assert inside[1] is not None
+    assert inside[1] <= low
 
 
 # --- invariance, parameters, contract --------------------------------------------------------------------------------
