@@ -23,6 +23,12 @@ FIRST = (
     "Column",
     "Table",
     "Display",
+    "CausalMetric",
+    "Condition",
+    "Edit",
+    "Site",
+    "Prompt",
+    "Outcome",
 )
 HOOK_EXAMPLES = {
     "phaselens_metrics": '    return [MyMetric, "my_package.late:Another"]',
@@ -33,6 +39,8 @@ HOOK_EXAMPLES = {
 }
 #: Public names that are neither classes nor functions.
 OTHERS = {
+    "BASELINE": "The condition without an edit, which `record` is given for the model as it is.",
+    "CAUSAL_TABLES": "The specs of a causal metric's tables `texts`, `conditions` and `contrasts`.",
     "Cell": "What a table's cell may hold: str, int, a finite float, or None for missing.",
     "MODEL": "The column `model`, which a run puts before all others.",
     "hookimpl": "Marks a function of a plugin's module as the implementation of the hook of its name.",

@@ -48,14 +48,35 @@ def test_the_tutorials_code_runs_from_top_to_bottom(
                 arguments = [f"tiny/{each}" if each in ("rope", "drope") else each for each in arguments]
                 assert run_to_exit_code(arguments) == 0, capsys.readouterr()
     plugins.cache_clear()
-    for module in ("diffuseness", "parameters"):
+    for module in ("diffuseness", "parameters", "silence"):
         sys.modules.pop(module, None)
-    assert ran == ["diffuseness.py", "sh", "sh", "sh", "python", "parameters.py", "sh", "sh"]
+    assert ran == [
+        "diffuseness.py",
+        "sh",
+        "sh",
+        "sh",
+        "python",
+        "parameters.py",
+        "sh",
+        "silence.py",
+        "sh",
+        "sh",
+    ]
     assert (tmp_path / "diffuseness.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "phaselens-my-diffuseness" / "pyproject.toml").is_file()
     out = capsys.readouterr().out
     assert "diffuseness of attention" in out
     assert "leave earlier queries out" in out
+    assert "values at the first token silenced" in out
+
+
+def test_the_causal_example_is_at_most_twenty_lines() -> None:
+    (code,) = [
+        block["code"]
+        for block in BLOCK.finditer((FOLDER / "tutorial.md").read_text())
+        if block["title"] == "silence.py"
+    ]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
 
 
 def test_the_reference_is_what_the_code_says() -> None:

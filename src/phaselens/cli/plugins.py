@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -111,14 +113,21 @@ def _table(metric: type[Metric[Any]], table: TableSpec) -> list[str]:
 )
 @options.debug
 def check(target: str, allow_matrix: bool, debug: bool) -> int:
-    """Check the metric NAME, or those of the file PATH, on tiny models: the contract that every metric keeps.
+    """Check the metric NAME, or those of PATH, on tiny models: the contract that every metric keeps.
+
+    PATH is a .py file, or the folder of a package (with its pyproject.toml), which need not be installed.
 
     Exits with 1 if a check failed.
     """
     from phaselens.cli.outcome import only_results_on_stdout
     from phaselens.report.tables import console, print_rows
 
-    names = plugins().add_file(target) if target.endswith(".py") else [target]
+    if target.endswith(".py"):
+        names = plugins().add_file(target)
+    elif os.sep in target or (Path(target) / "pyproject.toml").is_file():
+        names = plugins().add_folder(target)
+    else:
+        names = [target]
     rows = []
     with only_results_on_stdout(debug=debug):
         from phaselens.testing import examine

@@ -85,6 +85,24 @@ CAUSAL_TABLES = (
 )
 
 
+#: What of a comparison stands in a table, and so needs its reason where it is missing.
+_FIELDS = frozenset(
+    {
+        "ppl",
+        "ratio",
+        "ci_low",
+        "ci_high",
+        "delta_nats",
+        "difference",
+        "delta_low",
+        "delta_high",
+        "p_value",
+        "d_z",
+    }
+    | {"share_worse", "ppl_length_weighted", "ratio_length_weighted"}
+)
+
+
 class CausalTables:
     """Rows of the three tables; what is missing in them gets its reason through `warn`.
 
@@ -208,8 +226,9 @@ class CausalTables:
         return mean
 
     def _explain(self, what: str, reasons: Mapping[str, str]) -> None:
-        for reason in dict.fromkeys(reasons.values()):
-            fields = [name for name, given in reasons.items() if given == reason]
+        shown = {name: reason for name, reason in reasons.items() if name in _FIELDS}
+        for reason in dict.fromkeys(shown.values()):
+            fields = [name for name, given in shown.items() if given == reason]
             self._warn(f"{what}: {', '.join(fields)} null: {reason}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, close_matches
 from phaselens.plugin import hookspecs
+from phaselens.plugin.folders import PackageFolder
 from phaselens.plugin.loading import FAULTS, Loaded, blamed, told
 from phaselens.plugin.metric import Metric
 from phaselens.plugin.offers import NamedModel, NamedTexts
@@ -67,6 +69,28 @@ class Plugins:
         self._loaded[origin.module] = loaded
         self._in_files.update(found)
         return list(found)
+
+    def add_folder(self, path: str) -> list[str]:
+        """Take the metrics of a package's folder that need not be installed; returns their names."""
+        folder = PackageFolder.read(Path(path))
+        if str(folder.root) not in sys.path:
+            sys.path.insert(0, str(folder.root))
+        names: list[str] = []
+        for name, module in folder.modules.items():
+            origin = Registered(name, module, "folder", path)
+            with blamed(origin):
+                self._loaded[module] = loaded = Loaded.by_name(module)
+                found = {metric.name: metric for metric in loaded.metrics() if metric.name == name}
+                if not found:
+                    loaded.offers(name)  # complains where it offers nothing at all of this name
+            self._files.update(dict.fromkeys(found, origin))
+            self._in_files.update(found)
+            names += found
+        if not names:
+            raise InputError(
+                f"{path}: its plugins {', '.join(folder.modules)} are no metrics; there is nothing to check"
+            )
+        return names
 
     def metric(self, name: str) -> type[Metric[Any]]:
         """The metric class of that name, imported now if it was not before. InputError names the
