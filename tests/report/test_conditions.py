@@ -65,6 +65,8 @@ def test_a_name_is_only_cut_at_words() -> None:
     assert without("random", "a") == "random"
     assert without("top-1-random", "top-1") == "random"
     assert without("massive", "massive") == "massive"
+    assert without("a: other: b c", "a: b c") == "other"
+    assert without("a b", "a c") == "b"
 
 
 def test_the_mark_needs_an_effect_beyond_every_control_and_on_the_same_side() -> None:

@@ -27,6 +27,7 @@ BEYOND = (
     f"p ≤ {LEVEL:g} over the number of differences"
 )
 
+_BETWEEN = " :,;–—-()"
 #: Heads the second table.
 DIFFERENCES = "condition − control, text by text; repeats of a control are averaged first"
 
@@ -205,11 +206,24 @@ def _difference(record: Record) -> str:
 def without(control: str, condition: str) -> str:
     """A control's name where that of its condition stands beside it.
 
-    >>> without("other position: write layer", "write layer"), without("random-count", "massive")
-    ('other position', 'random-count')
+    >>> without("other position: write layer", "write layer"), without("top-1-random", "top-1")
+    ('other position', 'random')
+    >>> without("bos-mlp: other position: write layer", "bos-mlp: write layer")
+    'other position'
     """
-    rest = re.sub(rf"(?<!\w){re.escape(condition)}(?!\w)", "", control).strip(" :,;–—-()")
-    return rest or control
+    rest = re.sub(rf"(?<!\w){re.escape(condition)}(?!\w)", "", control)
+    if rest == control:
+        own, others = control.split(), condition.split()
+        first = _shared(own, others)
+        last = _shared(own[first:][::-1], others[first:][::-1])
+        rest = " ".join(own[first : len(own) - last])
+    return rest.strip(_BETWEEN) or control
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def control_of(result: MetricResult) -> dict[str, str]:

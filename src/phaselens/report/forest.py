@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 #: A condition in so many layers of one model is a sweep.
 SWEPT = 3
 _NATS = ("delta_nats", "delta_low", "delta_high")
-_NAME = 44
+_NAME = 60
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rich.text import Text
 from phaselens.report import words
 from phaselens.report.conditions import ConditionGrid, Entry, Row
 
-_MOST_NAME = 60
+_MOST_NAME = 80
 _MOST_LINES = 4
 _BAR = " │ "
 
