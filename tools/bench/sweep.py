@@ -6,8 +6,8 @@ The ways take turns in one process, round by round, after one round that is not 
 
     naive      N × one whole forward of the Hugging Face model, SDPA, with logits and loss   the baseline
     stock      N × TransformerLens' run_with_hooks on the same bridge, with logits and loss
-    mlp, attn  the conditions "MLP (attention) output := 0" in each of the N layers, by the run's own engine: every loss,
-               the unedited model's included
+    mlp, attn  the conditions "MLP (attention) output := 0" in each of the N layers, by the run's own engine; with the
+               unedited model's loss, which it needs in any case
 
 `worst` is the largest difference of a text's mean loss from what `stock` gives for the same ablation.
 """
@@ -92,8 +92,9 @@ def sweep(lens: Any, ids: Any, point: str) -> list[float]:
 
 def ways_of(n_layers: int, n_tokens: int) -> tuple[dict[str, Callable[[], Any]], dict[str, list[float]]]:
     """What to time, by name, and where each leaves its losses."""
-    import phaselens
     import torch
+
+    import phaselens
 
     bare, lens = build(n_layers), phaselens.load(build(n_layers), label="bench", check=False)
     ids = torch.randint(1, 2048, (1, n_tokens), generator=torch.Generator().manual_seed(0))
