@@ -134,13 +134,3 @@ def third_party(folder: Path) -> Path:
     path = folder / "silence.py"
     path.write_text(THIRD_PARTY)
     return path
-
-
-def require_contract(metric: type[Any], values: dict[str, Any]) -> None:
-    """The contract of metrics, but for its text of one token, which a metric with prompts of its own never sees."""
-    from phaselens.testing import examine
-
-    failed = [
-        one for one in examine(metric, values) if one.status == "failed" and one.name != "nulls have reasons"
-    ]
-    assert not failed, failed

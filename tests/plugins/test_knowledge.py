@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 import phaselens
 from phaselens.errors import InputError
 from phaselens.plugin import BASELINE, Condition, Outcome, plugins
-from phaselens.testing import tiny_lens, tiny_tokenizer
+from phaselens.testing import check_metric, tiny_lens, tiny_tokenizer
 from phaselens.testing._checks import require_same
 from phaselens_plugins._encoding import Encoder, common
 from phaselens_plugins._questions import Question, read_questions
 from phaselens_plugins._scores import chance, difference, judge, same_answer
 from phaselens_plugins.knowledge import Knowledge, KnowledgeParams
-from tests.plugins.task_models import COLOURS, repeater, require_contract, third_party, word_tokenizer
+from tests.plugins.task_models import COLOURS, repeater, third_party, word_tokenizer
 from tests.plugins.views import info
 
 TEXTS = ["the man went home", "it was late"]
@@ -438,7 +438,14 @@ def test_batch_size_and_the_order_of_the_file_change_nothing(
 
 
 def test_it_keeps_the_contract(tmp_path: Path) -> None:
-    require_contract(Knowledge, {"file": write(tmp_path, LETTERS)})
+    check_metric(Knowledge, {"file": write(tmp_path, LETTERS)})
+
+
+@pytest.mark.slow
+def test_it_keeps_the_contract_under_conditions_that_are_found_on_the_runs_texts(tmp_path: Path) -> None:
+    check_metric(
+        Knowledge, {"file": write(tmp_path, LETTERS), "conditions": "bos-mlp seeds=1; qk-disruption seeds=1"}
+    )
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -16,14 +16,14 @@ import torch
 import phaselens
 from phaselens.errors import InputError
 from phaselens.plugin import BASELINE, CausalMetric, Outcome, Params, Prompt, plugins
-from phaselens.testing import tiny_lens, tiny_tokenizer
+from phaselens.testing import check_metric, tiny_lens, tiny_tokenizer
 from phaselens.testing._checks import require_same
 from phaselens_plugins import _passkeys
 from phaselens_plugins._encoding import Encoder
 from phaselens_plugins._passkeys import ANSWER, FILLER, NEEDLE, OPENING, QUESTION, agreement
 from phaselens_plugins._tasks import share
 from phaselens_plugins.passkey import Passkey, PasskeyParams
-from tests.plugins.task_models import repeater, require_contract, third_party, word_tokenizer
+from tests.plugins.task_models import repeater, third_party, word_tokenizer
 
 TEXTS = ["the man went home", "it was late"]
 LETTERS = {"symbols": "abcdefghij", "lengths": "260, 300", "depths": "0, 1", "n": 2}
@@ -362,6 +362,22 @@ def test_conditions_come_from_any_installed_causal_metric_with_its_parameters(
     assert any("silence: saw 2 texts" in warning for warning in found.warnings)
 
 
+def test_a_condition_is_where_its_metric_puts_it_by_itself() -> None:
+    """Found on the same texts, whatever the prompts are."""
+    lens = tiny_lens("llama", dtype=torch.float64, num_hidden_layers=3, max_position_embeddings=512)
+    alone, inner = ("bos-mlp", {"seeds": 0}), ("passkey", {**LETTERS, "conditions": "bos-mlp seeds=0"})
+    found = phaselens.run(
+        lens, metrics=[alone, inner], texts=[*TEXTS, "and so he wept", "to be or not to be"]
+    )
+    layers = {
+        name: [
+            row["layer"] for row in found.rows(name, "conditions").records() if row["condition"] != "baseline"
+        ]
+        for name in ("bos-mlp", "passkey")
+    }
+    assert layers["bos-mlp"] == layers["passkey"] != []
+
+
 def test_edits_that_look_at_texts_see_prompts_and_repeats_are_averaged_in_each(
     planted: Any, silence: None
 ) -> None:
@@ -571,5 +587,13 @@ def test_default_lengths_reach_beyond_the_models_own(planted: Any) -> None:
     assert metric.depths == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
+CONTRACT = {"symbols": "abcdef", "lengths": "260", "depths": "0.5", "n": 2}
+
+
 def test_it_keeps_the_contract() -> None:
-    require_contract(Passkey, {"symbols": "abcdef", "lengths": "260", "depths": "0.5", "n": 2})
+    check_metric(Passkey, CONTRACT)
+
+
+@pytest.mark.slow
+def test_it_keeps_the_contract_under_conditions_that_are_found_on_the_runs_texts() -> None:
+    check_metric(Passkey, {**CONTRACT, "n": 1, "conditions": "bos-mlp seeds=1; qk-disruption seeds=1"})
