@@ -123,8 +123,10 @@ def test_prompts_have_exactly_the_length_asked_and_are_what_the_tokenizer_makes_
     make, symbols = TOKENIZERS[name]
     tokenizer = make(pair_tokenizer)
     lengths = [300, 301, 302, 303, 431, 640]
-    metric = prompts(tokenizer, lengths=", ".join(map(str, lengths)), n=2, symbols=symbols)
-    assert len(metric.hidden) == len(lengths) * 5 * 2 * 2
+    metric = prompts(
+        tokenizer, lengths=", ".join(map(str, lengths)), depths="0, 0.3, 1", n=1, symbols=symbols
+    )
+    assert len(metric.hidden) == len(lengths) * 3 * 2
     assert not any("no filler gave" in warning for warning in metric.warnings), metric.warnings
     encode = Encoder(tokenizer)
     for made in metric.hidden.values():
@@ -144,8 +146,8 @@ def test_prompts_have_exactly_the_length_asked_and_are_what_the_tokenizer_makes_
 
 
 def test_the_question_is_never_cut_whatever_the_run_cuts_its_texts_to(planted: Any) -> None:
-    whole = rows(run(planted, lengths="60", n=2), "prompts")
-    cut = rows(run(planted, lengths="60", n=2, options={"max_tokens": 5}), "prompts")
+    whole = rows(run(planted, lengths="60", depths="0.5", n=1), "prompts")
+    cut = rows(run(planted, lengths="60", depths="0.5", n=1, options={"max_tokens": 5}), "prompts")
     assert whole == cut
     assert {row["n_tokens"] for row in cut} == {60}
 
@@ -165,11 +167,12 @@ def test_depth_says_how_much_of_the_filler_stands_before_the_key(pair_tokenizer:
 
 
 def test_prompts_follow_the_seed_and_nothing_else(pair_tokenizer: Any) -> None:
-    one = prompts(pair_tokenizer, lengths="200, 300", n=2).hidden
-    assert one == prompts(pair_tokenizer, lengths="200, 300", n=2).hidden
+    values = {"lengths": "200, 300", "depths": "0.5, 1", "n": 2}
+    one = prompts(pair_tokenizer, **values).hidden
+    assert one == prompts(pair_tokenizer, **values).hidden
     fewer = prompts(pair_tokenizer, lengths="300", depths="0.5", n=1).hidden
     assert all(one[name] == made for name, made in fewer.items())
-    other = prompts(pair_tokenizer, seed=1, lengths="200, 300", n=2).hidden
+    other = prompts(pair_tokenizer, seed=1, **values).hidden
     assert {made.key for made in one.values()}.isdisjoint(made.key for made in other.values())
     keys = [made.key for made in one.values() if not made.case.null]
     assert len(set(keys)) == len(keys)
@@ -225,7 +228,7 @@ def greedy(lens: Any, ids: Sequence[int], n: int, *, cache: bool) -> list[int]:
     return said[0, len(ids) :].tolist()
 
 
-@pytest.mark.parametrize("digits", [1, 2, 3])
+@pytest.mark.parametrize("digits", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_exact_is_greedy_decoding_with_and_without_a_cache(planted: Any, digits: int) -> None:
     found = rows(run(planted, lengths="60", n=6, digits=digits, depths="0, 1"), "prompts")
     hidden = prompts(
@@ -303,13 +306,14 @@ def test_log_probabilities_are_those_of_the_whole_logits() -> None:
 
 
 def test_a_network_that_repeats_the_only_digit_is_always_right(planted: Any) -> None:
-    for row in rows(run(planted, lengths="60, 200", digits=1, n=3), "accuracy"):
+    found = run(planted, lengths="60, 200", digits=1, n=3)
+    for row in rows(found, "accuracy"):
         assert (row["exact"], row["digits"], row["coverage"]) == (1.0, 1.0, 1.0)
         assert row["ci_low"] < 1.0
         assert row["chance"] == pytest.approx(0.1)
         assert row["n"] == row["n_null"] == 15
         assert row["gain_low"] > 0
-    summary = rows(run(planted, lengths="60, 200", digits=1, n=3), "summary")[0]
+    summary = rows(found, "summary")[0]
     assert (summary["exact_within"], summary["exact_beyond"], summary["copied"]) == (1.0, 1.0, 1.0)
 
 
@@ -526,6 +530,7 @@ def test_few_prompts_leave_wide_intervals(n: int) -> None:
 # --- invariance, parameters, contract --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batch_size_changes_nothing(silence: None) -> None:
     lens = tiny_lens("llama", dtype=torch.float64, max_position_embeddings=512)
     values = {**LETTERS, "conditions": "silence seeds=1"}
