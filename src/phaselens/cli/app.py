@@ -9,6 +9,7 @@ import click
 from phaselens.cli.lists import check, hooks
 from phaselens.cli.new_plugin import new_plugin
 from phaselens.cli.plugins import plugin_commands
+from phaselens.cli.repl import repl
 from phaselens.cli.run import run
 from phaselens.errors import MetricError, PhaseLensError
 from phaselens.plugin import plugins
@@ -45,5 +46,5 @@ def app() -> None:
     """
 
 
-for _command in (run, plugin_commands, hooks, check, new_plugin):
+for _command in (run, plugin_commands, hooks, check, new_plugin, repl):
     app.add_command(_command)

@@ -15,6 +15,7 @@
 
 from phaselens.patching.experiment import Experiment, Stack
 from phaselens.patching.metrics import LogitMetric, logit_diff, loss
+from phaselens.patching.named import Measured, causal_names, metric_names
 from phaselens.patching.points import KINDS
 from phaselens.patching.prompts import Alignment, Prompt, align, prompt
 from phaselens.patching.results import Agreement, Outcome, Sweep, Token, agreement, stack
@@ -25,6 +26,7 @@ __all__ = [
     "Alignment",
     "Experiment",
     "LogitMetric",
+    "Measured",
     "Outcome",
     "Prompt",
     "Stack",
@@ -32,8 +34,10 @@ __all__ = [
     "Token",
     "agreement",
     "align",
+    "causal_names",
     "logit_diff",
     "loss",
+    "metric_names",
     "prompt",
     "stack",
 ]

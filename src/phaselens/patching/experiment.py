@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
 from phaselens.patching import edits as steps
 from phaselens.patching.attribution import attribute
 from phaselens.patching.metrics import LogitMetric, as_metric, loss
+from phaselens.patching.named import Apply, Measured, by_layer, find_condition, shown_column
 from phaselens.patching.passes import Hook, captured, rotation, rotation_as, set_rotation
 from phaselens.patching.points import Places, chosen, target
 from phaselens.patching.prompts import Alignment, Prompt, align, require_prompt, token_text
 from phaselens.patching.results import Outcome, Sweep, Token
 from phaselens.patching.sweeps import axes_of, sweep
+from phaselens.plugin import plugins
 from phaselens.runs import Observer
 
 if TYPE_CHECKING:
@@ -73,6 +76,9 @@ class Experiment:
                 f"these edits are {self.lens.info.label}'s; make another Experiment for {clean.lens.info.label}"
             )
         self.clean, self.corrupt = clean, corrupt
+        self._edits = [
+            replace(edit, prompt=self.edited) if isinstance(edit, Apply) else edit for edit in self._edits
+        ]
         self._known: dict[tuple[Any, ...], Mapping[str, Tensor]] = {}
         return aligned
 
@@ -121,6 +127,28 @@ class Experiment:
         code = _call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
         return self._push(steps.Ablate(code, place, written))
 
+    def condition(
+        self, name: str, which: str | None = None, *, layer: int | None = None, **params: Any
+    ) -> steps.Edit:
+        """Put a condition of a causal metric on the run, `condition("bos-mlp", layer=1)`.
+
+        Args:
+            name: a causal metric, installed or built in.
+            which: the name of one of its conditions; by default the first that is no control.
+            layer: the layer it is to concern.
+            params: the metric's own parameters.
+
+        Raises:
+            InputError: for a metric or condition that does not exist, with those that do.
+        """
+        found = find_condition(self.lens, name, which, layer, params)
+        said = "".join(
+            f", {key}={value!r}"
+            for key, value in {"which": which, "layer": layer, **params}.items()
+            if value is not None
+        )
+        return self._push(Apply(f"condition({name!r}{said})", name, found, self.edited))
+
     def nope(self, layer: Places = None) -> steps.Edit:
         """Null the rotation of one layer, several, or all: queries and keys then know no positions (cos = 1, sin = 0).
 
@@ -157,7 +185,8 @@ class Experiment:
                 f"rope: no rotation of layers {steps.ranges(layers)} was nulled in {self.lens.info.label}"
             )
         restore_rotation(self.lens, layers)
-        return self._push(steps.Rotation(_call("rope", None, layer=layer), layers, False, before))
+        restored = tuple(each for each in layers if before[each])
+        return self._push(steps.Rotation(_call("rope", None, layer=layer), restored, False, before))
 
     def _layers(self, layer: Places) -> tuple[int, ...]:
         return chosen(layer, self.lens.info.n_layers, "layer", self.lens.info.label)
@@ -229,6 +258,22 @@ class Experiment:
             clean if named else None,
             tuple(map(str, self._edits)),
         )
+
+    def measure(self, name: str, **params: Any) -> Measured:
+        """A metric, by name, on the prompts' runs: by layer, without and with the edits.
+
+        Raises:
+            InputError: for a metric or parameter that does not exist, or that shows no number by layer.
+        """
+        _, column, unit = shown_column(plugins().metric(name))
+        prompt = self.edited
+        with rotation_as(self.lens, self._as_loaded):
+            before, warnings = by_layer(prompt, name, params)
+            clean = {} if self.corrupt is None else by_layer(self.clean, name, params)[0]
+        with self.lens.hooks(fwd_hooks=self.hooks()):
+            after, more = by_layer(prompt, name, params)
+        rows = tuple((layer, before[layer], after.get(layer), clean.get(layer)) for layer in sorted(before))
+        return Measured(name, column, unit, rows, tuple(dict.fromkeys([*warnings, *more])))
 
     def hooks(self) -> list[Hook]:
         """The edits as pairs of a hook name and a function, as `lens.stream` and `lens.hooks` take them."""
