@@ -8,11 +8,14 @@ the classes derive from Llama's and Qwen2's, whose modules may at that moment be
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
-
-import wrapt
 
 # model_type: its classes in phaselens.lens.drope.
 _CONFIGS = {"llama_drope": "DroPELlamaConfig", "qwen2_drope": "DroPEQwen2Config"}
@@ -33,14 +36,54 @@ class _WhenAsked:
         return getattr(import_module("phaselens.lens.drope"), name)
 
 
+class _AfterImport(MetaPathFinder):
+    """Calls a function with a module as soon as that was imported. (wrapt does the same, and imports asyncio for
+    it: half of what `import phaselens` costs.)"""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Callable[[Any], None]] = {}
+
+    def add(self, name: str, hook: Callable[[Any], None]) -> None:
+        """Call `hook` now if the module is there, else when it is."""
+        if name in sys.modules:
+            hook(sys.modules[name])
+        else:
+            self._waiting[name] = hook
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec that the other finders give, with a loader that calls the hook at its end."""
+        hook = self._waiting.pop(fullname, None)  # and so this finder is not asked for it a second time
+        if hook is None:
+            return None
+        spec = find_spec(fullname)
+        if spec is None or spec.loader is None:
+            self._waiting[fullname] = hook
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_tell(module: ModuleType) -> None:
+            execute(module)
+            hook(module)
+
+        spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
+        return spec
+
+
+_FINDER = _AfterImport()
+
+
 def register_when_imported() -> None:
     """Arrange the three registrations; cheap, and safe to call again."""
+    if _FINDER not in sys.meta_path:
+        sys.meta_path.insert(0, _FINDER)
     for module, hook in (
         ("transformers.models.auto.configuration_auto", _register_configs),
         ("transformers.models.auto.modeling_auto", _register_models),
         ("transformer_lens.factories.architecture_adapter_factory", _register_adapters),
     ):
-        wrapt.register_post_import_hook(hook, module)
+        _FINDER.add(module, hook)
 
 
 # transformers' own `register` takes classes, not names; its mappings resolve names in the module kept beside them.
