@@ -160,12 +160,13 @@ class QkDisruption(CausalMetric[QkParams]):
         made: list[Condition] = []
         for name in self.params.asked:
             treated = RECIPES[name].control_for
-            if treated is not None and treated not in {one.name for one in made}:
-                self.warn(f"{name} is left out with {treated}, which it is a control of")
+            if treated is not None and all(one.name != treated for one in made):
                 continue
             lacking = plan.lacking(name)
             if lacking:
-                self.warn(f"{name} is left out: {lacking}")
+                controls = [one for one in self.params.asked if RECIPES[one].control_for == name]
+                without = f", with its controls {', '.join(controls)}" if controls else ""
+                self.warn(f"{name} is left out{without}: {lacking}")
                 continue
             made += [self._condition(plan, name, seed) for seed in plan.seeds(name)]
             self._say_how_close(plan, name)

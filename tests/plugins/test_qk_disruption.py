@@ -283,8 +283,8 @@ def test_no_massive_cell_is_said_and_the_largest_are_tried_anyway(lens: Any) -> 
     nothing = run(NAME, lens, params={"multiple": 50})
     names = {r["condition"] for r in rows(nothing, NAME)}
     assert names == {"baseline", "top-1", "smallest", "top-1-random", "top-1-norm", "top-1-mean"}
-    assert notes(nothing, "massive is left out", "50 × the mean", "the largest is")
-    assert notes(nothing, "random-count is left out with massive")
+    controls = "massive is left out, with its controls random-count, random-norm"
+    assert notes(nothing, controls, "50 × the mean", "the largest is")
     massive = [r for r in rows(nothing, NAME, "dimensions") if r["condition"] == "massive"]
     assert len(massive) == 2 * 2 * 2
     assert all(r["n_cells"] == 0 and r["norm_share"] == 0 for r in massive)
