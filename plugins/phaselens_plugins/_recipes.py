@@ -245,11 +245,13 @@ class Plan:
         """Why a recipe overwrites nothing, or not what it says; None if it does."""
         for seed in self.seeds(name):
             cells = self.cells(name, seed)
-            if not any(each.any() for each in cells.values()):
-                return self._none_massive(RECIPES[name].choose is thresholded)
+            treated = RECIPES[name].control_for
+            if not any(each[:-1].any() for each in cells.values()):
+                if treated is None:
+                    return self._none_massive(RECIPES[name].choose is thresholded)
+                return f"there are no cells besides those of {treated} that hold as little"
             if not self.alive(cells):
                 return "all that it would overwrite is zero in every text"
-            treated = RECIPES[name].control_for
             if treated is not None and not RECIPES[name].matched:
                 wanted = self.cells(treated, None)
                 short = [
@@ -268,7 +270,7 @@ class Plan:
         per_head = per_head or self.rule.over == "per_head"
         largest, (layer, tensor) = 0.0, self.moments.places[0]
         for place in self.moments.places:
-            for squares in self.squares(place):
+            for squares in self.squares(place)[:-1]:
                 norms = np.sqrt(squares)
                 means = norms.mean(-1, keepdims=True) if per_head else norms.mean()
                 ratio = float(np.divide(norms, means, out=np.zeros_like(norms), where=means > 0).max())
