@@ -83,7 +83,6 @@ class LayerBalance(Grid[RowParams]):
         low="ci_low",
         high="ci_high",
         null="null",
-        percent=True,
         summary=(
             ("share", "average"),
             ("share_bos", "at BOS"),

@@ -115,6 +115,7 @@ class MassiveActivations(Grid[MassiveParams]):
         low="ci_low",
         high="ci_high",
         null="null",
+        digits=1,
         strong=1000.0,
         strong_means="1000 times the median or more: massive, if over the threshold too",
         summary=(

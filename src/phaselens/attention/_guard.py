@@ -25,7 +25,7 @@ def beyond_single(problem: Problem, lse: Tensor) -> Tensor:
     """
     unit = torch.finfo(problem.accumulate).eps / 2
     norm_q, norm_k = (
-        torch.linalg.vector_norm(x, dim=-1, dtype=problem.accumulate).amax(-1) for x in (problem.q, problem.k)
+        torch.linalg.vector_norm(x.to(problem.accumulate), dim=-1).amax(-1) for x in (problem.q, problem.k)
     )
     bound = norm_q * norm_k.repeat_interleave(problem.group, dim=1) * abs(problem.scale)
     row = lse.masked_fill(lse == -torch.inf, 0.0).abs().amax(-1)

@@ -42,17 +42,17 @@ def _band(problem: Problem, lse: Tensor, width: int, real: Tensor | None) -> Ten
     dtype, group, n_queries = problem.accumulate, problem.group, problem.n_queries
     batch, n_heads, _, d_head = problem.q.shape
     units = batch * problem.k.shape[1]
-    q = problem.q.to(dtype).contiguous().view(units, group, n_queries, d_head)
-    # Zeros before the first key: every block of queries then has width − 1 columns before its own.
-    k = problem.k.to(dtype).reshape(units, problem.n_keys, d_head)
-    k = torch.nn.functional.pad(k, (0, 0, width - 1, 0)).transpose(-1, -2)
     offset = (lse.to(dtype).masked_fill(lse == -torch.inf, 0.0) / -LN_2).view(units, group, n_queries)
     count = None if real is None or bool(real.all()) else real
-    mass = q.new_zeros((units, group, width))
+    mass = offset.new_zeros((units, group, width))
     for start, stop in spans(0, n_queries, ROWS):
         n_rows, first = stop - start, start + problem.offset
-        keys = k[..., first : first + n_rows + width - 1]
-        scores = _scores(problem, q[:, :, start:stop], keys, offset[:, :, start:stop])
+        q = problem.q[:, :, start:stop].to(dtype).contiguous().view(units, group, n_rows, d_head)
+        k = problem.k[:, :, max(0, first - width + 1) : first + n_rows].to(dtype).contiguous()
+        if first < width - 1:  # zeros before the first key: every block has width − 1 columns before its own
+            k = torch.nn.functional.pad(k, (0, 0, width - 1 - first, 0))
+        k = k.view(units, -1, d_head).transpose(-1, -2)
+        scores = _scores(problem, q, k, offset[:, :, start:stop])
         # Column c of row r is the key at distance width − 1 + r − c: one step right for each row down.
         *outer, step, _ = scores.stride()
         p = scores.as_strided((units, group, n_rows, width), (*outer, step + 1, 1)).exp2()

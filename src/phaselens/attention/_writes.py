@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_ROWS = 256
+"""Tokens taken together, so that they stay in a CPU's cache."""
+
 
 def triangular(w_o: Tensor) -> Tensor:
     """w_o [head, d_head, d_model] → R [head, d_head, d_head], float64, with ‖z W_O‖ = ‖R z‖ for every z.
@@ -30,10 +33,14 @@ def head_norms(z: Tensor, factor: Tensor) -> Tensor:
     >>> head_norms(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[5.0, 0.0], [0.0, 2.0]]], dtype=torch.float64)).tolist()
     [[5.0]]
     """
-    wide = z.double() if z.dtype == torch.float64 else z.float()
-    by_head = wide.transpose(0, 1).contiguous() @ factor.to(wide.dtype).transpose(-1, -2)
-    norms: Tensor = torch.linalg.vector_norm(by_head, dim=-1, dtype=torch.float64)
-    return norms.transpose(0, 1)
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    right = factor.to(dtype).transpose(-1, -2)
+    n_rows = _ROWS if z.device.type == "cpu" else max(1, len(z))
+    norms = [factor.new_zeros((len(factor), 0))]
+    for start in range(0, len(z), n_rows):
+        by_head = z[start : start + n_rows].to(dtype).transpose(0, 1).contiguous() @ right
+        norms.append(torch.linalg.vector_norm(by_head, dim=-1, dtype=torch.float64))
+    return torch.cat(norms, -1).T
 
 
 class Writes(NamedTuple):

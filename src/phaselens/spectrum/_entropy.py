@@ -78,14 +78,12 @@ def spectra(x: Tensor, left_out: Tensor) -> tuple[Spectrum, Spectrum]:
     if not bool(left_out.any()):
         found = spectrum(x)
         return found, found
-    kept = x[~left_out]
     places = left_out.nonzero()[:, 0]
-    if len(places) == 1 and len(kept) and min(x.shape) > 1:
-        row = int(places[0])
-        alone, others = (float(part.double().square().sum()) for part in (x[row], kept))
-        if 0 < alone < _CANCELS * others < math.inf:
-            return _without_one(x, row)
-    return spectrum(x), spectrum(kept)
+    if len(places) == 1 and min(x.shape) > 1:
+        both = _without_one(x, int(places[0]))
+        if both is not None:
+            return both
+    return spectrum(x), spectrum(x[~left_out])
 
 
 def _gram(x: Tensor) -> Floats:
@@ -122,8 +120,8 @@ def _blas() -> Any:
     return ThreadpoolController().select(internal_api="openblas")
 
 
-def chunks(x: Tensor) -> list[Tensor]:
-    return [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
+def chunks(x: Tensor, n_rows: int = CHUNK) -> list[Tensor]:
+    return [x[start : start + n_rows] for start in range(0, len(x), n_rows)]
 
 
 def _tridiagonal(gram: Floats) -> tuple[Floats, Floats]:
@@ -182,19 +180,19 @@ def continuity_bound(distance: float, n: int) -> float:
     return distance * math.log(n - 1) - distance * math.log(distance) - (1 - distance) * math.log1p(-distance)
 
 
-def _without_one(x: Tensor, row: int) -> tuple[Spectrum, Spectrum]:
-    """Both spectra from one tridiagonal matrix whose first basis vector is the row (or its coordinate)."""
+def _without_one(x: Tensor, row: int) -> tuple[Spectrum, Spectrum] | None:
+    """Both spectra from one tridiagonal matrix whose first basis vector is the row (or its coordinate); None where
+    that would lose too much of the second."""
     by_rows = x.shape[0] <= x.shape[1]
     if by_rows and row:
         x = torch.cat([x[row : row + 1], x[:row], x[row + 1 :]])
         row = 0
     gram = _gram(x)
-    if not np.isfinite(gram.diagonal()).all():
-        return NOTHING, NOTHING
-    energy = 0.0
+    first = x[row].double().cpu().numpy()
+    energy = float(first @ first)
+    if not 0 < energy < _CANCELS * (float(gram.trace()) - energy) < math.inf:
+        return None
     if not by_rows:
-        first = x[row].double().cpu().numpy()
-        energy = float(first @ first)
         gram = _reflected(gram, first)
     diagonal, beside = _tridiagonal(gram)
     everything = _eigenvalues(diagonal, beside)
