@@ -48,7 +48,9 @@ def test_only_the_layer_that_reads_position_0_matters() -> None:
     but by its own attention to itself."""
     found = run(METRIC, bos_lens(), params={"at": "sweep", "seeds": 0})
     ratios = {one["layer"]: one["ratio"] for one in rows(found, METRIC)[1:]}
-    assert ratios.pop(READER) == ratios.pop(None) > 1.5
+    only, every = ratios.pop(READER), ratios.pop(None)
+    assert only > 1.5
+    assert every == pytest.approx(only, rel=1e-12)
     assert list(ratios.values()) == [1.0, 1.0, 1.0]
     assert notes(found, "each layer (layer 0)", "stood there already, in every text")
 
