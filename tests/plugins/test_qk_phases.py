@@ -1,4 +1,4 @@
-"""Queries and keys overwritten at decode as in the prompt, in any order of texts and conditions; and what is refused."""
+"""Queries and keys overwritten at decode as in the prompt, in any order of texts and conditions; and refusals."""
 
 from __future__ import annotations
 
