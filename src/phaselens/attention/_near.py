@@ -12,6 +12,8 @@ from phaselens.attention._strips import LN_2, spans, strips
 
 ROWS = 64
 """Queries in a block."""
+_EVEN = 16
+"""Matrix products take twice as long where a side is not a multiple of this."""
 
 
 def near_mass(problem: Problem, lse: Tensor, longest: int, real: Tensor | None) -> Tensor:
@@ -45,17 +47,20 @@ def _band(problem: Problem, lse: Tensor, width: int, real: Tensor | None) -> Ten
     offset = (lse.to(dtype).masked_fill(lse == -torch.inf, 0.0) / -LN_2).view(units, group, n_queries)
     count = None if real is None or bool(real.all()) else real
     mass = offset.new_zeros((units, group, width))
+    # Keys taken before a block's own: width − 1 at least, and so many that a block's product is fast.
+    left = -(-(width - 1) // _EVEN) * _EVEN
     for start, stop in spans(0, n_queries, ROWS):
         n_rows, first = stop - start, start + problem.offset
         q = problem.q[:, :, start:stop].to(dtype).contiguous().view(units, group, n_rows, d_head)
-        k = problem.k[:, :, max(0, first - width + 1) : first + n_rows].to(dtype).contiguous()
-        if first < width - 1:  # zeros before the first key: every block has width − 1 columns before its own
-            k = torch.nn.functional.pad(k, (0, 0, width - 1 - first, 0))
+        k = problem.k[:, :, max(0, first - left) : first + n_rows].to(dtype).contiguous()
+        if first < left:  # zeros before the first key: every block has as many columns
+            k = torch.nn.functional.pad(k, (0, 0, left - first, 0))
         k = k.view(units, -1, d_head).transpose(-1, -2)
         scores = _scores(problem, q, k, offset[:, :, start:stop])
-        # Column c of row r is the key at distance width − 1 + r − c: one step right for each row down.
+        # Column c of row r is the key at distance left + r − c: one step right for each row down.
         *outer, step, _ = scores.stride()
-        p = scores.as_strided((units, group, n_rows, width), (*outer, step + 1, 1)).exp2()
+        band = (units, group, n_rows, width), (*outer, step + 1, 1), left - width + 1
+        p = scores.as_strided(*band).exp2()
         if first < width - 1:
             row = torch.arange(first, first + n_rows, device=p.device)[:, None]
             p = p.masked_fill(row < torch.arange(width - 1, -1, -1, device=p.device), 0.0)
