@@ -382,6 +382,13 @@ def test_a_condition_is_where_its_metric_puts_it_by_itself() -> None:
     assert layers["bos-mlp"] == layers["passkey"] != []
 
 
+def test_each_metric_sees_the_points_that_it_asked_for_and_no_other(planted: Any, silence: None) -> None:
+    """`silence` refuses any other."""
+    found = run(planted, lengths="60", n=1, conditions="bos-v seeds=0; silence; qk-disruption seeds=1")
+    names = [row["condition"] for row in rows(found, "conditions")]
+    assert {name.split(":")[0] for name in names} >= {"baseline", "bos-v", "silence"}
+
+
 def test_edits_that_look_at_texts_see_prompts_and_repeats_are_averaged_in_each(
     planted: Any, silence: None
 ) -> None:
