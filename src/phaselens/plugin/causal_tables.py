@@ -222,7 +222,9 @@ class CausalTables:
         """Loss [text] of one condition, its repeats averaged text by text."""
         import numpy as np
 
-        mean: np.ndarray = np.mean([self._losses.of(condition, indices) for condition in group], axis=0)
+        repeats = np.stack([self._losses.of(condition, indices) for condition in group])
+        # Around the first: repeats that agree give their value and no rounding.
+        mean: np.ndarray = repeats[0] + (repeats - repeats[0]).mean(0)
         return mean
 
     def _explain(self, what: str, reasons: Mapping[str, str]) -> None:
