@@ -101,7 +101,8 @@ def _where(target: Target) -> str:
     names = target.names
     shown = names[0] if len(names) == 1 else f"{names[0]} … {names[-1].split('.')[1]} ({len(names)} layers)"
     heads = "" if target.heads is None else f", heads {ranges(target.heads)}"
-    return f"{shown} at positions {ranges(target.positions)}{heads}"
+    places = "all positions" if target.positions is None else f"positions {ranges(target.positions)}"
+    return f"{shown} at {places}{heads}"
 
 
 def require_value(value: Any) -> float | str:

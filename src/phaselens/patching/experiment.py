@@ -67,7 +67,7 @@ class Experiment:
         """Exchange the prompts and keep the edits.
 
         Raises:
-            InputError: for prompts of another model, or of two lengths.
+            InputError: for prompts of another model, of two lengths, or too short for an edit.
         """
         require_prompt(clean, "clean")
         aligned = None if corrupt is None else align(clean, require_prompt(corrupt, "corrupt"))
@@ -75,12 +75,21 @@ class Experiment:
             raise InputError(
                 f"these edits are {self.lens.info.label}'s; make another Experiment for {clean.lens.info.label}"
             )
+        self._require_fit(len(clean))
         self.clean, self.corrupt = clean, corrupt
         self._edits = [
             replace(edit, prompt=self.edited) if isinstance(edit, Apply) else edit for edit in self._edits
         ]
         self._known: dict[tuple[Any, ...], Mapping[str, Tensor]] = {}
         return aligned
+
+    def _require_fit(self, n_tokens: int) -> None:
+        for edit in self._edits:
+            positions = edit.target.positions if isinstance(edit, steps.Patch | steps.Ablate) else None
+            if positions and max(positions) >= n_tokens:
+                raise InputError(
+                    f"the prompts have {n_tokens} tokens, and this edit goes beyond: {edit}; undo() it first"
+                )
 
     @property
     def edited(self) -> Prompt:

@@ -89,10 +89,10 @@ def chosen(given: Places, n: int, noun: str, of: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Target:
-    """The places an edit covers: hook names, positions and (None: all) heads."""
+    """The places an edit covers: hook names, positions and heads (None: all)."""
 
     names: tuple[str, ...]
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] | None
     heads: tuple[int, ...] | None = None
 
     def write(self, name: str, old: Tensor, new: Tensor | float) -> Tensor:
@@ -100,17 +100,15 @@ class Target:
         import torch
 
         edited = old.clone()
-        rows = torch.tensor(self.positions, device=old.device)
-        pick: tuple[Any, ...]
-        if self.heads is None:
-            pick = (slice(None), slice(None), rows) if is_matrix(name) else (slice(None), rows)
-        else:
-            heads = torch.tensor(self.heads, device=old.device)
-            pick = (
-                (slice(None), heads[:, None], rows)
-                if is_matrix(name)
-                else (slice(None), rows[:, None], heads)
-            )
+        every = slice(None)
+        rows = every if self.positions is None else torch.tensor(self.positions, device=old.device)
+        heads = every if self.heads is None else torch.tensor(self.heads, device=old.device)
+        if isinstance(rows, torch.Tensor) and isinstance(heads, torch.Tensor):
+            # All pairs of the two, in the order of the tensor's own axes.
+            rows, heads = (rows, heads[:, None]) if is_matrix(name) else (rows[:, None], heads)
+        pick: tuple[Any, ...] = (every, heads, rows) if is_matrix(name) else (every, rows)
+        if self.heads is not None and not is_matrix(name):
+            pick = (every, rows, heads)
         edited[pick] = new[pick] if isinstance(new, torch.Tensor) else new
         return edited
 
@@ -153,7 +151,8 @@ def target(
             raise InputError(
                 f"{name} is a measurement, and nothing in the model follows from it; edit hook_pattern"
             )
-    positions = chosen(pos, n_tokens, "pos", "the prompt")
+    places = chosen(pos, n_tokens, "pos", "the prompt")
+    positions = None if pos is None or (isinstance(pos, str) and pos == "all") else places
     heads: tuple[int, ...] | None = None
     if head is not None and head != "all":
         n_heads = n_heads_of(lens, names[0])

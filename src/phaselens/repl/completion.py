@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -13,11 +14,14 @@ from phaselens.repl.session import VERBS, Session
 
 # The innermost open call, and the string that is being typed in it, perhaps for a named argument.
 _TYPING = re.compile(r"""(\w+)\((?:[^()]*?[,\s])?\s*(?:(\w+)\s*=\s*)?(["'])([^"']*)$""")
+_CLOSED = re.compile(r"\([^()]*\)")
 _MEASURED = ("hook_lse", "hook_sink", "hook_entropy", "hook_received")
 
 
 def offers(session: Session, text: str) -> tuple[str, list[str]] | None:
     """The string being typed at the end of `text`, and what it could become; None where nothing is known of it."""
+    while (shorter := _CLOSED.sub("", text)) != text:
+        text = shorter
     found = _TYPING.search(text)
     if found is None:
         return None
@@ -48,12 +52,21 @@ def _known(session: Session, verb: str, argument: str | None) -> Iterable[str] |
     return None
 
 
+@functools.cache
 def hook_names(lens: Any) -> list[str]:
-    """Points that can be edited, aliases among them, without the inner ones of TransformerLens' components."""
+    """Points that fire and can be edited, without the inner ones of TransformerLens' components; found by a short run."""
+    import torch
+
     aliases = [f"blocks.{layer}.{alias}" for layer in range(lens.info.n_layers) for alias in ALIASES]
-    names = dict.fromkeys([*lens.hook_dict, *aliases])
-    inner = ("hook_in", "hook_out", *_MEASURED)
-    return [name for name in names if not name.endswith(inner) or name.endswith(("attn_out", "mlp_out"))]
+    inner = (".hook_in", ".hook_out", *_MEASURED)
+    names = [name for name in dict.fromkeys([*lens.hook_dict, *aliases]) if not name.endswith(inner)]
+    fired: set[str] = set()
+
+    def note(name: str) -> Any:
+        return lambda value, hook: fired.add(name) if isinstance(value, torch.Tensor) else None
+
+    lens.stream(torch.zeros((1, 2), dtype=torch.long), [(name, note(name)) for name in names])
+    return [name for name in names if name in fired]
 
 
 def matcher(session: Session) -> Any:

@@ -297,7 +297,7 @@ class Session:
             experiment.lens.info.label,
             experiment.clean,
             experiment.corrupt,
-            experiment.patched(),
+            tuple(edit.code for edit in experiment.patched()),
             experiment.metric.name,
         )
         place = (found.what, found.by, found.layers)

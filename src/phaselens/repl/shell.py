@@ -83,7 +83,12 @@ def make_shell(
         shell.set_custom_exc((Exception, KeyboardInterrupt), _one_line)
     shell.events.register("post_run_cell", lambda result: _after(session))
     shell.Completer.custom_matchers.append(matcher(session))
-    shell.register_magic_function(lambda line: save(session, loads, line), "line", "save_session")
+
+    def save_session(line: str) -> None:
+        save(session, loads, line)
+
+    save_session.__doc__ = save.__doc__
+    shell.register_magic_function(save_session)
     return shell
 
 

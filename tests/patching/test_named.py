@@ -1,0 +1,106 @@
+"""Conditions and metrics of plugins, by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from phaselens.errors import InputError
+from phaselens.patching import Experiment, causal_names, metric_names, prompt
+from tests.patching.conftest import experiment_of, lens_of
+
+
+def test_a_condition_is_the_same_as_the_edit_it_stands_for(experiment):
+    experiment.condition("bos-mlp", layer=1)
+    by_name = experiment.run()
+    assert str(experiment.patched()).startswith("1. condition bos-mlp: ")
+    assert str(experiment.patched()).endswith("layer 1")
+    experiment.undo()
+    experiment.ablate(what="mlp", layer=1, pos=0)
+    assert experiment.run().value == by_name.value
+    assert by_name.value[0] != by_name.value[1]
+
+
+def test_a_condition_that_chooses_by_texts_acts_on_every_row_of_a_sweep(experiment):
+    """A sweep's cell is a whole run with the condition and one patch more."""
+    experiment.condition("qk-disruption", multiple=1.5)
+    bare = experiment_of().values()[0]
+    swept = experiment.sweep("mlp", layer=[1, 2])
+    assert swept.base != bare
+    experiment.patch(what="mlp", layer=2, pos=5)
+    assert swept.values[1, 5] == pytest.approx(experiment.values()[0], abs=1e-9)
+
+
+def test_a_condition_follows_new_prompts(experiment):
+    experiment.condition("bos-mlp", layer=0)
+    lens = experiment.lens
+    experiment.prompts(prompt(lens, "a cat"), prompt(lens, "a dog"))
+    other = Experiment(experiment.clean, experiment.corrupt, experiment.metric)
+    other.ablate(what="mlp", layer=0, pos=0)
+    assert experiment.run().value == other.run().value
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layer", "message"),
+    [
+        (("sinks",), None, r"sinks changes nothing, so it has no condition; see metric\('sinks'\)"),
+        (("bos-mpl",), None, "did you mean bos-mlp"),
+        (("bos-mlp", "write"), None, "has no condition 'write'"),
+        (("layer-ablation",), None, "name a layer: condition"),
+        (("layer-ablation",), 7, r"no such condition in layer 7; its layers here: \[0, 1, 2\]"),
+    ],
+)
+def test_a_condition_that_is_not_there_is_said_in_one_line(experiment, arguments, layer, message):
+    with pytest.raises(InputError, match=message):
+        experiment.condition(*arguments, layer=layer)
+    assert not experiment.patched()
+
+
+def test_a_metric_is_measured_without_and_with_the_edits(experiment):
+    lens = experiment.lens
+    found = experiment.measure("bos-norm")
+    assert [row[1] for row in found.rows] == [row[2] for row in found.rows]
+    experiment.ablate(what="resid", layer=2, pos=0, value=5.0)
+    found = experiment.measure("bos-norm")
+    assert found.rows[1][1] == found.rows[1][2] or found.rows[1][2] is not None
+    kept = {}
+    lens.stream(
+        experiment.corrupt.tokens,
+        [
+            *experiment.hooks(),
+            ("blocks.2.hook_resid_post", lambda x, hook: kept.__setitem__("x", x[0].norm(dim=-1))),
+        ],
+    )
+    ratio = float(kept["x"][0] / kept["x"][1:].mean())
+    assert found.rows[2][2] == pytest.approx(ratio, rel=1e-5)
+    assert "before" in str(found)
+    assert not any("intervals are null" in warning for warning in found.warnings)
+
+
+def test_sinks_follow_an_edited_pattern(experiment):
+    """All attention on position 0: every head is a sink."""
+
+    def park(pattern: torch.Tensor, hook: object) -> torch.Tensor:
+        parked = torch.zeros_like(pattern)
+        parked[..., 0] = 1.0
+        return parked
+
+    with experiment.lens.hooks(fwd_hooks=[("blocks.1.attn.hook_pattern", park)]):
+        found = experiment.measure("sinks")
+    assert found.rows[1][1] == 1.0
+
+
+def test_a_causal_metric_is_a_condition_and_an_unknown_one_is_nothing(experiment):
+    with pytest.raises(InputError, match="bos-mlp is a causal metric"):
+        experiment.measure("bos-mlp")
+    with pytest.raises(InputError, match="did you mean sinks"):
+        experiment.measure("sink")
+    with pytest.raises(InputError, match="no parameter 'treshold'; did you mean threshold"):
+        experiment.measure("sinks", treshold=0.2)
+
+
+def test_names_are_told_apart():
+    assert "bos-mlp" in causal_names()
+    assert "sinks" in metric_names()
+    assert not set(causal_names()) & set(metric_names())
+    assert lens_of("llama") is not None
