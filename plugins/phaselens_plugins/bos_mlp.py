@@ -282,9 +282,9 @@ class BosMlp(Ablation[BosMlpParams]):
                     f"{name}: the MLP of layer {layer} adds a vector of norm {mlp[layer]:.3g} to position 0, whose "
                     f"norm is {norms[layer]:.3g}: removing it is nearly a no-op{elsewhere}"
                 )
-        if write is None:
+        if write is None and norms[norms == norms].size:
             self.warn("write layer is null: no layer adds to the norm of position 0")
-        elif write == self.model.n_layers - 1 and self.params.at != "sweep":
+        if write == self.model.n_layers - 1 and self.params.at != "sweep":
             self.warn(
                 f"write layer: {write} is the last layer; what it writes at position 0 changes the first predicted "
                 f"token and nothing else. `{BELOW_LAST}` is beside it; at=sweep shows every layer"

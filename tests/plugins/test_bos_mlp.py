@@ -267,6 +267,10 @@ def test_norms_that_are_nan_leave_no_layer_and_no_condition() -> None:
     tokens = [encode(lens.text_tokenizer, text, bos="auto", bos_token_id=0, max_tokens=512) for text in texts]
     gather(lens, tokens, asked, [[0, 1, 2, 3]])
     assert asked.conditions() == []
+    found = run(METRIC, lens, params={"seeds": 0})
+    assert [one["ppl"] for one in rows(found, METRIC)] == [None]
+    assert notes(found, "baseline: ppl", "NaN or infinite")
+    assert not notes(found, "no layer adds to the norm")
     assert any("NaN or infinite in every layer" in note for note in asked.warnings)
 
 
