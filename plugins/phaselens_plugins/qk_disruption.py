@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from phaselens.errors import InputError
 from phaselens.plugin import (
     CAUSAL_TABLES,
     CausalMetric,
     Column,
     Condition,
     Edit,
+    InputError,
     LayerView,
     Metric,
     Params,
