@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from phaselens.errors import InputError
+from phaselens.plugin import InputError
 
 #: What fills the last few tokens. Single signs come after words: they cost one token where a word costs several.
 _PADS = (" and", " so", " on", " then", " a", ".", "!", "\n")

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from phaselens.errors import InputError
-from phaselens.plugin import CausalMetric, Condition, LayerView, ModelInfo, Params, plugins
+from phaselens.plugin import CausalMetric, Condition, InputError, LayerView, ModelInfo, Params, plugins
 
 HELP = (
     "causal metrics whose conditions are tried, each with its parameters, separated by semicolons: "

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from phaselens.errors import InputError
+from phaselens.plugin import InputError
 from phaselens_plugins._encoding import Encoder, Fitter, common
 
 OPENING = "Somewhere in this text there is a secret number. Keep it in mind."

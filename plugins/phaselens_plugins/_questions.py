@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phaselens.errors import InputError
+from phaselens.plugin import InputError
 
 CONTEXTUAL, PARAMETRIC = "contextual", "parametric"
 KINDS = (CONTEXTUAL, PARAMETRIC)

@@ -21,12 +21,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from phaselens.errors import InputError
 from phaselens.plugin import (
     BASELINE,
     CAUSAL_TABLES,
     Condition,
     Display,
+    InputError,
     Metric,
     Outcome,
     Params,

@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phaselens.errors import InputError
 from phaselens.plugin import (
     BASELINE,
     CAUSAL_TABLES,
     Condition,
     Display,
+    InputError,
     Metric,
     Outcome,
     Params,
