@@ -78,7 +78,7 @@ def insistent_interrupt() -> Iterator[None]:
     waiting: list[threading.Timer] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        again = threading.Timer(1.0, _thread.interrupt_main)
+        again = threading.Timer(1.0, _interrupt_again)
         again.daemon = True
         waiting.append(again)
         again.start()
@@ -98,6 +98,14 @@ def insistent_interrupt() -> Iterator[None]:
             timer.cancel()
         sys.unraisablehook = hook
         signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_again() -> None:
+    """A real signal to the main thread, where there are such: it also ends a system call that waits."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def say(kind: str, message: str) -> None:
