@@ -73,6 +73,7 @@ def repl(models: tuple[str, ...], **given: Any) -> None:
         tracebacks=given["debug"],
     )
     with _plain_interrupt():
+        shell.show_banner()
         shell.mainloop()
 
 

@@ -54,7 +54,7 @@ def _known(session: Session, verb: str, argument: str | None) -> Iterable[str] |
 
 @functools.cache
 def hook_names(lens: Any) -> list[str]:
-    """Points that fire and can be edited, without the inner ones of TransformerLens' components; found by a short run."""
+    """Points that fire and can be edited, without the inner ones of TransformerLens' parts; found by a short run."""
     import torch
 
     aliases = [f"blocks.{layer}.{alias}" for layer in range(lens.info.n_layers) for alias in ALIASES]
