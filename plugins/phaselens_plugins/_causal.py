@@ -17,6 +17,7 @@ from phaselens.plugin import (
     Column,
     Condition,
     Edit,
+    InputError,
     Metric,
     ModelInfo,
     Outcome,
@@ -178,32 +179,36 @@ class Ablation(CausalMetric[P]):
         return mean[:, 0], mean[:, 1] / np.maximum(n_later, 1)
 
 
-def layers_in(asked: str, n_layers: int) -> list[int]:
-    """Layers that a text names, ascending: `all`, or numbers and ranges with commas between them.
+def layer_ranges(asked: str) -> list[tuple[int, int]] | None:
+    """First and last layer of each range that a text names; None for `all`.
 
     Raises:
-        ValueError: what is wrong with it, in words.
+        InputError: what is wrong with it, in words.
 
-    >>> layers_in("0,2-4", 6), layers_in("all", 2)
-    ([0, 2, 3, 4], [0, 1])
+    >>> layer_ranges("0,2-4"), layer_ranges("all")
+    ([(0, 0), (2, 4)], None)
     """
     if asked.strip() == "all":
-        return list(range(n_layers))
-    found: set[int] = set()
+        return None
+    ranges = []
     for part in asked.split(","):
         first, dash, last = (each.strip() for each in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"layers: {part.strip()!r} is no layer and no range; write all, or 0,2-4")
-        ends = int(first), int(last if dash else first)
-        if ends[1] < ends[0] or ends[1] >= n_layers:
-            raise ValueError(
-                f"layers: {part.strip()!r} is not there; the model has layers 0 to {n_layers - 1}"
-            )
-        found.update(range(ends[0], ends[1] + 1))
-    return sorted(found)
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise InputError(f"layers: {part.strip()!r} is no layer and no range; write all, or 0,2-4")
+        ranges.append((int(first), int(last if dash else first)))
+    return ranges
+
+
+def layers_in(asked: str, model: ModelInfo) -> list[int]:
+    """Layers of the model that a text names, ascending; InputError for one that the model does not have."""
+    ranges = layer_ranges(asked)
+    for _, last in ranges or []:
+        require_layer(last, model)
+    pairs = [(0, model.n_layers - 1)] if ranges is None else ranges
+    return sorted({layer for first, last in pairs for layer in range(first, last + 1)})
 
 
 def require_layer(layer: int | None, model: ModelInfo) -> None:
-    """Raise ValueError for a layer that the model does not have."""
+    """Raise InputError for a layer that the model does not have."""
     if layer is not None and layer >= model.n_layers:
-        raise ValueError(f"layer is {layer}, but {model.label} has layers 0 to {model.n_layers - 1}")
+        raise InputError(f"layer is {layer}, but {model.label} has layers 0 to {model.n_layers - 1}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phaselens.plugin import CAUSAL_TABLES, Condition, Edit, Metric, Params, hookimpl, param
-from phaselens_plugins._causal import REACH, SEEDS, Ablation, at_bos, layers_in
+from phaselens_plugins._causal import REACH, SEEDS, Ablation, at_bos, layer_ranges, layers_in
 
 ATTN, MLP = "blocks.{layer}.hook_attn_out", "blocks.{layer}.hook_mlp_out"
 PARTS = {
@@ -36,6 +36,10 @@ class LayerAblationParams(Params):
         unit="positions",
         minimum=0,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layer_ranges(self.layers)
 
 
 class LayerAblation(Ablation[LayerAblationParams]):
@@ -66,7 +70,7 @@ class LayerAblation(Ablation[LayerAblationParams]):
     def setup(self) -> None:
         """Layers that the model does not have are refused before anything runs."""
         super().setup()
-        self.layers = layers_in(self.params.layers, self.model.n_layers)
+        self.layers = layers_in(self.params.layers, self.model)
 
     def conditions(self) -> Sequence[Condition]:
         """A condition a part and layer, or a part and all the layers."""

@@ -107,3 +107,10 @@ def test_a_plugins_command_that_raises_is_told_as_the_plugins(fails: Fails, inst
     )
     line = fails(1, "greet")
     assert line == "command of plugin 'greet' (dist-greet 2.5) failed: ZeroDivisionError: nobody there"
+
+
+def test_parameters_of_the_checked_metric_are_read(phaselens: Phaselens, fails: Fails) -> None:
+    outcome = phaselens("plugins", "check", "passkey", "-P", "passkey.symbls=abc")
+    assert outcome.code == 1
+    assert "no parameter 'symbls'; did you mean symbols?" in " ".join(outcome.out.split())
+    assert "'sinks' is not in this run" in fails(2, "plugins", "check", "passkey", "-P", "sinks.tau=0.2")

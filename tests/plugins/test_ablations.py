@@ -15,7 +15,7 @@ from phaselens.runs import applied
 from phaselens_plugins._causal import ZeroElsewhere, elsewhere, layers_in
 from tests.plugins.ablations import TEXTS, row, rows, run
 from tests.plugins.bos_models import SHRINKER, bos_lens
-from tests.toys import toy_lens
+from tests.toys import toy_info, toy_lens
 
 N_NEW = 5
 
@@ -145,4 +145,4 @@ def test_a_control_is_averaged_over_its_seeds_within_a_text() -> None:
     ("asked", "layers"), [("all", [0, 1, 2, 3]), ("3", [3]), ("2,0", [0, 2]), (" 0 - 2 , 1", [0, 1, 2])]
 )
 def test_layers_by_name(asked: str, layers: list[int]) -> None:
-    assert layers_in(asked, 4) == layers
+    assert layers_in(asked, toy_info(n_layers=4)) == layers

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import phaselens
-from phaselens.plugin import plugins
+from phaselens.plugin import InputError, plugins
 from phaselens.testing import check_metric
 from tests.plugins.ablations import content, naive, perplexity, predicted, row, rows, run
 from tests.plugins.bos_models import READER, WRITER, bos_lens
@@ -101,12 +101,8 @@ def test_a_model_without_any_layer_predicts_from_the_embedding_alone() -> None:
 @pytest.mark.parametrize(
     ("layers", "reason"),
     [
-        ("5", "layers: '5' is not there; the model has layers 0 to 1"),
-        ("0-2", "layers: '0-2' is not there; the model has layers 0 to 1"),
-        ("1-0", "layers: '1-0' is not there; the model has layers 0 to 1"),
-        ("one", "layers: 'one' is no layer and no range; write all, or 0,2-4"),
-        ("0,,1", "layers: '' is no layer and no range; write all, or 0,2-4"),
-        ("-1", "layers: '-1' is no layer and no range; write all, or 0,2-4"),
+        ("5", "layer is 5, but llama has layers 0 to 1"),
+        ("0-2", "layer is 2, but llama has layers 0 to 1"),
     ],
 )
 def test_layers_that_are_not_there_are_refused(layers: str, reason: str) -> None:
@@ -114,6 +110,12 @@ def test_layers_that_are_not_there_are_refused(layers: str, reason: str) -> None
     found = phaselens.run(toy_lens("llama"), metrics=asked, texts=[letters(4)])
     (failure,) = found.metrics[METRIC].failures
     assert failure.message == reason
+
+
+@pytest.mark.parametrize("layers", ["1-0", "one", "0,,1", "-1"])
+def test_what_names_no_layers_is_bad_input_before_anything_runs(layers: str) -> None:
+    with pytest.raises(InputError, match="is no layer and no range; write all, or 0,2-4"):
+        plugins().metric(METRIC).Params.parse({"layers": layers})
 
 
 def test_order_and_batches_change_no_number() -> None:

@@ -28,6 +28,14 @@ plugin_file = click.option(
     help="Take the metrics of a file that is not installed; repeat.",
 )
 
+settings = click.option(
+    "-P",
+    "settings",
+    multiple=True,
+    metavar="METRIC.PARAMETER=VALUE",
+    help="Set a metric's parameter; repeat.",
+)
+
 
 def split_names(values: Iterable[str]) -> list[str]:
     """Names given by repeated options or with commas between them, each once.

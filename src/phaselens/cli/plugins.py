@@ -108,11 +108,12 @@ def _table(metric: type[Metric[Any]], table: TableSpec) -> list[str]:
 
 @plugin_commands.command()
 @click.argument("target", metavar="NAME|PATH")
+@options.settings
 @click.option(
     "--allow-matrix", is_flag=True, help="The metric may read the whole attention matrix, which is O(L²)."
 )
 @options.debug
-def check(target: str, allow_matrix: bool, debug: bool) -> int:
+def check(target: str, settings: tuple[str, ...], allow_matrix: bool, debug: bool) -> int:
     """Check the metric NAME, or those of PATH, on tiny models: the contract that every metric keeps.
 
     PATH is a .py file, or the folder of a package (with its pyproject.toml), which need not be installed.
@@ -128,12 +129,13 @@ def check(target: str, allow_matrix: bool, debug: bool) -> int:
         names = plugins().add_folder(target)
     else:
         names = [target]
+    given = options.by_metric(settings, names)
     rows = []
     with only_results_on_stdout(debug=debug):
         from phaselens.testing import examine
 
         for name in names:
-            for found in examine(plugins().metric(name), allow_matrix=allow_matrix):
+            for found in examine(plugins().metric(name), given[name], allow_matrix=allow_matrix):
                 rows.append((name, found.status, found.name, found.detail))
     print_rows(["metric", "", "check", "what was found"], rows, console(sys.stdout), marked=1)
     return 1 if any(row[1] == "failed" for row in rows) else 0

@@ -31,13 +31,7 @@ _POSITIVE = click.IntRange(min=1)
     help="A metric to run; repeat, or separate by commas.",
 )
 @options.plugin_file
-@click.option(
-    "-P",
-    "settings",
-    multiple=True,
-    metavar="METRIC.PARAMETER=VALUE",
-    help="Set a metric's parameter; repeat.",
-)
+@options.settings
 @click.option(
     "--texts",
     default="bundled",
