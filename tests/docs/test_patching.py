@@ -1,0 +1,79 @@
+"""The page and the notebook on patching: all their code runs, and says what they say it does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "patching.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("page")
+
+
+@pytest.mark.slow
+def test_every_block_of_the_page_runs_in_order(folder, monkeypatch, capsys):
+    """With its assertions, which are what the text claims."""
+    monkeypatch.chdir(folder)
+    scope: dict[str, object] = {"__name__": "page"}
+    for kind, code in BLOCKS:
+        if kind == "python":
+            exec(compile(code, "patching.md", "exec"), scope)
+    assert "attribution against patching, 24 cells" in capsys.readouterr().out
+    for name in ("mlp", "heads"):
+        assert (folder / f"{name}.png").is_file()
+
+
+@pytest.mark.slow
+def test_the_session_of_the_page_can_be_typed(folder, monkeypatch, capsys):
+    import phaselens
+    from phaselens.repl.script import script
+    from phaselens.repl.session import Session
+
+    monkeypatch.chdir(folder)
+    session = Session({"rope": phaselens.load("rope")}, str(folder), quiet=True)
+    (typed,) = [code for kind, code in BLOCKS if kind == "text"]
+    for line in typed.splitlines():
+        if line.startswith("%save_session"):
+            assert "experiment.condition" in script(session, {"rope": "phaselens.load('rope')"})
+        else:
+            exec(line, session.names)
+            session.after_line()
+    assert "1. condition bos-mlp: " in capsys.readouterr().out
+
+
+def test_its_pictures_are_there_and_its_links_lead_somewhere():
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+        assert (DOCS / link).exists(), link
+    assert {kind for kind, _ in BLOCKS} == {"python", "text"}
+
+
+def test_the_notebook_is_the_page():
+    import nbformat
+    from tools.patching_notebook import NOTEBOOK, notebook
+
+    stored = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(stored)
+    assert [(cell.cell_type, cell.source) for cell in stored.cells] == [
+        (cell.cell_type, cell.source) for cell in notebook().cells
+    ], "run python -m tools.patching_notebook"
+    assert all(cell.outputs or cell.execution_count for cell in stored.cells if cell.cell_type == "code")
+    assert str(NOTEBOOK.parents[2]) not in NOTEBOOK.read_text()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    from tools.patching_notebook import execute, notebook
+
+    done = execute(notebook(), tmp_path)
+    printed = "".join(
+        output.get("text", "") for cell in done.cells if cell.cell_type == "code" for output in cell.outputs
+    )
+    assert "key alone +0." in printed
+    assert (tmp_path / "heads.png").is_file()
