@@ -114,6 +114,27 @@ def test_a_key_head_that_is_not_there_is_empty():
     assert both.count() == 18
 
 
+class _Counting(Observer):
+    """Adds up what a progress bar is told."""
+
+    def __init__(self) -> None:
+        self.announced, self.done, self.steps = 0, 0, 0
+
+    def measuring(self, label: str, n_tokens: int) -> None:
+        self.announced += n_tokens
+
+    def advance(self, n_tokens: int) -> None:
+        self.done += n_tokens
+        self.steps += 1
+
+
+def test_progress_is_told_cell_by_cell():
+    seen = _Counting()
+    found = experiment_of().sweep("head", by="pos-head", observer=seen)
+    assert seen.announced == seen.done == found.values.size == 108
+    assert seen.steps == 6  # two forwards a layer
+
+
 class _Impatient(Observer):
     """Presses Ctrl-C after so many cells."""
 

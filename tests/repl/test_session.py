@@ -183,3 +183,17 @@ def test_help_for_each_name(lines, shell):
     assert lines("guide(sweep)")[0].startswith("sweep(*what, by=None, layer=None, file=None)")
     assert lines('guide("other-model")')[0].startswith("other-model: GPT2LMHeadModel")
     assert "Write a script" in shell.object_inspect("%save_session")["docstring"]
+
+
+def test_what_is_found_shows_itself_as_it_prints(ready):
+    ready('sweep("head")')
+    assert "head: patching, layer × head\nlogit_diff('e', 'o'): corrupt" in ready("result")[0]
+    assert "9 tokens of 'rope'" in ready("clean")[0]
+
+
+def test_transformer_lens_works_on_a_sessions_model(ready):
+    out, error = ready(
+        'logits, cache = m.run_with_cache("to be")', "logits.shape", 'cache["resid_pre", 1].shape'
+    )
+    assert error == ""
+    assert "torch.Size([1, 6, 67])" in out

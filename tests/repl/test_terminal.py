@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,19 @@ def test_ctrl_c_ends_a_sweep_and_not_the_session(terminal):
     assert "interrupted" in terminal.wait()
 
 
-def test_help_is_light_and_says_what_it_opens():
+def test_help_imports_neither_ipython_nor_torch():
+    code = (
+        "import sys\nfrom phaselens.cli.app import app\n"
+        "try: app(['repl', '--help'])\nexcept SystemExit: pass\n"
+        "print([name for name in ('IPython', 'torch', 'transformers', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.endswith("[]\n")
+
+
+def test_help_says_what_it_opens():
     from phaselens.cli.app import app
 
     shown = CliRunner().invoke(app, ["repl", "--help"])

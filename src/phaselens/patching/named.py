@@ -11,6 +11,7 @@ from phaselens.errors import InputError, MetricError, close_matches
 from phaselens.patching.edits import Clean, Edit
 from phaselens.patching.passes import Hook
 from phaselens.patching.prompts import Prompt
+from phaselens.patching.results import Shown
 from phaselens.plugin import Batch, CausalMetric, Condition, Metric, plugins
 from phaselens.runs import MetricResult, Observer, choose, gather
 from phaselens.runs.engine import measure
@@ -149,8 +150,8 @@ def _picked(name: str, found: Sequence[Condition], which: str | None, layer: int
     return left[0]
 
 
-@dataclass(frozen=True)
-class Measured:
+@dataclass(frozen=True, repr=False)
+class Measured(Shown):
     """A metric by layer: of the prompt's run without the edits, with them, and of the clean run.
 
     `rows` are (layer, before, after, clean); a value is None where it is missing. `warnings` say why.

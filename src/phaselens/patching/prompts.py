@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import BOS_POLICIES, Text, encode
@@ -25,11 +25,11 @@ def token_text(lens: HookedTransformer, token: int) -> str:
     return repr(lens.text_tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prompt:
     """A text and the token ids that a model makes of it; made by `prompt`."""
 
-    lens: HookedTransformer = field(repr=False)
+    lens: HookedTransformer
     text: str
     ids: tuple[int, ...]
     bos: str = "auto"
@@ -48,6 +48,9 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         head = f"{len(self)} tokens of {self.lens.info.label!r}:"
@@ -96,7 +99,7 @@ def _longest(lens: HookedTransformer) -> int:
     return lens.info.n_ctx if learned and lens.info.n_ctx else 1 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Alignment:
     """Two prompts of equal length, token by token."""
 
@@ -114,6 +117,9 @@ class Alignment:
         differing = set(self.differing)
         for place, (one, other) in enumerate(zip(self.clean.words, self.corrupt.words, strict=True)):
             yield place, one, other, place in differing
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         rows = list(self.rows())

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 AXES = {"pos": ("layer", "pos"), "head": ("layer", "head"), "pos-head": ("layer", "pos", "head")}
 
 
+class Shown:
+    """What shows itself as it prints."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 def empty(shape: tuple[int, ...]) -> np.ma.MaskedArray[Any, Any]:
     """Cells that were not measured, float64."""
     import numpy as np
@@ -21,8 +28,8 @@ def empty(shape: tuple[int, ...]) -> np.ma.MaskedArray[Any, Any]:
     return np.ma.masked_array(np.zeros(shape), mask=True)
 
 
-@dataclass(frozen=True)
-class Sweep:
+@dataclass(frozen=True, repr=False)
+class Sweep(Shown):
     """The metric with one cell of the clean run at a time put into the corrupt run.
 
     `values` is a masked array, float64: [layer, pos], [layer, head] or [layer, pos, head], as `axes` says; `layers` are
@@ -147,8 +154,8 @@ class Token:
     after: float
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Shown):
     """What the edits did: next tokens, loss (nats a token) and metric before and after them.
 
     `top_before` and `top_after` are the most probable tokens at `pos`, most probable first. `clean` is the metric of
@@ -179,8 +186,8 @@ class Outcome:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Agreement:
+@dataclass(frozen=True, repr=False)
+class Agreement(Shown):
     """How well attribution tells what patching finds, over the `n` cells that both have.
 
     Correlations are None where they do not exist: fewer than three cells, or one side without any variation;

@@ -47,7 +47,7 @@ class SessionModel(HookedTransformer):
 
 def _is_layers(value: Any) -> bool:
     """Layers are whole numbers; what a model is run on is text or a tensor."""
-    if value is None or isinstance(value, int | range) or value == "all":
+    if value is None or isinstance(value, int | range) or (isinstance(value, str) and value == "all"):
         return True
     return isinstance(value, list | tuple) and all(isinstance(each, int) for each in value)
 

@@ -143,9 +143,12 @@ def _style(share: float) -> Style:
         return Style()
     full = _UP if share > 0 else _DOWN
     mixed = [round(255 + (channel - 255) * abs(share)) for channel in full]
-    return Style.parse(
-        f"{'white' if abs(share) > 0.55 else 'black'} on #{mixed[0]:02x}{mixed[1]:02x}{mixed[2]:02x}"
+    # Whichever of the two stands out more from the mixture, by its relative luminance.
+    bright = sum(
+        part * (channel / 255) ** 2.2 for part, channel in zip((0.2126, 0.7152, 0.0722), mixed, strict=True)
     )
+    ink = "#000000" if bright > 0.18 else "#ffffff"
+    return Style.parse(f"{ink} on #{mixed[0]:02x}{mixed[1]:02x}{mixed[2]:02x}")
 
 
 def figure(*sweeps: Sweep) -> Figure:
