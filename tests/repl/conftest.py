@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,24 @@ from phaselens.testing import tiny_lens
 Lines = Callable[..., tuple[str, str]]
 
 
-@pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """IPython on two models, `rope` and `other-model`; what it changes of this process is put back."""
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    monkeypatch.chdir(tmp_path)
-    before = sys.displayhook, sys.excepthook
-
-    from phaselens.repl.session import Session
-    from phaselens.repl.shell import Shell, make_shell
-
-    lenses = {
+@pytest.fixture(scope="session")
+def lenses() -> dict[str, Any]:
+    """Two models; wrapping them takes longer than a test does."""
+    return {
         "rope": tiny_lens("llama", label="rope", num_hidden_layers=3),
         "other-model": tiny_lens("gpt2", label="other-model"),
     }
+
+
+@contextmanager
+def shell_on(lenses: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
+    """IPython on these models; what it changes of them and of this process is put back."""
+    before = sys.displayhook, sys.excepthook
+
+    from phaselens.lens.positions import restore_rotation
+    from phaselens.repl.session import Session
+    from phaselens.repl.shell import Shell, make_shell
+
     session = Session(lenses, str(tmp_path / "figures"), quiet=True)
     loads = {label: f"LOAD({label!r})" for label in lenses}
     made = make_shell(session, loads, history=":memory:")
@@ -39,6 +44,16 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     made.restore_sys_module_state()
     Shell.clear_instance()
     sys.displayhook, sys.excepthook = before
+    restore_rotation(lenses["rope"])
+
+
+@pytest.fixture
+def shell(lenses: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """IPython on `rope` and `other-model`."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.chdir(tmp_path)
+    with shell_on(lenses, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import pytest
 
+from tests.repl.conftest import shell_on
+
+
+@pytest.fixture(scope="module")
+def shell(lenses, tmp_path_factory):
+    """One for all: nothing here changes it."""
+    folder = tmp_path_factory.mktemp("completion")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
+        with shell_on(lenses, folder) as made:
+            yield made
+
 
 def offered(shell, text: str) -> list[str]:
     from IPython.core.completer import provisionalcompleter

@@ -44,7 +44,7 @@ def test_the_stack_of_edits(ready):
     ready('patch(what="resid", layer=range(2))', 'ablate(what="mlp", layer=1, pos=0)', "nope(1)")
     out, _ = ready("patched()")
     assert [line[:3] for line in out.splitlines()] == ["1. ", "2. ", "3. "]
-    assert ready("undo()")[0] == "undone: rotation of layers 1 nulled\n"
+    assert ready("undo()")[0] == "undone: rotation of layer 1 nulled\n"
     ready("undo()", "undo()")
     assert ready("patched()")[0] == "no edits\n"
     assert ready("undo()")[1] == "error: undo: there is no edit to take back\n"
@@ -79,17 +79,17 @@ def test_rope_is_a_model_and_a_verb(ready, shell):
     )
     ready("nope()")
     assert ready("patched()")[0] == "1. rotation of layers 0–2 nulled\n"
-    assert ready("rope(1)")[0] == "2. rotation of layers 1 restored\n"
+    assert ready("rope(1)")[0] == "2. rotation of layer 1 restored\n"
     assert ready("rope(layer=[0, 2])")[0] == "3. rotation of layers 0, 2 restored\n"
-    assert ready("rope()")[1].startswith("error: rope: no rotation of layers 0–2 was nulled")
+    assert ready("rope()")[1].startswith("error: rope: no rotation was nulled in layers 0–2")
     assert ready("rope(clean.tokens).shape")[0].endswith("torch.Size([1, 9, 67])\n")
 
 
 def test_rotation_can_be_switched_before_there_is_a_prompt(lines):
-    assert lines("nope(2)")[0] == "1. rotation of layers 2 nulled\n"
+    assert lines("nope(2)")[0] == "1. rotation of layer 2 nulled\n"
     assert lines("run()")[1].startswith("error: there is no prompt yet; write clean = m.prompt(")
     lines('clean = m.prompt("to be")')
-    assert lines("patched()")[0] == "1. rotation of layers 2 nulled\n"
+    assert lines("patched()")[0] == "1. rotation of layer 2 nulled\n"
     assert lines("undo()")[1] == ""
 
 

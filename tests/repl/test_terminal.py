@@ -66,10 +66,10 @@ def test_start_patch_undo_sweep_save_quit(terminal, tmp_path):
     terminal.type('clean = toy.prompt("a b c d e")')
     assert re.search(r"3 +'c' +≠ 'x'", terminal.type('corrupt = toy.prompt("a b x d e")'))
     terminal.type('logit_diff("g", "h")')
-    assert "1. patch blocks.3.hook_resid_post at positions 5" in terminal.type(
+    assert "1. patch blocks.3.hook_resid_post at position 5" in terminal.type(
         'patch("blocks.3.hook_resid_post", pos=5)'
     )
-    assert "after 1 edits" in terminal.type("run()")
+    assert "after 1 edit" in terminal.type("run()")
     assert "undone: patch blocks.3" in terminal.type("undo()")
     assert "error: undo: there is no edit to take back" in terminal.type("undo()")
     shown = terminal.type('sweep("resid")')
