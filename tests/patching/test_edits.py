@@ -103,13 +103,13 @@ def test_rotation_is_switched_live_and_run_shows_the_model_as_loaded_before(expe
     assert told.value[1] != told.value[0]
     assert rotation(lens) == (True, True, False)
     experiment.rope(1)
-    assert str(experiment.patched()[-1]) == "rotation of layers 1 restored"
+    assert str(experiment.patched()[-1]) == "rotation of layer 1 restored"
     assert rotation(lens) == (True, False, False)
     experiment.undo()
     assert rotation(lens) == (True, True, False)
-    with pytest.raises(InputError, match="no rotation of layers 2 was nulled"):
+    with pytest.raises(InputError, match="no rotation was nulled in layer 2"):
         experiment.rope(2)
-    with pytest.raises(InputError, match="have no rotation to null"):
+    with pytest.raises(InputError, match="there is no rotation to null in layers 0, 1"):
         experiment.nope([0, 1])
 
 

@@ -28,6 +28,15 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
+def numbered(noun: str, numbers: Sequence[int]) -> str:
+    """Numbers behind their noun: `layer 5`, `layers 0–7`.
+
+    >>> numbered("layer", [5]), numbered("layer", [0, 1, 2])
+    ('layer 5', 'layers 0–2')
+    """
+    return f"{noun if len(numbers) == 1 else noun + 's'} {ranges(numbers)}"
+
+
 @dataclass(frozen=True, repr=False)
 class Edit:
     """One step of the stack. `code` is the call that makes it again."""
@@ -86,7 +95,7 @@ class Rotation(Edit):
         return []
 
     def __str__(self) -> str:
-        return f"rotation of layers {ranges(self.layers)} {'nulled' if self.nulled else 'restored'}"
+        return f"rotation of {numbered('layer', self.layers)} {'nulled' if self.nulled else 'restored'}"
 
 
 def _writer(target: Target, name: str, value: Tensor | float | str) -> Callable[..., Tensor]:
@@ -100,8 +109,8 @@ def _writer(target: Target, name: str, value: Tensor | float | str) -> Callable[
 def _where(target: Target) -> str:
     names = target.names
     shown = names[0] if len(names) == 1 else f"{names[0]} … {names[-1].split('.')[1]} ({len(names)} layers)"
-    heads = "" if target.heads is None else f", heads {ranges(target.heads)}"
-    places = "all positions" if target.positions is None else f"positions {ranges(target.positions)}"
+    heads = "" if target.heads is None else f", {numbered('head', target.heads)}"
+    places = "all positions" if target.positions is None else numbered("position", target.positions)
     return f"{shown} at {places}{heads}"
 
 

@@ -51,7 +51,7 @@ class Experiment:
     >>> lens = tiny_lens()
     >>> experiment = Experiment(prompt(lens, "to be"), prompt(lens, "to do"), logit_diff(lens, "e", "o"))
     >>> experiment.patch("blocks.1.hook_resid_post", pos=4)
-    patch blocks.1.hook_resid_post at positions 4 from the clean run
+    patch blocks.1.hook_resid_post at position 4 from the clean run
     >>> experiment.sweep("resid").values.shape
     (2, 6)
     """
@@ -173,7 +173,7 @@ class Experiment:
         kinds = detect(self.lens)
         if all(kinds[each] == "nope" for each in layers):
             raise InputError(
-                f"nope: layers {steps.ranges(layers)} of {self.lens.info.label} have no rotation to null"
+                f"nope: there is no rotation to null in {steps.numbered('layer', layers)} of {self.lens.info.label}"
             )
         before = rotation(self.lens)
         null_rotation(self.lens, layers)
@@ -191,7 +191,7 @@ class Experiment:
         before = rotation(self.lens)
         if not any(before[each] for each in layers):
             raise InputError(
-                f"rope: no rotation of layers {steps.ranges(layers)} was nulled in {self.lens.info.label}"
+                f"rope: no rotation was nulled in {steps.numbered('layer', layers)} of {self.lens.info.label}"
             )
         restore_rotation(self.lens, layers)
         restored = tuple(each for each in layers if before[each])

@@ -175,7 +175,8 @@ class Outcome(Shown):
 
     def __str__(self) -> str:
         head = f"{self.run}, next token after position {self.pos} {self.word}"
-        lines = [head, f"  {'before':>28}  {'after ' + str(len(self.edits)) + ' edits':>28}"]
+        after = f"after {len(self.edits)} edit{'' if len(self.edits) == 1 else 's'}"
+        lines = [head, f"  {'before':>28}  {after:>28}"]
         for one, other in zip(self.top_before, self.top_after, strict=True):
             lines.append(f"  {one.text:>20} {one.before:7.4f}  {other.text:>20} {other.after:7.4f}")
         if self.loss is not None:
