@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CORPUS ?= corpus
+# A process a core; a file's tests stay together, since they share models.
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Nothing here may reach a network but the installation itself.
 export HF_HUB_OFFLINE ?= 1
 
@@ -13,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: format lint types contract quick
 
@@ -30,7 +32,7 @@ contract: $(STAMP)
 	$(BIN)/lint-imports
 
 quick: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 pair: $(STAMP)
 	$(BIN)/python -m tools.train_pair --corpus $(CORPUS)

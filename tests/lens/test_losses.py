@@ -30,7 +30,13 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [
+        name if name in ("llama", "gemma2", "cohere2") else pytest.param(name, marks=pytest.mark.slow)
+        for name in FAMILIES
+    ],
+)
 @pytest.mark.parametrize("pieces", [1, 5])
 def test_the_models_own_cross_entropy(family: str, pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
     lens, tokens = lens_of(family), text()

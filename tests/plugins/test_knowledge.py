@@ -437,6 +437,7 @@ def test_batch_size_and_the_order_of_the_file_change_nothing(
             assert numbers == pytest.approx({name: second[name] for name in numbers}, rel=1e-9), table
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract(tmp_path: Path) -> None:
     check_metric(Knowledge, {"file": write(tmp_path, LETTERS)})
 

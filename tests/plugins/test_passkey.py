@@ -266,7 +266,13 @@ class Continued(CausalMetric[Params]):
         return super().compute()
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-drope-nope", "mistral", "gpt2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama-drope-nope", "mistral", "gpt2")),
+    ],
+)
 def test_every_top_is_its_target_if_and_only_if_greedy_decoding_says_so(family: str) -> None:
     lens = tiny_lens(family, dtype=torch.float64)
     draw = torch.Generator().manual_seed(0)
@@ -602,6 +608,7 @@ def test_default_lengths_reach_beyond_the_models_own(planted: Any) -> None:
 CONTRACT = {"symbols": "abcdef", "lengths": "260", "depths": "0.5", "n": 2}
 
 
+@pytest.mark.slow
 def test_it_keeps_the_contract() -> None:
     check_metric(Passkey, CONTRACT)
 

@@ -36,9 +36,10 @@ def cells(run: Any, table: str, *names: str) -> list[tuple[Any, ...]]:
         "llama-gqa",
         "mistral",
         "gemma2",
-        "gpt2",
-        "gpt-oss",
-        "llama-drope-qk-norm-nope",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("gpt2", "gpt-oss", "llama-drope-qk-norm-nope")
+        ),
     ],
 )
 @pytest.mark.parametrize("key", [0, 2])
