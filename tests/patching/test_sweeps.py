@@ -9,8 +9,9 @@ import pytest
 import torch
 from transformer_lens import patching as theirs
 
+import phaselens
 from phaselens.errors import InputError
-from phaselens.patching import Experiment, LogitMetric, agreement, prompt, stack
+from phaselens.patching import KINDS, Experiment, LogitMetric, agreement, logit_diff, prompt, stack
 from phaselens.runs import Observer
 from tests.patching.conftest import experiment_of, lens_of
 
@@ -61,14 +62,34 @@ def test_a_sweep_is_what_transformer_lens_finds(what, by, name, order):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "phi3", "gpt-neox", "llama-drope-qk-norm-nope"])
-@pytest.mark.parametrize(("what", "by", "name", "order"), SWEEPS[:5] + SWEEPS[6:12:2])
+@pytest.mark.parametrize(
+    "family", ["gpt2", "gemma2", "phi3", "gpt-neox", "cohere2", "gpt-oss", "llama-drope-qk-norm-nope"]
+)
+@pytest.mark.parametrize(("what", "by", "name", "order"), SWEEPS[:4] + SWEEPS[5:12:2])
 def test_a_sweep_is_what_transformer_lens_finds_in_other_families(family, what, by, name, order):
     experiment = experiment_of(family)
     found = experiment.sweep(what, by=by)
     np.testing.assert_allclose(
         found.values.data.transpose(order), expected(experiment, name), rtol=0, atol=1e-10
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "by", "name", "order"), [*SWEEPS[:3], *(SWEEPS[place] for place in (4, 6, 8, 10))]
+)
+def test_in_float32_a_sweep_is_what_transformer_lens_finds_on_the_bundled_model(what, by, name, order):
+    """From the same clean activations: a cache of everything would build attention matrices, and round otherwise."""
+    torch.set_default_dtype(torch.float32)
+    lens = phaselens.load("rope", dtype="float32", device="cpu")
+    clean, corrupt = prompt(lens, " the man went into the house"), prompt(lens, " the man went into the room")
+    experiment = Experiment(clean, corrupt, logit_diff(lens, " and", "."))
+    found = experiment.sweep(what, by=by)
+    _, cache = lens.run_with_cache(clean.tokens, names_filter=lambda each: each.endswith(KINDS[what]))
+    function = getattr(theirs, f"get_act_patch_{name}")
+    told = function(lens, corrupt.tokens, cache, lambda logits: experiment.metric(logits, corrupt.tokens)[0])
+    assert np.abs(found.effect).max() > 1e-3
+    np.testing.assert_allclose(found.values.data, told.detach().numpy(), rtol=1e-6, atol=1e-6)
 
 
 def test_on_top_of_edits_each_cell_is_a_whole_run_with_one_more_patch(experiment):
