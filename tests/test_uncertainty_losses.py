@@ -247,6 +247,7 @@ def test_no_conditions_is_no_comparison():
     assert compare_conditions([1.0, 2.0], np.empty((2, 0)), [3, 4]) == []
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_and_p_is_as_rare_as_it_says():
     rng = np.random.default_rng(5)
     baseline, tokens = rng.gamma(9.0, 0.35, 40), rng.integers(100, 400, 40)

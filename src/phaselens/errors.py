@@ -47,7 +47,7 @@ def close_matches(name: str, known: Iterable[str]) -> str:
     >>> close_matches("sink", ["sinks", "compression"])
     'did you mean sinks?'
     """
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"

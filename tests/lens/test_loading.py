@@ -15,6 +15,7 @@ import phaselens
 from phaselens.lens import sources
 from phaselens.testing import tiny_model, tiny_tokenizer
 from tests.lens.conftest import text
+from tests.marks import first_quick
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_dtype(folder, name):
 
 
 @pytest.mark.parametrize("base", ["llama", "qwen2"])
-@pytest.mark.parametrize("kind", ["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"])
+@pytest.mark.parametrize("kind", first_quick(["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"]))
 def test_drope_checkpoints_load_natively(base, kind, tmp_path, tokens):
     from transformers import AutoModelForCausalLM
 

@@ -13,6 +13,7 @@ import phaselens
 from phaselens.errors import InputError
 from phaselens.patching import KINDS, Experiment, LogitMetric, agreement, logit_diff, prompt, stack
 from phaselens.runs import Observer
+from tests.marks import first_quick
 from tests.patching.conftest import experiment_of, lens_of
 
 #: what, by, TransformerLens' function, and our axes in the order of its own.
@@ -50,7 +51,7 @@ def expected(experiment: Experiment, name: str) -> np.ndarray:
     return found.detach().numpy()
 
 
-@pytest.mark.parametrize(("what", "by", "name", "order"), SWEEPS)
+@pytest.mark.parametrize(("what", "by", "name", "order"), first_quick(SWEEPS, 5))
 def test_a_sweep_is_what_transformer_lens_finds(what, by, name, order):
     experiment = experiment_of("llama-gqa")
     found = experiment.sweep(what, by=by)
@@ -208,7 +209,8 @@ def test_attribution_is_exact_where_the_metric_is_linear():
 
 # transformers computes RMS norms in float32 whatever the model's dtype: differences in those families are rough.
 @pytest.mark.parametrize(
-    ("family", "step", "rel"), [("gpt2", 1e-4, 1e-6), ("gpt-neox", 1e-4, 1e-6), ("llama-gqa", 3e-3, 1e-3)]
+    ("family", "step", "rel"),
+    first_quick([("gpt2", 1e-4, 1e-6), ("gpt-neox", 1e-4, 1e-6), ("llama-gqa", 3e-3, 1e-3)]),
 )
 @pytest.mark.parametrize(
     ("what", "by"),

@@ -16,6 +16,7 @@ from phaselens.data import encode, texts_from
 from phaselens.plugin import BASELINE, Outcome, plugins
 from phaselens.runs import gather
 from phaselens.testing import check_metric
+from tests.marks import first_quick
 from tests.plugins.ablations import (
     TEXTS,
     content,
@@ -182,7 +183,7 @@ def test_the_first_token_and_the_later_ones_add_up(defined: Any, planted: Any) -
         assert parts / n.sum() == pytest.approx(whole, rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "gemma2", "gpt-neox"])
+@pytest.mark.parametrize("family", first_quick(["llama-gqa", "gpt2", "gemma2", "gpt-neox"]))
 def test_every_number_is_that_of_a_naive_implementation(family: str) -> None:
     """TransformerLens' run_with_hooks and torch's cross_entropy, one text at a time, in every layer."""
     from phaselens_plugins._causal import elsewhere

@@ -11,6 +11,7 @@ import torch
 import phaselens
 from phaselens.plugin import plugins
 from phaselens.testing import check_metric
+from tests.marks import first_quick
 from tests.plugins.ablations import content, naive, notes, perplexity, predicted, row, rows, run
 from tests.plugins.bos_models import READER, bos_lens
 from tests.toys import letters, toy_lens
@@ -18,7 +19,7 @@ from tests.toys import letters, toy_lens
 METRIC = "bos-v"
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "mistral", "gpt2"])
+@pytest.mark.parametrize("family", first_quick(["llama-gqa", "mistral", "gpt2"]))
 def test_every_number_is_that_of_a_naive_implementation(family: str) -> None:
     from phaselens_plugins._causal import elsewhere
 

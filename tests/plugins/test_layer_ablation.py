@@ -11,6 +11,7 @@ import torch
 import phaselens
 from phaselens.plugin import InputError, plugins
 from phaselens.testing import check_metric
+from tests.marks import first_quick
 from tests.plugins.ablations import content, naive, perplexity, predicted, row, rows, run
 from tests.plugins.bos_models import READER, WRITER, bos_lens
 from tests.toys import letters, toy_lens
@@ -26,7 +27,7 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gemma2", "gpt-neox"])
+@pytest.mark.parametrize("family", first_quick(["llama-gqa", "gemma2", "gpt-neox"]))
 def test_every_number_is_that_of_a_naive_implementation(family: str) -> None:
     from phaselens_plugins._causal import elsewhere
 

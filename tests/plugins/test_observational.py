@@ -10,6 +10,7 @@ import torch
 
 import phaselens
 from phaselens.runs import Run
+from tests.marks import first_quick
 from tests.toys import letters, toy_lens
 
 METRICS = (
@@ -310,7 +311,9 @@ def test_dead_activations_are_null_with_a_reason() -> None:
     assert all(row["entropy_normalised"] > 0.999999 for row in texts_table(found, "attention-patterns"))
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt2", "gpt-neox", "qwen3", "cohere2", "gpt-oss"])
+@pytest.mark.parametrize(
+    "family", first_quick(["mistral", "gemma2", "gpt2", "gpt-neox", "qwen3", "cohere2", "gpt-oss"])
+)
 def test_other_families(family: str) -> None:
     """Sliding windows, softcaps, shared heads, partial or interleaved rotation, biases, norms after attention."""
     found = run(toy_lens(family))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from phaselens.patching import Experiment, agreement, logit_diff, prompt
+from tests.marks import first_quick
 
 
 def test_prompts_are_shown_side_by_side_as_soon_as_there_are_two(lines):
@@ -50,6 +51,7 @@ def test_the_stack_of_edits(ready):
     assert ready("undo()")[1] == "error: undo: there is no edit to take back\n"
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_heatmap_and_a_figure(ready, shell):
     out, error = ready('sweep("head")')
     assert error == ""
@@ -63,6 +65,7 @@ def test_a_sweep_is_a_heatmap_and_a_figure(ready, shell):
     assert Path("both.svg").read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_attribution_says_how_far_it_agrees_once_both_are_known(ready, shell):
     out, _ = ready('attribution("v")')
     assert "attribution against patching" not in out
@@ -121,7 +124,7 @@ def test_metrics_and_conditions_by_name(ready):
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [
+    first_quick([
         ("patc()", "error: NameError: name 'patc' is not defined (%tb shows where)"),
         ("1 +", "error: SyntaxError: invalid syntax: 1 +"),
         ("1/0", "error: ZeroDivisionError: division by zero (%tb shows where)"),
@@ -137,7 +140,7 @@ def test_metrics_and_conditions_by_name(ready):
         ("%save_session", "error: save_session: name a file, %save_session FILE.py"),
         ("raise KeyboardInterrupt", "interrupted"),
         ("raise ValueError('a\\nb\\x1b[31m')", "error: ValueError: a b\\x1b[31m (%tb shows where)"),
-    ],
+    ], 4),
 )  # fmt: skip
 def test_an_error_is_one_line_and_the_session_goes_on(ready, line, said):
     _, error = ready(line)

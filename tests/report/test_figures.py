@@ -79,6 +79,7 @@ def test_missing_values_are_gaps() -> None:
     assert np.isnan(np.asarray(named["sinks-heads"].axes[0].images[0].get_array().filled(np.nan))).all()
 
 
+@pytest.mark.slow
 def test_files(run: Run, tmp_path: Path) -> None:
     some = Run(run.models, run.texts, {"sinks": run.metrics["sinks"]}, [], run.options, run.versions)
     written = draw(some, tmp_path / "new" / "folder")

@@ -157,6 +157,7 @@ def test_models_are_loaded_by_source_and_label_and_positions_apply_by_label(tmp_
     assert scores[0] != scores[1]
 
 
+@pytest.mark.slow
 def test_only_one_model_named_by_source_is_in_memory_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,7 @@ def test_training_learns(cache: Path, tmp_path: Path) -> None:
     assert run.log(None)["loss"] < before - 1
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_from_books_to_folders(books: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM, AutoTokenizer
