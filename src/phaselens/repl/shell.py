@@ -72,6 +72,7 @@ def make_shell(
     config.TerminalInteractiveShell.banner1 = banner
     config.TerminalInteractiveShell.confirm_exit = False
     config.TerminalInteractiveShell.term_title = False
+    config.TerminalInteractiveShell.enable_tip = False
     # Jedi would run beside our own completion, and looks into torch for seconds.
     config.Completer.use_jedi = False
     if history is not None:
