@@ -8,6 +8,7 @@ from torch.utils._pytree import tree_leaves
 from phaselens import attention
 from phaselens.attention import _kernels, _strips
 from tests.attention.reference import random_qkv
+from tests.marks import first_quick
 
 N = 1000
 
@@ -40,7 +41,7 @@ def test_the_measure_sees_a_matrix():
     [{}, {"window": 40}, {"softcap": 5.0}, {"sinks": torch.zeros(1)}],
     ids=["causal", "window", "softcap", "sinks"],
 )
-@pytest.mark.parametrize("size", [1.0, 1e4], ids=["float32", "float64 again"])
+@pytest.mark.parametrize("size", first_quick([1.0, 1e4]), ids=["float32", "float64 again"])
 def test_no_matrix(options, size, monkeypatch):
     monkeypatch.setattr(_strips, "CPU_ELEMENTS", 1 << 14)
     monkeypatch.setattr(_strips, "ROWS", 40)

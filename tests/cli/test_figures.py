@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from phaselens.cli.outcome import run_to_exit_code
 from tests.toys import save_checkpoint
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_beside_the_results(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     save_checkpoint(tmp_path / "model")
     texts = tmp_path / "texts.txt"

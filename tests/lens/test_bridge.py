@@ -14,6 +14,7 @@ import phaselens
 from phaselens.lens.checks import capture
 from phaselens.testing import tiny_model
 from tests.lens.conftest import lens_of
+from tests.marks import first_quick
 
 
 def test_it_is_a_transformer_lens_bridge(tokens):
@@ -87,7 +88,7 @@ def test_start_at_layer_skips_the_layers_below(tokens):
     torch.testing.assert_close(resumed, logits, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "gpt2"])
+@pytest.mark.parametrize("family", first_quick(["llama", "gemma2", "olmo2", "gpt2"], 2))
 def test_an_edit_of_resid_mid_reaches_the_skip_path(family, tokens):
     lens = lens_of(family)
     shift = torch.zeros(32)
@@ -113,7 +114,7 @@ def test_an_edit_of_resid_mid_reaches_the_skip_path(family, tokens):
     torch.testing.assert_close(in_place["out"], kept["out"])
 
 
-@pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "phi3", "gpt-neox"])
+@pytest.mark.parametrize("family", first_quick(["gpt2", "llama-gqa", "phi3", "gpt-neox"], 2))
 def test_editing_q_k_v_is_what_editing_the_projection_is(family, tokens):
     """Also where one projection gives all three: zeroing v at a position zeroes what it contributes."""
     lens = lens_of(family)
@@ -188,7 +189,7 @@ def test_left_padding_with_a_mask_is_served(tokens):
     torch.testing.assert_close(found["h"][:1, :, 5:], alone["h"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+@pytest.mark.parametrize("family", first_quick(["llama", "gemma2", "gpt-oss"]))
 def test_gradients_flow_and_a_statistic_has_none(family, tokens):
     lens = lens_of(family)
     sinks = []

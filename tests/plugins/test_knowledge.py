@@ -438,11 +438,6 @@ def test_batch_size_and_the_order_of_the_file_change_nothing(
 
 
 @pytest.mark.slow
-def test_it_keeps_the_contract(tmp_path: Path) -> None:
-    check_metric(Knowledge, {"file": write(tmp_path, LETTERS)})
-
-
-@pytest.mark.slow
 def test_it_keeps_the_contract_under_conditions_that_are_found_on_the_runs_texts(tmp_path: Path) -> None:
     check_metric(
         Knowledge, {"file": write(tmp_path, LETTERS), "conditions": "bos-mlp seeds=1; qk-disruption seeds=1"}

@@ -609,10 +609,5 @@ CONTRACT = {"symbols": "abcdef", "lengths": "260", "depths": "0.5", "n": 2}
 
 
 @pytest.mark.slow
-def test_it_keeps_the_contract() -> None:
-    check_metric(Passkey, CONTRACT)
-
-
-@pytest.mark.slow
 def test_it_keeps_the_contract_under_conditions_that_are_found_on_the_runs_texts() -> None:
     check_metric(Passkey, {**CONTRACT, "n": 1, "conditions": "bos-mlp seeds=1; qk-disruption seeds=1"})

@@ -13,6 +13,7 @@ from phaselens.plugin import Edit
 from phaselens.runs.interventions import applied
 from phaselens_plugins._cells import Overwrite
 from phaselens_plugins.qk_disruption import QkDisruption, QkParams
+from tests.marks import first_quick
 from tests.plugins.ablations import TEXTS, notes, row, rows, run
 from tests.plugins.qk_models import (
     DIMENSION,
@@ -120,7 +121,7 @@ def test_more_seeds_are_no_more_evidence(needle: Any, found: Any) -> None:
 
 
 @pytest.mark.parametrize("side", ["post", "pre"])
-@pytest.mark.parametrize("operation", ["top-1", "top-1-mean", "smallest", "massive"])
+@pytest.mark.parametrize("operation", first_quick(["top-1", "top-1-mean", "smallest", "massive"], 2))
 def test_losses_equal_those_of_whole_forwards(lens: Any, side: str, operation: str) -> None:
     params = {"conditions": operation, "rotation": side, "multiple": 1.6}
     measured = text_losses(run(NAME, lens, params=params, batch_tokens=60), operation)

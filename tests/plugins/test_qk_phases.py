@@ -62,6 +62,7 @@ def test_it_acts_at_decode_as_in_the_prompt(lens: Any, name: str) -> None:
     assert (decoded[:, 0] - plain[:, 6]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_order_and_batches_change_no_number(lens: Any) -> None:
     params = {"conditions": "all", "multiple": 1.6}
     one = run(NAME, lens, params=params, batch_tokens=1)

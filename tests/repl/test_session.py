@@ -108,6 +108,7 @@ def test_each_model_has_its_own_edits(ready):
     assert ready("patched()")[0].startswith("1. patch blocks.1.hook_mlp_out")
 
 
+@pytest.mark.slow
 def test_metrics_and_conditions_by_name(ready):
     out, _ = ready('metric("sinks", threshold=0.2)')
     assert out.startswith("sinks: sink_rate, share of heads\nlayer")
@@ -155,6 +156,7 @@ def test_the_whole_traceback_can_be_asked_for(ready):
     assert "Traceback (most recent call last)" in out + error
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_a_sweep_has_done(ready, shell, monkeypatch):
     from phaselens.report.progress import ProgressBar
 

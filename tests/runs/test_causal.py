@@ -343,6 +343,7 @@ class Halved(CausalMetric[Params]):
         return [half, zero(f"blocks.{most}.attn.hook_v", 0, layer=most)]
 
 
+@pytest.mark.slow
 def test_a_causal_metric_keeps_the_contract() -> None:
     check_metric(Halved)
 

@@ -11,12 +11,13 @@ from torch import Tensor
 from phaselens.errors import InputError
 from phaselens.plugin import Condition, Edit
 from phaselens.runs import applied
+from tests.marks import first_quick
 from tests.toys import toy_lens
 
 MLP = "blocks.1.hook_mlp_out"
 
 
-@pytest.fixture(scope="module", params=["llama", "llama-drope-nope", "gpt2", "mistral"])
+@pytest.fixture(scope="module", params=first_quick(["llama", "llama-drope-nope", "gpt2", "mistral"], 2))
 def lens(request: pytest.FixtureRequest) -> Any:
     return toy_lens(request.param, dtype=torch.float64)
 

@@ -238,6 +238,7 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(cache: Path, tmp_path: Path
     assert measured[1].items() >= measured[0].items()
 
 
+@pytest.mark.slow
 def test_twins_share_the_trunk_and_differ_in_rotation_only(cache: Path, tmp_path: Path) -> None:
     trunk = Run(TINY, "trunk", tmp_path / "trunk", cache)
     trunk.run()
