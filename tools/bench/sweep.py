@@ -1,6 +1,6 @@
 """What sweeping one ablation over all N layers costs, in forwards of the same model.
 
-    python tools/bench/sweep.py [--layers 12 32] [--tokens 512] [--rounds 5] [--threads 1]
+    python tools/bench/sweep.py [--layers 12 32] [--tokens 512] [--width 256] [--rounds 5] [--threads 1]
 
 The ways take turns in one process, round by round, after one round that is not counted; the medians are compared.
 
@@ -28,17 +28,17 @@ sys.path[0] = str(Path(__file__).resolve().parents[2])
 POINTS = {"mlp": "hook_mlp_out", "attn": "hook_attn_out"}
 
 
-def build(n_layers: int) -> Any:
-    """A random Llama: d_model 256, 8 heads; with 32 layers 2 % of its weights unembed, as in Llama-2-7B."""
+def build(n_layers: int, width: int) -> Any:
+    """A random Llama with heads of 32; few of its weights unembed, as in large models."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=256,
-        intermediate_size=688,
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
         num_hidden_layers=n_layers,
-        num_attention_heads=8,
+        num_attention_heads=width // 32,
         vocab_size=2048,
         max_position_embeddings=4096,
         attn_implementation="sdpa",
@@ -90,13 +90,15 @@ def sweep(lens: Any, ids: Any, point: str) -> list[float]:
     return [float(metric.losses.of(condition, [0])[0]) for condition in metric.losses.conditions.values()]
 
 
-def ways_of(n_layers: int, n_tokens: int) -> tuple[dict[str, Callable[[], Any]], dict[str, list[float]]]:
+def ways_of(
+    n_layers: int, n_tokens: int, width: int
+) -> tuple[dict[str, Callable[[], Any]], dict[str, list[float]]]:
     """What to time, by name, and where each leaves its losses."""
     import torch
 
     import phaselens
 
-    bare, lens = build(n_layers), phaselens.load(build(n_layers), label="bench", check=False)
+    bare, lens = build(n_layers, width), phaselens.load(build(n_layers, width), label="bench", check=False)
     ids = torch.randint(1, 2048, (1, n_tokens), generator=torch.Generator().manual_seed(0))
     found: dict[str, list[float]] = {}
 
@@ -110,9 +112,9 @@ def ways_of(n_layers: int, n_tokens: int) -> tuple[dict[str, Callable[[], Any]],
     return ways, found
 
 
-def compare(n_layers: int, n_tokens: int, rounds: int, clock: Callable[[], float]) -> None:
+def compare(n_layers: int, n_tokens: int, width: int, rounds: int, clock: Callable[[], float]) -> None:
     """Time all ways in turns, and print a line for each."""
-    ways, found = ways_of(n_layers, n_tokens)
+    ways, found = ways_of(n_layers, n_tokens, width)
     times: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds + 1):
         for way, work in ways.items():
@@ -136,6 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 32])
     parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--width", type=int, default=256, help="d_model")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true", help="seconds of this process, for a busy machine")
@@ -147,7 +150,7 @@ def main() -> None:
     print(f"{'layers':>6}  {'way':<12}{'seconds':>9}{'× naive':>9}{'× stock':>9}{'worst':>10}")
     for n_layers in options.layers:
         clock = time.process_time if options.cpu_time else time.perf_counter
-        compare(n_layers, options.tokens, options.rounds, clock)
+        compare(n_layers, options.tokens, options.width, options.rounds, clock)
 
 
 if __name__ == "__main__":
