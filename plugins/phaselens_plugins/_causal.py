@@ -25,6 +25,7 @@ from phaselens.plugin import (
     Site,
     Table,
     TableSpec,
+    param,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,13 @@ P = TypeVar("P", bound=Params)
 
 SEEDS = 3
 """Positions drawn for the control of a condition, one a seed."""
+
+
+def control_seeds(control: str = "the control") -> Any:
+    """The parameter that says how many."""
+    what = f"positions drawn for {control}, one after the other; 0: no control"
+    return param(SEEDS, help=what, unit="positions", minimum=0)
+
 
 _INTERVAL = "95 % interval, paired bootstrap over texts"
 REACH = TableSpec(

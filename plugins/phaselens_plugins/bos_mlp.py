@@ -23,7 +23,7 @@ from phaselens.plugin import (
     hookimpl,
     param,
 )
-from phaselens_plugins._causal import REACH, SEEDS, Ablation, at_bos, require_layer
+from phaselens_plugins._causal import REACH, Ablation, at_bos, control_seeds, require_layer
 from phaselens_plugins._common import LAYER, best, cell, keep, real_rows
 
 if TYPE_CHECKING:
@@ -57,12 +57,7 @@ class BosMlpParams(Params):
         choices=("write", "definitions", "sweep", "all"),
     )
     layer: int | None = param(None, help="this layer as well, 0-based", unit="index", minimum=0)
-    seeds: int = param(
-        SEEDS,
-        help="positions drawn for the control, one after the other; 0: no control",
-        unit="positions",
-        minimum=0,
-    )
+    seeds: int = control_seeds()
 
 
 class BosMlp(Ablation[BosMlpParams]):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phaselens.plugin import CAUSAL_TABLES, Condition, Metric, Params, hookimpl, param
-from phaselens_plugins._causal import REACH, SEEDS, Ablation, at_bos, require_layer
+from phaselens_plugins._causal import REACH, Ablation, at_bos, control_seeds, require_layer
 
 ALL, EACH, GIVEN = "all layers", "each layer", "given layer"
 
@@ -24,12 +24,7 @@ class BosVParams(Params):
         "all", help="in all layers at once; or also in every layer, one at a time", choices=("all", "sweep")
     )
     layer: int | None = param(None, help="this layer alone as well, 0-based", unit="index", minimum=0)
-    seeds: int = param(
-        SEEDS,
-        help="positions drawn for the control, one after the other; 0: no control",
-        unit="positions",
-        minimum=0,
-    )
+    seeds: int = control_seeds()
 
 
 class BosV(Ablation[BosVParams]):

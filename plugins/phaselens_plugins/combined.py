@@ -18,7 +18,6 @@ from phaselens.plugin import (
     Condition,
     LayerView,
     Metric,
-    Params,
     Table,
     TableSpec,
     hookimpl,
@@ -26,7 +25,7 @@ from phaselens.plugin import (
 )
 from phaselens_plugins._inner import Asked, Inner
 from phaselens_plugins.bos_mlp import BosMlp, BosMlpParams
-from phaselens_plugins.qk_disruption import QkDisruption, QkParams
+from phaselens_plugins.qk_disruption import QkChoice, QkDisruption, QkParams
 
 DISRUPTIONS = ("massive", "top-1", "top-1-mean", "study-top-1")
 _INTERVAL = "95 % interval, paired bootstrap over texts"
@@ -37,7 +36,7 @@ _SHOWN = {name: name for name in ("ci_low", "ci_high", "p_value", "d_z")} | {"di
 
 
 @dataclass(frozen=True)
-class CombinedParams(Params):
+class CombinedParams(QkChoice):
     """What the metric can be asked for."""
 
     layer: int | None = param(
@@ -47,19 +46,6 @@ class CombinedParams(Params):
         "top-1",
         help="what is done to queries and keys: massive or largest cells := 0, largest := mean, all or massive ones",
         choices=DISRUPTIONS,
-    )
-    tensors: str = param("both", help="queries, keys or both", choices=("q", "k", "both"))
-    rotation: str = param(
-        "post", help="queries and keys after the rotation, or before it as projected", choices=("post", "pre")
-    )
-    multiple: float = param(5.0, help="a cell is massive above this many times the mean cell", minimum=0)
-    mean: str = param(
-        "global",
-        help="that mean: over all cells of a tensor, or over each head's",
-        choices=("global", "per_head"),
-    )
-    folds: int = param(
-        2, help="texts are dealt into so many folds; cells are chosen on the other folds", minimum=2
     )
 
 
@@ -116,14 +102,8 @@ class Combined(CausalMetric[CombinedParams]):
         """The two metrics that find out what to change."""
         params = self.params
         bos = BosMlpParams(layer=params.layer, seeds=0)
-        qk = QkParams(
-            params.disruption,
-            params.tensors,
-            params.rotation,
-            params.multiple,
-            params.mean,
-            folds=params.folds,
-        )
+        choice = {spec.name: getattr(params, spec.name) for spec in QkChoice.specs()}
+        qk = QkParams(conditions=params.disruption, **choice)
         self.inner = Inner(
             [Asked("bos-mlp", BosMlp, bos), Asked("qk-disruption", QkDisruption, qk)], self.model, self.seed
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phaselens.plugin import CAUSAL_TABLES, Condition, Edit, Metric, Params, hookimpl, param
-from phaselens_plugins._causal import REACH, SEEDS, Ablation, at_bos, layer_ranges, layers_in
+from phaselens_plugins._causal import REACH, Ablation, at_bos, control_seeds, layer_ranges, layers_in
 
 ATTN, MLP = "blocks.{layer}.hook_attn_out", "blocks.{layer}.hook_mlp_out"
 PARTS = {
@@ -30,12 +30,7 @@ class LayerAblationParams(Params):
     )
     layers: str = param("all", help="which layers: all, or numbers and ranges, as 0,2-4")
     together: bool = param(False, help="these layers at once, in place of one at a time")
-    seeds: int = param(
-        SEEDS,
-        help="positions drawn for the control of bos_only, one after the other; 0: no control",
-        unit="positions",
-        minimum=0,
-    )
+    seeds: int = control_seeds("the control of bos_only")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,13 +39,9 @@ _SHARE = "share of Σ M²"
 
 
 @dataclass(frozen=True)
-class QkParams(Params):
-    """What the metric can be asked for."""
+class QkChoice(Params):
+    """Which cells of queries and keys are chosen, and on which texts."""
 
-    conditions: str = param(
-        "massive,random-count,random-norm,top-1,smallest,top-1-random,top-1-norm,top-1-mean",
-        help=f"which, with commas between: {', '.join(RECIPES)}; or all",
-    )
     tensors: str = param("both", help="queries, keys or both", choices=("q", "k", "both"))
     rotation: str = param(
         "post", help="queries and keys after the rotation, or before it as projected", choices=("post", "pre")
@@ -56,10 +52,20 @@ class QkParams(Params):
         help="that mean: over all cells of a tensor, or over each head's",
         choices=("global", "per_head"),
     )
-    seeds: int = param(3, help="repeats of each random control", minimum=1)
     folds: int = param(
         2, help="texts are dealt into so many folds; cells are chosen on the other folds", minimum=2
     )
+
+
+@dataclass(frozen=True)
+class QkParams(QkChoice):
+    """What the metric can be asked for."""
+
+    conditions: str = param(
+        "massive,random-count,random-norm,top-1,smallest,top-1-random,top-1-norm,top-1-mean",
+        help=f"which, with commas between: {', '.join(RECIPES)}; or all",
+    )
+    seeds: int = param(3, help="repeats of each random control", minimum=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

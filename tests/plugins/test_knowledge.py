@@ -14,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import phaselens
 from phaselens.errors import InputError
 from phaselens.plugin import BASELINE, Condition, Outcome, plugins
 from phaselens.testing import check_metric, tiny_lens, tiny_tokenizer
@@ -23,6 +22,7 @@ from phaselens_plugins._encoding import Encoder, common
 from phaselens_plugins._questions import Question, read_questions
 from phaselens_plugins._scores import chance, difference, judge, same_answer
 from phaselens_plugins.knowledge import Knowledge, KnowledgeParams
+from tests.plugins import ablations
 from tests.plugins.task_models import COLOURS, repeater, third_party, word_tokenizer
 from tests.plugins.views import info
 
@@ -66,14 +66,11 @@ def write(folder: Path, items: Sequence[Mapping[str, Any]], name: str = "questio
 
 
 def run(lens: Any, file: str, options: Mapping[str, Any] | None = None, **values: Any) -> Any:
-    given = {"file": file, **values}
-    found = phaselens.run(lens, metrics=[("knowledge", given)], texts=TEXTS, **(options or {}))
-    assert not found.metrics["knowledge"].failures, found.metrics["knowledge"].failures[0].traceback
-    return found
+    return ablations.run("knowledge", lens, TEXTS, params={"file": file, **values}, **(options or {}))
 
 
 def rows(found: Any, table: str) -> list[dict[str, Any]]:
-    return list(found.metrics["knowledge"].tables[table].records())
+    return ablations.rows(found, "knowledge", table)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from phaselens_plugins._encoding import Encoder
 from phaselens_plugins._passkeys import ANSWER, FILLER, NEEDLE, OPENING, QUESTION, agreement
 from phaselens_plugins._tasks import share
 from phaselens_plugins.passkey import Passkey, PasskeyParams
+from tests.plugins import ablations
 from tests.plugins.task_models import repeater, third_party, word_tokenizer
 
 TEXTS = ["the man went home", "it was late"]
@@ -32,13 +33,11 @@ LETTERS = {"symbols": "abcdefghij", "lengths": "260, 300", "depths": "0, 1", "n"
 def run(
     lens: Any, texts: Sequence[str] = TEXTS, options: Mapping[str, Any] | None = None, **values: Any
 ) -> Any:
-    found = phaselens.run(lens, metrics=[("passkey", values)], texts=texts, **(options or {}))
-    assert not found.metrics["passkey"].failures, found.metrics["passkey"].failures[0].traceback
-    return found
+    return ablations.run("passkey", lens, list(texts), params=values, **(options or {}))
 
 
 def rows(found: Any, table: str) -> list[dict[str, Any]]:
-    return list(found.metrics["passkey"].tables[table].records())
+    return ablations.rows(found, "passkey", table)
 
 
 @pytest.fixture(scope="module")

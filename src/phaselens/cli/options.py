@@ -28,6 +28,13 @@ plugin_file = click.option(
     help="Take the metrics of a file that is not installed; repeat.",
 )
 
+positions = click.option(
+    "--positions",
+    multiple=True,
+    metavar="LABEL=auto|nope",
+    help="nope nulls the rotation of that model; repeat.",
+)
+
 settings = click.option(
     "-P",
     "settings",

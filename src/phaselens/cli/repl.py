@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @options.device
 @options.dtype
-@click.option(
-    "--positions",
-    multiple=True,
-    metavar="LABEL=auto|nope",
-    help="nope nulls the rotation of that model; repeat.",
-)
+@options.positions
 @click.option(
     "--figures",
     metavar="DIR",

@@ -57,12 +57,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @options.device
 @options.dtype
-@click.option(
-    "--positions",
-    multiple=True,
-    metavar="LABEL=auto|nope",
-    help="nope nulls the rotation of that model; repeat.",
-)
+@options.positions
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the bootstrap intervals."
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ from phaselens.lens.components import (
 from phaselens.lens.info import ModelInfo
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
 
+if TYPE_CHECKING:
+    from phaselens.lens.losses import Unembedding
+
 HookFn = Callable[..., Any]
 
 # Attention that comes down to one softmax over causal q·k, computed by the function transformers is told to use.
@@ -61,6 +64,7 @@ class HookedTransformer(TransformerBridge):
     reference: Any
     _request: Request
     _points: dict[str, Any]
+    _unembedding: Unembedding | None
 
     @property
     def device(self) -> torch.device:
@@ -260,6 +264,7 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTr
     bridge.__class__ = HookedTransformer
     bridge._request = Request()
     bridge._points = {}
+    bridge._unembedding = None
     for attention in each_attention(bridge):
         attention.adopt(bridge._request)
     bridge.eval()

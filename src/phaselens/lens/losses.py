@@ -7,7 +7,7 @@ sum) and the target's own logit.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -139,13 +139,7 @@ def token_losses(lens: HookedTransformer, final: Tensor, targets: Tensor) -> Tok
     >>> bool(torch.allclose(found.loss, functional.cross_entropy(logits, tokens[0, 1:], reduction="none")))
     True
     """
-    known: Any = lens.__dict__.get(_KEPT)
-    if known is None:
-        known = Unembedding.of(lens)
-        lens.__dict__[_KEPT] = known
+    if lens._unembedding is None:
+        lens._unembedding = Unembedding.of(lens)
     with torch.no_grad():
-        found: TokenLosses = known.losses(final, targets)
-    return found
-
-
-_KEPT = "_phaselens_unembedding"
+        return lens._unembedding.losses(final, targets)

@@ -213,14 +213,8 @@ def applied(
     editor = Editor(lens, condition.edits if isinstance(condition, Condition) else condition, batch)
     position = _Position()
     handle = lens.original_model.base_model.register_forward_pre_hook(position.note, with_kwargs=True)
-    added: list[tuple[Any, Any]] = []
     try:
-        for name, hook in editor.hooks(position):
-            point = lens.require_hook(name)
-            added.append((point, point.add_hook(hook)))
-        yield editor.proofs
+        with lens.hooks(fwd_hooks=editor.hooks(position)):
+            yield editor.proofs
     finally:
         handle.remove()
-        for point, one in added:
-            one.hook.remove()
-            point.fwd_hooks = [other for other in point.fwd_hooks if other is not one]
