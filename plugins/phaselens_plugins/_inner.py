@@ -103,6 +103,11 @@ class Inner:
             )
         return next(iter(wanted), 0)
 
+    @property
+    def n_distances(self) -> int:
+        """As many as the one that wants most."""
+        return max((metric.n_distances for metric in self.metrics), default=1)
+
     def update(self, layer: LayerView) -> None:
         """Hand each metric the points that it asked for."""
         for metric in self.metrics:

@@ -32,6 +32,11 @@ class Task(CausalMetric[P]):
         """That of the inner metrics."""
         return self.inner.sink_position
 
+    @property
+    def n_distances(self) -> int:
+        """That of the inner metrics."""
+        return self.inner.n_distances
+
     def hooks(self) -> Sequence[str]:
         """What the inner metrics read."""
         return self.inner.hooks()

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SHARE = "share of attention"
 UNIFORM = "uniform attention"
+POINTS = ("hook_entropy", "hook_sink", "hook_received", "hook_distance")
 VALUES = (
     Value("entropy", "nats", "entropy of a query's attention, mean over all queries, the first (0) included", UNIFORM),
     Value("entropy_normalised", "share of maximum", "entropy over ln(keys seen), mean over queries ≥ 1", UNIFORM),
@@ -156,35 +157,23 @@ class AttentionPatterns(Grid[PatternParams]):
         )
 
     def hooks(self) -> Sequence[str]:
-        """Row entropies, received mass and mass on position 0; queries, keys and row sums for the diagonals."""
-        points = ("hook_entropy", "hook_received", "hook_sink", "hook_lse", "hook_rot_q", "hook_rot_k")
-        return [f"blocks.{{layer}}.attn.{point}" for point in points]
+        """Row entropies, received mass, mass on position 0 and mass by distance."""
+        return [f"blocks.{{layer}}.attn.{point}" for point in POINTS]
+
+    @property
+    def n_distances(self) -> int:
+        """The profile's, or the neighbours' and the query's own."""
+        return max(self.params.distances, self.params.local_width + 1)
 
     def update(self, layer: LayerView) -> None:
         """Patterns of this layer for the texts of the batch."""
-        from phaselens.attention import distance_mass
-
+        entropy, sink, received, profile = (layer.float64(f"attn.{point}") for point in POINTS)
         index = layer.index or 0
-        lse = layer["attn.hook_lse"]
-        profile = distance_mass(
-            _without_pads(layer, "attn.hook_rot_q").transpose(1, 2),
-            _without_pads(layer, "attn.hook_rot_k").transpose(1, 2),
-            lse,
-            longest=max(self.params.distances, self.params.local_width + 1),
-            scale=self.model.scales[index],
-            window=self.model.windows[index],
-            softcap=self.model.softcap,
-            sinks=_sinks(layer),
-            lengths=layer.batch.lengths_on(lse.device),
-        ).double()
-        parts = [layer.float64(f"attn.{point}") for point in ("hook_entropy", "hook_sink", "hook_received")]
         keep(
             self,
             layer,
             [
-                self._one(
-                    index, parts[0][row, :, :n], parts[1][row, :, :n], parts[2][row, :, :n], profile[row]
-                )
+                self._one(index, entropy[row, :, :n], sink[row, :, :n], received[row, :, :n], profile[row])
                 for row, n in enumerate(layer.batch.lengths)
             ],
         )
@@ -328,20 +317,6 @@ def uniform_pattern(n_tokens: int, window: int | None, width: int) -> dict[str, 
         "local_with_bos": with_bos,
         "profile": profile,
     }
-
-
-def _without_pads(layer: LayerView, name: str) -> Tensor:
-    """`layer[name]` [batch, pos, head, d_head] with zeros at pads, whose size would else decide on the precision."""
-    real = layer.batch.real
-    return layer[name] if bool(real.all()) else layer[name].masked_fill(~real[..., None, None], 0.0)
-
-
-def _sinks(layer: LayerView) -> Tensor | None:
-    """The layer's learned sink logits [head], which stand in its row sums; None for models without."""
-    try:
-        return layer.weight("attn.sinks")
-    except (LookupError, ValueError):  # no such weight
-        return None
 
 
 def _over_texts(values: np.ndarray) -> np.ndarray:

@@ -18,7 +18,9 @@ N = len(ROWS)
 
 def summary(q, k, **options):
     _, lse = attention.attend(q, k, k, **options)
-    found = attention.summarise(q, k, lse, position=0, entropy=True, received=True, distance=True, **options)
+    found = attention.summarise(
+        q, k, lse, position=0, entropy=True, received=True, distances=k.shape[2], **options
+    )
     return lse, found
 
 

@@ -32,7 +32,7 @@ def check(q, k, v, tolerance, lse_tolerance=None, **options):
     assert worst(attention.row_entropy(q, k, lse, **options), want.entropy) < tolerance
     assert worst(attention.received_mass(q, k, lse, **options), want.received) < tolerance
     at_once = attention.summarise(
-        q, k, lse, position=0, entropy=True, received=True, distance=True, **options
+        q, k, lse, position=0, entropy=True, received=True, distances=k.shape[2], **options
     )
     assert worst(at_once.sink, want.pattern[..., 0]) < tolerance
     assert worst(at_once.entropy, want.entropy) < tolerance
@@ -222,7 +222,7 @@ def test_pads_on_the_right_change_nothing():
         position=0,
         entropy=True,
         received=True,
-        distance=True,
+        distances=q.shape[2],
         lengths=lengths,
         scale=0.6,
     )
@@ -230,7 +230,7 @@ def test_pads_on_the_right_change_nothing():
         alone = [x[text : text + 1, :, :length] for x in (q, k, v)]
         _, one = attention.attend(*alone, scale=0.6)
         want = attention.summarise(
-            alone[0], alone[1], one, position=0, entropy=True, received=True, distance=True, scale=0.6
+            alone[0], alone[1], one, position=0, entropy=True, received=True, distances=length, scale=0.6
         )
         assert worst(lse[text, :, :length], one[0]) < 1e-6
         for name in ("sink", "entropy", "received", "distance"):
@@ -246,7 +246,7 @@ def test_pads_that_are_nan_do_not_reach_real_tokens():
     _, lse = attention.attend(q, k, k, scale=0.6)
     lengths = torch.tensor([7, 12])
     found = attention.summarise(
-        q, k, lse, position=0, entropy=True, received=True, distance=True, lengths=lengths, scale=0.6
+        q, k, lse, position=0, entropy=True, received=True, distances=q.shape[2], lengths=lengths, scale=0.6
     )
     want = dense(q[:, :, :7], k[:, :, :7], scale=0.6)
     assert worst(found.sink[0, :, :7], want.pattern[0, ..., 0]) < 1e-6

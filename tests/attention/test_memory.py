@@ -52,7 +52,7 @@ def test_no_matrix(options, size, monkeypatch):
         _, lse = attention.attend(q, k, v, scale=0.3, **options)
         attention.sink_mass(q, k, lse, scale=0.3, **options)
         attention.summarise(
-            q, k, lse, position=0, entropy=True, received=True, distance=True, scale=0.3, **options
+            q, k, lse, position=0, entropy=True, received=True, distances=q.shape[2], scale=0.3, **options
         )
         attention.window_mass(q, k, lse, 5, scale=0.3, **options)
         attention.refine_lse(q, k, lse, scale=0.3, **options)

@@ -44,3 +44,10 @@ def lens_of(family: str, **overrides):
 @pytest.fixture
 def tokens() -> Tensor:
     return text()
+
+
+def by_distance(pattern: Tensor, n: int) -> Tensor:
+    """[batch, head, distance]: the sum over cells of a square pattern whose key is so many before the query."""
+    position = torch.arange(pattern.shape[-1])
+    back = position[:, None] - position[None, :]
+    return torch.stack([(pattern * (back == distance)).sum((-2, -1)) for distance in range(n)], -1)

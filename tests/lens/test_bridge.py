@@ -13,7 +13,7 @@ from transformer_lens.hook_points import HookPoint
 import phaselens
 from phaselens.lens.checks import capture
 from phaselens.testing import tiny_model
-from tests.lens.conftest import lens_of
+from tests.lens.conftest import LENGTH, by_distance, lens_of
 from tests.marks import first_quick
 
 
@@ -311,3 +311,20 @@ def test_any_sink_position(tokens):
     _, dense = capture(lens, tokens, {"p": "blocks.0.attn.hook_pattern"})
     torch.testing.assert_close(found["s"], dense["p"][..., 3], atol=1e-6, rtol=0)
     assert found["s"][..., 10:].abs().max() == 0  # out of the window's sight
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt-oss"])
+@pytest.mark.parametrize("n", [1, 5, LENGTH, 2 * LENGTH])
+def test_any_number_of_distances_from_strips_and_from_the_matrix(tokens, family, n):
+    lens, point = lens_of(family), "blocks.0.attn.hook_distance"
+    asked = {"lengths": torch.tensor([LENGTH, 7]), "n_distances": n}
+    _, streamed = capture(lens, tokens, {"d": point}, **asked)
+    _, dense = capture(lens, tokens, {"d": point, "p": "blocks.0.attn.hook_pattern"}, **asked)
+    pattern = dense["p"].double()
+    pattern[1, :, 7:] = 0.0  # pads' queries do not count
+    expected = by_distance(pattern, n)
+    for found in (streamed["d"], dense["d"]):
+        assert found.shape == (2, 4, n)
+        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    with pytest.raises(phaselens.InputError, match="at least 1"):
+        lens.stream(tokens, n_distances=0)

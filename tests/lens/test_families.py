@@ -10,7 +10,7 @@ import phaselens
 from phaselens.lens.checks import capture
 from phaselens.lens.components import STATISTICS
 from phaselens.testing import FAMILIES, tiny_model
-from tests.lens.conftest import LENGTH, dense, lens_of, text
+from tests.lens.conftest import LENGTH, by_distance, dense, lens_of, text
 
 CAPPED = {"gemma2", "gpt-oss"}  # attention that SDPA cannot compute
 
@@ -39,6 +39,7 @@ def test_statistics_equal_the_float64_eager_attention(family):
             "hook_sink": pattern[..., 0],
             "hook_entropy": torch.special.entr(pattern).sum(-1),
             "hook_received": pattern.sum(-2),
+            "hook_distance": by_distance(pattern, 64),
         }
         for name, value in expected.items():
             assert found[layer, name].dtype == torch.float32
@@ -76,7 +77,7 @@ def test_statistics_equal_those_of_float64_scores(family):
             lse = torch.logaddexp(lse, learned.double()[None, :, None])
         exact = (scores - lse[..., None]).exp().masked_fill(~visible, 0.0)
         expected = {"hook_sink": exact[..., 0], "hook_entropy": torch.special.entr(exact).sum(-1)}
-        expected["hook_received"] = exact.sum(-2)
+        expected |= {"hook_received": exact.sum(-2), "hook_distance": by_distance(exact, 64)}
         torch.testing.assert_close(found[layer, "hook_lse"].double(), lse, atol=1e-5, rtol=1e-5)
         for name, value in expected.items():
             torch.testing.assert_close(

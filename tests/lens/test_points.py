@@ -9,7 +9,17 @@ from phaselens.lens.checks import capture
 from phaselens.lens.points import describe_hooks
 from tests.lens.conftest import lens_of
 
-AXES = {"batch": 2, "pos": 24, "d_model": 32, "head": 4, "d_head": 8, "query": 24, "key": 24, "1": 1}
+AXES = {
+    "batch": 2,
+    "pos": 24,
+    "d_model": 32,
+    "head": 4,
+    "d_head": 8,
+    "query": 24,
+    "key": 24,
+    "distance": 64,
+    "1": 1,
+}
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "phi3"])

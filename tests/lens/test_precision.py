@@ -9,7 +9,7 @@ import phaselens
 from phaselens.lens.checks import capture
 from phaselens.lens.components import STATISTICS
 from phaselens.testing import tiny_model
-from tests.lens.conftest import text
+from tests.lens.conftest import by_distance, text
 
 
 def loud_model(dtype):
@@ -54,6 +54,7 @@ def test_scores_near_a_million_are_measured_in_fp16_where_eager_gives_nan():
         found["hook_entropy"].double(), torch.special.entr(pattern).sum(-1), atol=1e-5, rtol=0
     )
     torch.testing.assert_close(found["hook_received"].double(), pattern.sum(-2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["hook_distance"].double(), by_distance(pattern, 64), atol=1e-5, rtol=0)
     torch.testing.assert_close(found["hook_lse"].double(), scores.logsumexp(-1), atol=0, rtol=1e-5)
 
 

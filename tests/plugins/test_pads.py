@@ -50,13 +50,17 @@ def activations(n_texts: int) -> dict[str, Tensor]:
 def measured(
     name: str, made: dict[str, Tensor], lengths: tuple[int, ...]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    from phaselens.attention import received_mass
+    from phaselens.attention import distance_mass, received_mass
 
     q, k = (made[f"attn.hook_{each}"].transpose(1, 2) for each in "qk")
-    received = received_mass(q, k, made["attn.hook_lse"], lengths=torch.tensor(lengths), scale=1.0)
+    given = q, k, made["attn.hook_lse"]
+    summed = {
+        "attn.hook_received": received_mass(*given, lengths=torch.tensor(lengths), scale=1.0),
+        "attn.hook_distance": distance_mass(*given, longest=64, lengths=torch.tensor(lengths), scale=1.0),
+    }
     metric = plugins().metric(name)(info(n_heads=N_HEADS, d_head=D_HEAD), plugins().metric(name).Params())
     w_o = torch.randn(N_HEADS, D_HEAD, N_HEADS * D_HEAD, generator=torch.Generator().manual_seed(1))
-    metric.update(view(made | {"attn.hook_received": received}, lengths, weight=w_o))
+    metric.update(view(made | summed, lengths, weight=w_o))
     return metric.compute()["texts"].records(), metric.warnings
 
 
@@ -77,7 +81,7 @@ def test_pads_do_not_matter(name: str) -> None:
         by_head = key in ("attn.hook_lse", "attn.hook_sink", "attn.hook_entropy")
         for row, length in enumerate(lengths):
             (tensor[row, :, length:] if by_head else tensor[row, length:]).fill_(torch.nan)
-    # What keys receive is made by the lens, which leaves pads' queries out.
+    # Sums over queries are made by the lens, which leaves pads' queries out.
     dirty, _ = measured(name, poisoned | {f"attn.hook_{one}": clean[f"attn.hook_{one}"] for one in ("q", "k")}
                         | {"attn.hook_lse": clean["attn.hook_lse"]}, lengths)  # fmt: skip
     assert dirty == records

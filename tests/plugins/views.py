@@ -44,10 +44,10 @@ def from_matrix(pattern: Tensor) -> dict[str, Tensor]:
     q = pattern.double().clamp(min=1e-40).log()[None]
     k = torch.eye(n, dtype=torch.float64).expand(1, n_heads, n, n)
     _, lse = attend(q, k, k, scale=1.0)
-    found = summarise(q, k, lse, scale=1.0, position=0, entropy=True, received=True)
+    found = summarise(q, k, lse, scale=1.0, position=0, entropy=True, received=True, distances=64)
     return {
-        "attn.hook_rot_q": q.transpose(1, 2), "attn.hook_rot_k": k.transpose(1, 2), "attn.hook_lse": lse,
         "attn.hook_sink": found.sink, "attn.hook_entropy": found.entropy, "attn.hook_received": found.received,
+        "attn.hook_distance": found.distance,
     }  # fmt: skip
 
 

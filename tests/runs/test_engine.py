@@ -9,6 +9,7 @@ import torch
 import phaselens
 from phaselens.errors import InputError
 from phaselens.plugin import LayerView
+from phaselens_plugins.attention_patterns import AttentionPatterns
 from phaselens_plugins.sinks import Sinks
 from tests.runs.metrics import Probe, probe
 from tests.toys import letters, toy_lens
@@ -119,6 +120,26 @@ def test_each_sink_position_gets_its_own_pass_and_its_own_numbers(
     alone = measure(lens, ("sinks", {"sink_position": 2}))
     assert both.rows("third", "texts").rows == alone.rows("sinks", "texts").rows
     assert both.rows("third", "layers").rows != both.rows("sinks", "layers").rows
+
+
+def test_metrics_that_want_other_distances_share_a_pass(lens: Any, streams: list[dict[str, Any]]) -> None:
+    class Far(AttentionPatterns):
+        name = "far"
+
+    few, many = {"distances": 2}, {"distances": 100}
+    both = measure(lens, ("attention-patterns", few), (Far, many))
+    assert [call["n_distances"] for call in streams] == [100]
+    assert len(both.rows("far", "profile").rows) > len(both.rows("attention-patterns", "profile").rows)
+    alone = measure(lens, ("attention-patterns", few))
+    # Its neighbours that count as local, and the query's own key.
+    assert [call["n_distances"] for call in streams[1:]] == [6]
+    for table in ("texts", "heads", "profile"):
+        together, apart = (run.rows("attention-patterns", table).rows for run in (both, alone))
+        assert len(together) == len(apart) > 0
+        for row, same in zip(together, apart, strict=True):
+            assert row[:2] == same[:2]
+            # float32 sums of another length are taken in another order
+            assert [*row[2:]] == pytest.approx([*same[2:]], rel=1e-6, abs=1e-6, nan_ok=False)
 
 
 @pytest.mark.parametrize("stage", ["construct", "hooks", "update", "compute"])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from phaselens.attention._guard import beyond_single
 from phaselens.attention._problem import Problem
@@ -25,21 +27,48 @@ Make = Callable[[Problem, Tensor | None], Gatherer]
 """A new gatherer for a problem, of which queries [batch, query] count (None: all)."""
 
 
-def gather(problem: Problem, lse: Tensor, makes: Sequence[Make], real: Tensor | None = None) -> list[Tensor]:
-    """One pass over all strips for all statistics; the heads that float32 cannot serve, again in float64."""
+def gather(
+    problem: Problem, lse: Tensor, large: Tensor, makes: Sequence[Make], real: Tensor | None = None
+) -> list[Tensor]:
+    """One pass over all strips for all statistics; the heads that are too `large` for float32, again in float64."""
     if real is not None and bool(real.all()):
         real = None
     gatherers = [make(problem, real) for make in makes]
+    _pass(problem, lse, large, gatherers)
+    _redo_large(problem, large, makes, gatherers, real)
+    return [gatherer.found for gatherer in gatherers]
+
+
+def gather_near(
+    problem: Problem, lse: Tensor, n: int, make: Callable[[bool], Make], real: Tensor | None = None
+) -> Tensor:
+    """`gather` for one statistic of a query's own key and the n − 1 before it, in O(query · n).
+
+    `make(whole)` makes the gatherer; the strips are whole rows in the float64 heads only.
+    """
     large = beyond_single(problem, lse)
-    if not large.all():
+    window = n if problem.window is None else min(problem.window, n)
+    band = replace(problem, window=window, sinks=None)
+    near = make(False)(band, real)
+    _pass(band, lse, large, [near])
+    _redo_large(problem, large, [make(True)], [near], real)
+    return near.found
+
+
+def _pass(problem: Problem, lse: Tensor, large: Tensor, gatherers: Sequence[Gatherer]) -> None:
+    if gatherers and not large.all():
         for strip in strips(problem, lse):
             for gatherer in gatherers:
                 gatherer.add(strip)
-    for batch, head in large.nonzero().tolist():
+
+
+def _redo_large(
+    problem: Problem, large: Tensor, makes: Sequence[Make], found: Sequence[Gatherer], real: Tensor | None
+) -> None:
+    for batch, head in large.nonzero().tolist() if makes else []:
         redone = redo(problem, batch, head, makes, real)
-        for gatherer, exact in zip(gatherers, redone, strict=True):
+        for gatherer, exact in zip(found, redone, strict=True):
             gatherer.found[batch, head] = exact.to(gatherer.found.dtype)
-    return [gatherer.found for gatherer in gatherers]
 
 
 def redo(problem: Problem, batch: int, head: int, makes: Sequence[Make], real: Tensor | None) -> list[Tensor]:
@@ -85,7 +114,7 @@ class Received:
         self.real = real
 
     def add(self, strip: Strip) -> None:
-        p, weight = counted(strip, self.real)
+        p, weight = counted(strip, strip.p, self.real)
         columns = (weight[:, :, None, :] @ p).squeeze(-2)
         self.found[strip.batch, strip.heads, slice(*strip.cols)] += columns
 
@@ -93,28 +122,32 @@ class Received:
 class Distance:
     """[batch, head, distance]: the mass that queries which count give keys so many positions before them.
 
-    Up to distance `longest` − 1, or all of them.
+    `found` has room for distances 0 … longest − 1. Where the strips hold only part of their rows, `whole` is False:
+    p is relative to the row's log-sum-exp, and not divided again.
     """
 
-    def __init__(self, problem: Problem, real: Tensor | None, longest: int | None = None) -> None:
-        shape = (*problem.q.shape[:2], longest or problem.n_keys)
-        self.found = problem.q.new_zeros(shape, dtype=problem.accumulate)
-        self.offset, self.real = problem.offset, real
+    def __init__(self, problem: Problem, real: Tensor | None, longest: int, whole: bool = True) -> None:
+        self.found = problem.q.new_zeros((*problem.q.shape[:2], longest), dtype=problem.accumulate)
+        self.offset, self.real, self.whole = problem.offset, real, whole
 
     def add(self, strip: Strip) -> None:
-        p, weight = counted(strip, self.real)
-        batch, heads, n_rows, n_cols = p.shape
-        # Rows last to first, each padded by one cell a row: cut one cell shorter, diagonals stand as columns.
-        skew = p.new_zeros((batch, heads, n_rows, n_cols + n_rows))
-        skew[..., :n_cols] = (p * weight[..., None]).flip(-2)
-        skew = skew.view(batch, heads, -1)[..., : n_rows * (n_cols + n_rows - 1)]
-        mass = skew.view(batch, heads, n_rows, -1).sum(-2).flip(-1)
-        # mass[m] now belongs to distance m + lowest; negative ones lie in the future.
-        lowest = strip.rows[0] + self.offset - (strip.cols[1] - 1)
-        start = max(0, -lowest)
-        stop = min(mass.shape[-1], self.found.shape[-1] - lowest)
-        if start < stop:
-            self.found[strip.batch, strip.heads, start + lowest : stop + lowest] += mass[..., start:stop]
+        start, stop = strip.rows[0] + self.offset, strip.rows[1] + self.offset
+        n = min(self.found.shape[-1], stop)  # from the last query to key 0 are stop − 1 steps
+        low = start - (n - 1)
+        first, last = max(low, strip.cols[0]), min(stop, strip.cols[1])
+        if first >= last:
+            return
+        near = strip.p[..., first - strip.cols[0] : last - strip.cols[0]]
+        p, weight = counted(strip, near, self.real)
+        if self.whole:
+            p = p * weight[..., None]
+        # Padded after the product: what is not there stays 0, also in a row that is NaN.
+        if (first, last) != (low, stop):
+            p = pad(p, (first - low, stop - last))
+        # Column m of row r is now the key n − 1 + r − m before it: one step to the right for each row down.
+        *outer, step, _ = p.stride()
+        band = p.as_strided((*p.shape[:3], n), (*outer, step + 1, 1))
+        self.found[strip.batch, strip.heads, :n] += band.sum(-2).flip(-1)
 
 
 class Window:
@@ -146,15 +179,15 @@ class Window:
         self.found[strip.where] = mass / strip.norm if self.whole else mass
 
 
-def counted(strip: Strip, real: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(p, 1 / total) with queries that do not count as zeros, whatever stood there."""
+def counted(strip: Strip, p: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(p, 1 / total) with queries that do not count as zeros, whatever stood there; p are columns of `strip.p`."""
     weight = strip.norm.reciprocal()
     if real is None:
-        return strip.p, weight
+        return p, weight
     counts = real[strip.batch, None, slice(*strip.rows)]
     if counts.all():
-        return strip.p, weight
-    return strip.p.masked_fill(~counts[..., None], 0.0), weight.masked_fill(~counts, 0.0)
+        return p, weight
+    return p.masked_fill(~counts[..., None], 0.0), weight.masked_fill(~counts, 0.0)
 
 
 def real_queries(problem: Problem, lengths: Tensor | None) -> Tensor | None:

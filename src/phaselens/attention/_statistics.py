@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Unpack
 
 import torch
@@ -16,11 +16,11 @@ from phaselens.attention._gather import (
     Received,
     Window,
     gather,
+    gather_near,
     real_queries,
     redo,
 )
 from phaselens.attention._guard import beyond_single
-from phaselens.attention._near import near_mass
 from phaselens.attention._problem import Problem, SoftmaxOptions, no_gradient
 from phaselens.attention._strips import strips
 
@@ -36,12 +36,14 @@ class Summary:
     entropy: [batch, head, query], nats.
     received: [batch, head, key], the mass each key receives, in queries.
     distance: [batch, head, distance], the mass given so many positions back, in queries.
+    lse: [batch, head, query], the log-sum-exp as `refine_lse` gives it.
     """
 
     sink: Tensor | None = None
     entropy: Tensor | None = None
     received: Tensor | None = None
     distance: Tensor | None = None
+    lse: Tensor | None = None
 
 
 def summarise(
@@ -52,14 +54,16 @@ def summarise(
     position: int | None = None,
     entropy: bool = False,
     received: bool = False,
-    distance: bool = False,
+    distances: int | None = None,
+    refine: bool = False,
     lengths: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Summary:
-    """`sink_mass` of a key, `row_entropy`, `received_mass`, `distance_mass`: those asked for, in one pass.
+    """`sink_mass` of a key, `row_entropy`, `received_mass`, `distance_mass` (distances 0 … `distances` − 1) and
+    `refine_lse`: those asked for, in one pass.
 
-    Arguments as in those functions. Entropy, received mass and sink together cost about what one call of
-    a fused kernel costs; the sink alone costs next to nothing.
+    Arguments as in those functions. Entropy, received mass, sink and some distances together cost about what one
+    call of a fused kernel costs; the sink alone costs next to nothing.
 
     >>> import torch
     >>> from phaselens.attention import attend
@@ -78,14 +82,23 @@ def summarise(
         makes["sink"] = lambda problem, real: Mass(problem, position)
     if received:
         makes["received"] = Received
-    if distance:
-        makes["distance"] = Distance
+    if distances is not None:
+        makes["distance"] = _distance(distances)
     if entropy:
         makes["entropy"] = lambda problem, real: Entropy(problem)
-    if position is not None and len(makes) == 1:
-        return Summary(sink=_column(problem, lse, position, makes["sink"]))
-    found = gather(problem, lse, list(makes.values()), real)
-    return Summary(**dict(zip(makes, found, strict=True)))
+    large = beyond_single(problem, lse)
+    if list(makes) == ["sink"] and position is not None:
+        found = [_column(problem, lse, large, position, makes["sink"])]
+    else:
+        found = gather(problem, lse, large, list(makes.values()), real)
+    refined = _refined(problem, lse, large) if refine else None
+    return Summary(lse=refined, **dict(zip(makes, found, strict=True)))
+
+
+def _distance(longest: int, whole: bool = True) -> Make:
+    if longest < 1:
+        raise ValueError(f"expected at least 1 distance, received {longest}")
+    return lambda problem, real: Distance(problem, real, longest, whole)
 
 
 def sink_mass(
@@ -160,7 +173,7 @@ def distance_mass(
 
     In queries; distance 0 is a query's own key. A text of n tokens has n − distance such pairs, by which
     to divide for the mean (METRICS 2.3: a(dist)). With `longest`, distances 0 … longest − 1 only, at a cost of
-    O(query · longest) unless there is a mask. `lengths` as in `received_mass`.
+    O(query · longest). `lengths` as in `received_mass`.
 
     >>> import torch
     >>> from phaselens.attention import attend
@@ -171,12 +184,11 @@ def distance_mass(
     >>> [round(value, 4) for value in distance_mass(x, x, lse, longest=2, scale=1.0)[0, 0].tolist()]
     [1.8333, 0.8333]
     """
-    if longest is None:
-        return _there(summarise(q, k, lse, distance=True, lengths=lengths, **options).distance)
-    if longest < 1:
-        raise ValueError(f"expected at least 1 distance, received {longest}")
     problem = _checked("distance_mass", q, k, lse, options)
-    return near_mass(problem, lse, longest, real_queries(problem, lengths))
+    real = real_queries(problem, lengths)
+    if longest is None:
+        return gather(problem, lse, beyond_single(problem, lse), [_distance(problem.n_keys)], real)[0]
+    return gather_near(problem, lse, longest, lambda whole: _distance(longest, whole), real)
 
 
 def window_mass(
@@ -209,16 +221,7 @@ def window_mass(
     def make(whole: bool) -> Make:
         return lambda problem, real: Window(problem, width, include_self, exclude_first, whole)
 
-    window = problem.window
-    band = replace(problem, window=width + 1 if window is None else min(window, width + 1), sinks=None)
-    near = make(whole=False)(band, None)
-    large = beyond_single(problem, lse)
-    if not large.all():
-        for strip in strips(band, lse):
-            near.add(strip)
-    for batch, head in large.nonzero().tolist():
-        near.found[batch, head] = redo(problem, batch, head, [make(whole=True)], None)[0]
-    return near.found
+    return gather_near(problem, lse, width + 1, make)
 
 
 def refine_lse(q: Tensor, k: Tensor, lse: Tensor, **options: Unpack[SoftmaxOptions]) -> Tensor:
@@ -233,11 +236,14 @@ def refine_lse(q: Tensor, k: Tensor, lse: Tensor, **options: Unpack[SoftmaxOptio
     >>> refine_lse(x, x, lse, scale=1.0) is lse
     True
     """
-    problem = _checked("refine_lse", q, k, lse, options)
-    large = beyond_single(problem, lse).nonzero().tolist()
-    if large:
+    return _there(summarise(q, k, lse, refine=True, **options).lse)
+
+
+def _refined(problem: Problem, lse: Tensor, large: Tensor) -> Tensor:
+    heads = large.nonzero().tolist()
+    if heads:
         lse = lse.clone()
-    for batch, head in large:
+    for batch, head in heads:
         for strip in strips(problem.head(batch, head)):
             lse[batch, head, slice(*strip.rows)] = (strip.total.log() + strip.reference)[0, 0].to(lse.dtype)
     return lse
@@ -258,9 +264,8 @@ def _there(found: Tensor | None) -> Tensor:
     return found
 
 
-def _column(problem: Problem, lse: Tensor, position: int, make: Make) -> Tensor:
+def _column(problem: Problem, lse: Tensor, large: Tensor, position: int, make: Make) -> Tensor:
     """The mass on one key, [batch, head, query], without a pass over the others."""
-    large = beyond_single(problem, lse)
     found = _exp_column(problem, lse, position)
     for batch, head in large.nonzero().tolist():
         found[batch, head] = redo(problem, batch, head, [make], None)[0].to(found.dtype)

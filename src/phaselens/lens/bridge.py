@@ -25,6 +25,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import (
 from phaselens.errors import InputError, RefusedModel, close_matches
 from phaselens.lens import interface
 from phaselens.lens.components import (
+    N_DISTANCES,
     NativeNorm,
     Request,
     SkippingBlock,
@@ -50,8 +51,9 @@ class HookedTransformer(TransformerBridge):
     Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`,
     `hooks()`, `transformer_lens.patching`). On top of it:
 
-    * ``blocks.{i}.attn.hook_lse``, ``hook_sink``, ``hook_entropy`` [batch, head, query] and ``hook_received``
-      [batch, head, key], float32, computed only where hooked, exactly, in O(L) memory;
+    * ``blocks.{i}.attn.hook_lse``, ``hook_sink``, ``hook_entropy`` [batch, head, query], ``hook_received`` [batch,
+      head, key] and ``hook_distance`` [batch, head, distance], float32, computed only where hooked, exactly, in O(L)
+      memory;
     * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
     * `info` (what is known of the model) and `stream` (one measuring forward).
 
@@ -79,21 +81,26 @@ class HookedTransformer(TransformerBridge):
         return dtype
 
     @contextmanager
-    def streaming(self, *, lengths: Tensor | None = None, sink_position: int = 0) -> Iterator[None]:
-        """Say, for the forwards inside, how long each text is and which key `hook_sink` measures.
+    def streaming(
+        self, *, lengths: Tensor | None = None, sink_position: int = 0, n_distances: int = N_DISTANCES
+    ) -> Iterator[None]:
+        """Say, for the forwards inside, how long each text is and what `hook_sink` and `hook_distance` measure.
 
         Args:
             lengths: [batch], number of real tokens of each right-padded text; None where nothing is padded.
             sink_position: absolute position of the key.
+            n_distances: `hook_distance` holds distances 0 … n_distances − 1.
         """
         if sink_position < 0:
             raise InputError(f"sink position {sink_position}: positions are counted from 0")
-        before = (self._request.lengths, self._request.sink_position)
-        self._request.lengths, self._request.sink_position = lengths, sink_position
+        if n_distances < 1:
+            raise InputError(f"{n_distances} distances: at least 1, a query's own key")
+        before = vars(self._request).copy()
+        vars(self._request).update(lengths=lengths, sink_position=sink_position, n_distances=n_distances)
         try:
             yield
         finally:
-            self._request.lengths, self._request.sink_position = before
+            vars(self._request).update(before)
 
     def stream(
         self,
@@ -106,6 +113,7 @@ class HookedTransformer(TransformerBridge):
         unembed: bool = False,
         lengths: Tensor | None = None,
         sink_position: int = 0,
+        n_distances: int = N_DISTANCES,
     ) -> Tensor:
         """One forward without gradient, KV cache or (unless asked for) unembedding.
 
@@ -117,7 +125,7 @@ class HookedTransformer(TransformerBridge):
             start_at_layer: the first layer to run, on `residual`; n_layers for the final norm alone.
             stop_at_layer: the layer to stop before; n_layers to stop before the final norm.
             unembed: return logits [batch, pos, d_vocab].
-            lengths, sink_position: as in `streaming`.
+            lengths, sink_position, n_distances: as in `streaming`.
 
         Returns:
             The final norm's output [batch, pos, d_model]; with `stop_at_layer`, the residual entering that layer; with
@@ -152,7 +160,8 @@ class HookedTransformer(TransformerBridge):
             if start_at_layer is not None:
                 self._setup_start_at_layer(residual, start_at_layer)
             self._stop_before(stop_at_layer)
-            with torch.no_grad(), self.streaming(lengths=lengths, sink_position=sink_position):
+            asked = self.streaming(lengths=lengths, sink_position=sink_position, n_distances=n_distances)
+            with torch.no_grad(), asked:
                 if unembed:
                     logits: Tensor = model(**inputs, use_cache=False).logits
                     return logits

@@ -187,7 +187,7 @@ def _rows_sum_to_one(lens: Any, tokens: Tensor) -> CheckResult:
 
 
 def _statistics_match_scores(lens: Any, tokens: Tensor) -> CheckResult:
-    """Streamed sink, entropy, received mass and log-sum-exp against those of the same queries and keys in float64."""
+    """Streamed statistics against those of the same queries and keys in float64."""
     rotated = {
         (layer, p): f"blocks.{layer}.attn.{p}" for layer in range(lens.info.n_layers) for p in _ROTATED
     }
@@ -212,6 +212,7 @@ def _statistics_match_scores(lens: Any, tokens: Tensor) -> CheckResult:
             "hook_sink": pattern[..., 0],
             "hook_entropy": torch.special.entr(pattern).sum(-1),
             "hook_received": pattern.sum(-2),
+            "hook_distance": _distances(pattern, kept[layer, "hook_distance"].shape[-1]),
         }
         for name, value in expected.items():
             gap = _difference(kept[layer, name].cpu(), value, relative=name == "hook_lse")
@@ -222,6 +223,11 @@ def _statistics_match_scores(lens: Any, tokens: Tensor) -> CheckResult:
 
 
 _ROTATED = ("hook_rot_q", "hook_rot_k")
+
+
+def _distances(pattern: Tensor, n: int) -> Tensor:
+    """[batch, head, distance] of a square pattern: a diagonal each; zeros where the text is too short for one."""
+    return torch.stack([pattern.diagonal(-back, dim1=-2, dim2=-1).sum(-1) for back in range(n)], -1)
 
 
 def _statistics(lens: Any) -> dict[Any, str]:
@@ -306,7 +312,7 @@ def _padding_changes_nothing(lens: Any, tokens: Tensor) -> CheckResult:
     _, beside = capture(lens, padded, _statistics(lens), lengths=lengths)
     by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
     for (layer, statistic), value in alone.items():
-        gap = _difference(beside[layer, statistic][:1, :, :length], value)
+        gap = _difference(beside[layer, statistic][:1, :, : value.shape[2]], value)
         by_layer[layer] = max(by_layer[layer], gap)
     return _worst(
         "a text alone equals the same text in a padded batch", max(1e-5, LIMITS[lens.dtype]), by_layer

@@ -21,7 +21,9 @@ from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families, interface
 from phaselens.lens.interface import is_hooked
 
-STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received")
+STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
+N_DISTANCES = 64
+"""Distances of `hook_distance`, where nobody asks for another number."""
 
 
 @dataclass
@@ -29,11 +31,13 @@ class Request:
     """What one forward asks of the statistics; one object, shared by a lens' layers.
 
     ``sink_position`` is the key that `hook_sink` measures; ``lengths`` [batch] the number of real tokens of each text,
-    so that the queries of pads are left out of `hook_received`.
+    so that the queries of pads are left out of `hook_received` and `hook_distance`; ``n_distances`` how many
+    distances the latter has.
     """
 
     sink_position: int = 0
     lengths: Tensor | None = None
+    n_distances: int = N_DISTANCES
 
 
 class _CacheTap:

@@ -4,7 +4,8 @@ It fires the hook points inside attention and picks, layer by layer, the cheapes
 
 * nobody hooks a statistic or the matrix: transformers' own SDPA, bit for bit what the model does without us (or, for
   softcapped scores and learned sink logits, which SDPA cannot do, the exact streaming computation);
-* ``hook_lse``, ``hook_sink``, ``hook_entropy``, ``hook_received``: the fused kernel with its log-sum-exp, O(L) memory;
+* ``hook_lse``, ``hook_sink``, ``hook_entropy``, ``hook_received``, ``hook_distance``: the fused kernel with its
+  log-sum-exp, O(L) memory;
 * ``hook_attn_scores`` or ``hook_pattern``: the explicit matrix, in that layer only.
 """
 
@@ -156,7 +157,8 @@ def _explicit(
                 "hook_lse": lambda: _row_lse(scores, scores_kw["sinks"]),
                 "hook_sink": lambda: _column(pattern, request.sink_position),
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
-                "hook_received": lambda: _received(pattern, request.lengths),
+                "hook_received": lambda: _counted(pattern, request.lengths).sum(-2),
+                "hook_distance": lambda: _by_distance(pattern, request.lengths, request.n_distances),
             }
             for name in wanted:
                 owner.fire_statistic(name, found[name]())
@@ -168,13 +170,22 @@ def _row_lse(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return lse if sinks is None else torch.logaddexp(lse, sinks.to(lse.dtype)[None, :, None])
 
 
-def _received(pattern: Tensor, lengths: Tensor | None) -> Tensor:
-    """[batch, head, key], summed over the queries of real tokens."""
+def _counted(pattern: Tensor, lengths: Tensor | None) -> Tensor:
+    """The pattern with the rows of pads as zeros."""
     if lengths is None:
-        return pattern.sum(-2)
+        return pattern
     position = torch.arange(pattern.shape[-2], device=pattern.device) + pattern.shape[-1] - pattern.shape[-2]
     real = position[None, :] < lengths.to(pattern.device)[:, None]
-    return pattern.masked_fill(~real[:, None, :, None], 0.0).sum(-2)
+    return pattern.masked_fill(~real[:, None, :, None], 0.0)
+
+
+def _by_distance(pattern: Tensor, lengths: Tensor | None, n: int) -> Tensor:
+    """[batch, head, distance], sums over the diagonals below and on the one of a query's own key."""
+    counted, own = _counted(pattern, lengths), pattern.shape[-1] - pattern.shape[-2]
+    known = [
+        counted.diagonal(own - back, dim1=-2, dim2=-1).sum(-1) for back in range(min(n, pattern.shape[-1]))
+    ]
+    return torch.nn.functional.pad(torch.stack(known, -1), (0, n - len(known)))
 
 
 def _column(pattern: Tensor, position: int) -> Tensor:
@@ -193,10 +204,6 @@ def _fire_statistics(
 ) -> None:
     request = owner.request
     visible = request.sink_position < key.shape[2]
-    if "hook_lse" in wanted:
-        owner.fire_statistic("hook_lse", attention.refine_lse(query, key, lse, **scores_kw))
-    if wanted == ["hook_lse"]:
-        return
     found = attention.summarise(
         query,
         key,
@@ -204,12 +211,20 @@ def _fire_statistics(
         position=request.sink_position if "hook_sink" in wanted and visible else None,
         entropy="hook_entropy" in wanted,
         received="hook_received" in wanted,
+        distances=request.n_distances if "hook_distance" in wanted else None,
+        refine="hook_lse" in wanted,
         lengths=request.lengths,
         **scores_kw,
     )
     # A text that ends before the position gives it nothing.
     sink = found.sink if visible else torch.zeros_like(lse)
-    values = {"hook_sink": sink, "hook_entropy": found.entropy, "hook_received": found.received}
+    values = {
+        "hook_lse": found.lse,
+        "hook_sink": sink,
+        "hook_entropy": found.entropy,
+        "hook_received": found.received,
+        "hook_distance": found.distance,
+    }
     for name, value in values.items():
         if name in wanted and value is not None:
             owner.fire_statistic(name, value)

@@ -55,6 +55,11 @@ _MEANINGS: dict[str, tuple[str, str]] = {
         "[batch, head, key]",
         "attention that a key receives, summed over queries; read only",
     ),
+    "attn.hook_distance": (
+        "[batch, head, distance]",
+        "attention given to the key so many positions back, summed over queries; 64 distances, or the number asked "
+        "for; read only",
+    ),
     "attn.hook_attn_scores": (
         "[batch, head, query, key]",
         "scores before the softmax; builds the matrix in this layer",

@@ -25,7 +25,7 @@ KINDS: dict[str, str] = {
     "v": "attn.hook_v",
     "pattern": "attn.hook_pattern",
 }
-_MEASURED = ("hook_lse", "hook_sink", "hook_entropy", "hook_received")
+_MEASURED = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
 _WITH_HEADS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k")
 _MATRIX = ("hook_pattern", "hook_attn_scores")
 _KV = ("hook_k", "hook_v", "hook_rot_k")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
-_STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received")
+_STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
 
 #: The condition without an edit has this name; every other one is compared with it.
 BASELINE_NAME = "baseline"

@@ -85,6 +85,11 @@ class Metric(ABC, Generic[P]):
         share a pass."""
         return 0
 
+    @property
+    def n_distances(self) -> int:
+        """How many distances `hook_distance` must hold for this metric; it may hold more, for others in the run."""
+        return 64
+
     @abstractmethod
     def hooks(self) -> Sequence[str]:
         """Hook points it reads. `blocks.{layer}.attn.hook_sink` stands for every layer; `hook_embed` for

@@ -15,7 +15,7 @@ from phaselens.repl.session import VERBS, Session
 # The innermost open call, and the string that is being typed in it, perhaps for a named argument.
 _TYPING = re.compile(r"""(\w+)\((?:[^()]*?[,\s])?\s*(?:(\w+)\s*=\s*)?(["'])([^"']*)$""")
 _CLOSED = re.compile(r"\([^()]*\)")
-_MEASURED = ("hook_lse", "hook_sink", "hook_entropy", "hook_received")
+_MEASURED = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
 
 
 def offers(session: Session, text: str) -> tuple[str, list[str]] | None:

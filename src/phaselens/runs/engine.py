@@ -151,6 +151,7 @@ def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured],
                 [(name, layers.catcher(name)) for name in names],
                 lengths=batch.lengths_on(lens.device),
                 sink_position=sink_position,
+                n_distances=max(measured.metric.n_distances for measured in working),
                 unembed=any(name.startswith("unembed.") for name in names),
             )
         layers.hand_out()

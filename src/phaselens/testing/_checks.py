@@ -34,7 +34,7 @@ TEXTS = (
 #: Sums of float64 in another order differ by about 1e-15; this leaves room for what a metric makes of them.
 RELATIVE, ABSOLUTE = 1e-7, 1e-9
 _MATRIX = ("hook_pattern", "hook_attn_scores")
-_OF_ATTENTION = ("hook_sink", "hook_entropy", "hook_received", "hook_pattern")
+_OF_ATTENTION = ("hook_sink", "hook_entropy", "hook_received", "hook_distance", "hook_pattern")
 #: Memory at twice the length: 2 where it grows with the text, 4 where it grows with its square.
 _MOST_GROWTH = 2.8
 
