@@ -23,7 +23,7 @@ CHUNK = 4096
 """Rows widened to float64 at a time."""
 _EPS = float(np.finfo(np.float64).eps) / 2
 _ALONE_UP_TO = 1024
-"""Matrices up to this size are made tridiagonal faster by one thread than by several."""
+"""Matrices up to this size are worked on faster by one thread than by several."""
 _CANCELS = 1e6
 """One row is taken out of a spectrum by subtraction only while it has at most this many times the others' energy."""
 
@@ -57,11 +57,11 @@ def spectrum(x: Tensor) -> Spectrum:
     """
     if not x.numel():
         return NOTHING
-    gram = _gram(x)
-    if not bool(np.isfinite(gram.diagonal()).all()):
-        return NOTHING
-    diagonal, beside = _tridiagonal(gram)
-    return _of(_eigenvalues(diagonal, beside), tuple(x.shape))
+    with _few_threads(min(x.shape)):
+        gram = _gram(x)
+        if not bool(np.isfinite(gram.diagonal()).all()):
+            return NOTHING
+        return _of(_eigenvalues(*_tridiagonal(gram)), tuple(x.shape))
 
 
 def spectra(x: Tensor, left_out: Tensor) -> tuple[Spectrum, Spectrum]:
@@ -80,7 +80,8 @@ def spectra(x: Tensor, left_out: Tensor) -> tuple[Spectrum, Spectrum]:
         return found, found
     places = left_out.nonzero()[:, 0]
     if len(places) == 1 and min(x.shape) > 1:
-        both = _without_one(x, int(places[0]))
+        with _few_threads(min(x.shape)):
+            both = _without_one(x, int(places[0]))
         if both is not None:
             return both
     return spectrum(x), spectrum(x[~left_out])
@@ -101,14 +102,18 @@ def _gram(x: Tensor) -> Floats:
     for part in [x] if by_rows else chunks(x):
         # A row-major matrix is, to BLAS, its own transpose.
         columns = part.double().contiguous().numpy().T
-        with _threads(torch.get_num_threads()):
-            gram = blas.dsyrk(1.0, columns, beta=1.0, c=gram, trans=by_rows, lower=1, overwrite_c=1)
+        gram = blas.dsyrk(1.0, columns, beta=1.0, c=gram, trans=by_rows, lower=1, overwrite_c=1)
     return gram
 
 
-def _threads(n: int) -> AbstractContextManager[Any]:
-    """Let scipy's BLAS use `n` threads: it takes all there are, and spins on them while torch's own threads work."""
-    limit: AbstractContextManager[Any] = _blas().limit(limits=n)
+def _few_threads(size: int) -> AbstractContextManager[Any]:
+    """Let scipy's BLAS use one thread on a small matrix, else as many as torch.
+
+    Left alone it takes all there are, even for a product of 512 numbers, and they go on spinning for milliseconds
+    after it: whatever torch does meanwhile with its own threads takes several times as long.
+    """
+    n_threads = 1 if size <= _ALONE_UP_TO else torch.get_num_threads()
+    limit: AbstractContextManager[Any] = _blas().limit(limits=n_threads)
     return limit
 
 
@@ -131,8 +136,7 @@ def _tridiagonal(gram: Floats) -> tuple[Floats, Floats]:
 
     if len(gram) == 1:
         return gram[0].copy(), np.zeros(0)
-    with _threads(1 if len(gram) <= _ALONE_UP_TO else torch.get_num_threads()):
-        _, diagonal, beside, _, failed = lapack.dsytrd(gram, lower=1, lwork=64 * len(gram), overwrite_a=1)
+    _, diagonal, beside, _, failed = lapack.dsytrd(gram, lower=1, lwork=64 * len(gram), overwrite_a=1)
     if failed:
         raise ArithmeticError(f"a Gram matrix {gram.shape} could not be made tridiagonal (dsytrd: {failed})")
     return diagonal, beside
