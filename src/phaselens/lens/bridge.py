@@ -11,7 +11,11 @@ from torch import Tensor
 from transformer_lens.factories import architecture_adapter_factory
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
-from transformer_lens.model_bridge.generalized_components import NormalizationBridge, RMSNormalizationBridge
+from transformer_lens.model_bridge.generalized_components import (
+    JointGateUpMLPBridge,
+    NormalizationBridge,
+    RMSNormalizationBridge,
+)
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
 from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
@@ -24,16 +28,16 @@ from transformer_lens.model_bridge.sources._bridge_builder import (
 
 from phaselens.errors import InputError, RefusedModel, close_matches
 from phaselens.lens import interface
+from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.components import (
     N_DISTANCES,
-    NativeNorm,
     Request,
-    SkippingBlock,
     StreamingAttention,
     each_attention,
     mixed,
 )
 from phaselens.lens.info import ModelInfo
+from phaselens.lens.native import NativeGateUp, NativeNorm
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
 
 if TYPE_CHECKING:
@@ -321,3 +325,5 @@ def _mend(adapter: Any) -> None:
     for component in (*mapping.values(), *blocks.submodules.values(), *attention.submodules.values()):
         if type(component) in (NormalizationBridge, RMSNormalizationBridge):
             mixed(component, NativeNorm)
+        elif type(component) is JointGateUpMLPBridge:
+            mixed(component, NativeGateUp)

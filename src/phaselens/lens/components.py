@@ -1,8 +1,6 @@
-"""TransformerLens' attention and block components, mended.
-
-Three things differ from TransformerLens 4.3: attention always delegates to the model's own module (so no family is
-re-implemented, and nothing forces eager attention); a block below `start_at_layer` does not run; an edit of
-`hook_resid_mid` reaches the skip path as well as the MLP.
+"""TransformerLens' attention component, mended: it always delegates to the model's own module, so that no family is
+re-implemented and nothing forces eager attention, and it streams statistics. Blocks are in `blocks`, norms and MLPs in
+`native`.
 """
 
 from __future__ import annotations
@@ -111,8 +109,7 @@ class StreamingAttention:
         """Delegate to the model's own attention, firing hook_in, hook_out and all points between."""
         embeddings = kwargs.get("position_embeddings")
         if self.nulled and embeddings is not None:
-            cos, sin = embeddings
-            kwargs["position_embeddings"] = (torch.ones_like(cos), torch.zeros_like(sin))
+            kwargs["position_embeddings"] = without_rotation(embeddings)
         if self._wants_own_computation():
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if "hidden_states" in kwargs:
@@ -139,13 +136,18 @@ class StreamingAttention:
                 fused.remove()
         return (self.hook_out(out[0]), *out[1:])
 
+    def needs_itself(self: Any) -> bool:
+        """Whether the model's own module would not do in its place, even where nobody listens."""
+        return bool(self._own_options() or self.compatibility_mode)
+
+    def _own_options(self: Any) -> list[str]:
+        """Options that are on and need the parts of TransformerLens' own computation."""
+        options = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
+        return [option for option in options if getattr(self.config, option, False)]
+
     def _wants_own_computation(self: Any) -> bool:
         """Whether TransformerLens' own (eager) computation must run: only for the options that need its parts."""
-        flags = [
-            flag
-            for flag in ("use_split_qkv_input", "use_attn_in", "use_attn_result")
-            if getattr(self.config, flag, False)
-        ]
+        flags = self._own_options()
         if not flags and not self.compatibility_mode:
             return False
         why = ", ".join(flags) or "compatibility mode"
@@ -184,61 +186,10 @@ class StreamingAttention:
         return self.qkv.register_forward_hook(fire)
 
 
-class NativeNorm:
-    """Mixed into a norm bridge: the model's own norm, computed once, unless somebody looks inside it.
-
-    TransformerLens computes the norm in its own way, which rounds differently, or a second time to show its parts.
-    """
-
-    def forward(self: Any, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Norm [..., d_model], firing hook_in and hook_out."""
-        inside = is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)
-        if inside or self.compatibility_mode or getattr(self.config, "layer_norm_folding", False):
-            self.use_native_layernorm_autograd = True
-            normed: Tensor = super().forward(hidden_states, **kwargs)  # type: ignore[misc]
-            return normed
-        out: Tensor = self.hook_out(self.original_component(self.hook_in(hidden_states)))
-        return out
-
-
-class SkippingBlock:
-    """Mixed into a block bridge: skips below `start_at_layer`, and carries mid-residual edits to the skip path."""
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the block, unless the pass starts above it."""
-        start = getattr(self, "_start_at_layer_idx", None)
-        if start is not None and self._extract_layer_idx() < start:
-            return args[0] if args else kwargs["hidden_states"]
-        mid = self._point("hook_resid_mid")
-        if mid is None or not is_hooked(mid):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        branch = self._point("hook_mlp_out")
-        seen: dict[str, Tensor] = {}
-        # Registered last, these see what all other hooks made of the value.
-        handles = [
-            mid.register_forward_hook(lambda _m, given, out: seen.update(before=given[0], mid=out)),
-            branch.register_forward_hook(lambda _m, _given, out: seen.update(branch=out)),
-        ]
-        try:
-            self._mid_edit = seen
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            self._mid_edit = None
-            for handle in handles:
-                handle.remove()
-
-    def _point(self: Any, alias: str) -> Any:
-        """The hook point behind one of the block's aliases, or None where the family has none."""
-        target = getattr(self, alias, None)
-        return target if isinstance(target, HookPoint) else None
-
-    def _apply_output_hook(self: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
-        seen = getattr(self, "_mid_edit", None)
-        if seen and seen["mid"] is not seen["before"]:
-            # The model adds the MLP's output to the residual it kept from before the edit; add it to the edited one.
-            whole = seen["mid"] + seen["branch"]
-            output = (whole, *output[1:]) if isinstance(output, tuple) else whole
-        return super()._apply_output_hook(output, *args, **kwargs)  # type: ignore[misc]
+def without_rotation(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """(cos, sin) → ones and zeros of the same shapes."""
+    cos, sin = embeddings
+    return torch.ones_like(cos), torch.zeros_like(sin)
 
 
 def mixed(component: Any, mixin: type) -> None:
