@@ -27,15 +27,12 @@ def lens() -> Any:
 
 @pytest.fixture
 def layers_run(lens: Any) -> Iterator[Counter[int]]:
-    """How often each layer's own module ran, after the first loss (which tries the unembedding)."""
+    """How often the attention of each layer was computed, after the first loss (which tries the unembedding)."""
     token_losses(lens, lens.stream(torch.tensor([[0, 5]]))[0], torch.tensor([5, 6]))
     count: Counter[int] = Counter()
-    blocks = lens.original_model.base_model.layers
     handles = [
-        block.original_component.self_attn.register_forward_pre_hook(
-            lambda *_, layer=layer: count.update([layer])
-        )
-        for layer, block in enumerate(blocks)
+        block.attn.original_component.register_forward_pre_hook(lambda *_, layer=layer: count.update([layer]))
+        for layer, block in enumerate(lens.blocks)
     ]
     yield count
     for handle in handles:
@@ -58,6 +55,8 @@ CASES = {
     "hook_embed": ("hook_embed", lambda x, *_: x * 0.5, None),
     "resid_pre": ("blocks.1.hook_resid_pre", lambda x, *_: x + 0.3, (1,)),
     "attn_out": ("blocks.1.hook_attn_out", lambda x, *_: -x, (0,)),
+    "attn_out below": ("blocks.0.hook_attn_out", lambda x, *_: x * 0.0, None),
+    "mlp hook_post": ("blocks.0.mlp.hook_post", lambda x, *_: x * 0.5, (1,)),
     "resid_mid": ("blocks.1.hook_resid_mid", lambda x, *_: x + 0.3, (0,)),
     "mlp_out": ("blocks.0.hook_mlp_out", lambda x, *_: x * 0.0, (0,)),
     "resid_post": ("blocks.0.hook_resid_post", lambda x, *_: x.flip(-1), None),
@@ -117,10 +116,19 @@ def test_in_float32_they_agree_to_a_millionth() -> None:
 def test_a_condition_runs_only_the_layers_from_its_lowest_edit_on(
     lens: Any, layers_run: Counter[int]
 ) -> None:
-    sweep = [zero(f"blocks.{layer}.hook_attn_out", layer=layer) for layer in range(4)]
+    sweep = [zero(f"blocks.{layer}.attn.hook_z", layer=layer) for layer in range(4)]
     run(lens, causal(*sweep), texts=TEXTS[:1])
     # The baseline runs each layer once; the condition of layer l runs l and what is above it.
     assert [layers_run[layer] for layer in range(4)] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("point", ["hook_attn_out", "attn.hook_out", "hook_resid_mid", "mlp.hook_post"])
+def test_behind_attention_its_output_is_that_of_the_baseline(
+    lens: Any, layers_run: Counter[int], point: str
+) -> None:
+    sweep = [zero(f"blocks.{layer}.{point}", layer=layer) for layer in range(4)]
+    run(lens, causal(*sweep), texts=TEXTS[:1])
+    assert [layers_run[layer] for layer in range(4)] == [1, 2, 3, 4]
 
 
 def test_what_only_the_mlp_adds_does_not_run_its_own_layer_again(lens: Any, layers_run: Counter[int]) -> None:
@@ -133,7 +141,8 @@ def test_metrics_share_the_baseline(lens: Any, layers_run: Counter[int]) -> None
     first = causal(zero("blocks.3.hook_attn_out"), name="first")
     second = causal(zero("blocks.3.attn.hook_z"), name="second")
     found = run(lens, first, second, texts=TEXTS[:1])
-    assert [layers_run[layer] for layer in range(4)] == [1, 1, 1, 3]
+    # In the last layer: of the baseline, and of the second; the first is edited behind it.
+    assert [layers_run[layer] for layer in range(4)] == [1, 1, 1, 2]
     assert losses(found, "first")["0", "baseline", None] == losses(found, "second")["0", "baseline", None]
 
 

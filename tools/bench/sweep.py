@@ -6,10 +6,12 @@ The ways take turns in one process, round by round, after one round that is not 
 
     naive      N × one whole forward of the Hugging Face model, SDPA, with logits and loss   the baseline
     stock      N × TransformerLens' run_with_hooks on the same bridge, with logits and loss
-    mlp, attn  the conditions "MLP (attention) output := 0" in each of the N layers, by the run's own engine; with the
-               unedited model's loss, which it needs in any case
+    base       the run's own engine without a condition: the unedited model's losses, which a run needs once for all
+               its metrics and sweeps
+    mlp, attn  the same with the conditions "MLP (attention) output := 0" in each of the N layers
 
-`worst` is the largest difference of a text's mean loss from what `stock` gives for the same ablation.
+`alone` is what the N conditions add to `base`, again in units of `naive`: N ablated forwards either way. `worst` is the
+largest difference of a text's mean loss from what `stock` gives for the same ablation.
 """
 
 from __future__ import annotations
@@ -72,8 +74,8 @@ def stock(lens: Any, ids: Any, point: str) -> list[float]:
     return losses
 
 
-def sweep(lens: Any, ids: Any, point: str) -> list[float]:
-    """The sweep as conditions of a causal metric."""
+def sweep(lens: Any, ids: Any, point: str | None) -> list[float]:
+    """The sweep as conditions of a causal metric; without a point, the baseline alone."""
     from phaselens.data import Text, Tokens
     from phaselens.plugin import CausalMetric, Condition, Edit, Params
     from phaselens.runs import gather_losses
@@ -82,7 +84,7 @@ def sweep(lens: Any, ids: Any, point: str) -> list[float]:
         name, version = "sweep", "1"
 
         def conditions(self) -> list[Condition]:
-            layers = range(self.model.n_layers)
+            layers = range(self.model.n_layers if point else 0)
             return [Condition("off", [Edit(f"blocks.{layer}.{point}", 0.0)], layer=layer) for layer in layers]
 
     metric = Sweep(lens.info, Params())
@@ -105,7 +107,10 @@ def ways_of(
     def keeping(way: str, work: Callable[[Any, Any, str], list[float]], point: str) -> Callable[[], Any]:
         return lambda: found.__setitem__(way, work(lens, ids, point))
 
-    ways: dict[str, Callable[[], Any]] = {"naive": lambda: naive(bare, ids, n_layers)}
+    ways: dict[str, Callable[[], Any]] = {
+        "naive": lambda: naive(bare, ids, n_layers),
+        "base": lambda: sweep(lens, ids, None),
+    }
     for name, point in POINTS.items():
         ways[f"stock {name}"] = keeping(f"stock {name}", stock, point)
         ways[name] = keeping(name, sweep, point)
@@ -128,7 +133,8 @@ def compare(n_layers: int, n_tokens: int, width: int, rounds: int, clock: Callab
         if way in POINTS:
             stock_way = f"stock {way}"
             worst = max(abs(one - other) for one, other in zip(found[way], found[stock_way], strict=True))
-            line += f"{spent / usual[stock_way]:>9.2f}{worst:>10.1e}"
+            alone = (spent - usual["base"]) / usual["naive"]
+            line += f"{alone:>9.2f}{spent / usual[stock_way]:>9.2f}{worst:>10.1e}"
         print(line, flush=True)
 
 
@@ -147,7 +153,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    print(f"{'layers':>6}  {'way':<12}{'seconds':>9}{'× naive':>9}{'× stock':>9}{'worst':>10}")
+    print(f"{'layers':>6}  {'way':<12}{'seconds':>9}{'× naive':>9}{'alone':>9}{'× stock':>9}{'worst':>10}")
     for n_layers in options.layers:
         clock = time.process_time if options.cpu_time else time.perf_counter
         compare(n_layers, options.tokens, options.width, options.rounds, clock)

