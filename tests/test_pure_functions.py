@@ -147,10 +147,16 @@ def test_median(n: int, seed: int) -> None:
 
 
 def test_median_of_many() -> None:
-    """Ties and every order of the values included."""
+    """Ties, infinities and every order of the values included; and one that misleads whoever looks at each 250th."""
     generator = torch.Generator().manual_seed(0)
+    misleading = torch.randn(500_000, generator=generator)
+    misleading[::250] += 50
+    endless = torch.randn(500_001, generator=generator)
+    endless[:1000], endless[-3000:] = -torch.inf, torch.inf
     for values in (
         torch.randn(500_000, generator=generator),
+        misleading,
+        endless,
         torch.arange(400_001.0) % 7,
         torch.cat([torch.zeros(300_000), torch.ones(200_000)]),
         torch.arange(512_000.0).view(-1, 1000).T.reshape(-1),

@@ -18,7 +18,7 @@ from phaselens.attention._problem import Problem
 
 ROWS = 128
 """Queries in a strip, where its keys leave room for as many."""
-CPU_ELEMENTS = 1 << 21
+CPU_ELEMENTS = 1 << 20
 """Scores of a strip for each thread of a CPU. Where rows are long, up to 4 times as many."""
 GPU_ELEMENTS = 1 << 24
 """Scores of a strip on a GPU, likewise."""

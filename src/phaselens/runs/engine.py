@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Tokens, pack
@@ -159,8 +159,7 @@ def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured],
 
 
 class _Layers:
-    """Holds the activations of one layer until it is complete, hands them to the metrics, and lets go of
-    them."""
+    """Holds the activations of one layer, hands each metric its own as soon as all have come, and lets go of them."""
 
     def __init__(self, lens: HookedTransformer, batch: Batch, members: Sequence[Measured]) -> None:
         self._lens = lens
@@ -170,30 +169,61 @@ class _Layers:
         self._held: dict[str, Tensor] = {}
         self._fired: set[str] = set()
         self._points = {name: at for measured in members for name, at in measured.points.items()}
+        #: Who waits for which points, by layer; a point outside of all layers is a place of its own.
+        self._waiting: dict[int | str, list[tuple[Measured, frozenset[str]]]] = {}
+        for measured in members:
+            wanted: dict[int | str, set[str]] = {}
+            for name in measured.points:
+                wanted.setdefault(self._place_of(name), set()).add(name)
+            for place, names in wanted.items():
+                self._waiting.setdefault(place, []).append((measured, frozenset(names)))
+
+    def _place_of(self, name: str) -> int | str:
+        layer, _ = self._points[name]
+        return name if layer is None else layer
 
     def catcher(self, name: str) -> Callable[[Tensor, Any], None]:
         """The function to hook on the point `name`."""
-        layer, _ = self._points[name]
+        layer, place = self._points[name][0], self._place_of(name)
 
         def catch(tensor: Tensor, hook: Any) -> None:
-            # A point of another layer: the one before is complete. A point outside of all layers is alone.
-            if layer != self._layer or layer is None:
+            if layer is not None and layer != self._layer:
                 self.hand_out()
-            self._layer = layer
+                self._layer = layer
             self._held[name] = tensor
             self._fired.add(name)
+            self._hand_out_complete(place)
 
         return catch
 
+    def _hand_out_complete(self, place: int | str) -> None:
+        """Serve whoever has all that it waits for, and keep only what others still wait for."""
+        waiting = self._waiting.get(place, [])
+        served = [names <= self._held.keys() for _, names in waiting]
+        if any(served):
+            self._waiting[place] = [
+                each for each, is_served in zip(waiting, served, strict=True) if not is_served
+            ]
+            for (measured, names), is_served in zip(waiting, served, strict=True):
+                if is_served:
+                    self._give(measured, names)
+            still = {name for _, names in self._waiting[place] for name in names}
+            self._held = {name: tensor for name, tensor in self._held.items() if name in still}
+
     def hand_out(self) -> None:
-        """Give what is held to the metrics that asked for it."""
-        held, self._held = self._held, {}
-        weight = functools.partial(weight_of, self._lens, self._layer)
-        for measured in self._members:
-            mine = {measured.points[name][1]: held[name] for name in held if name in measured.points}
-            if mine and measured.works:
-                with guarded(measured.result, measured.metric.model.label, "update"):
-                    measured.metric.update(LayerView(self._layer, self._batch, mine, weight))
+        """The layer is over: whoever still waits gets what has come of it."""
+        if self._layer is not None:
+            for measured, names in self._waiting.pop(self._layer, []):
+                self._give(measured, names & self._held.keys())
+        self._held = {}
+
+    def _give(self, measured: Measured, names: Collection[str]) -> None:
+        mine = {measured.points[name][1]: self._held[name] for name in names}
+        layer = next((measured.points[name][0] for name in names), None)
+        if mine and measured.works:
+            weight = functools.partial(weight_of, self._lens, layer)
+            with guarded(measured.result, measured.metric.model.label, "update"):
+                measured.metric.update(LayerView(layer, self._batch, mine, weight))
 
     def require_all(self, names: Mapping[str, None]) -> None:
         """A point that exists but did not fire is a failure of the metrics that hooked it, not a missing

@@ -6,12 +6,15 @@ taken in float64, so half precision is widened before anything is squared.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+_SAMPLE = 2000
+"""Values looked at to learn about where a median is."""
 _ROWS = 128
 """Rows widened to float64 at a time, so that they stay in a CPU's cache."""
 
@@ -40,12 +43,29 @@ def median(values: Tensor) -> float:
     low, high = (n - 1) // 2, n // 2
     if flat.device.type == "cpu":
         wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+        some, n_below = _around_the_middle(wide.numpy())
         # To place one value takes numpy a sixth of the time of two; the other one is the largest below it.
-        parted = np.partition(wide.numpy(), high)
-        upper = float(parted[high])
-        return upper if low == high else (float(parted[:high].max()) + upper) / 2
+        parted = np.partition(some, high - n_below)
+        upper = float(parted[high - n_below])
+        return upper if low == high else (float(parted[: high - n_below].max()) + upper) / 2
     ordered = flat.sort().values
     return (float(ordered[low]) + float(ordered[high])) / 2
+
+
+def _around_the_middle(flat: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """Those of `flat` [n] that stand in the middle when sorted, both middle ones among them, and how many are below.
+
+    A sample says where to look, and counting whether it was right; if not, they are all.
+    """
+    n = len(flat)
+    if n < 64 * _SAMPLE:
+        return flat, 0
+    sample = np.sort(flat[:: n // _SAMPLE])
+    first, last = sample[int(0.47 * len(sample))], sample[int(0.53 * len(sample))]
+    n_below = int(np.count_nonzero(flat < first))
+    some = flat[(flat >= first) & (flat <= last)]
+    has_both = n_below <= (n - 1) // 2 and n // 2 < n_below + len(some)
+    return (some, n_below) if has_both else (flat, 0)
 
 
 class BosNorm(NamedTuple):
