@@ -141,8 +141,7 @@ def own_module(child: Any) -> Any:
 def plain_modules(places: Sequence[Place]) -> Iterator[None]:
     """Inside, the model's own modules stand at `places`, as before it was wrapped.
 
-    A bridge costs about 20 µs a component even where nobody listens: a tenth of a forward of a small model on a CPU,
-    and half of a large one's on a GPU that waits for Python.
+    Even where nobody listens, a bridge costs some 15 µs a component; on two tokens, that is a sixth of a forward.
     """
     taken = [place for place in places if place[0].get(place[1]) is place[2]]
     try:

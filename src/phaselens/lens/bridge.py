@@ -38,6 +38,7 @@ from phaselens.lens.components import (
     mixed,
 )
 from phaselens.lens.info import ModelInfo
+from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.native import NativeGateUp, NativeNorm
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
 
@@ -270,6 +271,7 @@ def _stop(residual: Tensor, hook: Any) -> None:
 
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTransformer:
     """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest."""
+    keep_freed_memory()
     model.eval()
     bridge = build_bridge_from_module(
         model,

@@ -142,6 +142,7 @@ class _Climber:
 
         names = [f"blocks.{layer}.{point}" for point in ("hook_resid_mid", "hook_mlp_out")]
         known = all(self._lens.find_hook(name) is not None for name in names)
+        known = known and any(_after_mlp(branch, layer) for branch in branches)
         seen: dict[str, Tensor] = {}
         catch = [(name, functools.partial(_keep, seen, name)) for name in names if known]
         with self._lens.attention_replay(layer) as replay:
