@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -61,14 +61,25 @@ class Table:
         columns = self.spec.columns
         if len(row) != len(columns):
             raise TypeError(f"table {self.spec.name}: a row of {len(row)} cells for {len(columns)} columns")
-        self.rows.append(tuple(self._cell(column, value) for column, value in zip(columns, row, strict=True)))
+        # What is right already, nearly every cell, is not looked at twice: tables of large models have millions.
+        self.rows.append(
+            tuple(
+                [
+                    value
+                    if value is None
+                    or (value.__class__ is column.type and (column.type is not float or isfinite(value)))
+                    else self._cell(column, value)
+                    for column, value in zip(columns, row, strict=True)
+                ]
+            )
+        )
 
     def _cell(self, column: Column, value: Any) -> Cell:
         value = value.item() if hasattr(value, "item") else value  # numpy's and torch's scalars
         if value is None or (column.type is str and isinstance(value, str)):
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
-            if not math.isfinite(value):
+            if not isfinite(value):
                 self.not_finite[column.name] = self.not_finite.get(column.name, 0) + 1
                 return None
             if column.type is float:
