@@ -61,18 +61,13 @@ class Table:
         columns = self.spec.columns
         if len(row) != len(columns):
             raise TypeError(f"table {self.spec.name}: a row of {len(row)} cells for {len(columns)} columns")
-        # What is right already, nearly every cell, is not looked at twice: tables of large models have millions.
-        self.rows.append(
-            tuple(
-                [
-                    value
-                    if value is None
-                    or (value.__class__ is column.type and (column.type is not float or isfinite(value)))
-                    else self._cell(column, value)
-                    for column, value in zip(columns, row, strict=True)
-                ]
-            )
-        )
+        cells: list[Cell] = []
+        for column, value in zip(columns, row, strict=True):
+            # What is right already, nearly every cell, is not looked at twice: large models have millions.
+            kind = type(value)
+            fits = kind is column.type and (kind is not float or isfinite(value))
+            cells.append(value if fits or value is None else self._cell(column, value))
+        self.rows.append(tuple(cells))
 
     def _cell(self, column: Column, value: Any) -> Cell:
         value = value.item() if hasattr(value, "item") else value  # numpy's and torch's scalars
