@@ -101,3 +101,25 @@ def test_a_fused_gate_and_up_projection_shows_both_halves_and_takes_edits(tokens
     with torch.no_grad():
         mlp.gate_up_proj.weight[: len(mlp.gate_up_proj.weight) // 2] *= 0.5
         torch.testing.assert_close(edited, model(tokens).logits, atol=1e-6, rtol=1e-5)
+
+
+def test_attention_is_replayed_for_its_own_residual_only(tokens):
+    lens = lens_of("llama-gqa")
+    below = lens.stream(tokens, stop_at_layer=1)
+    expected = lens.stream(residual=below, start_at_layer=1)
+    queries: list[torch.Tensor] = []
+    outs: list[torch.Tensor] = []
+    hooks = [
+        ("blocks.1.attn.hook_q", lambda x, hook: queries.append(x)),
+        ("blocks.1.hook_attn_out", lambda x, hook: outs.append(x)),
+    ]
+    with lens.attention_replay(1) as replay:
+        passes = [lens.stream(hooks=hooks, residual=below, start_at_layer=1) for _ in range(3)]
+    assert (len(queries), len(outs)) == (1, 3)
+    assert all(torch.equal(one, expected) for one in passes)
+    other = below[:, :5] * 2
+    with replay, pytest.raises(phaselens.InputError, match="make a new one for each residual"):
+        lens.stream(residual=other, start_at_layer=1)
+    assert torch.equal(lens.stream(residual=below, start_at_layer=1), expected)
+    with pytest.raises(phaselens.InputError, match=r"attention_replay\(2\): llama-gqa has layers 0 to 1"):
+        lens.attention_replay(2)

@@ -110,7 +110,24 @@ class HookedTransformer(TransformerBridge):
 
     def attention_replay(self, layer: int) -> AttentionReplay:
         """A context in which the attention of `layer` is computed once, and its output handed on again in every other
-        pass: for passes that start from one residual and change nothing before that output."""
+        pass: for passes that start from one residual and change nothing before that output. It can be entered again.
+
+        Raises:
+            InputError: for a layer that is not there, and inside, for a residual of another shape.
+
+        >>> import phaselens
+        >>> from phaselens.testing import tiny_model
+        >>> lens = phaselens.load(tiny_model("llama"))
+        >>> residual = lens.stream(torch.tensor([[0, 5, 7, 9]]), stop_at_layer=1)
+        >>> with lens.attention_replay(1):
+        ...     first, second = (lens.stream(residual=residual, start_at_layer=1) for _ in range(2))
+        >>> bool(torch.equal(first, second))
+        True
+        """
+        if not 0 <= layer < self.info.n_layers:
+            raise InputError(
+                f"attention_replay({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}"
+            )
         attention: StreamingAttention = self.blocks[layer].attn
         return AttentionReplay(attention)
 

@@ -130,6 +130,12 @@ class StreamingAttention:
         """Delegate to the model's own attention, firing hook_in, hook_out and all points between."""
         replay = self.replay
         if replay is not None and replay.output is not None:
+            given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            if given.shape[:-1] != replay.output[0].shape[:-1]:
+                raise InputError(
+                    f"attention_replay: kept for {list(replay.output[0].shape[:-1])} (batch, pos), asked for "
+                    f"{list(given.shape[:-1])}; make a new one for each residual"
+                )
             return self._handed_on(replay.output)
         embeddings = kwargs.get("position_embeddings")
         if self.nulled and embeddings is not None:
