@@ -1,6 +1,6 @@
 """What sweeping one ablation over all N layers costs, in forwards of the same model.
 
-    python tools/bench/sweep.py [--layers 12 32] [--tokens 512] [--width 256] [--rounds 5] [--threads 1]
+    python tools/bench/sweep.py [--layers 32] [--tokens 512] [--width 256] [--rounds 5] [--threads 1]
 
 The ways take turns in one process, round by round, after one round that is not counted; the medians are compared.
 
@@ -11,7 +11,8 @@ The ways take turns in one process, round by round, after one round that is not 
     mlp, attn  the same with the conditions "MLP (attention) output := 0" in each of the N layers
 
 `alone` is what the N conditions add to `base`, again in units of `naive`: N ablated forwards either way. `worst` is the
-largest difference of a text's mean loss from what `stock` gives for the same ablation.
+largest difference of a text's mean loss from what `stock` gives for the same ablation. A sweep takes about (N + 1)/2
+forwards of the layers and N losses: the fewer layers, the more of `naive` that is.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, nargs="+", default=[12, 32])
+    parser.add_argument("--layers", type=int, nargs="+", default=[32], help="32, as Llama-2-7B has")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--width", type=int, default=256, help="d_model")
     parser.add_argument("--rounds", type=int, default=5)
