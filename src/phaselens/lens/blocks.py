@@ -49,18 +49,18 @@ class SkippingBlock:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         branch = self._point("hook_mlp_out")
         seen: dict[str, Tensor] = {}
-        # Registered last, these see what all other hooks made of the value.
-        handles = [
-            mid.register_forward_hook(lambda _m, given, out: seen.update(before=given[0], mid=out)),
-            branch.register_forward_hook(lambda _m, _given, out: seen.update(branch=out)),
-        ]
+        # Registered last, these see what all other hooks made of the value. The second is added as TransformerLens
+        # does it, since some blocks (Granite's) ask it whether anybody listens before they fire the point.
+        handle = mid.register_forward_hook(lambda _m, given, out: seen.update(before=given[0], mid=out))
+        listener = branch.add_hook(lambda out, hook: seen.update(branch=out))
         try:
             self._mid_edit = seen
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
             self._mid_edit = None
-            for handle in handles:
-                handle.remove()
+            handle.remove()
+            listener.hook.remove()
+            branch.fwd_hooks = [other for other in branch.fwd_hooks if other is not listener]
 
     def _is_unheard(self: Any) -> bool:
         """Whether nothing listens inside the block, or asks for anything but the model's own computation. (Its own
@@ -70,7 +70,7 @@ class SkippingBlock:
             return False
         ours = {handle.id for handle in self._capture_hook_handles}
         return not any(
-            part._forward_hooks or part._backward_hooks or (part._forward_pre_hooks.keys() - ours)
+            part._backward_hooks or (part._forward_hooks.keys() | part._forward_pre_hooks.keys()) - ours
             for part in parts
         )
 

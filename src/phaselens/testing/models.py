@@ -32,6 +32,15 @@ _RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8}),
     "gemma3": ("Gemma3TextConfig", {"head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 8}),
     "phi3": ("Phi3Config", {}),
+    "granite": (
+        "GraniteConfig",
+        {
+            "attention_multiplier": 0.3,
+            "residual_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.0,
+        },
+    ),
     "gpt-neox": ("GPTNeoXConfig", {"rotary_pct": 0.5}),
     "gpt2": ("GPT2Config", {}),
     "olmo2": ("Olmo2Config", {}),
