@@ -49,6 +49,21 @@ def test_the_models_own_cross_entropy(family: str, pieces: int, monkeypatch: pyt
     assert torch.equal(found.top, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("pieces", [1, 67])
+def test_infinite_logits_are_those_of_the_whole(pieces: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that cannot be said costs nothing, also in a piece of its own; to say it costs all."""
+    unembedding = losses.Unembedding(
+        torch.eye(67), torch.zeros(67).index_fill(0, torch.tensor([3, 4]), -torch.inf)
+    )
+    targets = torch.arange(67)
+    final = torch.randn(67, 67, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(losses, "_AT_ONCE", 67 * -(-67 // pieces))
+    found = unembedding.losses(final, targets)
+    expected = functional.cross_entropy(unembedding.logits(final), targets, reduction="none")
+    assert torch.allclose(found.loss, expected, atol=5e-6)
+    assert found.loss.isinf().nonzero().flatten().tolist() == [3, 4]
+
+
 @pytest.mark.slow
 def test_a_vocabulary_of_128_k_is_never_laid_out_whole() -> None:
     lens = phaselens.load(tiny_model("llama", vocab_size=128_000), check=False)

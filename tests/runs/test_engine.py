@@ -68,6 +68,21 @@ def test_the_unembedding_is_not_computed_unless_a_metric_hooks_it(
     assert run.failed == []
 
 
+def test_a_metric_gets_its_layer_as_soon_as_all_of_it_has_come(lens: Any) -> None:
+    seen: list[Any] = []
+    first = ("blocks.{layer}.attn.hook_q", "blocks.{layer}.attn.hook_v", "blocks.{layer}.attn.hook_sink")
+    early = probe(name="early", points=first, seen=seen)
+    late = probe(
+        name="late", points=("blocks.{layer}.hook_resid_post", "blocks.{layer}.attn.hook_q"), seen=seen
+    )
+    # The one that waits longer was named first, and is served second.
+    phaselens.run(lens, metrics=[late, early], texts=TEXTS[:1])
+    names = ("attn.hook_q", "attn.hook_v", "attn.hook_sink"), ("attn.hook_q", "hook_resid_post")
+    assert [(layer, points) for layer, points, _ in seen] == [
+        (layer, points) for layer in range(lens.info.n_layers) for points in names
+    ]
+
+
 def test_layers_come_whole_in_order_and_points_outside_of_layers_alone(lens: Any) -> None:
     metric = probe(
         points=(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -30,6 +32,28 @@ _DELEGATING = (LinearBridge, MLPBridge, GatedMLPBridge, MoEBridge, MoERouterBrid
 """Components of TransformerLens that call the module they wrap, and compute nothing of their own."""
 
 
+Place = tuple[dict[str, Any], str, GeneralizedComponent]
+"""The children of a module, the name of one of them, and the bridge component that stands there."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A block's hook points and components, without itself and its own two points; and where bridge components stand
+    in the model's own modules."""
+
+    points: list[HookPoint]
+    parts: list[GeneralizedComponent]
+    places: list[Place]
+
+    @cached_property
+    def delegates(self) -> bool:
+        """Whether all components let the model's own modules compute, so that these round as they do."""
+        return all(
+            isinstance(part, StreamingAttention | NativeNorm | NativeGateUp) or type(part) in _DELEGATING
+            for part in self.parts
+        )
+
+
 class SkippingBlock:
     """Mixed into a block bridge: skips below `start_at_layer`, runs the model's own modules where nobody listens, and
     carries mid-residual edits to the skip path."""
@@ -42,7 +66,7 @@ class SkippingBlock:
         if self._is_unheard() and (not self.attn.nulled or kwargs.get("position_embeddings") is not None):
             if self.attn.nulled:
                 kwargs["position_embeddings"] = without_rotation(kwargs["position_embeddings"])
-            with plain_modules(self._bridges()):
+            with plain_modules(self._inside.places):
                 return super().forward(*args, **kwargs)  # type: ignore[misc]
         mid = self._point("hook_resid_mid")
         if mid is None or not is_hooked(mid):
@@ -65,43 +89,28 @@ class SkippingBlock:
     def _is_unheard(self: Any) -> bool:
         """Whether nothing listens inside the block, or asks for anything but the model's own computation. (Its own
         hook_in and hook_out are outside: they fire in any case.)"""
-        points, parts = self._inside()
-        if not self._delegates() or any(is_hooked(point) for point in points) or self.attn.needs_itself():
+        inside = self._inside
+        if (
+            not inside.delegates
+            or any(is_hooked(point) for point in inside.points)
+            or self.attn.needs_itself()
+        ):
             return False
         ours = {handle.id for handle in self._capture_hook_handles}
         return not any(
             part._backward_hooks or (part._forward_hooks.keys() | part._forward_pre_hooks.keys()) - ours
-            for part in parts
+            for part in inside.parts
         )
 
-    def _delegates(self: Any) -> bool:
-        """Whether all components in the block let the model's own modules compute, so that these round as they do."""
-        if "_all_delegate" not in self.__dict__:
-            _, parts = self._inside()
-            self.__dict__["_all_delegate"] = all(
-                isinstance(part, StreamingAttention | NativeNorm | NativeGateUp) or type(part) in _DELEGATING
-                for part in parts
-            )
-        return bool(self.__dict__["_all_delegate"])
-
-    def _inside(self: Any) -> tuple[list[HookPoint], list[GeneralizedComponent]]:
-        """Hook points and components of the block, without itself and its own two points."""
-        if "_heard" not in self.__dict__:
-            own = (self, self.hook_in, self.hook_out)
-            inside = [module for module in self.modules() if not any(module is each for each in own)]
-            self.__dict__["_heard"] = (
-                [module for module in inside if isinstance(module, HookPoint)],
-                [module for module in inside if isinstance(module, GeneralizedComponent)],
-            )
-        found: tuple[list[HookPoint], list[GeneralizedComponent]] = self.__dict__["_heard"]
-        return found
-
-    def _bridges(self: Any) -> list[Place]:
-        """Where bridge components stand in the model's own modules."""
-        if "_places" not in self.__dict__:
-            self.__dict__["_places"] = list(bridges_in(self.original_component))
-        found: list[Place] = self.__dict__["_places"]
-        return found
+    @cached_property
+    def _inside(self: Any) -> Inside:
+        own = (self, self.hook_in, self.hook_out)
+        modules = [module for module in self.modules() if not any(module is each for each in own)]
+        return Inside(
+            [module for module in modules if isinstance(module, HookPoint)],
+            [module for module in modules if isinstance(module, GeneralizedComponent)],
+            list(bridges_in(self.original_component)),
+        )
 
     def _point(self: Any, alias: str) -> Any:
         """The hook point behind one of the block's aliases, or None where the family has none."""
@@ -115,10 +124,6 @@ class SkippingBlock:
             whole = seen["mid"] + seen["branch"]
             output = (whole, *output[1:]) if isinstance(output, tuple) else whole
         return super()._apply_output_hook(output, *args, **kwargs)  # type: ignore[misc]
-
-
-Place = tuple[dict[str, Any], str, GeneralizedComponent]
-"""The children of a module, the name of one of them, and the bridge component that stands there."""
 
 
 def bridges_in(module: Any) -> Iterator[Place]:

@@ -18,6 +18,7 @@ from transformer_lens.model_bridge.generalized_components.position_embeddings_at
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families, interface
 from phaselens.lens.interface import is_hooked
+from phaselens.lens.native import watch_parts
 
 STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
 N_DISTANCES = 64
@@ -208,17 +209,8 @@ class StreamingAttention:
         points = [part.hook_out for part in (self.q, self.k, self.v)]
         if "qkv" not in self.submodules or not any(is_hooked(point) for point in points):
             return None
-        module = self.original_component
-        layout = families.fused_layout(module)
-
-        def fire(_module: Any, _args: Any, fused: Tensor) -> Tensor:
-            parts = layout.split(fused)
-            edited = [point(part) for point, part in zip(points, parts, strict=True)]
-            # The parts are views: what a hook wrote in place stands in `fused` already.
-            untouched = all(new is old for new, old in zip(edited, parts, strict=True))
-            return fused if untouched else layout.join(edited)
-
-        return self.qkv.register_forward_hook(fire)
+        layout = families.fused_layout(self.original_component)
+        return watch_parts(self.qkv, points, layout.split, layout.join)
 
 
 def without_rotation(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

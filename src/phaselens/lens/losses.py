@@ -89,7 +89,7 @@ class Unembedding:
             at = targets - first
             inside = (at >= 0) & (at < logits.shape[-1])
             own = torch.where(inside, logits.gather(-1, torch.where(inside, at, 0)[:, None])[:, 0], own)
-            # In place, and with the largest that is known already: half the time of torch's logsumexp.
+            # In place, with the largest that is known already; logsumexp would look for it again.
             shift = most.masked_fill(most.isinf(), 0.0)
             total = torch.logaddexp(total, logits.sub_(shift[:, None]).exp_().sum(-1).log() + shift)
         return TokenLosses(total - own, top)

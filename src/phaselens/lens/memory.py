@@ -15,4 +15,4 @@ def keep_freed_memory() -> None:
     freed, so this asks for one, up to where it stops following (32 MB), and frees it; no page of it is touched.
     Another allocator, or a limit from the environment (MALLOC_TRIM_THRESHOLD_), does not notice.
     """
-    torch.empty(_BYTES, dtype=torch.uint8)
+    torch.empty(_BYTES, dtype=torch.uint8, device="cpu")

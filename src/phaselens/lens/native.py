@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, cat, equal
 
 from phaselens.lens.interface import is_hooked
+
+
+def watch_parts(
+    module: Any,
+    points: Sequence[Any],
+    split: Callable[[Tensor], Sequence[Tensor]],
+    join: Callable[[list[Tensor]], Tensor],
+) -> Any:
+    """Fire `points` on the parts of what `module` gives, which holds several projections in one, until the handle that
+    is returned is removed."""
+
+    def fire(_module: Any, _args: Any, fused: Tensor) -> Tensor:
+        parts = split(fused)
+        edited = [point(part) for point, part in zip(points, parts, strict=True)]
+        # The parts are views: what a hook wrote in place stands in `fused` already.
+        untouched = all(new is old for new, old in zip(edited, parts, strict=True))
+        return fused if untouched else join(edited)
+
+    return module.register_forward_hook(fire)
 
 
 class NativeNorm:
@@ -40,16 +60,12 @@ class NativeGateUp:
         if apart or processed or not self._is_gate_then_up():
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         points = [part.hook_out for part in parts]
-
-        def fire(_module: Any, _args: Any, fused: Tensor) -> Tensor:
-            halves = fused.chunk(2, dim=-1)
-            edited = [point(half) for point, half in zip(points, halves, strict=True)]
-            untouched = all(new is old for new, old in zip(edited, halves, strict=True))
-            return fused if untouched else cat(edited, dim=-1)
-
         module, watched = self.original_component, None
         if any(is_hooked(point) for point in points):
-            watched = getattr(module, self.fused_attr).register_forward_hook(fire)
+            fused = getattr(module, self.fused_attr)
+            watched = watch_parts(
+                fused, points, lambda both: both.chunk(2, dim=-1), lambda edited: cat(edited, dim=-1)
+            )
         try:
             return self.hook_out(module(self.hook_in(args[0]), *args[1:], **kwargs))
         finally:

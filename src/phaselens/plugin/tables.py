@@ -71,7 +71,7 @@ class Table:
 
     def _cell(self, column: Column, value: Any) -> Cell:
         value = value.item() if hasattr(value, "item") else value  # numpy's and torch's scalars
-        if value is None or (column.type is str and isinstance(value, str)):
+        if column.type is str and isinstance(value, str):
             return value
         if isinstance(value, int | float) and not isinstance(value, bool):
             if not isfinite(value):

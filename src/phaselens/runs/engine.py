@@ -199,15 +199,12 @@ class _Layers:
     def _hand_out_complete(self, place: int | str) -> None:
         """Serve whoever has all that it waits for, and keep only what others still wait for."""
         waiting = self._waiting.get(place, [])
-        served = [names <= self._held.keys() for _, names in waiting]
-        if any(served):
-            self._waiting[place] = [
-                each for each, is_served in zip(waiting, served, strict=True) if not is_served
-            ]
-            for (measured, names), is_served in zip(waiting, served, strict=True):
-                if is_served:
-                    self._give(measured, names)
-            still = {name for _, names in self._waiting[place] for name in names}
+        complete = [each for each in waiting if each[1] <= self._held.keys()]
+        if complete:
+            waiting[:] = [each for each in waiting if not each[1] <= self._held.keys()]
+            for measured, names in complete:
+                self._give(measured, names)
+            still = {name for _, names in waiting for name in names}
             self._held = {name: tensor for name, tensor in self._held.items() if name in still}
 
     def hand_out(self) -> None:
@@ -218,9 +215,10 @@ class _Layers:
         self._held = {}
 
     def _give(self, measured: Measured, names: Collection[str]) -> None:
-        mine = {measured.points[name][1]: self._held[name] for name in names}
-        layer = next((measured.points[name][0] for name in names), None)
+        # In the order in which they fired; a set has none.
+        mine = {measured.points[name][1]: tensor for name, tensor in self._held.items() if name in names}
         if mine and measured.works:
+            layer = next(measured.points[name][0] for name in names)
             weight = functools.partial(weight_of, self._lens, layer)
             with guarded(measured.result, measured.metric.model.label, "update"):
                 measured.metric.update(LayerView(layer, self._batch, mine, weight))

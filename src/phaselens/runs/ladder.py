@@ -119,11 +119,14 @@ class _Climber:
             yield from ((branch, functools.partial(self._from_tokens, branch)) for branch in branches)
             return
         self.to(start)
-        below = [branch for branch in branches if not _after_attention(branch, start)]
-        yield from ((branch, functools.partial(self._resumed, branch)) for branch in below)
-        above = [branch for branch in branches if branch not in below]
-        if above:
-            yield from self._past_attention(start, above)
+        behind = []
+        for branch in branches:
+            if _after_attention(branch, start):
+                behind.append(branch)
+            else:
+                yield branch, functools.partial(self._resumed, branch)
+        if behind:
+            yield from self._past_attention(start, behind)
 
     def _from_tokens(self, branch: Branch) -> Tensor:
         """A whole forward under the branch's edits."""
@@ -141,8 +144,8 @@ class _Climber:
         import torch
 
         names = [f"blocks.{layer}.{point}" for point in ("hook_resid_mid", "hook_mlp_out")]
-        known = all(self._lens.find_hook(name) is not None for name in names)
-        known = known and any(_after_mlp(branch, layer) for branch in branches)
+        has_late = any(_after_mlp(branch, layer) for branch in branches)
+        known = has_late and all(self._lens.find_hook(name) is not None for name in names)
         seen: dict[str, Tensor] = {}
         catch = [(name, functools.partial(_keep, seen, name)) for name in names if known]
         with self._lens.attention_replay(layer) as replay:
