@@ -57,12 +57,14 @@ def summarise(
     distances: int | None = None,
     refine: bool = False,
     lengths: Tensor | None = None,
+    real: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Summary:
     """`sink_mass` of a key, `row_entropy`, `received_mass`, `distance_mass` (distances 0 … `distances` − 1) and
     `refine_lse`: those asked for, in one pass.
 
-    Arguments as in those functions. Entropy, received mass, sink and some distances together cost about what one
+    Arguments as in those functions; `real` [batch, query], True where a query counts, says in place of `lengths` which
+    are no pads. Entropy, received mass, sink and some distances together cost about what one
     call of a fused kernel costs; the sink alone costs next to nothing.
 
     >>> import torch
@@ -74,7 +76,12 @@ def summarise(
     (True, [2.0833, 1.0833, 0.5833, 0.25])
     """
     problem = _checked("summarise", q, k, lse, options)
-    real = real_queries(problem, lengths)
+    if real is not None and (lengths is not None or real.shape != (q.shape[0], q.shape[2])):
+        raise ValueError(
+            f"expected either lengths or real [batch, query] = {(q.shape[0], q.shape[2])}, received real "
+            f"{tuple(real.shape)}{'' if lengths is None else ' and lengths'}"
+        )
+    real = real_queries(problem, lengths) if real is None else real
     makes: dict[str, Make] = {}
     if position is not None:
         if not 0 <= position < problem.n_keys:

@@ -31,16 +31,19 @@ from phaselens.lens import interface
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.components import (
     N_DISTANCES,
+    STATISTICS,
     AttentionReplay,
     Request,
     StreamingAttention,
     each_attention,
     mixed,
 )
+from phaselens.lens.frequencies import make_independent, same_regime
 from phaselens.lens.info import ModelInfo
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.native import NativeGateUp, NativeNorm
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
+from phaselens.lens.rows import Rows
 
 if TYPE_CHECKING:
     from phaselens.lens.losses import Unembedding
@@ -101,12 +104,18 @@ class HookedTransformer(TransformerBridge):
             raise InputError(f"sink position {sink_position}: positions are counted from 0")
         if n_distances < 1:
             raise InputError(f"{n_distances} distances: at least 1, a query's own key")
-        before = vars(self._request).copy()
-        vars(self._request).update(lengths=lengths, sink_position=sink_position, n_distances=n_distances)
+        request, rows = self._request, self._request.rows
+        before = (request.sink_position, request.n_distances, rows.lengths)
+        request.sink_position, request.n_distances, rows.lengths = sink_position, n_distances, lengths
         try:
             yield
         finally:
-            vars(self._request).update(before)
+            request.sink_position, request.n_distances, rows.lengths = before
+
+    @property
+    def rows(self) -> Rows:
+        """Where the rows of the forward that is running stand; for hooks that act at absolute positions."""
+        return self._request.rows
 
     def attention_replay(self, layer: int) -> AttentionReplay:
         """A context in which the attention of `layer` is computed once, and its output handed on again in every other
@@ -239,6 +248,59 @@ class HookedTransformer(TransformerBridge):
         for block in self.blocks:
             block._stop_at_layer_idx = layer if layer is None or layer >= 0 else layer + self.info.n_layers
 
+    @property
+    def hook_dict(self) -> dict[str, Any]:
+        """All hook points by name; without the statistics while an option of TransformerLens is on that replaces the
+        model's attention by its own, which has none. A cache of everything then holds everything else."""
+        points: dict[str, Any] = super().hook_dict
+        if not self._no_statistics_because():
+            return points
+        return {name: point for name, point in points.items() if not name.endswith(STATISTICS)}
+
+    def _no_statistics_because(self) -> str:
+        return str(self.blocks[0].attn.own_computation_reason())
+
+    def _check_hook_fireable(self, *names: str) -> None:
+        """Called by TransformerLens for points that are asked for by name.
+
+        Raises:
+            RefusedModel: for a statistic that cannot be served under the present options.
+        """
+        reason = self._no_statistics_because()
+        unserved = [name for name in names if name.endswith(STATISTICS)]
+        if reason and unserved:
+            raise RefusedModel(f"{unserved[0]} cannot be served under {reason}; switch that off")
+        super()._check_hook_fireable(*names)
+
+    def _generate_tokens(self, current_tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens' loop over new tokens; without a cache where a text grows so long that its rotation changes,
+        since cached keys would keep the old one."""
+        n_end = current_tokens.shape[1] + int(kwargs["max_new_tokens"])
+        padded = kwargs.get("_is_batched_list") or kwargs.get("initial_attention_mask") is not None
+        n_start = 1 if padded else current_tokens.shape[1]  # the shortest text's own length
+        if not same_regime(self.original_model, n_start, n_end):
+            kwargs["use_past_kv_cache"] = False
+        return super()._generate_tokens(current_tokens, *args, **kwargs)
+
+    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - TransformerLens' name
+        """TransformerLens' forward. Texts that it pads on the right keep the rotation of their own length."""
+        lengths = self._padded_lengths(input, kwargs) if isinstance(input, list) else None
+        if lengths is None:
+            return super().forward(input, *args, **kwargs)
+        request = self._request
+        with self.streaming(
+            lengths=lengths, sink_position=request.sink_position, n_distances=request.n_distances
+        ):
+            return super().forward(input, *args, **kwargs)
+
+    def _padded_lengths(self, texts: list[Any], options: dict[str, Any]) -> Tensor | None:
+        """[batch], the tokens of each text, where they are padded on the right and no mask says so."""
+        side = options.get("padding_side") or getattr(self.tokenizer, "padding_side", "right")
+        if len(texts) < 2 or side != "right" or options.get("attention_mask") is not None:
+            return None
+        prepend_bos = options.get("prepend_bos")
+        return torch.tensor([self.to_tokens(text, prepend_bos=prepend_bos).shape[1] for text in texts])
+
     def describe_hooks(self, *, every: bool = False) -> list[HookPointInfo]:
         """Every hook point with shape, dtype and meaning; see `phaselens.lens.points.describe_hooks`."""
         return describe_hooks(self, every=every)
@@ -302,6 +364,8 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTr
     # The builder makes plain bridges; this adds methods and no state that it would have had to set up.
     bridge.__class__ = HookedTransformer
     bridge._request = Request()
+    bridge._request.rows.follow(model.base_model)
+    make_independent(model, bridge._request.rows)
     bridge._points = {}
     bridge._unembedding = None
     for attention in each_attention(bridge):

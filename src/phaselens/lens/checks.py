@@ -16,6 +16,7 @@ from torch import Tensor
 
 from phaselens import attention
 from phaselens.errors import RefusedModel
+from phaselens.lens import frequencies
 from phaselens.lens.components import STATISTICS, each_attention
 
 # Largest difference allowed, relative to the largest value compared: what reordering sums does to a dtype, with room.
@@ -37,11 +38,17 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Reference:
-    """The model's own answer to the probe: tokens [1, pos], logits [1, pos, d_vocab], residuals entering each layer."""
+    """The model's own answer to the probe: tokens [1, pos], logits [1, pos, d_vocab], residuals entering each layer.
+
+    `far_logits` [1, pos, d_vocab] are those of the same tokens at `far_positions` [1, pos], which reach beyond the
+    trained length, as if they ended a long text; None for a model that rotates nothing.
+    """
 
     tokens: Tensor
     logits: Tensor
     residuals: tuple[Tensor, ...]
+    far_positions: Tensor | None = None
+    far_logits: Tensor | None = None
 
 
 def probe_tokens(model: Any) -> Tensor:
@@ -62,12 +69,28 @@ def reference_of(model: Any, *, nulled: bool = False) -> Reference:
     )
     model.eval()
     model.set_attn_implementation("eager" if needs_eager else "sdpa")
+    # The object may have run before, on longer texts.
+    for module in frequencies.length_dependent(model):
+        frequencies.reset(module)
+    far = _far_positions(model, tokens)
+    far_logits = None
     try:
         with torch.no_grad(), _identity_rotation(model, nulled):
             out = model(tokens, output_hidden_states=True, use_cache=False)
+            if far is not None:
+                far_logits = model(tokens, position_ids=far, use_cache=False).logits
     finally:
         model.set_attn_implementation(before)
-    return Reference(tokens, out.logits, tuple(out.hidden_states[:-1]))
+    return Reference(tokens, out.logits, tuple(out.hidden_states[:-1]), far, far_logits)
+
+
+def _far_positions(model: Any, tokens: Tensor) -> Tensor | None:
+    """Positions [1, pos] of the end of a text that is longer than the model was made for; None without a rotation."""
+    far = frequencies.far_position(model)
+    if far is None:
+        return None
+    n_tokens = tokens.shape[1]
+    return torch.arange(n_tokens, device=tokens.device)[None] + max(0, far - n_tokens // 2)
 
 
 @contextmanager
@@ -111,6 +134,7 @@ def run_checks(lens: Any, *, full: bool = True) -> list[CheckResult]:
     results = []
     if lens.reference is not None:
         results += _same_as_reference(lens, lens.reference)
+        results += _long_neighbours_change_nothing(lens, lens.reference)
     results.append(_rows_sum_to_one(lens, tokens))
     results.append(_statistics_match_scores(lens, tokens))
     results.append(_edit_reaches(lens, tokens, layers))
@@ -300,6 +324,28 @@ def _resumes(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
         resumed = lens.stream(residual=kept[layer], start_at_layer=layer, hooks=hooks)
         gaps[layer] = float("inf") if ran else _difference(resumed, final)
     return _worst("start_at_layer gives the same and skips what is below", 0.0, gaps)
+
+
+def _long_neighbours_change_nothing(lens: Any, reference: Reference) -> list[CheckResult]:
+    """A short text after a long one and beside it, and the long one beside the short: each as in a fresh model."""
+    if reference.far_positions is None:
+        return []
+    model, tokens, far = lens.original_model, reference.tokens, reference.far_positions
+    near = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    with torch.no_grad():
+        after_long = [model(tokens, position_ids=ids, use_cache=False).logits for ids in (far, near)][1]
+        beside = model(tokens.expand(2, -1), position_ids=torch.cat([near, far]), use_cache=False).logits
+    gaps = {
+        "a short text after a long one": _difference(after_long, reference.logits),
+        "a short text beside a long one": _difference(beside[:1], reference.logits),
+        "a long text beside a short one": _difference(beside[1:], reference.far_logits),
+    }
+    worst = max(gaps, key=lambda name: gaps[name])
+    limit = LIMITS[lens.dtype]
+    detail = "no difference" if gaps[worst] == 0 else f"worst for {worst}"
+    return [
+        CheckResult("a text beside or after a longer one", gaps[worst] <= limit, gaps[worst], limit, detail)
+    ]
 
 
 def _padding_changes_nothing(lens: Any, tokens: Tensor) -> CheckResult:

@@ -5,7 +5,7 @@ re-implemented and nothing forces eager attention, and it streams statistics. Bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,11 +14,13 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
     PositionEmbeddingsAttentionBridge,
 )
+from transformers import Cache
 
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families, interface
 from phaselens.lens.interface import is_hooked
 from phaselens.lens.native import watch_parts
+from phaselens.lens.rows import Rows
 
 STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
 N_DISTANCES = 64
@@ -29,14 +31,14 @@ N_DISTANCES = 64
 class Request:
     """What one forward asks of the statistics; one object, shared by a lens' layers.
 
-    ``sink_position`` is the key that `hook_sink` measures; ``lengths`` [batch] the number of real tokens of each text,
-    so that the queries of pads are left out of `hook_received` and `hook_distance`; ``n_distances`` how many
-    distances the latter has.
+    ``sink_position`` is the absolute position of the key that `hook_sink` measures; ``n_distances`` how many distances
+    `hook_distance` has; ``rows`` knows where the rows of the running forward stand, and which of them are pads, whose
+    queries are left out of `hook_received` and `hook_distance`.
     """
 
     sink_position: int = 0
-    lengths: Tensor | None = None
     n_distances: int = N_DISTANCES
+    rows: Rows = field(default_factory=Rows)
 
 
 class _CacheTap:
@@ -151,10 +153,12 @@ class StreamingAttention:
             kwargs["position_embeddings"] = self._apply_position_embedding_hooks(
                 kwargs["position_embeddings"]
             )
-        cache = kwargs.get("past_key_values")
-        if cache is not None and is_hooked(self.hook_rot_k):
-            kwargs["past_key_values"] = _CacheTap(cache, self.hook_rot_k)
-            self._rot_k_fired = True
+        if is_hooked(self.hook_rot_k):
+            # Families name the argument differently: past_key_values, layer_past, …
+            for name, value in kwargs.items():
+                if isinstance(value, Cache):
+                    kwargs[name] = _CacheTap(value, self.hook_rot_k)
+                    self._rot_k_fired = True
         module = self.original_component
         fused = self._watch_fused_projection()
         interface.own(module, self)
@@ -174,19 +178,22 @@ class StreamingAttention:
 
     def needs_itself(self: Any) -> bool:
         """Whether the model's own module would not do in its place, even where nobody listens."""
-        return bool(self._own_options() or self.compatibility_mode or self.replay is not None)
+        return bool(self.own_computation_reason() or self.replay is not None)
 
     def _own_options(self: Any) -> list[str]:
         """Options that are on and need the parts of TransformerLens' own computation."""
         options = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
         return [option for option in options if getattr(self.config, option, False)]
 
+    def own_computation_reason(self: Any) -> str:
+        """Why TransformerLens' own (eager) computation must run, which has no statistics; empty where it need not."""
+        return ", ".join(self._own_options()) or ("compatibility mode" if self.compatibility_mode else "")
+
     def _wants_own_computation(self: Any) -> bool:
         """Whether TransformerLens' own (eager) computation must run: only for the options that need its parts."""
-        flags = self._own_options()
-        if not flags and not self.compatibility_mode:
+        why = self.own_computation_reason()
+        if not why:
             return False
-        why = ", ".join(flags) or "compatibility mode"
         if self.always_delegate and self.normalises:
             raise RefusedModel(
                 f"{self.name}: {why} is not available for DroPE models with query or key norms; "

@@ -12,6 +12,7 @@ It fires the hook points inside attention and picks, layer by layer, the cheapes
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens.slots import KeySlots
 
 if TYPE_CHECKING:
     from phaselens.lens.components import StreamingAttention
@@ -67,21 +69,26 @@ def attend_hooked(
         raise RefusedModel(
             f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only"
         )
-    if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+    scores_kw: dict[str, Any] = {"scale": scaling, "mask": attention_mask, "softcap": softcap, "sinks": s_aux}
+    reference = module.__dict__.get(OWNER)
+    owner: StreamingAttention | None = reference() if reference is not None else None
+    slots = KeySlots.all_of(key) if owner is None else KeySlots.of(owner.request.rows, key)
+    if attention_mask is None and 1 < query.shape[2] < slots.n_kept:
         raise RefusedModel(
             f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
             "which key the first query stands at is unknown"
         )
-    scores_kw: dict[str, Any] = {"scale": scaling, "mask": attention_mask, "softcap": softcap, "sinks": s_aux}
-    reference = module.__dict__.get(OWNER)
-    owner: StreamingAttention | None = reference() if reference is not None else None
     if owner is None:
         return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
 
     query, key = owner.fire_rotated(query, key)
-    if is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern):
-        return _explicit(owner, query, key, value, scores_kw)
+    explicit = is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern)
     wanted = owner.hooked_statistics()
+    if not explicit and not wanted and softcap is None and s_aux is None:
+        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
+    key, value, scores_kw = slots.crop(key), slots.crop(value), slots.crop_mask(scores_kw)
+    if explicit:
+        return _explicit(owner, slots, query, key, value, scores_kw)
     if not wanted:
         return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
     if _needs_gradient(query, key, value):
@@ -91,11 +98,11 @@ def attend_hooked(
         with torch.no_grad():
             query, key, value = query.detach(), key.detach(), value.detach()
             _, lse = attention.attend(query, key, value, **scores_kw)
-            _fire_statistics(owner, wanted, query, key, lse, scores_kw)
+            _fire_statistics(owner, slots, wanted, query, key, lse, scores_kw)
         return out, None
     with torch.no_grad():
         out, lse = attention.attend(query, key, value, **scores_kw)
-        _fire_statistics(owner, wanted, query, key, lse, scores_kw)
+        _fire_statistics(owner, slots, wanted, query, key, lse, scores_kw)
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -143,26 +150,50 @@ def _weigh(pattern: Tensor, value: Tensor) -> Tensor:
 
 
 def _explicit(
-    owner: StreamingAttention, query: Tensor, key: Tensor, value: Tensor, scores_kw: dict[str, Any]
+    owner: StreamingAttention,
+    slots: KeySlots,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores_kw: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
-    """The matrix itself, because somebody looks at it; statistics then follow its edits."""
-    scores = owner.hook_attn_scores(attention.explicit_scores(query, key, **_without_sinks(scores_kw)))
+    """The matrix itself, because somebody looks at it; statistics then follow its edits.
+
+    Hooks see a column for every position of the text so far. Those of keys that a sliding cache has let go are hidden,
+    as the window hides them without a cache.
+    """
+    scores = attention.explicit_scores(query, key, **_without_sinks(scores_kw))
+    scores = owner.hook_attn_scores(slots.with_dropped(scores, -torch.inf))
+    _require_untouched(owner, "hook_attn_scores", scores[..., : slots.n_dropped], -torch.inf)
     pattern = owner.hook_pattern(attention.explicit_pattern(scores, sinks=scores_kw["sinks"]))
-    out = _weigh(pattern, value).transpose(1, 2).contiguous()
+    _require_untouched(owner, "hook_pattern", pattern[..., : slots.n_dropped], 0.0)
+    out = _weigh(pattern[..., slots.n_dropped :], value).transpose(1, 2).contiguous()
     wanted = owner.hooked_statistics()
     if wanted:
         request = owner.request
         with torch.no_grad():
-            found = {
+            counted = _counted(pattern, slots.real)
+            compute: dict[str, Callable[[], Tensor]] = {
                 "hook_lse": lambda: _row_lse(scores, scores_kw["sinks"]),
-                "hook_sink": lambda: _column(pattern, request.sink_position),
+                "hook_sink": lambda: _columns(pattern, slots.at(request.sink_position)),
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
-                "hook_received": lambda: _counted(pattern, request.lengths).sum(-2),
-                "hook_distance": lambda: _by_distance(pattern, request.lengths, request.n_distances),
+                "hook_received": lambda: counted.sum(-2),
+                "hook_distance": lambda: _by_distance(counted, request.n_distances),
             }
+            slots.require_served(wanted)
             for name in wanted:
-                owner.fire_statistic(name, found[name]())
+                owner.fire_statistic(name, compute[name]())
     return out, pattern
+
+
+def _require_untouched(owner: StreamingAttention, point: str, dropped: Tensor, value: float) -> None:
+    """An edit cannot bring back keys that the cache has let go."""
+    if dropped.numel() and bool((dropped != value).any()):
+        raise InputError(
+            f"{owner.name}.{point}: the edit looks at keys that have left this layer's sliding cache; edit only the "
+            f"last {owner.request.rows.n_slots - dropped.shape[-1]} keys, or run without a cache "
+            "(use_past_kv_cache=False)"
+        )
 
 
 def _row_lse(scores: Tensor, sinks: Tensor | None) -> Tensor:
@@ -170,32 +201,33 @@ def _row_lse(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return lse if sinks is None else torch.logaddexp(lse, sinks.to(lse.dtype)[None, :, None])
 
 
-def _counted(pattern: Tensor, lengths: Tensor | None) -> Tensor:
+def _counted(pattern: Tensor, real: Tensor | None) -> Tensor:
     """The pattern with the rows of pads as zeros."""
-    if lengths is None:
-        return pattern
-    position = torch.arange(pattern.shape[-2], device=pattern.device) + pattern.shape[-1] - pattern.shape[-2]
-    real = position[None, :] < lengths.to(pattern.device)[:, None]
-    return pattern.masked_fill(~real[:, None, :, None], 0.0)
+    return pattern if real is None else pattern.masked_fill(~real[:, None, :, None], 0.0)
 
 
-def _by_distance(pattern: Tensor, lengths: Tensor | None, n: int) -> Tensor:
+def _by_distance(counted: Tensor, n: int) -> Tensor:
     """[batch, head, distance], sums over the diagonals below and on the one of a query's own key."""
-    counted, own = _counted(pattern, lengths), pattern.shape[-1] - pattern.shape[-2]
-    known = [
-        counted.diagonal(own - back, dim1=-2, dim2=-1).sum(-1) for back in range(min(n, pattern.shape[-1]))
+    own_key = counted.shape[-1] - counted.shape[-2]
+    sums = [
+        counted.diagonal(own_key - back, dim1=-2, dim2=-1).sum(-1)
+        for back in range(min(n, counted.shape[-1]))
     ]
-    return torch.nn.functional.pad(torch.stack(known, -1), (0, n - len(known)))
+    return torch.nn.functional.pad(torch.stack(sums, -1), (0, n - len(sums)))
 
 
-def _column(pattern: Tensor, position: int) -> Tensor:
-    if position < pattern.shape[-1]:
-        return pattern[..., position]
-    return pattern.new_zeros(pattern.shape[:-1])
+def _columns(pattern: Tensor, slots: list[int]) -> Tensor:
+    """[batch, head, query]: the column of each text's slot; zeros where there is none."""
+    if len(slots) == 1:
+        inside = 0 <= slots[0] < pattern.shape[-1]
+        return pattern[..., slots[0]] if inside else pattern.new_zeros(pattern.shape[:-1])
+    rows = [_columns(pattern[row : row + 1], [slot]) for row, slot in enumerate(slots)]
+    return torch.cat(rows)
 
 
 def _fire_statistics(
     owner: StreamingAttention,
+    slots: KeySlots,
     wanted: list[str],
     query: Tensor,
     key: Tensor,
@@ -203,31 +235,52 @@ def _fire_statistics(
     scores_kw: dict[str, Any],
 ) -> None:
     request = owner.request
-    visible = request.sink_position < key.shape[2]
-    found = attention.summarise(
+    slots.require_served(wanted)
+    sink_at = [slot - slots.n_dropped for slot in slots.at(request.sink_position)]
+    shared = len(sink_at) == 1 and 0 <= sink_at[0] < key.shape[2]
+    summary = attention.summarise(
         query,
         key,
         lse,
-        position=request.sink_position if "hook_sink" in wanted and visible else None,
+        position=sink_at[0] if "hook_sink" in wanted and shared else None,
         entropy="hook_entropy" in wanted,
         received="hook_received" in wanted,
         distances=request.n_distances if "hook_distance" in wanted else None,
         refine="hook_lse" in wanted,
-        lengths=request.lengths,
+        real=slots.real,
         **scores_kw,
     )
-    # A text that ends before the position gives it nothing.
-    sink = found.sink if visible else torch.zeros_like(lse)
+    sink = summary.sink
+    if "hook_sink" in wanted and not shared:
+        sink = _sink_by_text(query, key, lse, sink_at, scores_kw)
+    received = summary.received
     values = {
-        "hook_lse": found.lse,
+        "hook_lse": summary.lse,
         "hook_sink": sink,
-        "hook_entropy": found.entropy,
-        "hook_received": found.received,
-        "hook_distance": found.distance,
+        "hook_entropy": summary.entropy,
+        "hook_received": None if received is None else slots.with_dropped(received, 0.0),
+        "hook_distance": summary.distance,
     }
     for name, value in values.items():
         if name in wanted and value is not None:
             owner.fire_statistic(name, value)
+
+
+def _sink_by_text(
+    query: Tensor, key: Tensor, lse: Tensor, sink_at: list[int], scores_kw: dict[str, Any]
+) -> Tensor:
+    """[batch, head, query]: the mass on a key of its own for each text; 0 where the text has no such key (or no longer:
+    what a sliding cache has let go is outside of the window)."""
+    sink = torch.zeros_like(lse)
+    indices = sink_at if len(sink_at) > 1 else sink_at * len(lse)
+    for index in sorted(set(indices)):
+        if not 0 <= index < key.shape[2]:
+            continue
+        rows = torch.tensor([row for row, at in enumerate(indices) if at == index], device=lse.device)
+        mask = scores_kw["mask"]
+        options = {**scores_kw, "mask": mask if mask is None or len(mask) == 1 else mask[rows]}
+        sink[rows] = attention.sink_mass(query[rows], key[rows], lse[rows], index, **options)
+    return sink
 
 
 def own(module: Any, owner: StreamingAttention) -> None:

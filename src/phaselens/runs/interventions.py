@@ -111,7 +111,7 @@ def _require_editable(edit: Edit) -> None:
     last = edit.point.rsplit(".", 1)[-1]
     if edit.heads is not None and last not in _WITH_HEADS:
         raise InputError(f"edit of {edit.point}: it has no heads; leave `heads` out")
-    if edit.point.startswith("unembed"):
+    if edit.point.startswith(("unembed", "hook_unembed")):
         raise InputError(
             f"edit of {edit.point}: logits are never built whole; edit ln_final.hook_out instead"
         )
@@ -150,39 +150,6 @@ def _shaped(edit: Edit, tensor: Tensor, rows: Tensor) -> Tensor:
     return where & (heads[None, :, None, None] if matrix else heads[None, None, :, None])
 
 
-class _Position:
-    """Follows the model's own forward calls, and so knows where the rows of each stand."""
-
-    def __init__(self) -> None:
-        self.now: Tensor | None = None
-
-    def __call__(self) -> Tensor:
-        if self.now is None:
-            raise InputError("an edit was reached outside of the model's own forward; run the whole model")
-        return self.now
-
-    def note(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A hook before the forward of the model's body: positions [batch or 1, pos], pads at −1."""
-        import torch
-
-        given = kwargs.get("input_ids")
-        given = args[0] if given is None and args else given
-        given = kwargs.get("inputs_embeds") if given is None else given
-        if given is None:
-            raise InputError("the model was called without tokens; edits do not know where they stand")
-        n_rows = given.shape[1]
-        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-        past = kwargs.get("past_key_values")
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            counted = mask.long().cumsum(-1) - 1
-            self.now = torch.where(mask.bool(), counted, -1)[:, -n_rows:]
-        elif isinstance(positions, torch.Tensor):
-            self.now = positions if positions.dim() == 2 else positions[None]
-        else:
-            seen = 0 if past is None else int(past.get_seq_length())
-            self.now = torch.arange(seen, seen + n_rows, device=given.device)[None]
-
-
 @contextmanager
 def applied(
     lens: HookedTransformer, condition: Condition | Sequence[Edit], *, batch: Batch | None = None
@@ -211,10 +178,5 @@ def applied(
     (False, True)
     """
     editor = Editor(lens, condition.edits if isinstance(condition, Condition) else condition, batch)
-    position = _Position()
-    handle = lens.original_model.base_model.register_forward_pre_hook(position.note, with_kwargs=True)
-    try:
-        with lens.hooks(fwd_hooks=editor.hooks(position)):
-            yield editor.proofs
-    finally:
-        handle.remove()
+    with lens.hooks(fwd_hooks=editor.hooks(lens.rows.positions)):
+        yield editor.proofs

@@ -96,13 +96,15 @@ class _Climber:
         self._residual: Tensor | None = None
         places = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None]
         self._positions: Callable[[], Tensor] = lambda: places
+        # Some rotations depend on how long a text is, which a row of a padded batch does not show.
+        self._stream = functools.partial(lens.stream, lengths=batch.lengths_on(lens.device))
 
     def to(self, layer: int) -> Tensor:
         """The residual that enters `layer`."""
         if self._residual is None:
-            self._residual = self._lens.stream(self._batch.tokens, stop_at_layer=layer)
+            self._residual = self._stream(self._batch.tokens, stop_at_layer=layer)
         elif layer > self._layer:
-            self._residual = self._lens.stream(
+            self._residual = self._stream(
                 residual=self._residual, start_at_layer=self._layer, stop_at_layer=layer
             )
         self._layer = layer
@@ -111,7 +113,7 @@ class _Climber:
     def top(self) -> Tensor:
         """The unedited model's final norm output."""
         residual = self.to(self._lens.info.n_layers)
-        return self._lens.stream(residual=residual, start_at_layer=self._lens.info.n_layers)
+        return self._stream(residual=residual, start_at_layer=self._lens.info.n_layers)
 
     def runs(self, start: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Run]]:
         """Each branch whose lowest layer is `start`, in the order in which they must be run, and how to run it."""
@@ -130,12 +132,12 @@ class _Climber:
 
     def _from_tokens(self, branch: Branch) -> Tensor:
         """A whole forward under the branch's edits."""
-        return self._lens.stream(self._batch.tokens, branch.editor.hooks(self._positions))
+        return self._stream(self._batch.tokens, branch.editor.hooks(self._positions))
 
     def _resumed(self, branch: Branch) -> Tensor:
         """The forward under the branch's edits from the present layer on."""
         hooks = branch.editor.hooks(self._positions)
-        return self._lens.stream(hooks=hooks, residual=self._residual, start_at_layer=self._layer)
+        return self._stream(hooks=hooks, residual=self._residual, start_at_layer=self._layer)
 
     def _past_attention(self, layer: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Run]]:
         """The branches that edit `layer` behind its attention, which is computed once for all of them, and for the
@@ -149,7 +151,7 @@ class _Climber:
         seen: dict[str, Tensor] = {}
         catch = [(name, functools.partial(_keep, seen, name)) for name in names if known]
         with self._lens.attention_replay(layer) as replay:
-            above = self._lens.stream(
+            above = self._stream(
                 hooks=catch, residual=self._residual, start_at_layer=layer, stop_at_layer=layer + 1
             )
         is_sum = known and torch.equal(seen[names[0]] + seen[names[1]], above)
@@ -183,4 +185,4 @@ class _Climber:
             for hook, edit in zip(branch.editor.hooks(self._positions), branch.editor.edits, strict=True)
             if edit.layer is None or edit.layer > layer
         ]
-        return self._lens.stream(hooks=higher, residual=above, start_at_layer=layer + 1)
+        return self._stream(hooks=higher, residual=above, start_at_layer=layer + 1)

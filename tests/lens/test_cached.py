@@ -1,0 +1,257 @@
+"""Prefill in chunks, decoding and padding on the left: every hook point shows what one whole forward shows."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+import phaselens
+from phaselens.errors import InputError
+from phaselens.lens.components import STATISTICS
+from phaselens.lens.points import ALIASES
+from phaselens.plugin import Edit
+from phaselens.runs import applied
+from phaselens.testing import tiny_model
+from phaselens.testing.models import FAMILIES
+from tests.marks import first_quick
+
+N = 20  # longer than the tiny models' windows, which are 7
+CHUNKS = ([5, 1, 14], [9, 4, 1, 3, 1, 1, 1])
+MATRICES = ("hook_pattern", "hook_attn_scores")
+INSIDE = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z")
+RESIDUALS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
+SLIDING_FIRST = first_quick(
+    ["mistral", "gpt-oss", "gemma2", "gpt-neox", *(f for f in FAMILIES if "drope" not in f)], 2
+)
+
+
+@functools.cache
+def lens_of(family: str) -> phaselens.HookedTransformer:
+    return phaselens.load(tiny_model(family, dtype=torch.float64), label=family, check=False)
+
+
+def tokens_of(batch: int = 2, length: int = N) -> Tensor:
+    return torch.randint(2, 67, (batch, length), generator=torch.Generator().manual_seed(3))
+
+
+def pass_through(
+    lens: Any,
+    tokens: Tensor,
+    chunks: list[int],
+    points: tuple[str, ...],
+    cache: Any,
+    *,
+    sink_position: int = 0,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, dict[str, list[Tensor]]]:
+    """Logits, and every activation of the points in all layers, chunk by chunk."""
+    seen: dict[str, list[Tensor]] = {}
+    names = [
+        name
+        for layer in range(lens.info.n_layers)
+        for point in points
+        if lens.find_hook(name := f"blocks.{layer}.{point}") is not None
+    ]
+
+    def keep(name: str) -> Any:
+        return lambda value, hook: seen.setdefault(name, []).append(value.detach().clone())
+
+    logits, start = [], 0
+    with (
+        torch.no_grad(),
+        lens.streaming(sink_position=sink_position),
+        lens.hooks(fwd_hooks=[(name, keep(name)) for name in names]),
+    ):
+        for size in chunks:
+            options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}
+            if mask is not None:
+                ids = (mask.long().cumsum(-1) - 1).masked_fill(~mask.bool(), 1)
+                options |= {
+                    "attention_mask": mask[:, : start + size],
+                    "position_ids": ids[:, start : start + size],
+                }
+            logits.append(lens.original_model(tokens[:, start : start + size], **options).logits)
+            start += size
+    return torch.cat(logits, 1), seen
+
+
+def joined(name: str, parts: list[Tensor], length: int = N) -> Tensor:
+    """What the chunks say together."""
+    point = name.rsplit(".", 1)[-1]
+    if point in MATRICES:
+        hidden = 0.0 if point == "hook_pattern" else -torch.inf
+        wide = [torch.nn.functional.pad(part, (0, length - part.shape[-1]), value=hidden) for part in parts]
+        return torch.cat(wide, 2)
+    if point == "hook_received":
+        return torch.stack(
+            [torch.nn.functional.pad(part, (0, length - part.shape[-1])) for part in parts]
+        ).sum(0)
+    if point == "hook_distance":
+        return torch.stack(parts).sum(0)
+    return torch.cat(parts, 2 if point in STATISTICS else 1)
+
+
+def cache_of(kind: str, lens: Any) -> Any:
+    config = lens.original_model.config
+    return DynamicCache(config=config) if kind == "dynamic" else StaticCache(config=config, max_cache_len=32)
+
+
+POINTS = {
+    "streamed": tuple(f"attn.{point}" for point in STATISTICS),
+    "with the matrix": tuple(f"attn.{point}" for point in (*MATRICES, *STATISTICS)),
+    "the others": (*(f"attn.{point}" for point in INSIDE), *RESIDUALS),
+}
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize("family", SLIDING_FIRST)
+def test_cached_equals_one_forward(family, points, kind):
+    lens, tokens = lens_of(family), tokens_of()
+    for sink_position in (0, 9) if points == "streamed" else (0,):
+        logits, whole = pass_through(lens, tokens, [N], POINTS[points], None, sink_position=sink_position)
+        for chunks in CHUNKS:
+            cached, parts = pass_through(
+                lens, tokens, chunks, POINTS[points], cache_of(kind, lens), sink_position=sink_position
+            )
+            torch.testing.assert_close(cached, logits, atol=1e-5, rtol=0)
+            for name, (value,) in whole.items():
+                torch.testing.assert_close(joined(name, parts[name]), value, atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("family", SLIDING_FIRST)
+def test_a_prompt_padded_on_the_left_is_measured_as_if_it_stood_alone(family):
+    lens, n_pads = lens_of(family), 4
+    tokens = tokens_of()
+    short = tokens[:1, n_pads:]
+    mask = (torch.arange(N)[None] >= torch.tensor([[n_pads], [0]])).long()
+    points = POINTS["streamed"]
+    for sink_position in (0, 3):
+        logits, alone = pass_through(lens, short, [N - n_pads], points, None, sink_position=sink_position)
+        for chunks in ([N], [10, 1, 1, 8]):
+            cache = None if len(chunks) == 1 else cache_of("dynamic", lens)
+            beside, parts = pass_through(
+                lens, tokens, chunks, points, cache, sink_position=sink_position, mask=mask
+            )
+            torch.testing.assert_close(beside[:1, n_pads:], logits, atol=1e-5, rtol=0)
+            for name, (value,) in alone.items():
+                own = joined(name, parts[name])[:1]
+                if not name.endswith("hook_distance"):
+                    own = own[..., n_pads:]
+                torch.testing.assert_close(own, value, atol=1e-5, rtol=0, msg=name)
+
+
+def test_queries_of_pads_on_the_right_count_for_nothing():
+    """A mask says where a text ends, as `lengths` does."""
+    lens, tokens = lens_of("llama"), tokens_of()
+    mask = (torch.arange(N)[None] < torch.tensor([[12], [N]])).long()
+    _, alone = pass_through(lens, tokens[:1, :12], [12], POINTS["streamed"], None)
+    _, beside = pass_through(lens, tokens, [N], POINTS["streamed"], None, mask=mask)
+    for name, (value,) in alone.items():
+        own = beside[name][0][:1, :, : value.shape[-1]]
+        torch.testing.assert_close(own, value, atol=1e-5, rtol=0, msg=name)
+
+
+def test_distances_across_a_hidden_token_are_refused():
+    lens, tokens = lens_of("llama"), tokens_of()
+    mask = torch.ones(2, N, dtype=torch.long)
+    mask[0, 5] = 0
+    with pytest.raises(InputError, match="hook_distance: the attention mask hides tokens"):
+        pass_through(lens, tokens, [N], ("attn.hook_distance",), None, mask=mask)
+    pass_through(lens, tokens, [N], ("attn.hook_sink",), None, mask=mask)
+
+
+def test_sinks_while_generating_beyond_a_window():
+    """`generate` is where people meet it: the sink's column leaves a sliding cache, and its mass is then 0."""
+    lens, tokens = lens_of("mistral"), tokens_of(1, 5)
+    sinks: list[Tensor] = []
+    hook = ("blocks.0.attn.hook_sink", lambda sink, hook: sinks.append(sink))
+    with lens.hooks(fwd_hooks=[hook]):
+        text = lens.generate(tokens, max_new_tokens=10, do_sample=False, verbose=False, stop_at_eos=False)
+    whole: list[Tensor] = []
+    lens.stream(text[:, :-1], [("blocks.0.attn.hook_sink", lambda sink, hook: whole.append(sink))])
+    torch.testing.assert_close(torch.cat(sinks, 2), whole[0], atol=1e-5, rtol=0)
+    assert bool((whole[0][:, :, 7:] == 0).all()) and bool((whole[0][:, :, :7] > 0).all())
+
+
+def test_an_edit_cannot_bring_back_a_key_that_has_left_the_cache():
+    lens, tokens = lens_of("mistral"), tokens_of()
+    cache = cache_of("dynamic", lens)
+
+    def even(pattern: Tensor, hook: Any) -> Tensor:
+        return torch.full_like(pattern, 1 / pattern.shape[-1])
+
+    with torch.no_grad():
+        lens.original_model(tokens[:, :12], past_key_values=cache)
+        with (
+            lens.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", even)]),
+            pytest.raises(InputError, match=r"hook_pattern.*left this layer's sliding cache.*last 7 keys"),
+        ):
+            lens.original_model(tokens[:, 12:13], past_key_values=cache)
+
+
+def editable_points(lens: Any) -> list[str]:
+    """Points of layer 1, and those outside of the layers, that fire with a tensor of numbers."""
+    fired: list[str] = []
+
+    def note(name: str) -> Any:
+        return lambda value, hook: (
+            fired.append(name) if isinstance(value, Tensor) and value.is_floating_point() else None
+        )
+
+    names = [name for name in lens.hook_dict if not name.endswith(STATISTICS)]
+    names += [name for alias in ALIASES if (name := f"blocks.1.{alias}") not in names]
+    hooks = [(name, note(name)) for name in names if lens.find_hook(name) is not None]
+    lens.stream(tokens_of(), hooks, unembed=True)
+    outside = ("unembed", "hook_unembed")
+    return [
+        name
+        for name in dict.fromkeys(fired)
+        if name.startswith("blocks.1.") or not name.startswith(("blocks.", *outside))
+    ]
+
+
+def changed(tensor: Tensor, site: Any) -> Tensor:
+    """An edit that keeps hidden scores hidden, and shares of attention shares."""
+    if site.point.endswith("hook_pattern"):
+        return tensor * 0.5
+    return torch.where(tensor.isfinite(), 1.5 * tensor + 0.1, tensor)
+
+
+def decoded(lens: Any, edits: list[Edit], chunks: list[int], cache: Any) -> Tensor:
+    with applied(lens, edits):
+        return pass_through(lens, tokens_of(), chunks, (), cache)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale")  # TransformerLens' word on rounding
+@pytest.mark.parametrize("family", [family for family in FAMILIES if "drope" not in family])
+def test_every_edit_does_the_same_with_a_cache(family):
+    lens = lens_of(family)
+    points = editable_points(lens)
+    assert {"blocks.1.attn.hook_rot_k", "blocks.1.attn.hook_pattern", "blocks.1.hook_resid_mid"} <= set(
+        points
+    )
+    for point in points:
+        for positions in (None, [0], [2, 9]):
+            edits = [Edit(point, changed, positions)]
+            expected = decoded(lens, edits, [N], None)
+            for chunks in ([10, 1, 1, 1, 7], [5, 15]):
+                cached = decoded(lens, edits, chunks, cache_of("dynamic", lens))
+                message = f"{point} at {positions}, chunks {chunks}"
+                torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0, msg=message)
+
+
+@pytest.mark.parametrize("family", ["gpt-neox", "mistral"])
+def test_edited_keys_while_decoding(family):
+    """GPT-NeoX passes its cache under another name than most."""
+    lens = lens_of(family)
+    edits = [Edit("blocks.0.attn.hook_rot_k", changed, [0, 7, 15])]
+    expected = decoded(lens, edits, [N], None)
+    cached = decoded(lens, edits, [10] + [1] * 10, cache_of("dynamic", lens))
+    torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0)

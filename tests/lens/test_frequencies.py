@@ -1,0 +1,233 @@
+"""Rotations that depend on a text's length: every text is measured as a fresh model measures it alone."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import phaselens
+from phaselens.errors import InputError, RefusedModel
+from phaselens.lens import checks, frequencies
+from phaselens.plugin import Condition, Edit
+from phaselens.runs import applied
+from phaselens.testing import tiny_model
+
+N_CTX = 32
+_BASE = {"rope_theta": 1e4}
+ROPE_TYPES: dict[str, dict[str, Any]] = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": N_CTX},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": N_CTX,
+    },
+    "longrope": {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": N_CTX,
+    },
+}
+BY_LENGTH = ("dynamic", "longrope")
+
+
+def fresh(rope_type: str, dtype: torch.dtype = torch.float64) -> Any:
+    n_ctx = N_CTX if rope_type in ("default", "dynamic") else 4 * N_CTX
+    parameters = _BASE | ROPE_TYPES[rope_type]
+    return tiny_model("llama", dtype=dtype, max_position_embeddings=n_ctx, rope_parameters=parameters)
+
+
+@functools.cache
+def lens_of(rope_type: str) -> phaselens.HookedTransformer:
+    """One lens for all tests of a type: what one of them leaves in it shows in the next."""
+    return phaselens.load(fresh(rope_type), label=rope_type)
+
+
+def text(length: int) -> Tensor:
+    return torch.randint(2, 67, (1, length), generator=torch.Generator().manual_seed(length))
+
+
+@functools.cache
+def alone(rope_type: str, length: int) -> tuple[Tensor, Tensor]:
+    """(logits, sink mass in layer 1 [head, query]) of a text in a model that has seen no other."""
+    model = fresh(rope_type)
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = model(text(length), output_attentions=True, use_cache=False)
+    return out.logits[0], out.attentions[1][0, :, :, 0]
+
+
+def require_alone(rope_type: str, length: int, logits: Tensor, sink: Tensor) -> None:
+    expected_logits, expected_sink = alone(rope_type, length)
+    torch.testing.assert_close(logits[:length], expected_logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sink[:, :length], expected_sink, atol=1e-5, rtol=0)
+
+
+def stream(lens: Any, tokens: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    sinks: list[Tensor] = []
+    hook = ("blocks.1.attn.hook_sink", lambda sink, hook: sinks.append(sink))
+    return lens.stream(tokens, [hook], unembed=True, lengths=lengths), sinks[0]
+
+
+def padded(lengths: list[int]) -> Tensor:
+    longest = max(lengths)
+    return torch.cat([torch.nn.functional.pad(text(n), (0, longest - n)) for n in lengths])
+
+
+LENGTHS = st.integers(2, 2 * N_CTX) | st.sampled_from([N_CTX - 1, N_CTX, N_CTX + 1])
+
+
+@pytest.mark.parametrize("rope_type", ROPE_TYPES)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(batches=st.lists(st.lists(LENGTHS, min_size=1, max_size=4), min_size=1, max_size=3))
+def test_any_order_and_batch_gives_what_the_text_gives_alone(rope_type, batches):
+    lens = lens_of(rope_type)
+    for lengths in batches:
+        logits, sink = stream(lens, padded(lengths), torch.tensor(lengths))
+        for row, length in enumerate(lengths):
+            require_alone(rope_type, length, logits[row], sink[row])
+
+
+@pytest.mark.parametrize("rope_type", BY_LENGTH)
+def test_a_mask_says_how_long_a_text_is(rope_type):
+    """Also on the left, and without `lengths`."""
+    lens = lens_of(rope_type)
+    lengths = [20, 50]
+    left = torch.cat([torch.nn.functional.pad(text(n), (50 - n, 0)) for n in lengths])
+    seen = torch.arange(50)[None] >= torch.tensor([[30], [0]])
+    for tokens, mask in ((padded(lengths), seen.flip(-1)), (left, seen)):
+        with torch.no_grad():
+            logits = lens(tokens, attention_mask=mask.long())
+        for row, length in enumerate(lengths):
+            own = logits[row][mask[row]]
+            torch.testing.assert_close(own, alone(rope_type, length)[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rope_type", BY_LENGTH)
+@pytest.mark.parametrize("lengths", [(N_CTX - 4,), (2 * N_CTX - 8,), (20, N_CTX + 4)])
+def test_generation_follows_a_fresh_model(rope_type, lengths):
+    """Each new token is what a fresh model, given the text so far and no cache, holds most likely."""
+    lens = lens_of(rope_type)
+    for length in lengths:
+        generated = lens.generate(
+            text(length), max_new_tokens=8, do_sample=False, verbose=False, stop_at_eos=False
+        )
+        expected = text(length)
+        for _ in range(8):
+            with torch.no_grad():
+                logits = fresh(rope_type)(expected, use_cache=False).logits
+            expected = torch.cat([expected, logits[:, -1:].argmax(-1)], -1)
+        assert torch.equal(generated, expected)
+
+
+@pytest.mark.parametrize("rope_type", BY_LENGTH)
+def test_keys_of_another_rotation_are_refused(rope_type):
+    lens = lens_of(rope_type)
+    tokens = text(N_CTX + 4)
+    with torch.no_grad():
+        cache = lens.original_model(tokens[:, : N_CTX - 2], use_cache=True).past_key_values
+        with pytest.raises(InputError, match=f"beyond {N_CTX} tokens.*without a cache"):
+            lens.original_model(tokens[:, N_CTX - 2 :], past_key_values=cache)
+
+
+def test_a_cache_serves_texts_of_one_rotation():
+    lens = lens_of("longrope")
+    tokens = text(2 * N_CTX)
+    for start, end in ((5, N_CTX), (N_CTX + 3, 2 * N_CTX)):
+        with torch.no_grad():
+            cache = lens.original_model(tokens[:, :start], use_cache=True).past_key_values
+            logits = lens.original_model(tokens[:, start:end], past_key_values=cache).logits
+            model = fresh("longrope")
+            expected = model(tokens[:, :end], use_cache=False).logits[:, start:]
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rope_type", BY_LENGTH)
+def test_conditions_of_a_batch(rope_type):
+    """Edits resume from a residual in the middle of the model, where the texts' lengths must be known too."""
+    from phaselens.plugin import Batch
+    from phaselens.runs.interventions import Editor
+    from phaselens.runs.ladder import Branch, climb
+
+    lens = lens_of(rope_type)
+    lengths = [20, 50, N_CTX]
+    batch = Batch(("a", "b", "c"), (0, 1, 2), tuple(lengths), padded(lengths))
+    condition = Condition("value off", [Edit("blocks.1.attn.hook_v", 0.0, positions=[0])])
+    finals: list[Tensor] = []
+    branch = Branch(Editor(lens, condition.edits, batch), finals.append, lambda run: run())
+    baseline = climb(lens, batch, [branch])
+    for row, length in enumerate(lengths):
+        model = phaselens.load(fresh(rope_type), check=False)
+        torch.testing.assert_close(baseline[row, :length], model.stream(text(length))[0], atol=1e-5, rtol=0)
+        with applied(model, condition):
+            edited = model.stream(text(length))
+        torch.testing.assert_close(finals[0][row, :length], edited[0], atol=1e-5, rtol=0)
+
+
+def test_texts_that_transformer_lens_pads():
+    """A list of strings, padded on the right and without a mask, as `lens(texts)` does it."""
+    from phaselens.testing import tiny_tokenizer
+
+    lens = phaselens.load(fresh("dynamic"), tokenizer=tiny_tokenizer(), check=False)
+    lens.tokenizer.pad_token = lens.tokenizer.eos_token
+    texts = ["a short one", "and one that is a good deal longer than the trained length of this model"]
+    with torch.no_grad():
+        logits = lens(texts, padding_side="right")
+        for row, words in enumerate(texts):
+            expected = lens(words)[0]
+            torch.testing.assert_close(logits[row, : len(expected)], expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_ran_before_is_fresh_again():
+    model = fresh("dynamic")
+    with torch.no_grad():
+        model(text(2 * N_CTX), use_cache=False)
+    lens = phaselens.load(model)
+    logits, sink = stream(lens, text(N_CTX))
+    require_alone("dynamic", N_CTX, logits[0], sink[0])
+
+
+def test_a_family_with_a_rotation_by_layer_type():
+    parameters = {
+        "full_attention": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+
+    def model() -> Any:
+        return tiny_model(
+            "gemma3", dtype=torch.float64, max_position_embeddings=N_CTX, rope_parameters=parameters
+        )
+
+    lens = phaselens.load(model())
+    lengths = [50, 20, N_CTX]
+    logits = lens.stream(padded(lengths), lengths=torch.tensor(lengths), unembed=True)
+    for row, length in enumerate(lengths):
+        with torch.no_grad():
+            expected = model()(text(length), use_cache=False).logits[0]
+        torch.testing.assert_close(logits[row, :length], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rope_type", BY_LENGTH)
+def test_the_self_check_sees_a_rotation_that_looks_at_other_texts(rope_type, monkeypatch):
+    assert all(result.ok for result in checks.run_checks(lens_of(rope_type)))
+    monkeypatch.setattr("phaselens.lens.bridge.make_independent", lambda model, rows: None)
+    with pytest.raises(RefusedModel, match=r"a text beside or after a longer one.*short text beside a long"):
+        phaselens.load(fresh(rope_type))
+
+
+def test_only_rotations_by_length_are_touched():
+    for rope_type in ROPE_TYPES:
+        expected = 1 if rope_type in BY_LENGTH else 0
+        assert len(frequencies.length_dependent(lens_of(rope_type).original_model)) == expected
