@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from transformer_lens.factories import architecture_adapter_factory
-from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 from transformer_lens.model_bridge.generalized_components import (
     JointGateUpMLPBridge,
@@ -41,6 +40,7 @@ from phaselens.lens.info import ModelInfo
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.native import NativeGateUp, NativeNorm
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
+from phaselens.lens.texts import ReadsTexts
 
 if TYPE_CHECKING:
     from phaselens.lens.losses import Unembedding
@@ -51,7 +51,7 @@ HookFn = Callable[..., Any]
 _SERVED_ATTENTION = (PositionEmbeddingsAttentionBridge, JointQKVAttentionBridge)
 
 
-class HookedTransformer(TransformerBridge):
+class HookedTransformer(ReadsTexts):
     """A TransformerLens bridge around an unmodified Hugging Face causal language model.
 
     Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`,
@@ -66,8 +66,6 @@ class HookedTransformer(TransformerBridge):
     Made by `phaselens.load`; not meant to be constructed directly.
     """
 
-    info: ModelInfo
-    text_tokenizer: Any
     tokenizer_note: str | None
     reference: Any
     _request: Request
@@ -304,6 +302,8 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTr
     bridge._request = Request()
     bridge._points = {}
     bridge._unembedding = None
+    bridge.text_tokenizer = None
+    bridge._default_prepend_bos = bool(bridge.cfg.default_prepend_bos)
     for attention in each_attention(bridge):
         attention.adopt(bridge._request)
     bridge.eval()
