@@ -38,11 +38,12 @@ class Tokens:
 class Encoder:
     """Turns texts into token ids under a BOS policy. Runs, prompts, `to_tokens` and tasks all use it.
 
-    * `auto`: in front, what the model's own tokenizer puts there; `always`: one BOS token; `never`: nothing.
-    * Under `auto` and `always`, a text that itself begins with the BOS token has it once; under `never` a BOS token
-      that is written in the text is part of the text, and stays.
-    * Behind a text nothing is added: an EOS token that a tokenizer appends is left out, since whatever is predicted
-      after it does not continue the text. An EOS token that is written in the text stays.
+    In front stands what the model's own tokenizer puts there (`auto`), one BOS token (`always`), or nothing (`never`).
+    A text that itself begins with the BOS token has it once under `auto` and `always`; under `never` a BOS token that
+    is written in the text is part of the text, and stays.
+
+    Behind a text nothing is added: an EOS token that a tokenizer appends is left out, since what is predicted after it
+    does not continue the text. An EOS token that is written in the text stays.
 
     Args:
         tokenizer: a Hugging Face tokenizer.

@@ -36,7 +36,6 @@ from phaselens.lens.components import (
     each_attention,
     mixed,
 )
-from phaselens.lens.info import ModelInfo
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.native import NativeGateUp, NativeNorm
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
@@ -61,7 +60,8 @@ class HookedTransformer(ReadsTexts):
       head, key] and ``hook_distance`` [batch, head, distance], float32, computed only where hooked, exactly, in O(L)
       memory;
     * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
-    * `info` (what is known of the model) and `stream` (one measuring forward).
+    * `info` (what is known of the model) and `stream` (one measuring forward);
+    * one BOS policy, `bos`, for all that takes a text: the ids are those that a run measures.
 
     Made by `phaselens.load`; not meant to be constructed directly.
     """

@@ -13,7 +13,7 @@ class ModelInfo:
     ``positions`` says per layer how attention knows where a token stands: ``rope`` (rotated queries and
     keys), ``nope`` (no position at all), ``learned`` (added to the embedding). ``windows`` holds per layer the
     number of keys a query can see, itself included, or None where it sees all. ``scales`` is what q·k is multiplied
-    by. ``bos_policy`` says what the tokenizer does by itself, ``bos`` what the lens does with texts (``auto``: the same).
+    by. ``bos`` is the policy by which the lens reads texts, and ``bos_policy`` says what its tokenizer does by itself.
     ``files`` maps the checkpoint's files to their sha256.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from phaselens.data import Encoder
 from phaselens.errors import InputError
 from phaselens.lens.info import ModelInfo
+
+# Help and completion show the parameters of the method that is extended.
+_signed_as = partial(wraps, assigned=())
 
 
 class ReadsTexts(TransformerBridge):
@@ -80,34 +84,39 @@ class ReadsTexts(TransformerBridge):
         tokens, _ = self._padded(input, prepend_bos, padding_side, truncate)
         return tokens.to(self.cfg.device) if move_to_device else tokens
 
+    @_signed_as(TransformerBridge.forward)
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' forward of texts, tokens or embeddings; pads of left-padded texts are masked."""
-        side = kwargs.get("padding_side") or getattr(self.tokenizer, "padding_side", None)
         # With more arguments by position, the mask may be among them.
-        if self._are_texts(input) and side == "left" and len(args) < 3 and "attention_mask" not in kwargs:
+        masked = len(args) > 2 or kwargs.get("attention_mask") is not None
+        if self._are_texts(input) and not masked and self._side(kwargs.get("padding_side")) == "left":
             tokens, mask = self._padded(input, kwargs.pop("prepend_bos", None), "left", truncate=True)
-            kwargs.pop("padding_side", None)
             device = self.cfg.device
-            return super().forward(tokens.to(device), *args, attention_mask=mask.to(device), **kwargs)
+            kwargs |= {"padding_side": None, "attention_mask": mask.to(device)}
+            return super().forward(tokens.to(device), *args, **kwargs)
         return super().forward(input, *args, **kwargs)
 
+    @_signed_as(TransformerBridge.generate)
     def generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' `generate`; texts are read by the lens' BOS policy, and only pads are masked."""
         return super().generate(input, *args, **self._with_mask(input, kwargs))
 
+    @_signed_as(TransformerBridge.generate_stream)
     def generate_stream(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' `generate_stream`; texts are read as in `generate`."""
         return super().generate_stream(input, *args, **self._with_mask(input, kwargs))
 
-    def hf_generate(self, input: Any = "", *args: Any, return_type: str | None = "input", **kwargs: Any) -> Any:
+    @_signed_as(TransformerBridge.hf_generate)
+    def hf_generate(
+        self, input: Any = "", *args: Any, return_type: str | None = "input", **kwargs: Any
+    ) -> Any:
         """TransformerLens' `hf_generate`; texts are read by the lens' BOS policy, and not by the tokenizer alone."""
         if isinstance(input, Tensor) or self.text_tokenizer is None:
             return super().hf_generate(input, *args, return_type=return_type, **kwargs)
         tokens, mask = self._padded(input, None, "left", truncate=False)
         device = self.cfg.device
-        output = super().hf_generate(
-            tokens.to(device), *args, return_type="tokens", attention_mask=mask.to(device), **kwargs
-        )
+        kwargs.setdefault("attention_mask", mask.to(device))
+        output = super().hf_generate(tokens.to(device), *args, return_type="tokens", **kwargs)
         if return_type == "tokens":
             return output
         rows = [
@@ -124,6 +133,9 @@ class ReadsTexts(TransformerBridge):
             and all(isinstance(text, str) for text in input)
         )
 
+    def _side(self, padding_side: str | None) -> str:
+        return padding_side or getattr(self.tokenizer, "padding_side", None) or "right"
+
     def _with_mask(self, input: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of a generation from several texts, with the mask of their pads."""
         if not self._are_texts(input) or kwargs.get("attention_mask") is not None:
@@ -136,14 +148,18 @@ class ReadsTexts(TransformerBridge):
     ) -> tuple[Tensor, Tensor]:
         """Ids [batch, pos] and which of them are a text's own, on the CPU."""
         texts: Sequence[Any] = [input] if isinstance(input, str) else input
-        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+        if (
+            not isinstance(texts, list | tuple)
+            or not texts
+            or not all(isinstance(text, str) for text in texts)
+        ):
             raise InputError(f"expected a text or a list of texts, got {type(input).__name__}: {input!r:.60}")
         encode = self._override(prepend_bos)
         rows = [encode(text)[: self.cfg.n_ctx if truncate else None] for text in texts]
         if prepend_bos is not False and not all(rows):
             empty = texts[[bool(row) for row in rows].index(False)]
             raise InputError(f"text {empty!r} has no tokens (bos: {encode.bos}); give it words")
-        side = padding_side or getattr(self.tokenizer, "padding_side", None) or "right"
+        side = self._side(padding_side)
         width = max(map(len, rows))
         pad = getattr(self.tokenizer, "pad_token_id", None) or 0
         tokens = torch.full((len(rows), width), pad, dtype=torch.long)

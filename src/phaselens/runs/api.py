@@ -178,9 +178,7 @@ def _model_record(lens: HookedTransformer, encoded: Sequence[Tokens], bos: str) 
     return ModelRecord(lens.info, bos, token, starts_with_bos, n_tokens)
 
 
-def _cautions(
-    model: ModelRecord, encoded: Sequence[Tokens], encoder: Encoder, options: Options
-) -> list[str]:
+def _cautions(model: ModelRecord, encoded: Sequence[Tokens], encoder: Encoder, options: Options) -> list[str]:
     """What a reader of this model's numbers should know about its texts."""
     label, info = model.info.label, model.info
     cautions = [f"{label}: {note}" for note in encoder.notes(encoded)]
