@@ -5,49 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
-from phaselens.plugin import InputError
+from phaselens import plugin
 
 #: What fills the last few tokens. Single signs come after words: they cost one token where a word costs several.
 _PADS = (" and", " so", " on", " then", " a", ".", "!", "\n")
 _MOST_TRIES = 64
 
 
-class Encoder:
-    """Text to ids as the run does it: special tokens in front by the same rule, and none behind.
-
-    `bos` is the run's: `auto` as the tokenizer does, `always` or `never` a BOS token.
-    """
-
-    def __init__(self, tokenizer: Any, *, bos: str = "auto", bos_token_id: int | None = None) -> None:
-        self._tokenizer = tokenizer
-        self.front: list[int] = []
-        if bos == "always":
-            if bos_token_id is None:
-                raise InputError("bos is `always`, but the model has no BOS token; use auto or never")
-            self.front = [bos_token_id]
-        elif bos == "auto":
-            self.front = self._in_front()
-
-    def __call__(self, text: str) -> list[int]:
-        """Ids of a whole text."""
-        return [*self.front, *self._plain(text)]
+class Encoder(plugin.Encoder):
+    """Text to ids as the run does it, and back."""
 
     def spell(self, token: int) -> str:
         """What a token says, without white space around it."""
-        return str(self._tokenizer.decode([token])).strip()
-
-    def _plain(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def _in_front(self) -> list[int]:
-        bare = self._plain("a")
-        whole = list(self._tokenizer("a", verbose=False)["input_ids"])
-        for place in range(len(whole) - len(bare) + 1):
-            if bare and whole[place : place + len(bare)] == bare:
-                return whole[:place]
-        return whole
+        return str(self.tokenizer.decode([token])).strip()
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:

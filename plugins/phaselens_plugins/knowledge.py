@@ -122,6 +122,9 @@ class Knowledge(Task[KnowledgeParams]):
             self.params.questions()
         encode = Encoder(tokenizer, bos=self.bos, bos_token_id=self.model.bos_token_id)
         made: list[Prompt] = []
+        with_bos = [name for name, item in self.questions.items() if encode.n_written_bos(item.asked)]
+        for note in encode.notes_on_written_bos(with_bos):
+            self.warn(note)
         for item in self.questions.values():
             asked = encode(item.asked)
             wholes = [encode(item.asked + item.continuation(place)) for place in range(len(item.options))]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+import phaselens
 import phaselens.patching as patching
 from phaselens.errors import InputError
-from phaselens.patching import align, prompt
-from phaselens.testing import tiny_lens
+from phaselens.patching import Experiment, align, logit_diff, prompt
+from phaselens.testing import tiny_lens, tiny_model, tiny_tokenizer
 from tests.patching.conftest import lens_of
 
 
@@ -80,3 +81,35 @@ def test_the_public_names_are_there_and_documented():
     assert sorted(patching.__all__) == sorted(set(patching.__all__))
     for name in patching.__all__:
         assert getattr(patching, name).__doc__, name
+
+
+def test_a_prompt_says_what_its_ids_leave_out():
+    lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer(adds_eos=True), check=False)
+    read, plain = prompt(lens, "<s>to"), prompt(lens_of("llama"), "to")
+    assert read.ids == plain.ids
+    appended = "the tokenizer appends '</s>' to a text; it is left out, as nothing continues a text after it"
+    written = (
+        "text 'prompt' begins with the BOS token '<s>' as written; BOS is there exactly once (bos: auto)"
+    )
+    assert read.notes == (appended, written)
+    assert str(read).splitlines()[1:] == [f"note: {appended}", f"note: {written}"]
+    shown = str(align(read, prompt(lens, "so"))).splitlines()
+    assert shown[-3:] == [f"note: clean: {appended}", f"note: clean: {written}", f"note: corrupt: {appended}"]
+    assert plain.notes == ()
+
+
+def test_a_prompt_follows_the_policy_of_its_model():
+    lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer(), bos="never", check=False)
+    assert (prompt(lens, "a").ids, prompt(lens, "a").bos) == ((12,), "never")
+    assert (prompt(lens, "a", bos="auto").ids, prompt(lens, "a", bos="auto").bos) == ((0, 12), "auto")
+
+
+def test_results_are_judged_after_the_text_and_not_after_an_appended_eos():
+    ends, plain = (
+        phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer(adds_eos=adds_eos), check=False)
+        for adds_eos in (True, False)
+    )
+    results = [
+        Experiment(prompt(lens, "to be"), metric=logit_diff(lens, "a", "b")).run() for lens in (ends, plain)
+    ]
+    assert str(results[0]) == str(results[1])

@@ -200,7 +200,7 @@ def test_bos_follows_the_runs_policy() -> None:
         assert encode.front == front
         assert encode("ab")[: len(front)] == front
     with pytest.raises(InputError, match="no BOS token"):
-        Encoder(tiny_tokenizer(), bos="always")
+        Encoder(tiny_tokenizer(has_bos=False), bos="always")
     assert Encoder(tiny_tokenizer(adds_bos=False)).front == []
 
 

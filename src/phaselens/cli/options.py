@@ -18,6 +18,12 @@ dtype = click.option(
     metavar="NAME",
     help="auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16, float16.",
 )
+bos = click.option(
+    "--bos",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="BOS at position 0; auto: as the tokenizer does.",
+)
 debug = click.option("--debug", is_flag=True, help="Show tracebacks, and what libraries have to say.")
 
 plugin_file = click.option(

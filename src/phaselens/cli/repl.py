@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"show_default": True})
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @options.device
+@options.bos
 @options.dtype
 @options.positions
 @click.option(
@@ -51,6 +52,7 @@ def repl(models: tuple[str, ...], **given: Any) -> None:
             how = {
                 "label": label,
                 "positions": positions.get(label, "auto"),
+                "bos": given["bos"],
                 "device": given["device"],
                 "dtype": given["dtype"],
             }

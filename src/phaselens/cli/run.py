@@ -49,12 +49,7 @@ _POSITIVE = click.IntRange(min=1)
     default=8192,
     help="Tokens in a batch, pads included; changes speed and memory only.",
 )
-@click.option(
-    "--bos",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    help="BOS at position 0; auto: as the tokenizer does.",
-)
+@options.bos
 @options.device
 @options.dtype
 @options.positions

@@ -39,11 +39,11 @@ from phaselens.lens.components import (
     mixed,
 )
 from phaselens.lens.frequencies import make_independent, same_regime
-from phaselens.lens.info import ModelInfo
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.native import NativeGateUp, NativeNorm
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
 from phaselens.lens.rows import Rows
+from phaselens.lens.texts import ReadsTexts, signed_as
 
 if TYPE_CHECKING:
     from phaselens.lens.losses import Unembedding
@@ -54,7 +54,7 @@ HookFn = Callable[..., Any]
 _SERVED_ATTENTION = (PositionEmbeddingsAttentionBridge, JointQKVAttentionBridge)
 
 
-class HookedTransformer(TransformerBridge):
+class HookedTransformer(ReadsTexts):
     """A TransformerLens bridge around an unmodified Hugging Face causal language model.
 
     Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`,
@@ -64,13 +64,12 @@ class HookedTransformer(TransformerBridge):
       head, key] and ``hook_distance`` [batch, head, distance], float32, computed only where hooked, exactly, in O(L)
       memory;
     * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
-    * `info` (what is known of the model) and `stream` (one measuring forward).
+    * `info` (what is known of the model) and `stream` (one measuring forward);
+    * one BOS policy, `bos`, for all that takes a text: the ids are those that a run measures.
 
     Made by `phaselens.load`; not meant to be constructed directly.
     """
 
-    info: ModelInfo
-    text_tokenizer: Any
     tokenizer_note: str | None
     reference: Any
     _request: Request
@@ -282,9 +281,11 @@ class HookedTransformer(TransformerBridge):
             kwargs["use_past_kv_cache"] = False
         return super()._generate_tokens(current_tokens, *args, **kwargs)
 
-    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - TransformerLens' name
-        """TransformerLens' forward. Texts that it pads on the right keep the rotation of their own length."""
-        lengths = self._padded_lengths(input, kwargs) if isinstance(input, list) else None
+    @signed_as(TransformerBridge.forward)
+    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens' forward of texts, tokens or embeddings. Of several texts that are padded, no pad counts, and
+        each keeps the rotation of its own length."""
+        lengths = self.padded_lengths(input, kwargs)
         if lengths is None:
             return super().forward(input, *args, **kwargs)
         request = self._request
@@ -292,14 +293,6 @@ class HookedTransformer(TransformerBridge):
             lengths=lengths, sink_position=request.sink_position, n_distances=request.n_distances
         ):
             return super().forward(input, *args, **kwargs)
-
-    def _padded_lengths(self, texts: list[Any], options: dict[str, Any]) -> Tensor | None:
-        """[batch], the tokens of each text, where they are padded on the right and no mask says so."""
-        side = options.get("padding_side") or getattr(self.tokenizer, "padding_side", "right")
-        if len(texts) < 2 or side != "right" or options.get("attention_mask") is not None:
-            return None
-        prepend_bos = options.get("prepend_bos")
-        return torch.tensor([self.to_tokens(text, prepend_bos=prepend_bos).shape[1] for text in texts])
 
     def describe_hooks(self, *, every: bool = False) -> list[HookPointInfo]:
         """Every hook point with shape, dtype and meaning; see `phaselens.lens.points.describe_hooks`."""
@@ -368,6 +361,8 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTr
     make_independent(model, bridge._request.rows)
     bridge._points = {}
     bridge._unembedding = None
+    bridge.text_tokenizer = None
+    bridge._default_prepend_bos = bool(bridge.cfg.default_prepend_bos)
     for attention in each_attention(bridge):
         attention.adopt(bridge._request)
     bridge.eval()

@@ -13,7 +13,8 @@ class ModelInfo:
     ``positions`` says per layer how attention knows where a token stands: ``rope`` (rotated queries and
     keys), ``nope`` (no position at all), ``learned`` (added to the embedding). ``windows`` holds per layer the
     number of keys a query can see, itself included, or None where it sees all. ``scales`` is what q·k is multiplied
-    by. ``files`` maps the checkpoint's files to their sha256.
+    by. ``bos`` is the policy by which the lens reads texts, and ``bos_policy`` says what its tokenizer does by itself.
+    ``files`` maps the checkpoint's files to their sha256.
     """
 
     label: str
@@ -36,6 +37,7 @@ class ModelInfo:
     attention_path: str
     bos_token_id: int | None
     bos_policy: str
+    bos: str = "auto"
     revision: str | None = None
     attention_type: str | None = None
     softmax_scale: float | None = None

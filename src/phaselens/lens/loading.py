@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from phaselens.errors import InputError, RefusedModel
+from phaselens.data import BOS_POLICIES, Encoder
+from phaselens.errors import InputError, RefusedModel, close_matches
 from phaselens.lens import checks, sources
 from phaselens.lens import positions as layers
 from phaselens.lens.bridge import HookedTransformer, require_served, wrap
@@ -23,6 +24,7 @@ def load(
     *,
     label: str | None = None,
     positions: str = "auto",
+    bos: str = "auto",
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
@@ -39,6 +41,8 @@ def load(
         label: the name used in tables; by default the last part of `source`.
         positions: ``"auto"`` as the checkpoint is; ``"nope"`` nulls the rotation of any rotary model (cos=1, sin=0),
             without recalibration.
+        bos: ``"auto"`` puts before a text what the tokenizer does, ``"always"`` one BOS token, ``"never"`` nothing; on
+            every route (runs, prompts, `to_tokens`, `generate`). See `phaselens.data.Encoder`.
         device: ``"auto"`` is the GPU where there is one; else as torch names it.
         dtype: ``"auto"`` is the checkpoint's on a GPU and float32 on a CPU.
         tokenizer: a tokenizer, or where to load one from, instead of the checkpoint's own.
@@ -53,7 +57,7 @@ def load(
     Raises:
         ModelError: nothing there, damaged, too large for memory.
         RefusedModel: a family or a checkpoint that cannot be served exactly; says which layer, and by how much.
-        InputError: a device, dtype or `positions` that does not exist.
+        InputError: a device, dtype, `positions` or `bos` that does not exist; ``bos="always"`` without a BOS token.
 
     >>> from phaselens.testing import tiny_model
     >>> lens = load(tiny_model("llama"), positions="nope")
@@ -64,8 +68,10 @@ def load(
         raise InputError(
             f"positions {positions!r}: use auto (as the checkpoint is) or nope (rotation nulled)"
         )
+    if bos not in BOS_POLICIES:
+        raise InputError(f"bos is {bos!r}; {close_matches(str(bos), BOS_POLICIES)}")
     if not isinstance(source, str | os.PathLike):
-        return _from_object(source, label, positions, device, dtype, tokenizer, check)
+        return _from_object(source, label, positions, bos, device, dtype, tokenizer, check)
     name = os.fspath(source)
     folder = sources.resolve(name)
     place = sources.resolve_device(device)
@@ -79,13 +85,14 @@ def load(
         sources.require_memory(folder, name, kind, place)
         model = sources.load_pretrained(folder, name, kind, place, revision, trust_remote_code, allow_pickle)
         text_tokenizer, note = sources.load_tokenizer(folder, tokenizer, revision)
-    return _build(model, name, label, positions, text_tokenizer, note, check, folder, revision)
+    return _build(model, name, label, positions, bos, text_tokenizer, note, check, folder, revision)
 
 
 def _from_object(
     model: Any,
     label: str | None,
     positions: str,
+    bos: str,
     device: str,
     dtype: str | torch.dtype,
     tokenizer: Any,
@@ -108,7 +115,7 @@ def _from_object(
     if isinstance(tokenizer, str):
         tokenizer, _ = sources.load_tokenizer(tokenizer, tokenizer, None)
     note = None if tokenizer is not None else "the model was given as an object without a tokenizer"
-    return _build(model, name, label, positions, tokenizer, note, check, "", None)
+    return _build(model, name, label, positions, bos, tokenizer, note, check, "", None)
 
 
 def _build(
@@ -116,6 +123,7 @@ def _build(
     source: str,
     label: str | None,
     how: str,
+    bos: str,
     tokenizer: Any,
     note: str | None,
     check: bool | Literal["report"],
@@ -131,7 +139,9 @@ def _build(
     lens.tokenizer_note = note
     if how == "nope":
         layers.null_rotation(lens)
-    lens.info = _describe(lens, source, label, tokenizer, folder, revision)
+    lens.info = _describe(lens, source, label, bos, tokenizer, folder, revision)
+    if tokenizer is not None:
+        lens.cfg.default_prepend_bos = lens._default_prepend_bos = lens.encoder(bos).puts_bos_first
     lens.reference = reference
     if check is True:
         checks.require(lens, checks.run_checks(lens, full=False))
@@ -155,7 +165,13 @@ def _own_copy(tokenizer: Any) -> Any:
 
 
 def _describe(
-    lens: HookedTransformer, source: str, label: str | None, tokenizer: Any, folder: str, revision: str | None
+    lens: HookedTransformer,
+    source: str,
+    label: str | None,
+    bos: str,
+    tokenizer: Any,
+    folder: str,
+    revision: str | None,
 ) -> ModelInfo:
     from importlib.metadata import version
 
@@ -167,7 +183,7 @@ def _describe(
         raise RefusedModel(
             f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot say"
         )
-    bos = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else config.bos_token_id
+    bos_token_id = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else config.bos_token_id
     return ModelInfo(
         label=label or source.rstrip("/").rsplit("/", 1)[-1],
         source=source,
@@ -187,8 +203,9 @@ def _describe(
         dtype=str(lens.dtype).removeprefix("torch."),
         device=str(lens.device),
         attention_path="sdpa; statistics from the fused kernel's log-sum-exp",
-        bos_token_id=bos,
+        bos_token_id=bos_token_id,
         bos_policy=_bos_policy(tokenizer),
+        bos=bos,
         revision=revision,
         attention_type=getattr(config, "attention_type", None),
         softmax_scale=getattr(config, "softmax_scale", None),
@@ -199,14 +216,18 @@ def _describe(
 
 
 def _bos_policy(tokenizer: Any) -> str:
-    """Whether the tokenizer itself puts a BOS token at position 0."""
+    """Whether the tokenizer itself puts a BOS token at position 0, and what it appends."""
     if tokenizer is None:
         return "no tokenizer"
-    ids = tokenizer("a")["input_ids"]
-    bos = getattr(tokenizer, "bos_token_id", None)
-    if bos is None:
-        return "tokenizer has no BOS"
-    return "tokenizer adds BOS" if ids and ids[0] == bos else "tokenizer adds no BOS"
+    encoder = Encoder(tokenizer)
+    if encoder.bos_token_id is None:
+        policy = "tokenizer has no BOS"
+    else:
+        policy = "tokenizer adds BOS" if encoder.puts_bos_first else "tokenizer adds no BOS"
+    if encoder.left_out:
+        appended = " ".join(map(str, tokenizer.convert_ids_to_tokens(encoder.left_out)))
+        policy += f", and appends {appended}, which is left out"
+    return policy
 
 
 def _quantisation(config: Any) -> str | None:

@@ -88,7 +88,7 @@ def token_id(lens: HookedTransformer, token: str | int) -> int:
         raise InputError(f"a token is a text or an id, got {type(token).__name__}")
     if lens.text_tokenizer is None:
         raise InputError(f"model {lens.info.label!r} has no tokenizer; give token ids")
-    ids = lens.text_tokenizer(token, add_special_tokens=False)["input_ids"]
+    ids = lens.encoder("never")(token)
     if len(ids) != 1:
         parts = " ".join(token_text(lens, each) for each in ids) or "no token"
         raise InputError(

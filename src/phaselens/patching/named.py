@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Text, Tokens, encode, texts_from
+from phaselens.data import Text, Tokens, texts_from
 from phaselens.errors import InputError, MetricError, close_matches
 from phaselens.patching.edits import Clean, Edit
 from phaselens.patching.passes import Hook
@@ -108,6 +108,7 @@ def find_condition(
     given = {**params, **({"layer": layer} if layer is not None and "layer" in known else {})}
     (one,) = choose([(name, given)])
     metric: Any = one.metric(lens.info, one.params, 0)
+    metric.bos = lens.bos
     texts = _texts(lens)
     if metric.hooks():
         gather(lens, texts, metric, [[place] for place in range(len(texts))])
@@ -123,10 +124,8 @@ def _texts(lens: HookedTransformer) -> list[Tokens]:
     if lens.text_tokenizer is None:
         raise InputError(f"model {lens.info.label!r} has no tokenizer; conditions are chosen on texts")
     texts = texts_from("bundled", _TEXTS)
-    bos = lens.info.bos_token_id
-    return [
-        encode(lens.text_tokenizer, each, bos="auto", bos_token_id=bos, max_tokens=_TOKENS) for each in texts
-    ]
+    encoder = lens.encoder()
+    return [encoder.tokens(text, _TOKENS) for text in texts]
 
 
 def _picked(name: str, found: Sequence[Condition], which: str | None, layer: int | None) -> Condition:
@@ -201,7 +200,14 @@ def by_layer(
     results = {name: MetricResult(one.metric, one.params, one.distribution)}
     tokens = Tokens(Text("prompt", prompt.text), prompt.ids, len(prompt))
     tables, warnings = measure(
-        prompt.lens, [tokens], [one], results, batch_tokens=1 << 30, seed=0, observer=Observer()
+        prompt.lens,
+        [tokens],
+        [one],
+        results,
+        batch_tokens=1 << 30,
+        seed=0,
+        observer=Observer(),
+        bos=prompt.bos,
     )
     for failure in results[name].failures:
         raise MetricError(f"metric {name} failed: {failure}")

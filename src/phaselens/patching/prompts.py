@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import BOS_POLICIES, Text, encode
-from phaselens.errors import InputError, close_matches
+from phaselens.data import Text
+from phaselens.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +27,16 @@ def token_text(lens: HookedTransformer, token: int) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Prompt:
-    """A text and the token ids that a model makes of it; made by `prompt`."""
+    """A text and the token ids that a model makes of it; made by `prompt`.
+
+    `notes` say where the ids are not simply what the tokenizer gives.
+    """
 
     lens: HookedTransformer
     text: str
     ids: tuple[int, ...]
     bos: str = "auto"
+    notes: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> Tensor:
@@ -54,16 +58,18 @@ class Prompt:
 
     def __str__(self) -> str:
         head = f"{len(self)} tokens of {self.lens.info.label!r}:"
-        return " ".join([head, *(f"{place}{word}" for place, word in enumerate(self.words))])
+        tokens = " ".join([head, *(f"{place}{word}" for place, word in enumerate(self.words))])
+        return "\n".join([tokens, *(f"note: {note}" for note in self.notes)])
 
 
-def prompt(lens: HookedTransformer, text: str, *, bos: str = "auto") -> Prompt:
+def prompt(lens: HookedTransformer, text: str, *, bos: str | None = None) -> Prompt:
     """`text` as `lens` reads it.
 
     Args:
         lens: a model made by `phaselens.load`.
         text: what the model is to read.
-        bos: `"auto"` as its tokenizer does, `"always"` or `"never"` a BOS token at position 0.
+        bos: `"auto"` as its tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as the model was
+            loaded.
 
     Raises:
         InputError: for no text, no tokens, or a model without a tokenizer.
@@ -74,24 +80,17 @@ def prompt(lens: HookedTransformer, text: str, *, bos: str = "auto") -> Prompt:
     """
     if not isinstance(text, str):
         raise InputError(f"a prompt is a text, got {type(text).__name__}; write prompt(model, 'text')")
-    if bos not in BOS_POLICIES:
-        raise InputError(f"bos is {bos!r}; {close_matches(str(bos), BOS_POLICIES)}")
     if lens.text_tokenizer is None:
         reason = lens.tokenizer_note or "none was found"
         raise InputError(f"model {lens.info.label!r} has no tokenizer for prompts: {reason}")
-    made = encode(
-        lens.text_tokenizer,
-        Text("prompt", text),
-        bos=bos,
-        bos_token_id=lens.info.bos_token_id,
-        max_tokens=_longest(lens),
-    )
+    encoder = lens.encoder(bos)
+    made = encoder.tokens(Text("prompt", text), _longest(lens))
     if made.cut:
         raise InputError(
             f"the prompt has {made.full_length} tokens, but {lens.info.label} has learned positions for "
             f"{lens.info.n_ctx}; shorten it"
         )
-    return Prompt(lens, text, made.ids, bos)
+    return Prompt(lens, text, made.ids, encoder.bos, tuple(encoder.notes([made])))
 
 
 def _longest(lens: HookedTransformer) -> int:
@@ -127,6 +126,8 @@ class Alignment:
         lines = [f" pos  {'clean':{width}}  corrupt"]
         for place, one, other, differs in rows:
             lines.append(f"{place:4}  {one:{width}}  {'≠ ' + other if differs else '='}")
+        for name, prompt in (("clean", self.clean), ("corrupt", self.corrupt)):
+            lines += [f"note: {name}: {note}" for note in prompt.notes]
         return "\n".join(lines)
 
 

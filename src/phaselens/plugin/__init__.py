@@ -7,7 +7,7 @@ offers, most often of a metric; the module implements hooks such as `phaselens_m
 torch; nor should a plugin's module at its top level.
 """
 
-from phaselens.data import Text
+from phaselens.data import Encoder, Text
 from phaselens.errors import InputError
 from phaselens.lens.info import ModelInfo
 from phaselens.plugin.causal import CausalMetric
@@ -35,6 +35,7 @@ __all__ = [
     "Condition",
     "Display",
     "Edit",
+    "Encoder",
     "FinishedRun",
     "InputError",
     "LayerView",

@@ -63,7 +63,12 @@ class CausalMetric(Metric[P]):
         """What to do to the model; asked for once, after all updates. The baseline is added by the run."""
 
     def prompts(self, tokenizer: Any) -> Sequence[Prompt] | None:
-        """Sequences of its own (tokenised by the model's Hugging Face `tokenizer`) to run; None: the run's texts."""
+        """Sequences of its own to run; None: the run's texts.
+
+        `Encoder(tokenizer, bos=self.bos, bos_token_id=self.model.bos_token_id)` makes the same ids of a text as the run
+        does; the Hugging Face `tokenizer` alone may add a second BOS token, or an EOS token after which nothing is left
+        to predict.
+        """
         return None
 
     def record(self, condition: Condition, outcome: Outcome) -> None:

@@ -17,12 +17,13 @@ class SessionModel(HookedTransformer):
 
     _switch: Callable[[Any], None] | None = None
 
-    def prompt(self, text: str, *, bos: str = "auto") -> Prompt:
+    def prompt(self, text: str, *, bos: str | None = None) -> Prompt:
         """`text` as this model reads it: `clean = m.prompt("Call me Ishmael")`.
 
         Args:
             text: what the model is to read.
-            bos: `"auto"` as its tokenizer does, `"always"` or `"never"` a BOS token at position 0.
+            bos: `"auto"` as its tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as the model
+                was loaded (`phaselens repl --bos`).
         """
         return prompt(self, text, bos=bos)
 

@@ -48,5 +48,5 @@ def script(session: Session, loads: dict[str, str]) -> str:
 
 
 def _prompt(prompt: Prompt) -> str:
-    bos = "" if prompt.bos == "auto" else f", bos={prompt.bos!r}"
+    bos = "" if prompt.bos == prompt.lens.bos else f", bos={prompt.bos!r}"
     return f"prompt(lens, {prompt.text!r}{bos})"

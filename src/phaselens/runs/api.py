@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Text, Tokens, encode, texts_from
+from phaselens.data import Encoder, Text, Tokens, texts_from
 from phaselens.errors import InputError, ModelError
 from phaselens.plugin import plugins
 from phaselens.runs.engine import measure
@@ -38,7 +38,7 @@ def run(
     max_tokens: int = 512,
     n_texts: int | None = None,
     batch_tokens: int = 8192,
-    bos: str = "auto",
+    bos: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     positions: Mapping[str, str] | None = None,
@@ -55,7 +55,8 @@ def run(
         max_tokens: longer texts are cut to their first `max_tokens` tokens, BOS included.
         n_texts: use the first `n_texts` only.
         batch_tokens: tokens in a batch, pads included. It changes memory and speed, and no result.
-        bos: `"auto"` as the model's tokenizer does, `"always"` or `"never"` a BOS token at position 0.
+        bos: `"auto"` as the model's tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as each
+            lens was loaded (`auto` for models named by text).
         device, dtype, positions: as in `phaselens.load`, for models named by text; `positions` is by label.
         seed: of the bootstrap intervals.
         observer: is told how far the run is.
@@ -80,7 +81,7 @@ def run(
 
     results = {one.name: MetricResult(one.metric, one.params, one.distribution) for one in chosen}
     records = [TextRecord(text.id, text.sha256) for text in corpus]
-    result = Run([], records, results, [], _record(options, texts), _versions())
+    result = Run([], records, results, [], _record(options, texts, given), _versions())
     for model, label in zip(given, labels, strict=True):
         lens = model if not isinstance(model, str) else _load(model, label, options, observer)
         _measure_one(lens, corpus, chosen, options, observer, result)
@@ -126,6 +127,7 @@ def _load(model: str, label: str, options: Options, observer: Observer) -> Hooke
         ModelSpec.parse(model),
         label=label,
         positions=options.positions.get(label, "auto"),
+        bos=options.bos or "auto",
         device=options.device,
         dtype=options.dtype,
     )
@@ -144,16 +146,8 @@ def _measure_one(
     if lens.text_tokenizer is None:
         reason = lens.tokenizer_note or "none was found"
         raise ModelError(f"model {label!r} has no tokenizer for the texts: {reason}")
-    encoded = [
-        encode(
-            lens.text_tokenizer,
-            text,
-            bos=options.bos,
-            bos_token_id=lens.info.bos_token_id,
-            max_tokens=options.max_tokens,
-        )
-        for text in corpus
-    ]
+    encoder = lens.encoder(options.bos)
+    encoded = [encoder.tokens(text, options.max_tokens) for text in corpus]
     tables, warnings = measure(
         lens,
         encoded,
@@ -162,7 +156,7 @@ def _measure_one(
         batch_tokens=options.batch_tokens,
         seed=options.seed,
         observer=observer,
-        bos=options.bos,
+        bos=encoder.bos,
     )
     order = {text.id: place for place, text in enumerate(corpus)}
     for name, found in tables.items():
@@ -171,26 +165,26 @@ def _measure_one(
     for record, tokens in zip(result.texts, encoded, strict=True):
         record.n_tokens[label] = len(tokens.ids)
         record.cut[label] = tokens.cut
-    model = _model_record(lens, encoded, options)
+    model = _model_record(lens, encoded, encoder.bos)
     result.models.append(model)
-    result.warnings.extend([*_cautions(model, encoded, options), *warnings])
+    result.warnings.extend([*_cautions(model, encoded, encoder, options), *warnings])
 
 
-def _model_record(lens: HookedTransformer, encoded: Sequence[Tokens], options: Options) -> ModelRecord:
+def _model_record(lens: HookedTransformer, encoded: Sequence[Tokens], bos: str) -> ModelRecord:
     first = {tokens.ids[0] for tokens in encoded}
     token = first.pop() if len(first) == 1 else None
     starts_with_bos = token is not None and token == lens.info.bos_token_id
     n_tokens = sum(len(tokens.ids) for tokens in encoded)
-    return ModelRecord(lens.info, options.bos, token, starts_with_bos, n_tokens)
+    return ModelRecord(lens.info, bos, token, starts_with_bos, n_tokens)
 
 
-def _cautions(model: ModelRecord, encoded: Sequence[Tokens], options: Options) -> list[str]:
+def _cautions(model: ModelRecord, encoded: Sequence[Tokens], encoder: Encoder, options: Options) -> list[str]:
     """What a reader of this model's numbers should know about its texts."""
     label, info = model.info.label, model.info
-    cautions = []
+    cautions = [f"{label}: {note}" for note in encoder.notes(encoded)]
     if not model.starts_with_bos:
         why = "it has no BOS token" if info.bos_token_id is None else "texts got no BOS token"
-        cautions.append(f"{label}: {why}: position 0 is a text's own first token (bos: {options.bos})")
+        cautions.append(f"{label}: {why}: position 0 is a text's own first token (bos: {model.bos})")
     cut = sum(tokens.cut for tokens in encoded)
     if cut:
         cautions.append(f"{label}: {cut} of {len(encoded)} texts were cut to {options.max_tokens} tokens")
@@ -200,8 +194,13 @@ def _cautions(model: ModelRecord, encoded: Sequence[Tokens], options: Options) -
     return cautions
 
 
-def _record(options: Options, texts: str | Iterable[str | Text]) -> dict[str, Any]:
-    return {"texts": texts if isinstance(texts, str) else "given", **options.as_dict()}
+def _record(
+    options: Options, texts: str | Iterable[str | Text], models: Sequence[str | HookedTransformer]
+) -> dict[str, Any]:
+    """The options as they are used; `bos` is None where lenses of several policies keep their own."""
+    policies = {options.bos or ("auto" if isinstance(model, str) else model.bos) for model in models}
+    bos = policies.pop() if len(policies) == 1 else None
+    return {"texts": texts if isinstance(texts, str) else "given", **options.as_dict(), "bos": bos}
 
 
 def _installed(chosen: Sequence[Chosen]) -> list[str]:

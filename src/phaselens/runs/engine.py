@@ -33,7 +33,7 @@ def measure(
     batch_tokens: int,
     seed: int,
     observer: Observer,
-    bos: str = "auto",
+    bos: str | None = None,
 ) -> tuple[dict[str, Mapping[str, Table]], list[str]]:
     """Run all metrics on one model: their tables by metric, and what they warn of.
 
@@ -55,7 +55,7 @@ def measure(
         for indices in batches:
             _forward(lens, batch_of(lens, texts, indices), members, sink_position)
             observer.advance(sum(len(texts[index].ids) for index in indices))
-    intervene(lens, texts, batches, at_work, Interventions(batch_tokens, bos, observer))
+    intervene(lens, texts, batches, at_work, Interventions(batch_tokens, bos or lens.bos, observer))
     tables: dict[str, Mapping[str, Table]] = {}
     warnings: list[str] = []
     for measured in at_work:
@@ -96,7 +96,7 @@ def gather_losses(
         MetricError: what the metric raised, with its traceback.
     """
     result = MetricResult(type(metric), metric.params, "")
-    intervene(lens, texts, batches, [Measured(metric, result)], Interventions())
+    intervene(lens, texts, batches, [Measured(metric, result)], Interventions(bos=lens.bos))
     _raise_failures(result)
 
 

@@ -73,12 +73,12 @@ def require_distinct(labels: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """Everything of a run but its models, metrics and texts."""
+    """Everything of a run but its models, metrics and texts. `bos` None: each lens' own policy."""
 
     max_tokens: int = 512
     n_texts: int | None = None
     batch_tokens: int = 8192
-    bos: str = "auto"
+    bos: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     positions: Mapping[str, str] = field(default_factory=dict)
@@ -93,8 +93,8 @@ class Options:
                 raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
         if self.seed < 0:
             raise InputError(f"seed is {self.seed}; give a whole number of at least 0")
-        if self.bos not in BOS_POLICIES:
-            raise InputError(f"bos is {self.bos!r}; {close_matches(self.bos, BOS_POLICIES)}")
+        if self.bos is not None and self.bos not in BOS_POLICIES:
+            raise InputError(f"bos is {self.bos!r}; {close_matches(str(self.bos), BOS_POLICIES)}")
         for label, choice in self.positions.items():
             if choice not in POSITIONS:
                 raise InputError(f"positions of {label!r}: {choice!r}; {close_matches(choice, POSITIONS)}")

@@ -21,6 +21,7 @@ def load_model(
     *,
     label: str | None = None,
     positions: str = "auto",
+    bos: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
     check: bool | Literal["report"] = True,
@@ -28,7 +29,13 @@ def load_model(
     """The lens of a model named by text; ModelError names the plugin where its own loading fails."""
     from phaselens.lens import load
 
-    options: dict[str, Any] = {"positions": positions, "device": device, "dtype": dtype, "check": check}
+    options: dict[str, Any] = {
+        "positions": positions,
+        "bos": bos,
+        "device": device,
+        "dtype": dtype,
+        "check": check,
+    }
     named = _of_plugin(spec.source)
     if named is None:
         return load(spec.source, label=label, revision=spec.revision, **options)

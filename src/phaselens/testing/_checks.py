@@ -104,13 +104,10 @@ class Bench:
 
     def tokens(self, lens: Any) -> list[Any]:
         """The texts as tokens of this model."""
-        from phaselens.data import encode, texts_from
+        from phaselens.data import texts_from
 
-        bos = lens.info.bos_token_id
-        return [
-            encode(lens.text_tokenizer, text, bos="auto", bos_token_id=bos, max_tokens=512)
-            for text in texts_from(TEXTS)
-        ]
+        encoder = lens.encoder()
+        return [encoder.tokens(text, 512) for text in texts_from(TEXTS)]
 
     def gathered(
         self, lens: Any, batches: Sequence[Sequence[int]], into: Metric[Any] | None = None

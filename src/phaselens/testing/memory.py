@@ -29,7 +29,7 @@ def _peak(metric: type[Metric[Any]], params: Params, lens: Any, length: int) -> 
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 
-    from phaselens.data import encode, texts_from
+    from phaselens.data import texts_from
     from phaselens.runs import gather
 
     class Largest(TorchDispatchMode):
@@ -60,6 +60,6 @@ def _peak(metric: type[Metric[Any]], params: Params, lens: Any, length: int) -> 
     watched = type(metric.__name__, (metric,), {"update": measured, "__module__": metric.__module__})
     text = ("to be or not to be that is the question " * (length // 40 + 1))[: length - 1]
     (given,) = texts_from([text])
-    tokens = encode(lens.text_tokenizer, given, bos="auto", bos_token_id=0, max_tokens=length)
+    tokens = lens.encoder().tokens(given, length)
     gather(lens, [tokens], watched(lens.info, params), [[0]])
     return peak

@@ -150,8 +150,10 @@ def tiny_lens(
     )
 
 
-def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True) -> Any:
+def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True, adds_eos: bool = False) -> Any:
     """A tokenizer of single characters for the tiny models' 67 ids: `<s>` 0, `</s>` 1, unknown 2, then characters.
+
+    Like those of real models, it may put `<s>` before a text and `</s>` behind one, and may have no `<s>` at all.
 
     >>> tiny_tokenizer()("to be")["input_ids"]
     [0, 31, 26, 3, 13, 16]
@@ -165,8 +167,11 @@ def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True) -> Any:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    if adds_bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    if adds_bos or adds_eos:
+        parts = ["<s>"] * adds_bos + ["$A"] + ["</s>"] * adds_eos
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=" ".join(parts), special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
     named = {"bos_token": "<s>"} if has_bos else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
