@@ -212,7 +212,8 @@ def editable_points(lens: Any) -> list[str]:
     return [
         name
         for name in dict.fromkeys(fired)
-        if name.startswith("blocks.1.") or not name.startswith(("blocks.", *outside))
+        if (name.startswith("blocks.1.") or not name.startswith(("blocks.", *outside)))
+        and lens.position_axis(name) is not None
     ]
 
 

@@ -127,3 +127,27 @@ def test_an_edit_may_look_at_weights_and_choose_rows(lens: Any) -> None:
     with applied(lens, [Edit("blocks.0.hook_resid_post", write)]):
         after = lens.stream(tokens, stop_at_layer=1)
     assert (after != before).any(-1).tolist() == [[False, True, False]]
+
+
+def test_positions_are_found_where_heads_stand_before_them() -> None:
+    """Gemma 3 norms its queries as [batch, head, pos, d_head]; with as many tokens as heads, the two look alike."""
+    import phaselens
+    from phaselens.testing import tiny_model
+
+    lens = phaselens.load(tiny_model("gemma3"), check=False)
+    point = "blocks.1.attn.q_norm.hook_out"
+    assert lens.position_axis(point) == 2
+    assert lens.position_axis("blocks.1.attn.hook_q") == 1
+    tokens = torch.tensor([[0, 5, 7, 9]])
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        return lambda value, hook: seen.__setitem__(name, value.detach().clone())
+
+    lens.stream(tokens, [(point, keep("before"))])
+    with applied(lens, [Edit(point, 0.0, positions=[2])]):
+        lens.stream(tokens, [(point, keep("after"))])
+    assert seen["before"].shape == (1, 4, 4, 8)
+    expected = seen["before"].clone()
+    expected[:, :, 2] = 0
+    assert torch.equal(seen["after"], expected)

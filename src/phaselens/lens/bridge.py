@@ -41,7 +41,7 @@ from phaselens.lens.components import (
 from phaselens.lens.frequencies import make_independent, same_regime
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.native import NativeGateUp, NativeNorm
-from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
+from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks, position_axis
 from phaselens.lens.rows import Rows
 from phaselens.lens.texts import ReadsTexts, signed_as
 
@@ -74,6 +74,7 @@ class HookedTransformer(ReadsTexts):
     reference: Any
     _request: Request
     _points: dict[str, Any]
+    position_axes: dict[str, int | None]
     _unembedding: Unembedding | None
 
     @property
@@ -298,6 +299,10 @@ class HookedTransformer(ReadsTexts):
         """Every hook point with shape, dtype and meaning; see `phaselens.lens.points.describe_hooks`."""
         return describe_hooks(self, every=every)
 
+    def position_axis(self, name: str) -> int | None:
+        """Which dimension of the tensor at a hook point runs over positions; None if none does."""
+        return position_axis(self, name)
+
     def find_hook(self, name: str) -> Any:
         """The hook point of that name, or None."""
         if name not in self._points:
@@ -360,6 +365,7 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTr
     bridge._request.rows.follow(model.base_model)
     make_independent(model, bridge._request.rows)
     bridge._points = {}
+    bridge.position_axes = {}
     bridge._unembedding = None
     bridge.text_tokenizer = None
     bridge._default_prepend_bos = bool(bridge.cfg.default_prepend_bos)

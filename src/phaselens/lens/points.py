@@ -119,14 +119,35 @@ def _known(name: str) -> tuple[str, str] | None:
     return _MEANINGS.get(inside)
 
 
-def _fire_all(lens: Any, names: list[str]) -> dict[str, Tensor]:
+def position_axis(lens: Any, name: str) -> int | None:
+    """Which dimension of the tensor at a hook point runs over positions (of queries, for a matrix); None if none does.
+
+    Declared for the points in the short list, measured for all others: a family may norm its queries before or after
+    it has moved the heads in front of the positions.
+    """
+    declared = _known(name)
+    if declared is not None:
+        dimensions = declared[0].strip("[]").split(", ")
+        return next((axis for axis, what in enumerate(dimensions) if what in ("pos", "query")), None)
+    if name not in lens.position_axes:
+        shapes = []
+        for n_tokens in (5, 6):
+            fired = _fire_all(lens, [name], n_tokens)
+            shapes.append(tuple(fired[name].shape) if name in fired else ())
+        grows = [axis for axis, sizes in enumerate(zip(*shapes, strict=False)) if sizes == (5, 6)]
+        lens.position_axes[name] = grows[0] if grows and grows[0] > 0 else None
+    axis: int | None = lens.position_axes[name]
+    return axis
+
+
+def _fire_all(lens: Any, names: list[str], n_tokens: int = 5) -> dict[str, Tensor]:
     """Each named point's activation in one forward of a few tokens, in the order they fired."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         return lambda value, hook: seen.__setitem__(name, value) if isinstance(value, Tensor) else None
 
-    tokens = torch.zeros((1, min(5, lens.info.n_ctx or 5)), dtype=torch.long)
+    tokens = torch.zeros((1, min(n_tokens, lens.info.n_ctx or n_tokens)), dtype=torch.long)
     hooks = [(name, keep(name)) for name in names if lens.find_hook(name) is not None]
     lens.stream(tokens, hooks, unembed=True)
     return seen

@@ -46,9 +46,12 @@ class Editor:
         self.edits = [one for edit in edits for one in edit.in_layers(lens.info.n_layers)]
         self.proofs: dict[str, Proof] = {}
         self._names: list[str] = []
+        #: Measured before any edit is in place: a measurement is a forward of its own.
+        self._axes: dict[str, int | None] = {}
         for edit in self.edits:
             lens.require_hook(edit.point)
             _require_editable(edit)
+            self._axes[edit.point] = lens.position_axis(edit.point)
             known = sum(name.split(" ")[0] == edit.point for name in self.proofs)
             name = f"{edit.point} ({known + 1})" if known else edit.point
             self._names.append(name)
@@ -72,11 +75,11 @@ class Editor:
 
         edit, proof = self.edits[number], self.proofs[self._names[number]]
         positions = positions.to(tensor.device)
-        rows = _rows(edit, tensor, positions, self._real(positions))
+        axis = self._axes[edit.point]
+        rows = _rows(edit, tensor, axis, positions, self._real(positions))
         if not bool(rows.any()):
             return None
-        rows = rows.expand(tensor.shape[0], -1)
-        where = _shaped(edit, tensor, rows)
+        where = _shaped(edit, tensor, axis or 1, rows.expand(tensor.shape[0], -1))
         new = self._new(edit, tensor, positions)
         edited = torch.where(where, new, tensor)
         proof.written = True
@@ -117,12 +120,11 @@ def _require_editable(edit: Edit) -> None:
         )
 
 
-def _rows(edit: Edit, tensor: Tensor, positions: Tensor, real: Tensor) -> Tensor:
-    """[batch or 1, pos], True where the edit writes."""
+def _rows(edit: Edit, tensor: Tensor, axis: int | None, positions: Tensor, real: Tensor) -> Tensor:
+    """[batch or 1, pos], True where the edit writes; `axis` is the tensor's dimension of positions."""
     import torch
 
-    at = 2 if edit.point.endswith(_MATRICES) else 1
-    if tensor.dim() <= at or tensor.shape[at] != positions.shape[1]:
+    if axis is None or tensor.dim() < 3 or tensor.dim() > 4 or tensor.shape[axis] != positions.shape[1]:
         raise InputError(
             f"edit of {edit.point}: its tensor {list(tensor.shape)} has no dimension of {positions.shape[1]} positions"
         )
@@ -131,23 +133,22 @@ def _rows(edit: Edit, tensor: Tensor, positions: Tensor, real: Tensor) -> Tensor
     return real & torch.isin(positions, torch.tensor(list(edit.positions), device=positions.device))
 
 
-def _shaped(edit: Edit, tensor: Tensor, rows: Tensor) -> Tensor:
-    """`rows` [batch, pos], and the edit's heads, in the shape of `tensor`."""
+def _shaped(edit: Edit, tensor: Tensor, axis: int, rows: Tensor) -> Tensor:
+    """`rows` [batch, pos], and the edit's heads, in the shape of `tensor`, whose positions are at dimension `axis`."""
     import torch
 
-    matrix = edit.point.endswith(_MATRICES)
     if tensor.dim() == 3:
         return rows[:, :, None]
-    where = rows[:, None, :, None] if matrix else rows[:, :, None, None]
+    where = rows[:, None, :, None] if axis == 2 else rows[:, :, None, None]
     if edit.heads is None:
         return where
-    at = 1 if matrix else 2
-    heads = torch.zeros(tensor.shape[at], dtype=torch.bool, device=tensor.device)
+    head_axis = 3 - axis
+    heads = torch.zeros(tensor.shape[head_axis], dtype=torch.bool, device=tensor.device)
     for head in edit.heads:
         if head >= len(heads):
             raise InputError(f"edit of {edit.point}: head {head} of {len(heads)}")
         heads[head] = True
-    return where & (heads[None, :, None, None] if matrix else heads[None, None, :, None])
+    return where & (heads[None, :, None, None] if axis == 2 else heads[None, None, :, None])
 
 
 @contextmanager
