@@ -65,11 +65,14 @@ class Failure:
     type: str
     message: str
     traceback: str
+    #: `file:line` in the file of the metric's author.
+    where: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.type} in {self.stage} on {self.model}: {self.message}"
+        place = f" ({self.where})" if self.where else ""
+        return f"{self.type} in {self.stage} on {self.model}: {self.message}{place}"
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, str | None]:
         """Plain JSON values."""
         return {
             "model": self.model,
@@ -77,6 +80,7 @@ class Failure:
             "type": self.type,
             "message": self.message,
             "traceback": self.traceback,
+            "where": self.where,
         }
 
 
