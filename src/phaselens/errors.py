@@ -13,12 +13,21 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phaselens.runs.result import Run
 
 
 class PhaseLensError(Exception):
-    """Base of all errors that PhaseLens raises on purpose."""
+    """Base of all errors that PhaseLens raises on purpose.
+
+    `run` is the finished part of a `phaselens.run` that ended with this error, if a model was finished by then; else
+    None.
+    """
 
     exit_code = 2
+    run: Run | None = None
 
 
 class InputError(PhaseLensError, ValueError):

@@ -69,8 +69,7 @@ def load(
     name = os.fspath(source)
     folder = sources.resolve(name)
     place = sources.resolve_device(device)
-    sources.require_weights(folder, name, allow_pickle)
-    sources.require_reachable(folder, revision)
+    sources.require_readable(folder, name, revision, allow_pickle)
     with sources.explained(name):
         from transformers import AutoConfig
 

@@ -65,7 +65,9 @@ def run(
 
     Raises:
         InputError: for texts, metrics, parameters or options that cannot be used.
-        ModelError: for a model that cannot be loaded or served.
+        ModelError: for a model that cannot be loaded or served. Headers of all checkpoints are read first, so that a
+            damaged one is found before anything is measured. Where a later model fails all the same, or Ctrl-C
+            (KeyboardInterrupt) ends the run, the exception's `run` holds the models that were finished.
     """
     observer = observer or Observer()
     options = Options(max_tokens, n_texts, batch_tokens, bos, device, str(dtype), dict(positions or {}), seed)
@@ -81,10 +83,16 @@ def run(
     results = {one.name: MetricResult(one.metric, one.params, one.distribution) for one in chosen}
     records = [TextRecord(text.id, text.sha256) for text in corpus]
     result = Run([], records, results, [], _record(options, texts), _versions())
-    for model, label in zip(given, labels, strict=True):
-        lens = model if not isinstance(model, str) else _load(model, label, options, observer)
-        _measure_one(lens, corpus, chosen, options, observer, result)
-        del lens
+    try:
+        for model, label in zip(given, labels, strict=True):
+            lens = model if not isinstance(model, str) else _load(model, label, options, observer)
+            _measure_one(lens, corpus, chosen, options, observer, result)
+            del lens
+    except BaseException as error:
+        result.end_early(error, labels)
+        if result.models:
+            vars(error)["run"] = result
+        raise
     used = used_plugins([model for model in given if isinstance(model, str)], texts)
     result.warnings.extend(plugins().run_finished(result, [*_installed(chosen), *used]))
     return result
@@ -113,11 +121,11 @@ def _labels(models: Sequence[str | HookedTransformer]) -> list[str]:
 
 
 def _require_present(models: Sequence[str | HookedTransformer]) -> None:
-    """A model that is not there stops the run before the first one has been measured for minutes."""
-    named = [ModelSpec.parse(model).source for model in models if isinstance(model, str)]
-    if len(named) > 1:
-        for source in named:
-            require_model(source)
+    """A model that is not there, or is damaged, stops the run before the first one has been measured for minutes."""
+    if len(models) > 1:
+        for model in models:
+            if isinstance(model, str):
+                require_model(ModelSpec.parse(model))
 
 
 def _load(model: str, label: str, options: Options, observer: Observer) -> HookedTransformer:

@@ -45,12 +45,12 @@ def load_model(
     return load(model, label=label or spec.short, tokenizer=tokenizer, **options)
 
 
-def require_model(source: str) -> None:
-    """ModelError if nothing of this name can be loaded."""
-    from phaselens.lens.sources import resolve
+def require_model(spec: ModelSpec) -> None:
+    """ModelError if nothing of this name can be loaded, or what is there is damaged. Reads headers only."""
+    from phaselens.lens.sources import require_readable, resolve
 
-    if _of_plugin(source) is None:
-        resolve(source)
+    if _of_plugin(spec.source) is None:
+        require_readable(resolve(spec.source), spec.source, spec.revision)
 
 
 def named_texts(source: str) -> str | Iterable[str | Text]:
