@@ -83,12 +83,14 @@ def resolve(source: str) -> str:
     return source
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """`auto` is the GPU where there is one.
 
     Raises:
         InputError: for a name torch does not know, or a device that is not here.
     """
+    if not isinstance(name, str | torch.device):
+        raise InputError(f"device is of type {type(name).__name__}; use auto, cpu, cuda or cuda:N")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -120,6 +122,8 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device, config: Any) ->
         if name not in DTYPES.values():
             raise InputError(f"dtype {name}: use one of {', '.join(DTYPES)}")
         return name
+    if not isinstance(name, str):
+        raise InputError(f"dtype is of type {type(name).__name__}; use auto or one of {', '.join(DTYPES)}")
     if name == "auto":
         own = getattr(config, "dtype", None)
         if device.type == "cpu" or not isinstance(own, torch.dtype) or own not in DTYPES.values():

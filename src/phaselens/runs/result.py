@@ -141,9 +141,10 @@ class MetricResult:
         """Drop the rows and failures of all other models."""
         self.failures = [failure for failure in self.failures if failure.model in labels]
         for name, table in list(self.tables.items()):
-            table.rows = [row for row in table.rows if row[0] in labels]
-            if not table.rows and not labels:
+            kept = [row for row in table.rows if row[0] in labels]
+            if table.rows and not kept:
                 del self.tables[name]
+            table.rows = kept
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

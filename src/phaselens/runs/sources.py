@@ -45,6 +45,13 @@ def load_model(
     return load(model, label=label or spec.short, tokenizer=tokenizer, **options)
 
 
+def require_device_and_dtype(device: str, dtype: str) -> None:
+    """InputError for a device that is not there, or a dtype that is not served, before any model is loaded."""
+    from phaselens.lens.sources import resolve_device, resolve_dtype
+
+    resolve_dtype(dtype, resolve_device(device), None)
+
+
 def require_model(spec: ModelSpec) -> None:
     """ModelError if nothing of this name can be loaded, or what is there is damaged. Reads headers only."""
     from phaselens.lens.sources import require_readable, resolve
