@@ -65,6 +65,9 @@ def load(
             f"positions {positions!r}: use auto (as the checkpoint is) or nope (rotation nulled)"
         )
     _require_types(label, revision, check, trust_remote_code, allow_pickle)
+    tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, str) and not callable(tokenizer):
+        raise InputError(f"tokenizer is a {type(tokenizer).__name__}; give a tokenizer, or where to load one from")
     if not isinstance(source, str | os.PathLike):
         _require_unused(
             "a model object", revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle

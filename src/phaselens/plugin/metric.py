@@ -49,6 +49,14 @@ class Display:
     by_head: str | None = None
     before: tuple[tuple[str, str], ...] = ()
 
+    def __post_init__(self) -> None:
+        for name in ("also", "summary", "before"):
+            for pair in getattr(self, name):
+                if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
+                    raise mistake(f"Display({name}=…) holds {kind_of(pair)}; give pairs (column, heading)")
+        if self.rows not in ("layer", "condition"):
+            raise mistake(f"Display(rows={self.rows!r}): give 'layer' or 'condition'")
+
 
 class Metric(ABC, Generic[P]):
     """One metric measuring one model. Subclass it; `hooks`, `update` and `compute` are all that is needed.
