@@ -63,13 +63,13 @@ def _read_json(path: Path, source: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(
-            f"model {source!r} could not be loaded: {path.name} cannot be read ({error.strerror}); {_AGAIN}"
+            f"{_unloadable(path, source)} cannot be read ({error.strerror}); {_AGAIN}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"model {source!r} could not be loaded: {path.name} is not valid JSON ({error}); {_AGAIN}") from error
+        raise ModelError(f"{_unloadable(path, source)} is not valid JSON ({error}); {_AGAIN}") from error
     if not isinstance(content, dict):
         raise ModelError(
-            f"model {source!r} could not be loaded: {path.name} holds a JSON {type(content).__name__} and no object; {_AGAIN}"
+            f"{_unloadable(path, source)} holds a JSON {type(content).__name__} and no object; {_AGAIN}"
         )
     return content
 
@@ -87,7 +87,7 @@ def read_header(path: Path, source: str) -> dict[str, dict[str, Any]]:
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
             text = handle.read(length) if length <= size - 8 else b""
     except OSError as error:
-        raise ModelError(f"model {source!r} could not be loaded: {path.name} cannot be read: {error.strerror}") from error
+        raise ModelError(f"{_unloadable(path, source)} cannot be read: {error.strerror}") from error
     if not text:
         raise _damaged(path, source, f"it has {size:,} bytes, fewer than its header takes")
     try:
@@ -99,6 +99,10 @@ def read_header(path: Path, source: str) -> dict[str, dict[str, Any]]:
     if size != 8 + length + end:
         raise _damaged(path, source, f"it has {size:,} bytes where its header describes {8 + length + end:,}")
     return tensors
+
+
+def _unloadable(path: Path, source: str) -> str:
+    return f"model {source!r} could not be loaded: {path.name}"
 
 
 def _damaged(path: Path, source: str, problem: str) -> ModelError:

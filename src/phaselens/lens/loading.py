@@ -67,15 +67,20 @@ def load(
     _require_types(label, revision, check, trust_remote_code, allow_pickle)
     tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
     if tokenizer is not None and not isinstance(tokenizer, str) and not callable(tokenizer):
-        raise InputError(f"tokenizer is a {type(tokenizer).__name__}; give a tokenizer, or where to load one from")
+        raise InputError(
+            f"tokenizer is a {type(tokenizer).__name__}; give a tokenizer, or where to load one from"
+        )
     if not isinstance(source, str | os.PathLike):
         _require_unused(
-            "a model object", revision=revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+            "a model object",
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
         )
         return _from_object(source, label, positions, device, dtype, tokenizer, check)
     name = os.fspath(source)
     folder = sources.resolve(name)
-    if os.path.isdir(folder):  # noqa: PTH112 - a hub id is no path
+    if os.path.isdir(folder):
         _require_unused(f"{name!r}, a folder", revision=revision)
     place = sources.resolve_device(device)
     sources.require_readable(folder, name, revision, allow_pickle)

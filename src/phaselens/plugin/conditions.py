@@ -113,8 +113,10 @@ def _require_places(what: str, places: Any) -> None:
     if places is None:
         return
     if isinstance(places, str | bytes | Mapping) or not isinstance(places, Collection):
-        example = f"[{places}]" if _is_whole(places) else "[0]"
-        raise InputError(f"{what} are a list of whole numbers from 0, such as {example}; found {kind_of(places)}")
+        example = f"[{places!r}]" if _is_whole(places) else "[0]"
+        raise InputError(
+            f"{what} are a list of whole numbers from 0, such as {example}; found {kind_of(places)}"
+        )
     for value in places:
         if not _is_whole(value) or value < 0:
             raise InputError(f"{what} are whole numbers from 0, found {value!r}")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from phaselens.lens.info import ModelInfo
 from phaselens.errors import close_matches
+from phaselens.lens.info import ModelInfo
 from phaselens.plugin import params as parameters
 from phaselens.plugin.mistakes import UnknownName, kind_of, mistake, source_of
 from phaselens.plugin.tables import Table, TableSpec
@@ -52,7 +52,11 @@ class Display:
     def __post_init__(self) -> None:
         for name in ("also", "summary", "before"):
             for pair in getattr(self, name):
-                if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
+                if not (
+                    isinstance(pair, tuple | list)
+                    and len(pair) == 2
+                    and all(isinstance(x, str) for x in pair)
+                ):
                     raise mistake(f"Display({name}=…) holds {kind_of(pair)}; give pairs (column, heading)")
         if self.rows not in ("layer", "condition"):
             raise mistake(f"Display(rows={self.rows!r}): give 'layer' or 'condition'")
@@ -171,12 +175,16 @@ def require_metric(candidate: Any, origin: str) -> type[Metric[Any]]:
     given: Any = candidate.Params
     if not (isinstance(given, type) and issubclass(given, parameters.Params)):
         raise _mistake(
-            candidate, origin, f"sets `Params` to {kind_of(given)}; give a subclass of phaselens.plugin.Params"
+            candidate,
+            origin,
+            f"sets `Params` to {kind_of(given)}; give a subclass of phaselens.plugin.Params",
         )
     candidate.Params.specs()
     if candidate.display is not None:
         if not isinstance(candidate.display, Display):
-            raise _mistake(candidate, origin, f"sets `display` to {kind_of(candidate.display)}; give a Display")
+            raise _mistake(
+                candidate, origin, f"sets `display` to {kind_of(candidate.display)}; give a Display"
+            )
         _require_display(candidate, candidate.display, origin)
     return candidate
 

@@ -17,7 +17,7 @@ def mistake(message: str, where: str | None = None, kind: type[Exception] = Type
     return error
 
 
-class UnknownName(KeyError):
+class UnknownName(KeyError):  # noqa: N818 - it is told by its message
     """A name that a mapping does not hold, with a message in words."""
 
     def __str__(self) -> str:
@@ -31,7 +31,9 @@ class UnknownPoint(UnknownName):
         place = "outside of the layers" if layer is None else f"in layer {layer}"
         prefix = f"blocks.{layer}."
         if layer is not None and name.removeprefix(prefix) in asked:
-            advice = f"write {name.removeprefix(prefix)!r}: a layer's points go by their names inside the layer"
+            advice = (
+                f"write {name.removeprefix(prefix)!r}: a layer's points go by their names inside the layer"
+            )
         else:
             whole = name if layer is None or name.startswith("blocks.") else f"blocks.{{layer}}.{name}"
             advice = f"add {whole!r} to hooks()"
@@ -69,7 +71,7 @@ def source_of(thing: Any) -> str | None:
 
 
 def raised_at(error: BaseException, author: type) -> str | None:
-    """`file:line` of the innermost call that the author of class `author` wrote; None where the error arose elsewhere."""
+    """`file:line` of the innermost call in the files of class `author`; None where the error arose elsewhere."""
     files = set(_files_of(author))
     place, step = None, error.__traceback__
     while step is not None:

@@ -30,7 +30,9 @@ def require_constructed(metric: Metric[Any]) -> None:
             )
     definition = metric.define(metric.params)
     if not isinstance(definition, str):
-        raise mistake(f"define() returned {kind_of(definition)}; return one line of text", _place_of(metric, "define"))
+        raise mistake(
+            f"define() returned {kind_of(definition)}; return one line of text", _place_of(metric, "define")
+        )
 
 
 def hook_names(metric: Metric[Any]) -> list[str]:
@@ -141,7 +143,9 @@ def tables_of(metric: Metric[Any]) -> Mapping[str, Table]:
         )
     for name, table in tables.items():
         if not isinstance(table, Table):
-            raise mistake(f"compute(): {name!r} is {kind_of(table)}; make it by self.table({name!r}, rows)", where)
+            raise mistake(
+                f"compute(): {name!r} is {kind_of(table)}; make it by self.table({name!r}, rows)", where
+            )
         if table.spec != metric.spec(name):
             raise mistake(f"table {name} is not as {metric.name} declares it; build it by self.table", where)
     return tables

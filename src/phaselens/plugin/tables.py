@@ -55,7 +55,9 @@ class TableSpec:
     def build(self, rows: Iterable[Sequence[Any]]) -> Table:
         """A table of these columns. A number that is NaN or infinite becomes null, and is counted."""
         if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
-            raise mistake(f"table {self.name}: its rows are {kind_of(rows)}; give a list of rows, each a tuple of cells")
+            raise mistake(
+                f"table {self.name}: its rows are {kind_of(rows)}; give a list of rows, each a tuple of cells"
+            )
         table = Table(self)
         for row in rows:
             table.append(row)

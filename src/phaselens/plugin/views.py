@@ -28,7 +28,7 @@ def lazy_copy(tensor: Tensor) -> Tensor:
     tensor([1., 1., 1.])
     """
     try:
-        return tensor._lazy_clone()  # type: ignore[no-any-return, operator]
+        return tensor._lazy_clone()
     except RuntimeError:
         return tensor.clone()
 
@@ -220,6 +220,8 @@ def _rows(name: str, tensor: Tensor, n_texts: int) -> np.ndarray:
         raise mistake(f"per_text.add: {name} is {kind_of(tensor)}; {expected}")
     if not tensor.dim() or len(tensor) != n_texts:
         found = f"{len(tensor)} rows" if tensor.dim() else "one number"
-        raise mistake(f"per_text.add: {name} has {found} for a batch of {n_texts} texts; {expected}", kind=ValueError)
+        raise mistake(
+            f"per_text.add: {name} has {found} for a batch of {n_texts} texts; {expected}", kind=ValueError
+        )
     rows: np.ndarray = tensor.detach().cpu().double().numpy()
     return rows

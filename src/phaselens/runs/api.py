@@ -22,7 +22,13 @@ from phaselens.runs.options import (
     require_distinct,
 )
 from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
-from phaselens.runs.sources import load_model, named_texts, require_device_and_dtype, require_model, used_plugins
+from phaselens.runs.sources import (
+    load_model,
+    named_texts,
+    require_device_and_dtype,
+    require_model,
+    used_plugins,
+)
 from phaselens.runs.work import Observer
 
 if TYPE_CHECKING:
@@ -76,7 +82,14 @@ def run(
     """
     observer = _observer(observer)
     options = Options(
-        max_tokens, n_texts, batch_tokens, bos, device, _dtype_name(dtype), {} if positions is None else positions, seed
+        max_tokens,
+        n_texts,
+        batch_tokens,
+        bos,
+        device,
+        _dtype_name(dtype),
+        {} if positions is None else positions,
+        seed,
     )
     chosen = choose(metrics)
     given = _given(models)
@@ -128,7 +141,9 @@ def _dtype_name(dtype: Any) -> str:
 def _given(models: Any) -> list[str | HookedTransformer]:
     """Sources as text and lenses as they are; InputError for anything else."""
     if isinstance(models, Mapping | bytes):
-        raise InputError(f"models: {kind_of(models)}; give a list of names and lenses, LABEL=SOURCE for a label")
+        raise InputError(
+            f"models: {kind_of(models)}; give a list of names and lenses, LABEL=SOURCE for a label"
+        )
     alone = isinstance(models, str | os.PathLike) or not isinstance(models, Iterable)
     given = [
         os.fspath(each) if isinstance(each, os.PathLike) else each for each in ([models] if alone else models)
