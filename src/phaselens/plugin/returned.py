@@ -68,15 +68,19 @@ def conditions_of(metric: CausalMetric[Any]) -> list[Condition]:
                 f"conditions: {condition!r} is no Condition; {expected}", _place_of(metric, "conditions")
             )
         if condition.key in keys:
-            raise InputError(f"two conditions are {condition.key}; tell them apart by name, layer or seed")
+            raise _unfit(
+                metric, f"two conditions are {condition.key}; tell them apart by name, layer or seed"
+            )
         if not condition.edits:
-            raise InputError(f"condition {condition.name!r} has no edits; the baseline is run without asking")
+            raise _unfit(
+                metric, f"condition {condition.name!r} has no edits; the baseline is run without asking"
+            )
         keys.add(condition.key)
-    _require_controls(conditions)
+    _require_controls(metric, conditions)
     return conditions
 
 
-def _require_controls(conditions: Sequence[Condition]) -> None:
+def _require_controls(metric: CausalMetric[Any], conditions: Sequence[Condition]) -> None:
     """InputError for a control of nothing: its contrast would silently be missing."""
     names = {condition.name for condition in conditions}
     layers_of: dict[str, set[int | None]] = {}
@@ -86,31 +90,42 @@ def _require_controls(conditions: Sequence[Condition]) -> None:
     for condition in conditions:
         target, place = condition.control_for, (condition.name, condition.layer)
         if control_of.setdefault(place, target) != target:
-            raise InputError(
+            raise _unfit(
+                metric,
                 f"repeats of condition {condition.name!r} are controls of {control_of[place]!r} and of {target!r}; "
-                "give them one control_for, or names of their own"
+                "give them one control_for, or names of their own",
             )
         if target is None:
             continue
         if target == BASELINE.name:
-            raise InputError(
+            raise _unfit(
+                metric,
                 f"condition {condition.name!r}: control_for is {target!r}, with which every condition is compared; "
-                "leave control_for out"
+                "leave control_for out",
             )
         if target == condition.name:
-            raise InputError(f"condition {condition.name!r} is the control of itself; name another condition")
+            raise _unfit(
+                metric, f"condition {condition.name!r} is the control of itself; name another condition"
+            )
         if target not in names:
             others = names - {condition.name}
-            raise InputError(
+            raise _unfit(
+                metric,
                 f"condition {condition.name!r}: control_for is {target!r}, which is no condition of this metric; "
-                f"{close_matches(target, others)}"
+                f"{close_matches(target, others)}",
             )
         if condition.layer not in layers_of[target]:
-            raise InputError(
+            raise _unfit(
+                metric,
                 f"condition {condition.name!r} ({_layer(condition.layer)}): control_for is {target!r}, which exists "
                 f"in {' and '.join(sorted(_layer(layer) for layer in layers_of[target]))} only; a condition and its "
-                "control are compared within one layer, so give both the same"
+                "control are compared within one layer, so give both the same",
             )
+
+
+def _unfit(metric: CausalMetric[Any], message: str) -> Exception:
+    """An InputError with the place of the metric's `conditions`."""
+    return mistake(message, _place_of(metric, "conditions"), InputError)
 
 
 def _layer(layer: int | None) -> str:

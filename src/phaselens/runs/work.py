@@ -63,13 +63,24 @@ def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
     except FAULTS as error:  # it is recorded with its traceback and makes the run exit with 1
         text = "".join(traceback.format_exception(error))
         message = " ".join(str(error).split())
-        # What is said on purpose needs no place in a file; a mistake does.
-        where = None if isinstance(error, PhaseLensError) else _where(error, result.metric)
+        where = _where(error, result.metric)
         result.failures.append(Failure(label, stage, type(error).__name__, message, text, where))
 
 
 def _where(error: BaseException, author: type) -> str | None:
+    """`file:line` in the author's file. What the metric itself says on purpose, by an InputError of its own, has none."""
+    if isinstance(error, PhaseLensError) and not _raised_by_us(error):
+        return None
+    if isinstance(error, PhaseLensError) and author.__module__.startswith("phaselens_plugins."):
+        return None
     return getattr(error, "where", None) or raised_at(error, author)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return step is not None and str(step.tb_frame.f_globals.get("__name__")).startswith("phaselens.")
 
 
 def batch_of(lens: HookedTransformer, texts: Sequence[Tokens], indices: Sequence[int]) -> Batch:
