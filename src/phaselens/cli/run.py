@@ -202,8 +202,10 @@ def _print(finished: Run, form: str, table: str | None, *, quiet: bool) -> None:
     else:
         tables.print_run(finished, tables.console(sys.stdout))
     if table is not None and not quiet:
+        ended = {str(failure) for failure in finished.errors[:1]}  # the line that the command ends with says it
         for warning in finished.warnings:
-            say("note", warning)
+            if warning not in ended:
+                say("note", warning)
 
 
 def _failures(finished: Run, *, debug: bool) -> int:

@@ -68,7 +68,7 @@ def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
 
 
 def _where(error: BaseException, author: type) -> str | None:
-    """`file:line` in the author's file. What the metric itself says on purpose, by an InputError of its own, has none."""
+    """`file:line` in the author's file; none for what the metric says on purpose, by an InputError of its own."""
     if isinstance(error, PhaseLensError) and not _raised_by_us(error):
         return None
     if isinstance(error, PhaseLensError) and author.__module__.startswith("phaselens_plugins."):
