@@ -217,8 +217,6 @@ def test_debug_prints_the_metrics_traceback(
     assert f'File "{file}", line 6, in update' in debug.err
     last = plain.err.rstrip("\n").replace("broken-0", "broken-1").replace("_0.py", "_1.py")
     assert debug.err.splitlines()[-1] == last
-        "_0.py", "_1.py"
-    )
 
 
 def test_a_metric_without_a_name_in_a_file_says_so(fails: Fails, checkpoint: Path, tmp_path: Path) -> None:

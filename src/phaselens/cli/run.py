@@ -202,7 +202,9 @@ def _print(finished: Run, form: str, table: str | None, *, quiet: bool) -> None:
     else:
         tables.print_run(finished, tables.console(sys.stdout))
     if table is not None and not quiet:
-        ended = {str(failure) for failure in finished.errors[:1]}  # the line that the command ends with says it
+        ended = {
+            str(failure) for failure in finished.errors[:1]
+        }  # the line that the command ends with says it
         for warning in finished.warnings:
             if warning not in ended:
                 say("note", warning)

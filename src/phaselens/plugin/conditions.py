@@ -127,9 +127,9 @@ class Condition:
     """A name and the edits that make it.
 
     `layer` is what tables show as its layer. Conditions that differ in nothing but `seed` are repeats of one control:
-    their losses are averaged text by text before anything else is computed. `control_for` names the condition that this
-    one is the control of; their difference, text by text, then stands in the table `contrasts`. `params` are for
-    the record.
+    their losses are averaged text by text before anything else is computed. `control_for` names the condition, of the
+    same layer, that this one is the control of; their difference, text by text, then stands in the table `contrasts`.
+    A control of a condition that does not exist fails the metric. `params` are for the record.
     """
 
     name: str
