@@ -13,12 +13,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral
+from typing import Any
 
 
 class PhaseLensError(Exception):
-    """Base of all errors that PhaseLens raises on purpose."""
+    """Base of all errors that PhaseLens raises on purpose.
+
+    `run` is the finished part of a `phaselens.run` that ended with this error, if a model was finished by then; else
+    None.
+    """
 
     exit_code = 2
+    run: Any = None
 
 
 class InputError(PhaseLensError, ValueError):
@@ -52,3 +59,30 @@ def close_matches(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"known: {', '.join(names)}" if names else "none is known"
+
+
+def require_whole(name: str, value: Any, least: int) -> None:
+    """InputError unless `value` is a whole number of at least `least`; True and False are none.
+
+    >>> require_whole("width", 2.5, 1)
+    Traceback (most recent call last):
+    phaselens.errors.InputError: expected width as a whole number of at least 1, received 2.5
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"expected {name} as a whole number of at least {least}, received {value!r}")
+
+
+def require_number(name: str, value: Any, least: float | None = None) -> None:
+    """InputError unless `value` is one number (of Python or numpy, or a tensor without dimensions) and not NaN."""
+    is_number = not isinstance(value, bool | str | bytes) and hasattr(value, "__float__")
+    if not is_number or getattr(value, "shape", ()) != ():
+        raise InputError(f"expected {name} as a number, received {value!r}")
+    if value != value or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least:g}"
+        raise InputError(f"expected {name} as a number{bound}, received {value!r}")
+
+
+def require_flag(name: str, value: Any) -> None:
+    """InputError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"expected {name} as True or False, received {value!r}")

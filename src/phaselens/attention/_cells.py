@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phaselens.errors import InputError, require_number, require_whole
+
 _FEW = 16
 """Squares added in single precision before their sum is widened."""
 
@@ -51,6 +53,9 @@ def massive_cells(
     >>> massive_cells(M, 1.5).sum().item(), massive_cells(M, 1.5, "per_head").sum().item()
     (4, 1)
     """
+    if over not in ("global", "per_head"):
+        raise InputError(f"expected over as global or per_head, received {over!r}")
+    require_number("multiple", multiple, 0)
     mean = norms.mean() if over == "global" else norms.mean(-1, keepdim=True)
     return norms > multiple * mean
 
@@ -76,6 +81,7 @@ def pairings(d_head: int) -> list[Pairing]:
     >>> pairings(8)[:2]
     [Pairing(rotary=8, layout='halves'), Pairing(rotary=8, layout='interleaved')]
     """
+    require_whole("d_head", d_head, 1)
     sizes = [size for part in (1, 2, 4) for size in [d_head // part] if size >= 2 and size % 2 == 0]
     return [Pairing(size, layout) for size in dict.fromkeys(sizes) for layout in _LAYOUTS]
 
@@ -127,6 +133,8 @@ def gaussian_massive_share(n_tokens: int, multiple: float) -> float:
     """
     from scipy.special import gammaincc, gammaln
 
+    require_whole("n_tokens", n_tokens, 0)
+    require_number("multiple", multiple, 0)
     if n_tokens < 1:
         return float("nan")
     mean = np.sqrt(2) * np.exp(gammaln((n_tokens + 1) / 2) - gammaln(n_tokens / 2))

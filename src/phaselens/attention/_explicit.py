@@ -10,6 +10,7 @@ from torch import Tensor
 from phaselens.attention._attend import check_values
 from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.attention._strips import mix
+from phaselens.errors import InputError
 
 
 def explicit(
@@ -67,6 +68,8 @@ def explicit_pattern(scores: Tensor, *, sinks: Tensor | None = None) -> Tensor:
     `sinks` [head] takes part in the sum and is dropped: its rows sum to less than 1. A query that sees
     nothing gets a row of zeros.
     """
+    if sinks is not None and sinks.shape != scores.shape[1:2]:
+        raise InputError(f"expected sinks [head] = {tuple(scores.shape[1:2])}, received {tuple(sinks.shape)}")
     blind = (scores == -torch.inf).all(-1, keepdim=True)
     scores = scores.masked_fill(blind, 0.0)
     if sinks is None:

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from phaselens.attention._guard import beyond_single
 from phaselens.attention._problem import Problem
 from phaselens.attention._strips import LN_2, Strip, strips
+from phaselens.errors import InputError
 
 
 class Gatherer(Protocol):
@@ -190,11 +191,19 @@ def counted(strip: Strip, p: Tensor, real: Tensor | None) -> tuple[Tensor, Tenso
     return p.masked_fill(~counts[..., None], 0.0), weight.masked_fill(~counts, 0.0)
 
 
+def require_lengths(lengths: Tensor) -> None:
+    """InputError unless they are a tensor of whole numbers."""
+    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+        raise InputError(f"expected lengths [batch] as a tensor of whole numbers, received {kind}")
+
+
 def real_queries(problem: Problem, lengths: Tensor | None) -> Tensor | None:
     """[batch, query], True where a query is no pad."""
     if lengths is None:
         return None
     batch = problem.q.shape[0]
+    require_lengths(lengths)
     if lengths.shape != (batch,):
         raise ValueError(f"expected lengths [batch] = ({batch},), received {tuple(lengths.shape)}")
     position = torch.arange(problem.n_queries, device=problem.q.device) + problem.offset

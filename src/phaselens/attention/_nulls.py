@@ -8,6 +8,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from phaselens.attention._problem import require_window
+from phaselens.errors import require_flag, require_whole
+
 
 @lru_cache(maxsize=65536)
 def uniform_sink(
@@ -23,6 +26,8 @@ def uniform_sink(
     (0.228621, 0.31433, None)
     """
     _check(n_tokens, window)
+    require_whole("position", position, 0)
+    require_flag("include_query0", include_query0)
     first = max(position, 0 if include_query0 else 1)
     if first >= n_tokens:
         return None
@@ -79,6 +84,10 @@ def uniform_window(
     >>> [round(value, 4) for value in uniform_window(5, 2).tolist()]
     [0.0, 0.0, 0.3333, 0.5, 0.4]
     """
+    require_whole("width", width, 0)
+    require_flag("include_self", include_self)
+    require_flag("exclude_first", exclude_first)
+    _check(n_tokens, window)
     query = torch.arange(n_tokens)
     reach = width if window is None else min(width, window - 1)
     first = (query - reach).clamp(min=int(exclude_first))
@@ -97,7 +106,8 @@ def _shares(n_tokens: int, window: int | None) -> Tensor:
 
 
 def _check(n_tokens: int, window: int | None) -> None:
-    if n_tokens < 1:
+    if isinstance(n_tokens, int) and n_tokens < 1:
         raise ValueError(f"expected a text of at least 1 token, received {n_tokens}")
-    if window is not None and window < 1:
-        raise ValueError(f"expected a window of at least 1 key (the query's own), received {window}")
+    require_whole("n_tokens", n_tokens, 1)
+    if window is not None:
+        require_window(window)

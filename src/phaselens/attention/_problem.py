@@ -9,6 +9,8 @@ from typing import Required, TypedDict
 import torch
 from torch import Tensor
 
+from phaselens.errors import InputError, require_number, require_whole
+
 
 class SoftmaxOptions(TypedDict, total=False):
     """What shapes the softmax, the same in every function.
@@ -50,6 +52,15 @@ class Problem:
 
     def __post_init__(self) -> None:
         q, k = self.q, self.k
+        if not isinstance(q, Tensor) or not isinstance(k, Tensor):
+            raise InputError(
+                f"expected q and k as tensors, received {type(q).__name__} and {type(k).__name__}"
+            )
+        require_number("scale", self.scale)
+        if self.window is not None:
+            require_window(self.window)
+        if self.softcap is not None:
+            require_number("softcap", self.softcap)
         if q.ndim != 4 or k.ndim != 4:
             raise ValueError(
                 "expected q [batch, head, query, d_head] and k [batch, kv_head, key, d_head], "
@@ -74,8 +85,6 @@ class Problem:
                 f"expected at least as many keys as queries (the last ones are aligned), received "
                 f"{self.n_queries} queries and {self.n_keys} keys; pass a mask that says who sees whom"
             )
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"expected a window of at least 1 key (the query's own), received {self.window}")
         if self.softcap is not None and not self.softcap > 0:
             raise ValueError(f"expected a softcap above 0, received {self.softcap}")
         if self.sinks is not None and self.sinks.shape != (self.n_heads,):
@@ -246,9 +255,15 @@ class Problem:
         return far[None, None]
 
 
+def require_window(window: object) -> None:
+    if isinstance(window, int) and not isinstance(window, bool) and window < 1:
+        raise InputError(f"expected a window of at least 1 key (the query's own), received {window}")
+    require_whole("window", window, 1)
+
+
 def no_gradient(name: str, *tensors: Tensor | None) -> None:
     """Refuse to run where autograd would record nothing and so give a gradient that is silently wrong."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         raise RuntimeError(
             f"{name} streams through kernels whose log-sum-exp has no gradient; call it under "
             "torch.no_grad(), or use phaselens.attention.explicit, which is differentiable"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from phaselens.attention._gather import require_lengths
+from phaselens.errors import require_flag, require_whole
+
 
 def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0) -> Tensor:
     """Mean of rows [batch, head, query] over queries first … length − 1: [batch, head].
@@ -17,6 +20,8 @@ def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0) -> Tensor:
     >>> query_mean(rows, torch.tensor([3]), first=1)
     tensor([[0.3750]], dtype=torch.float64)
     """
+    require_lengths(lengths)
+    require_whole("first", first, 0)
     if rows.ndim != 3 or lengths.shape != rows.shape[:1]:
         raise ValueError(
             "expected rows [batch, head, query] and lengths [batch], "
@@ -43,6 +48,8 @@ def sink_score(sink: Tensor, lengths: Tensor, *, include_query0: bool = False, p
     >>> round(score.item(), 4), round(sink_score(sink, torch.tensor([5]), include_query0=True).item(), 4)
     (0.5, 0.6)
     """
+    require_whole("position", position, 0)
+    require_flag("include_query0", include_query0)
     return query_mean(sink, lengths, first=max(position, 0 if include_query0 else 1))
 
 
@@ -58,6 +65,7 @@ def normalised_entropy(entropy: Tensor, *, window: int | None = None) -> Tensor:
     """
     seen = torch.arange(1, entropy.shape[-1] + 1, dtype=torch.float64, device=entropy.device)
     if window is not None:
+        require_whole("window", window, 1)
         seen = seen.minimum(seen.new_tensor(float(window)))
     return torch.where(seen > 1, entropy.double() / seen.log(), torch.nan)
 
@@ -72,6 +80,7 @@ def concentration(received: Tensor, lengths: Tensor) -> Tensor:
     >>> concentration(torch.tensor([[[3.0, 0.0, 0.0]]]), torch.tensor([3])).item()
     1.0
     """
+    require_lengths(lengths)
     if received.ndim != 3 or lengths.shape != received.shape[:1]:
         raise ValueError(
             "expected received [batch, head, key] and lengths [batch], "

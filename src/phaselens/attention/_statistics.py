@@ -23,6 +23,7 @@ from phaselens.attention._gather import (
 from phaselens.attention._guard import beyond_single
 from phaselens.attention._problem import Problem, SoftmaxOptions, no_gradient
 from phaselens.attention._strips import strips
+from phaselens.errors import InputError, require_flag, require_whole
 
 _TOGETHER = 16
 """Keys scored beside the wanted one: a matrix product rounds as the fused kernel does, a single dot may not."""
@@ -76,6 +77,10 @@ def summarise(
     (True, [2.0833, 1.0833, 0.5833, 0.25])
     """
     problem = _checked("summarise", q, k, lse, options)
+    for name, flag in (("entropy", entropy), ("received", received), ("refine", refine)):
+        require_flag(name, flag)
+    if distances is not None:
+        require_whole("distances", distances, 1)
     if real is not None and (lengths is not None or real.shape != (q.shape[0], q.shape[2])):
         raise ValueError(
             f"expected either lengths or real [batch, query] = {(q.shape[0], q.shape[2])}, received real "
@@ -84,6 +89,8 @@ def summarise(
     real = real_queries(problem, lengths) if real is None else real
     makes: dict[str, Make] = {}
     if position is not None:
+        if isinstance(position, bool) or not isinstance(position, int):
+            raise InputError(f"expected position as a whole number, received {position!r}")
         if not 0 <= position < problem.n_keys:
             raise ValueError(f"expected a position in 0 … {problem.n_keys - 1}, received {position}")
         makes["sink"] = lambda problem, real: Mass(problem, position)
@@ -195,6 +202,7 @@ def distance_mass(
     real = real_queries(problem, lengths)
     if longest is None:
         return gather(problem, lse, beyond_single(problem, lse), [_distance(problem.n_keys)], real)[0]
+    require_whole("longest", longest, 1)
     return gather_near(problem, lse, longest, lambda whole: _distance(longest, whole), real)
 
 
@@ -222,6 +230,10 @@ def window_mass(
     [0.0, 0.0, 0.3333, 0.5, 0.4]
     """
     problem = _checked("window_mass", q, k, lse, options)
+    if not isinstance(width, int) or isinstance(width, bool):
+        raise InputError(f"expected width as a whole number, received {width!r}")
+    require_flag("include_self", include_self)
+    require_flag("exclude_first", exclude_first)
     if width < 0 or (width == 0 and not include_self):
         raise ValueError(f"expected a width of at least 1, or 0 with include_self, received {width}")
 

@@ -75,12 +75,11 @@ def insistent_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield  # signals belong to the main thread
         return
-    waiting: list[threading.Timer] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         again = threading.Timer(1.0, _interrupt_again)
         again.daemon = True
-        waiting.append(again)
+        _repeats.append(again)
         again.start()
         raise KeyboardInterrupt
 
@@ -94,10 +93,19 @@ def insistent_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for timer in waiting:
-            timer.cancel()
+        interrupt_was_heard()
         sys.unraisablehook = hook
         signal.signal(signal.SIGINT, before)
+
+
+#: Interrupts that will be repeated, unless the first one arrives.
+_repeats: list[threading.Timer] = []
+
+
+def interrupt_was_heard() -> None:
+    """Ctrl-C has arrived and is being answered: repeat it no more. Another Ctrl-C counts anew."""
+    while _repeats:
+        _repeats.pop().cancel()
 
 
 def _interrupt_again() -> None:

@@ -93,7 +93,11 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **given: Any) -> int:
     settings = options.merged(options.by_metric(given["settings"], names), flags)
     table = _table_asked_for(names, given["form"], given["table"])
     with plugins().probe(besides=names) as others:
-        finished = _measured(models, [(name, settings[name]) for name in names], given)
+        try:
+            finished = _measured(models, [(name, settings[name]) for name in names], given)
+        except BaseException as error:
+            _print_finished_part(error, given, table)
+            raise
         try:  # what fails at being drawn is among the errors that are printed
             if given["figures"]:
                 _draw(finished, given["figures"], quiet=given["quiet"])
@@ -101,7 +105,20 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **given: Any) -> int:
             _print(finished, given["form"], table, quiet=given["quiet"])
         if not given["quiet"]:
             _mention(others.failures())
-    return _failures(finished)
+    return _failures(finished, debug=given["debug"])
+
+
+def _print_finished_part(error: BaseException, given: dict[str, Any], table: str | None) -> None:
+    """What was complete when the run ended early, with a line for each metric that had failed by then."""
+    from phaselens.cli.outcome import interrupt_was_heard
+
+    finished: Run | None = getattr(error, "run", None)
+    if finished is None:
+        return
+    if isinstance(error, KeyboardInterrupt):
+        interrupt_was_heard()
+    _print(finished, given["form"], table, quiet=given["quiet"])
+    _failures(finished, debug=given["debug"])
 
 
 def _draw(finished: Run, folder: str, *, quiet: bool) -> None:
@@ -180,15 +197,22 @@ def _print(finished: Run, form: str, table: str | None, *, quiet: bool) -> None:
     else:
         tables.print_run(finished, tables.console(sys.stdout))
     if table is not None and not quiet:
+        ended = {
+            str(failure) for failure in finished.errors[:1]
+        }  # the line that the command ends with says it
         for warning in finished.warnings:
-            say("note", warning)
+            if warning not in ended:
+                say("note", warning)
 
 
-def _failures(finished: Run) -> int:
+def _failures(finished: Run, *, debug: bool) -> int:
+    """A line for each failure on stderr, and with `debug` its traceback before it; returns the exit code."""
     from phaselens.cli.outcome import say
 
     for name in finished.failed:
         for failure in finished.metrics[name].failures:
+            if debug:
+                click.echo(failure.traceback.rstrip("\n"), err=True)
             say(
                 "error",
                 f"metric {name} failed: {failure}; the other results are complete (--debug, --format json)",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -66,6 +66,9 @@ def texts_from(given: str | Iterable[str | Text], limit: int | None = None) -> l
     """
     if isinstance(given, str):
         return read_texts(given, limit)
+    if isinstance(given, Mapping | bytes | Text) or not isinstance(given, Iterable):
+        kind = type(given).__name__
+        raise InputError(f"texts: got {kind}; give `bundled`, a file's name, or a list of strings")
     texts = []
     for place, each in enumerate(islice(given, limit)):
         if not isinstance(each, str | Text):

@@ -181,6 +181,8 @@ class HookedTransformer(ReadsTexts):
         >>> tuple(final.shape), tuple(sinks[0].shape)
         ((1, 4, 32), (1, 4, 4))
         """
+        if unembed and stop_at_layer is not None:
+            raise InputError("stream: with stop_at_layer there are no logits; leave unembed out")
         inputs = self._inputs(tokens, residual, start_at_layer)
         model = self.original_model
         handles = [(self.require_hook(name), hook) for name, hook in hooks]
@@ -225,6 +227,8 @@ class HookedTransformer(ReadsTexts):
             return {"inputs_embeds": residual}
         if tokens is None or residual is not None:
             raise InputError("stream takes `tokens`; `residual` goes with start_at_layer")
+        if not isinstance(tokens, Tensor):
+            raise InputError(f"tokens: expected a tensor of ids [batch, pos], got a {type(tokens).__name__}")
         if tokens.dim() != 2 or tokens.is_floating_point():
             raise InputError(f"tokens: expected ids [batch, pos], got {tokens.dtype} {list(tokens.shape)}")
         if tokens.numel() == 0:

@@ -328,7 +328,7 @@ def _resumes(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
 
 def _long_neighbours_change_nothing(lens: Any, reference: Reference) -> list[CheckResult]:
     """A short text after a long one and beside it, and the long one beside the short: each as in a fresh model."""
-    if reference.far_positions is None:
+    if reference.far_positions is None or reference.far_logits is None:
         return []
     model, tokens, far = lens.original_model, reference.tokens, reference.far_positions
     near = torch.arange(tokens.shape[1], device=tokens.device)[None]

@@ -9,13 +9,12 @@ gets the frequencies of its own length, by the model's own code, and nothing is 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from phaselens.errors import InputError
+from phaselens.lens.components import mixed_class
 from phaselens.lens.rows import Rows
 
 
@@ -30,7 +29,7 @@ def make_independent(model: nn.Module, rows: Rows) -> None:
     """Give each text of a batch the frequencies of its own length, from now on. `rows` knows the texts' lengths."""
     for module in length_dependent(model):
         if not isinstance(module, PerTextFrequencies):
-            module.__class__ = _per_text_class(type(module))
+            module.__class__ = mixed_class(type(module), PerTextFrequencies)
         module.__dict__["rows"] = rows
         reset(module)
 
@@ -120,7 +119,7 @@ class PerTextFrequencies:
         try:
             if len(groups) == 1:
                 reset(self)
-                return super().forward(x, position_ids, **options)  # type: ignore[misc, no-any-return]
+                return super().forward(x, position_ids, **options)  # type: ignore[misc]
             cos_sin: tuple[Tensor, Tensor] | None = None
             for rows in groups.values():
                 reset(self)
@@ -165,9 +164,3 @@ def _rope_types(module: Any) -> dict[str, str]:
 
 def _is_length_dependent(rope_type: str) -> bool:
     return "dynamic" in rope_type or rope_type == "longrope"
-
-
-@cache
-def _per_text_class(cls: type) -> type:
-    """One class for each rotary class, so that copies of a module share theirs."""
-    return type(f"PerText{cls.__name__}", (PerTextFrequencies, cls), {})

@@ -186,7 +186,7 @@ def _explicit(
     return out, pattern
 
 
-def _require_untouched(owner: StreamingAttention, point: str, dropped: Tensor, value: float) -> None:
+def _require_untouched(owner: Any, point: str, dropped: Tensor, value: float) -> None:
     """An edit cannot bring back keys that the cache has let go."""
     if dropped.numel() and bool((dropped != value).any()):
         raise InputError(

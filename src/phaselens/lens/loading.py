@@ -25,7 +25,7 @@ def load(
     label: str | None = None,
     positions: str = "auto",
     bos: str = "auto",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     tokenizer: Any = None,
@@ -70,13 +70,26 @@ def load(
         )
     if bos not in BOS_POLICIES:
         raise InputError(f"bos is {bos!r}; {close_matches(str(bos), BOS_POLICIES)}")
+    _require_types(label, revision, check, trust_remote_code, allow_pickle)
+    tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
+    if tokenizer is not None and not isinstance(tokenizer, str) and not callable(tokenizer):
+        raise InputError(
+            f"tokenizer is a {type(tokenizer).__name__}; give a tokenizer, or where to load one from"
+        )
     if not isinstance(source, str | os.PathLike):
+        _require_unused(
+            "a model object",
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
         return _from_object(source, label, positions, bos, device, dtype, tokenizer, check)
     name = os.fspath(source)
     folder = sources.resolve(name)
+    if os.path.isdir(folder):
+        _require_unused(f"{name!r}, a folder", revision=revision)
     place = sources.resolve_device(device)
-    sources.require_weights(folder, name, allow_pickle)
-    sources.require_reachable(folder, revision)
+    sources.require_readable(folder, name, revision, allow_pickle)
     with sources.explained(name):
         from transformers import AutoConfig
 
@@ -88,12 +101,30 @@ def load(
     return _build(model, name, label, positions, bos, text_tokenizer, note, check, folder, revision)
 
 
+def _require_types(label: Any, revision: Any, check: Any, trust_remote_code: Any, allow_pickle: Any) -> None:
+    for option, value in (("label", label), ("revision", revision)):
+        if value is not None and (not isinstance(value, str) or not value):
+            raise InputError(f"{option} is {value!r}; give text, or leave it out")
+    for option, value in (("trust_remote_code", trust_remote_code), ("allow_pickle", allow_pickle)):
+        if not isinstance(value, bool):
+            raise InputError(f"{option} is {value!r}; give True or False")
+    if not isinstance(check, bool) and check != "report":
+        raise InputError(f"check is {check!r}; give True, False or 'report'")
+
+
+def _require_unused(what: str, **options: Any) -> None:
+    """InputError for an option that says nothing of `what`, and would be ignored."""
+    for option, value in options.items():
+        if value:
+            raise InputError(f"load: {option}={value!r} says nothing of {what}; leave it out")
+
+
 def _from_object(
     model: Any,
     label: str | None,
     positions: str,
     bos: str,
-    device: str,
+    device: str | torch.device,
     dtype: str | torch.dtype,
     tokenizer: Any,
     check: bool | Literal["report"],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-import json
-import struct
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches
+from phaselens.lens import headers
 
 BUNDLED = ("rope", "drope")
 
@@ -32,11 +33,26 @@ DTYPES: dict[str, torch.dtype] = {
 _HASH_UP_TO_BYTES = 1 << 30
 
 
+_HUB_NAME = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[\w])?", re.ASCII)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether it could be a repository on the hub: `owner/name`, or a name alone, as the oldest models have it.
+
+    >>> is_hub_id("gpt2"), is_hub_id("org/model-1.5"), is_hub_id("no model"), is_hub_id("a/b/c")
+    (True, True, False, False)
+    """
+    parts = source.split("/")
+    return len(parts) <= 2 and all(
+        _HUB_NAME.fullmatch(part) and "--" not in part and ".." not in part for part in parts
+    )
+
+
 def resolve(source: str) -> str:
-    """A bundled name as its folder, a folder as it is, anything else as a hub id.
+    """A bundled name as its folder, a folder as it is, anything else as a hub id. Asks nothing of the network.
 
     Raises:
-        ModelError: for something that was meant as a folder and is not there.
+        ModelError: for something that was meant as a folder and is not there, or is no hub id either.
     """
     if source in BUNDLED:
         folder = resources.files("phaselens.data") / "models" / source
@@ -59,20 +75,22 @@ def resolve(source: str) -> str:
         raise ModelError(
             f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {BUNDLED}"
         )
-    if "/" not in source:
+    if not is_hub_id(source):
         raise ModelError(
             f"model {source!r}: neither a bundled model ({', '.join(BUNDLED)}), nor a folder, nor a hub id like "
-            f"owner/name; {close_matches(source, BUNDLED)}"
+            f"owner/name or gpt2; {close_matches(source, BUNDLED)}"
         )
     return source
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str | torch.device) -> torch.device:
     """`auto` is the GPU where there is one.
 
     Raises:
         InputError: for a name torch does not know, or a device that is not here.
     """
+    if not isinstance(name, str | torch.device):
+        raise InputError(f"device is of type {type(name).__name__}; use auto, cpu, cuda or cuda:N")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -104,6 +122,8 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device, config: Any) ->
         if name not in DTYPES.values():
             raise InputError(f"dtype {name}: use one of {', '.join(DTYPES)}")
         return name
+    if not isinstance(name, str):
+        raise InputError(f"dtype is of type {type(name).__name__}; use auto or one of {', '.join(DTYPES)}")
     if name == "auto":
         own = getattr(config, "dtype", None)
         if device.type == "cpu" or not isinstance(own, torch.dtype) or own not in DTYPES.values():
@@ -127,20 +147,27 @@ def require_reachable(source: str, revision: str | None) -> None:
     if isinstance(huggingface_hub.try_to_load_from_cache(source, "config.json", revision=revision), str):
         return
     missing = f"model {source!r} is not in the local cache"
+    if "/" not in source:
+        missing = (
+            f"model {source!r}: neither a bundled model ({', '.join(BUNDLED)}), nor a folder, nor a hub id in the "
+            "local cache"
+        )
+    near = difflib.get_close_matches(source, BUNDLED, n=1, cutoff=0.6)
+    hint = f"; did you mean {near[0]}?" if near else ""
     if constants.is_offline_mode():
         raise ModelError(
-            f"{missing}, and HF_HUB_OFFLINE is set; unset it to fetch the model, or name a folder"
+            f"{missing}, and HF_HUB_OFFLINE is set; unset it to fetch the model, or name a folder{hint}"
         )
     url = huggingface_hub.hf_hub_url(source, "config.json", revision=revision)
     client_error: type[Exception] = vars(errors)["HTTPError"]
     try:
         huggingface_hub.get_hf_file_metadata(url, timeout=5)
     except errors.HfHubHTTPError as refused:
-        raise ModelError(f"{missing}, and the hub does not give it: {_line(refused)}") from refused
+        raise ModelError(f"{missing}, and the hub does not give it: {_line(refused)}{hint}") from refused
     except client_error as unreachable:
         raise ModelError(
             f"{missing}, and the hub at {constants.ENDPOINT} cannot be reached; check the name and the network, or "
-            "name a checkpoint folder"
+            f"name a checkpoint folder{hint}"
         ) from unreachable
 
 
@@ -198,13 +225,41 @@ def require_weights(folder: str, source: str, allow_pickle: bool) -> None:
     )
 
 
+def require_readable(folder: str, source: str, revision: str | None, allow_pickle: bool = False) -> None:
+    """Find out, by headers alone, what would stop the loading: weights that are missing, truncated or damaged, a hub
+    that cannot be reached.
+
+    Args:
+        folder: what `resolve` gave for `source`: a folder or a hub id.
+
+    Raises:
+        ModelError: with what is wrong.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        require_weights(folder, source, allow_pickle)
+        headers.require_whole(path, source)
+        return
+    require_reachable(folder, revision)
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    config = huggingface_hub.try_to_load_from_cache(folder, "config.json", revision=revision)
+    if isinstance(config, str):
+        offline = constants.is_offline_mode()
+        if offline:
+            require_weights(str(Path(config).parent), source, allow_pickle)
+        headers.require_whole(Path(config).parent, source, complete=offline)
+
+
 def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a checkpoint that cannot fit, reading only its headers.
 
     Raises:
         ModelError: with what is needed and what is free.
     """
-    numbers = _count_numbers(Path(folder))
+    path = Path(folder)
+    numbers = headers.count_numbers(path, source) if path.is_dir() else None
     if numbers is None:
         return
     need = numbers * torch.empty((), dtype=dtype).element_size()
@@ -219,31 +274,6 @@ def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.d
             f"model {source!r} needs {need / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} "
             f"GB are free on {device.type}; use a smaller dtype (--dtype bf16) or a machine with more memory"
         )
-
-
-def _count_numbers(folder: Path) -> int | None:
-    """How many numbers the folder's safetensors hold, by their headers; None where that cannot be said."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as handle:
-            head = handle.read(8)
-            if len(head) < 8:
-                return None
-            (length,) = struct.unpack("<Q", head)
-            if length > file.stat().st_size:
-                return None
-            try:
-                header = json.loads(handle.read(length))
-            except ValueError:
-                return None
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            size = 1
-            for axis in entry.get("shape", ()):
-                size *= int(axis)
-            total += size
-    return total or None
 
 
 def hash_files(folder: str) -> dict[str, str]:

@@ -13,6 +13,7 @@ from phaselens.patching.passes import Hook
 from phaselens.patching.prompts import Prompt
 from phaselens.patching.results import Shown
 from phaselens.plugin import Batch, CausalMetric, Condition, Metric, plugins
+from phaselens.plugin.returned import conditions_of, hook_names
 from phaselens.runs import MetricResult, Observer, choose, gather
 from phaselens.runs.engine import measure
 from phaselens.runs.interventions import Editor
@@ -110,9 +111,9 @@ def find_condition(
     metric: Any = one.metric(lens.info, one.params, 0)
     metric.bos = lens.bos
     texts = _texts(lens)
-    if metric.hooks():
+    if hook_names(metric):
         gather(lens, texts, metric, [[place] for place in range(len(texts))])
-    found = list(metric.conditions())
+    found = conditions_of(metric)
     if not found:
         raise InputError(
             f"{name} has no condition for {lens.info.label}: {'; '.join(metric.warnings) or 'no reason given'}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
+from phaselens.plugin.mistakes import kind_of
 from phaselens.plugin.views import Batch
 
 if TYPE_CHECKING:
@@ -68,14 +70,18 @@ class Edit:
     heads: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.point, str):
+            raise InputError(f"an edit's point is {kind_of(self.point)}; give the name of a hook point")
         if self.point.rsplit(".", 1)[-1] in _STATISTICS:
             raise InputError(
                 f"edit of {self.point}: it is a measurement, and nothing in the model follows from it"
             )
+        if not callable(self.to) and not _is_number(self.to):
+            raise InputError(
+                f"edit of {self.point}: `to` is {kind_of(self.to)}; give a number, or a function (tensor, site)"
+            )
         for name in ("positions", "heads"):
-            wrong = [value for value in getattr(self, name) or () if not isinstance(value, int) or value < 0]
-            if wrong:
-                raise InputError(f"edit of {self.point}: {name} are whole numbers from 0, found {wrong[0]!r}")
+            _require_places(f"edit of {self.point}: {name}", getattr(self, name))
 
     @property
     def layer(self) -> int | None:
@@ -91,14 +97,39 @@ class Edit:
         return [Edit(point, self.to, self.positions, self.heads) for point in points]
 
 
+def _is_number(value: Any) -> bool:
+    """Whether it is one number: of Python, of numpy, or a tensor without dimensions."""
+    if isinstance(value, str | bytes | bool) or not hasattr(value, "__float__"):
+        return False
+    return getattr(value, "shape", ()) == ()
+
+
+def _is_whole(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, Integral)
+
+
+def _require_places(what: str, places: Any) -> None:
+    """InputError unless it is None or a collection of whole numbers from 0."""
+    if places is None:
+        return
+    if isinstance(places, str | bytes | Mapping) or not isinstance(places, Collection):
+        example = f"[{places!r}]" if _is_whole(places) else "[0]"
+        raise InputError(
+            f"{what} are a list of whole numbers from 0, such as {example}; found {kind_of(places)}"
+        )
+    for value in places:
+        if not _is_whole(value) or value < 0:
+            raise InputError(f"{what} are whole numbers from 0, found {value!r}")
+
+
 @dataclass(frozen=True)
 class Condition:
     """A name and the edits that make it.
 
     `layer` is what tables show as its layer. Conditions that differ in nothing but `seed` are repeats of one control:
-    their losses are averaged text by text before anything else is computed. `control_for` names the condition that this
-    one is the control of; their difference, text by text, then stands in the table `contrasts`. `params` are for
-    the record.
+    their losses are averaged text by text before anything else is computed. `control_for` names the condition, of the
+    same layer, that this one is the control of; their difference, text by text, then stands in the table `contrasts`.
+    A control of a condition that does not exist fails the metric. `params` are for the record.
     """
 
     name: str
@@ -107,6 +138,30 @@ class Condition:
     seed: int | None = None
     control_for: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise InputError(f"a condition's name is {kind_of(self.name)}; give text")
+        edits: Any = self.edits
+        if isinstance(edits, Edit):
+            raise InputError(f"condition {self.name!r}: its edits are one Edit; give a list: [Edit(…)]")
+        if isinstance(edits, str | Mapping) or not isinstance(edits, Collection):
+            raise InputError(f"condition {self.name!r}: its edits are {kind_of(edits)}; give a list of Edits")
+        for edit in edits:
+            if not isinstance(edit, Edit):
+                raise InputError(f"condition {self.name!r}: {kind_of(edit)} among its edits; give Edits only")
+        for field_name, least in (("layer", 0), ("seed", None)):
+            value = getattr(self, field_name)
+            if value is not None and (not _is_whole(value) or (least is not None and value < least)):
+                raise InputError(
+                    f"condition {self.name!r}: its {field_name} is {kind_of(value)}; give a whole number, or None"
+                )
+        if self.control_for is not None and not isinstance(self.control_for, str):
+            raise InputError(
+                f"condition {self.name!r}: control_for is {kind_of(self.control_for)}; give the name of a condition"
+            )
+        if not isinstance(self.params, Mapping):
+            raise InputError(f"condition {self.name!r}: params are {kind_of(self.params)}; give a dict")
 
     @property
     def key(self) -> tuple[str, int | None, int | None]:
@@ -129,6 +184,13 @@ class Prompt:
     scored_from: int = 1
 
     def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise InputError(f"a prompt's id is {kind_of(self.id)}; give text")
+        _require_places(f"prompt {self.id!r}: its ids", self.ids)
+        if not _is_whole(self.scored_from):
+            raise InputError(
+                f"prompt {self.id!r}: scored_from is {kind_of(self.scored_from)}; give a whole number"
+            )
         if not 1 <= self.scored_from < len(self.ids):
             raise InputError(
                 f"prompt {self.id!r}: scored_from is {self.scored_from}; give 1 to {len(self.ids) - 1}, "

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import pluggy
 from phaselens.errors import InputError
 from phaselens.plugin import hookspecs
 from phaselens.plugin.metric import Metric, require_metric
+from phaselens.plugin.mistakes import kind_of, mistake, source_of
 from phaselens.plugin.offers import NamedModel, NamedTexts
 from phaselens.plugin.registry import Registered
 
@@ -65,7 +66,15 @@ class Loaded:
 
     def call(self, hook: str, **arguments: Any) -> list[Any]:
         """All that the hook returns, in one list."""
-        return [each for answer in getattr(self._manager.hook, hook)(**arguments) for each in answer or ()]
+        offered: list[Any] = []
+        for answer in getattr(self._manager.hook, hook)(**arguments):
+            if isinstance(answer, str | Mapping) or not isinstance(answer, Iterable):
+                raise mistake(f"{hook}() returned {kind_of(answer)}; return a list", self._place_of(hook))
+            offered += answer
+        return offered
+
+    def _place_of(self, hook: str) -> str | None:
+        return source_of(getattr(self.module, hook, None))
 
     def metrics(self) -> list[type[Metric[Any]]]:
         """The metrics it offers, as classes that are fit for use."""
@@ -77,7 +86,9 @@ class Loaded:
         name = self.module.__name__
         classes = [each for each in vars(self.module).values() if isinstance(each, type)]
         own = [each for each in classes if issubclass(each, Metric) and each.__module__ == name]
-        return [require_metric(each, name) for each in own if hasattr(each, "name")]
+        named = [each for each in own if hasattr(each, "name")]
+        # A base class of the file's own needs no name; where nothing has one, it was forgotten.
+        return [require_metric(each, name) for each in named or own]
 
     def metric(self, name: str) -> type[Metric[Any]]:
         """The metric of that name; LookupError tells which there are."""
@@ -123,12 +134,56 @@ def blamed(origin: Registered) -> Iterator[None]:
     """Whatever the plugin raises, `sys.exit` included, becomes an InputError that names its distribution; what it
     prints goes to stderr."""
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), defaults_kept():
             yield
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise InputError(f"plugin {origin} cannot be loaded: {told(error)}; mend or uninstall it") from error
+        place = _place_in_plugin(error)
+        where = f" ({place})" if place and place not in str(error) else ""
+        raise InputError(
+            f"plugin {origin} cannot be loaded: {told(error)}{where}; mend or uninstall it"
+        ) from error
+
+
+def _place_in_plugin(error: BaseException) -> str | None:
+    """`file:line` of the innermost call outside of PhaseLens and of what imports modules."""
+    named: str | None = getattr(error, "where", None)
+    if named is not None:
+        return named
+    place, step = None, error.__traceback__
+    while step is not None:
+        file, module = step.tb_frame.f_code.co_filename, str(step.tb_frame.f_globals.get("__name__", ""))
+        ours = module.partition(".")[0] in ("phaselens", "importlib", "pluggy", "contextlib")
+        if not ours and not file.startswith("<frozen"):
+            place = f"{file}:{step.tb_lineno}"
+        step = step.tb_next
+    return place
+
+
+@contextlib.contextmanager
+def defaults_kept() -> Iterator[None]:
+    """Whatever a plugin does inside to PyTorch's default dtype or to its gradient mode is undone at the end: it would
+    change what every other metric computes."""
+    before = _defaults()
+    try:
+        yield
+    finally:
+        after = _defaults()
+        if after != before and after is not None:
+            import torch
+
+            dtype, gradients = before or (torch.float32, True)
+            torch.set_default_dtype(dtype)
+            torch.set_grad_enabled(gradients)
+
+
+def _defaults() -> tuple[Any, bool] | None:
+    """The default dtype, and whether gradients are on; None while nobody has imported PyTorch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "get_default_dtype"):
+        return None
+    return torch.get_default_dtype(), torch.is_grad_enabled()
 
 
 def told(error: BaseException) -> str:
@@ -140,7 +195,9 @@ def _resolve(offered: Any) -> Any:
     """A class, or what the string `module:Class` points to."""
     if not isinstance(offered, str):
         return offered
-    module, _, attribute = offered.partition(":")
+    module, colon, attribute = offered.partition(":")
+    if not (module and colon and attribute.isidentifier()):
+        raise mistake(f"phaselens_metrics() offers {offered!r}; give a class, or its name as 'module:Class'")
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
+from phaselens.errors import close_matches
 from phaselens.lens.info import ModelInfo
 from phaselens.plugin import params as parameters
+from phaselens.plugin.mistakes import UnknownName, kind_of, mistake, source_of
 from phaselens.plugin.tables import Table, TableSpec
 from phaselens.plugin.views import LayerView, PerText
 
@@ -46,6 +48,18 @@ class Display:
     digits: int = 3
     by_head: str | None = None
     before: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("also", "summary", "before"):
+            for pair in getattr(self, name):
+                if not (
+                    isinstance(pair, tuple | list)
+                    and len(pair) == 2
+                    and all(isinstance(x, str) for x in pair)
+                ):
+                    raise mistake(f"Display({name}=…) holds {kind_of(pair)}; give pairs (column, heading)")
+        if self.rows not in ("layer", "condition"):
+            raise mistake(f"Display(rows={self.rows!r}): give 'layer' or 'condition'")
 
 
 class Metric(ABC, Generic[P]):
@@ -132,7 +146,8 @@ class Metric(ABC, Generic[P]):
         for each in cls.tables:
             if each.name == table:
                 return each
-        raise KeyError(f"{cls.name} declares no table {table!r}")
+        names = [each.name for each in cls.tables]
+        raise UnknownName(f"{cls.name} declares no table {table!r}; {close_matches(str(table), names)}")
 
     @classmethod
     def table(cls, name: str, rows: Iterable[Sequence[Any]]) -> Table:
@@ -143,17 +158,49 @@ class Metric(ABC, Generic[P]):
 def require_metric(candidate: Any, origin: str) -> type[Metric[Any]]:
     """`candidate` if it is a usable Metric class, else TypeError that names `origin` and what is missing."""
     if not (isinstance(candidate, type) and issubclass(candidate, Metric)):
-        raise TypeError(f"{origin}: {candidate!r} is no subclass of phaselens.plugin.Metric")
-    for attribute, kind in (("name", str), ("version", str), ("tables", tuple)):
-        if not isinstance(getattr(candidate, attribute, None), kind):
-            raise TypeError(f"{origin}: {candidate.__name__} sets no `{attribute}` ({kind.__name__})")
+        raise mistake(f"{origin}: {candidate!r} is no subclass of phaselens.plugin.Metric")
+    for attribute, kind, example in _ATTRIBUTES:
+        value = getattr(candidate, attribute, None)
+        if not isinstance(value, kind) or value == "":
+            problem = f"sets no `{attribute}`" if value is None else f"sets `{attribute}` to {kind_of(value)}"
+            raise _mistake(candidate, origin, f"{problem} ({kind.__name__}); write {attribute} = {example}")
+    if any(sign.isspace() or sign == "," for sign in candidate.name):
+        raise _mistake(candidate, origin, f"is called {candidate.name!r}; a name has no spaces and no commas")
+    for table in candidate.tables:
+        if not isinstance(table, TableSpec):
+            raise _mistake(candidate, origin, f"has {kind_of(table)} among its `tables`; give TableSpecs")
     undone = sorted(getattr(candidate, "__abstractmethods__", ()))
     if undone:
-        raise TypeError(f"{origin}: {candidate.__name__} does not define {', '.join(undone)}")
+        raise _mistake(candidate, origin, f"does not define {', '.join(undone)}")
+    given: Any = candidate.Params
+    if not (isinstance(given, type) and issubclass(given, parameters.Params)):
+        raise _mistake(
+            candidate,
+            origin,
+            f"sets `Params` to {kind_of(given)}; give a subclass of phaselens.plugin.Params",
+        )
     candidate.Params.specs()
     if candidate.display is not None:
+        if not isinstance(candidate.display, Display):
+            raise _mistake(
+                candidate, origin, f"sets `display` to {kind_of(candidate.display)}; give a Display"
+            )
         _require_display(candidate, candidate.display, origin)
     return candidate
+
+
+#: What a metric must set, of which type, and how that looks.
+_ATTRIBUTES: tuple[tuple[str, type, str], ...] = (
+    ("name", str, '"my-metric"'),
+    ("version", str, '"1"'),
+    ("tables", tuple, '(TableSpec("texts", (Column("text", str), …)),)'),
+)
+
+
+def _mistake(metric: type[Metric[Any]], origin: str, problem: str) -> Exception:
+    where = source_of(metric)
+    place = f" ({where})" if where else ""
+    return mistake(f"{origin}: {metric.__name__} {problem}{place}", where)
 
 
 def _require_display(metric: type[Metric[Any]], display: Display, origin: str) -> None:
@@ -175,6 +222,8 @@ def _require_display(metric: type[Metric[Any]], display: Display, origin: str) -
     for table, columns in wanted.items():
         missing = sorted(name for name in columns - tables.get(table, set()) if name)
         if missing:
-            raise TypeError(
-                f"{origin}: the display of {metric.__name__}: table {table} has no column {missing[0]}"
+            raise mistake(
+                f"{origin}: the display of {metric.__name__}: table {table} has no column {missing[0]}; "
+                f"{close_matches(missing[0], tables[table]) if table in tables else 'it declares no such table'}",
+                source_of(metric),
             )

@@ -23,6 +23,9 @@ class NamedModel:
     help: str = ""
     adapters: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        _require_offer(self, self.name, "load", self.load)
+
 
 @dataclass(frozen=True)
 class NamedTexts:
@@ -31,3 +34,14 @@ class NamedTexts:
     name: str
     read: Callable[[], Iterable[str | Text]]
     help: str = ""
+
+    def __post_init__(self) -> None:
+        _require_offer(self, self.name, "read", self.read)
+
+
+def _require_offer(offer: Any, name: Any, method: str, function: Any) -> None:
+    kind = type(offer).__name__
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"{kind}: its name is {name!r}; give text")
+    if not callable(function):
+        raise TypeError(f"{kind} {name!r}: {method} is {function!r}; give a function without arguments")

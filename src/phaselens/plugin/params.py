@@ -28,6 +28,14 @@ def param(
     choices: tuple[str, ...] | None = None,
 ) -> Any:
     """A field of a `Params` class. Bounds are inclusive; `unit` is shown in help and docs."""
+    if not isinstance(help, str):
+        raise TypeError(f"param(help={help!r}): give text")
+    if choices is not None and not (
+        isinstance(choices, tuple | list) and all(isinstance(choice, str) for choice in choices)
+    ):
+        raise TypeError(f"param(choices={choices!r}): give a tuple of texts")
+    if minimum is not None and maximum is not None and minimum > maximum:
+        raise TypeError(f"param(minimum={minimum}, maximum={maximum}): nothing lies between them")
     limits = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}
     return dataclasses.field(default=default, metadata={_KEY: limits})
 
@@ -126,12 +134,23 @@ class Params:
     @functools.cache
     def specs(cls) -> tuple[ParamSpec, ...]:
         """All parameters, in the order in which the class names them."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for owner in cls.__mro__:
+            for name, value in vars(owner).items():
+                # What @dataclass has seen it replaces by the default; what is still a field would be ignored.
+                if isinstance(value, dataclasses.Field) and name not in fields:
+                    raise TypeError(
+                        f"{owner.__name__}.{name} is no parameter: put @dataclass(frozen=True) over class "
+                        f"{owner.__name__}, and a type behind {name}"
+                    )
         hints = typing.get_type_hints(cls)
         return tuple(_spec(cls, field, hints[field.name]) for field in dataclasses.fields(cls))
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """Parameters from names and values (texts are converted), or InputError with close matches."""
+        if not isinstance(values, Mapping):
+            raise InputError(f"parameters are {values!r}; give a dict from names to values")
         known = [spec.name for spec in cls.specs()]
         for name in values:
             if name not in known:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
+
+from phaselens.errors import InputError, close_matches
+from phaselens.plugin.mistakes import kind_of, mistake
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +25,12 @@ class Column:
     unit: str | None = None
     help: str = ""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise mistake(f"a column's name is {kind_of(self.name)}; give text")
+        if self.type not in (str, int, float):
+            raise mistake(f"column {self.name}: its type is {kind_of(self.type)}; give str, int or float")
+
 
 #: The column that a run puts before all others, so that the tables of several models stand together.
 MODEL = Column("model", str, None, "the model's label")
@@ -36,8 +45,19 @@ class TableSpec:
     columns: tuple[Column, ...]
     help: str = ""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise mistake(f"a table's name is {kind_of(self.name)}; give text")
+        columns: Any = self.columns
+        if not isinstance(columns, tuple | list) or not all(isinstance(each, Column) for each in columns):
+            raise mistake(f"table {self.name}: its columns are {kind_of(columns)}; give a tuple of Columns")
+
     def build(self, rows: Iterable[Sequence[Any]]) -> Table:
         """A table of these columns. A number that is NaN or infinite becomes null, and is counted."""
+        if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+            raise mistake(
+                f"table {self.name}: its rows are {kind_of(rows)}; give a list of rows, each a tuple of cells"
+            )
         table = Table(self)
         for row in rows:
             table.append(row)
@@ -45,7 +65,10 @@ class TableSpec:
 
     def index(self, column: str) -> int:
         """Where `column` stands; ValueError where there is none."""
-        return [each.name for each in self.columns].index(column)
+        names = [each.name for each in self.columns]
+        if column not in names:
+            raise InputError(f"table {self.name} has no column {column!r}; {close_matches(column, names)}")
+        return names.index(column)
 
 
 @dataclass
@@ -59,8 +82,16 @@ class Table:
     def append(self, row: Sequence[Any]) -> None:
         """Add a row, checked against the columns; TypeError says which cell does not fit."""
         columns = self.spec.columns
+        if isinstance(row, str | Mapping) or not hasattr(row, "__len__"):
+            raise mistake(
+                f"table {self.spec.name}: a row is {kind_of(row)}; give a tuple of cells in the columns' order, "
+                f"({', '.join(column.name for column in columns)})"
+            )
         if len(row) != len(columns):
-            raise TypeError(f"table {self.spec.name}: a row of {len(row)} cells for {len(columns)} columns")
+            raise mistake(
+                f"table {self.spec.name}: a row of {len(row)} cells for {len(columns)} columns "
+                f"({', '.join(column.name for column in columns)})"
+            )
         cells: list[Cell] = []
         for column, value in zip(columns, row, strict=True):
             # What is right already, nearly every cell, is not looked at twice: large models have millions.
@@ -70,6 +101,11 @@ class Table:
         self.rows.append(tuple(cells))
 
     def _cell(self, column: Column, value: Any) -> Cell:
+        if getattr(value, "shape", ()) != () and value.shape.count(1) != len(value.shape):
+            raise mistake(
+                f"table {self.spec.name}, column {column.name}: a cell is {kind_of(value)}; give one "
+                f"{column.type.__name__} a cell: index it, or reduce it"
+            )
         value = value.item() if hasattr(value, "item") else value  # numpy's and torch's scalars
         if column.type is str and isinstance(value, str):
             return value
@@ -81,9 +117,7 @@ class Table:
                 return float(value)
             if column.type is int and value == int(value):
                 return int(value)
-        raise TypeError(
-            f"table {self.spec.name}, column {column.name}: {value!r} is no {column.type.__name__}"
-        )
+        raise mistake(f"table {self.spec.name}, column {column.name}: {value!r} is no {column.type.__name__}")
 
     def column(self, name: str) -> list[Cell]:
         """All cells of one column, top to bottom."""

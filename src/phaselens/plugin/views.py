@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+from phaselens.plugin.mistakes import UnknownName, UnknownPoint, kind_of, mistake
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+
+def lazy_copy(tensor: Tensor) -> Tensor:
+    """A tensor of the same values that shares memory with `tensor` until somebody writes to one of the two.
+
+    Writes through views, `.data`, `.numpy()`, DLPack or the storage count as well: PyTorch copies the memory when it is
+    asked for a place to write. Where it cannot share the memory so (weights that a file is mapped to), this is a copy.
+
+    >>> import torch
+    >>> original = torch.ones(3)
+    >>> lazy_copy(original).numpy()[0] = 5.0
+    >>> original
+    tensor([1., 1., 1.])
+    """
+    try:
+        return tensor._lazy_clone()
+    except RuntimeError:
+        return tensor.clone()
 
 
 @dataclass(frozen=True)
@@ -49,6 +69,10 @@ class Batch:
         device = self.tokens.device
         return torch.arange(self.tokens.shape[1], device=device) < self.lengths_on(device)[:, None]
 
+    def apart(self) -> Batch:
+        """The same batch for another reader: what one of them writes into its tensors does not reach the other."""
+        return replace(self, tokens=lazy_copy(self.tokens))
+
 
 def _no_weight(name: str) -> Tensor:
     raise LookupError(f"no model stands behind this layer, so it has no weight {name!r}")
@@ -60,10 +84,11 @@ class LayerView(Mapping[str, "Tensor"]):
 
     `index` is the 0-based layer, or None for a point outside of the layers, which arrives alone under its
     whole name (`hook_embed`). Pads are still in the tensors: drop what `batch.real` does not mark before
-    you sum anything. Tensors belong to the forward pass: read them, keep none, change none.
+    you sum anything. Tensors are this view's own: what is written into one changes neither the forward nor what
+    another metric reads, and costs a copy of it. Keep none: each holds the memory of an activation.
 
     `weight` finds a weight of the same layer by TransformerLens' name: `layer.weight("attn.W_O")` is
-    [head, d_head, d_model]. What is derived from it may be kept.
+    [head, d_head, d_model]. What is derived from it may be kept; writing into it does not change the model.
     """
 
     index: int | None
@@ -71,8 +96,19 @@ class LayerView(Mapping[str, "Tensor"]):
     activations: Mapping[str, Tensor] = field(repr=False)
     weight: Callable[[str], Tensor] = field(default=_no_weight, repr=False)
 
+    @cached_property
+    def _own(self) -> dict[str, Tensor]:
+        return {}
+
     def __getitem__(self, name: str) -> Tensor:
-        return self.activations[name]
+        if name not in self._own:
+            if name not in self.activations:
+                raise UnknownPoint(name, self.index, list(self.activations))
+            self._own[name] = lazy_copy(self.activations[name])
+        return self._own[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.activations
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.activations)
@@ -101,16 +137,26 @@ class PerText:
         self._values: dict[str, dict[tuple[int, int], np.ndarray]] = {}
 
     def add(self, layer: LayerView, **values: Tensor) -> None:
-        """Keep `values`, each [batch, …] and finished for these texts and this layer."""
+        """Keep `values`, each [batch, …] and finished for these texts and this layer.
+
+        Raises:
+            TypeError: for a value that is no such tensor, or has another shape in another layer or batch.
+        """
+        if not isinstance(layer, LayerView):
+            raise mistake(f"per_text.add takes the layer that update was handed, and got {kind_of(layer)}")
         batch = layer.batch
         for index, text, length in zip(batch.indices, batch.texts, batch.lengths, strict=True):
             self._ids[index], self._lengths[index] = text, length
         self._hashes.update(zip(batch.indices, batch.hashes or batch.texts, strict=True))
         for name, tensor in values.items():
-            if tensor.shape[0] != batch.n:
-                raise ValueError(f"{name} has {tensor.shape[0]} rows for a batch of {batch.n} texts")
-            rows = tensor.detach().cpu().double().numpy()
+            rows = _rows(name, tensor, batch.n)
             kept = self._values.setdefault(name, {})
+            shape = next(iter(kept.values())).shape if kept else rows.shape[1:]
+            if rows.shape[1:] != shape:
+                raise mistake(
+                    f"per_text.add: {name} is {list(rows.shape[1:])} a text here and was {list(shape)} in another "
+                    "layer or batch; give one shape always (reduce over positions, whose number differs by batch)"
+                )
             for index, row in zip(batch.indices, rows, strict=True):
                 kept[index, layer.index or 0] = row.copy()
 
@@ -142,9 +188,18 @@ class PerText:
         return sorted(range(len(hashes)), key=hashes.__getitem__)
 
     def stack(self, name: str) -> np.ndarray:
-        """All values under `name`: float64 [text, layer, …]; NaN where a text has none for a layer."""
+        """All values under `name`: float64 [text, layer, …]; NaN where a text has none for a layer.
+
+        Raises:
+            KeyError: for a name under which nothing was added.
+        """
         import numpy as np
 
+        if name not in self._values:
+            held = ", ".join(self._values) or "nothing yet"
+            raise UnknownName(
+                f"per_text.stack({name!r}): it holds {held}; add values by per_text.add(layer, {name}=tensor)"
+            )
         kept = self._values[name]
         layers = 1 + max(layer for _, layer in kept)
         missing = np.full_like(next(iter(kept.values())), np.nan)
@@ -154,3 +209,19 @@ class PerText:
                 for index in sorted(self._ids)
             ]
         )
+
+
+def _rows(name: str, tensor: Tensor, n_texts: int) -> np.ndarray:
+    """A value as float64 [batch, …] on the CPU; TypeError for what is no tensor with a row a text."""
+    import torch
+
+    expected = f"give a torch tensor [batch, …] with a row for each of the batch's {n_texts} texts"
+    if not isinstance(tensor, torch.Tensor):
+        raise mistake(f"per_text.add: {name} is {kind_of(tensor)}; {expected}")
+    if not tensor.dim() or len(tensor) != n_texts:
+        found = f"{len(tensor)} rows" if tensor.dim() else "one number"
+        raise mistake(
+            f"per_text.add: {name} has {found} for a batch of {n_texts} texts; {expected}", kind=ValueError
+        )
+    rows: np.ndarray = tensor.detach().cpu().double().numpy()
+    return rows

@@ -4,7 +4,7 @@ from phaselens.runs.api import run
 from phaselens.runs.engine import gather, gather_losses
 from phaselens.runs.interventions import applied
 from phaselens.runs.options import DEFAULT_MODELS, Chosen, ModelSpec, Options, choose
-from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelRecord, Run, TextRecord
+from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelFailure, ModelRecord, Run, TextRecord
 from phaselens.runs.sources import load_model
 from phaselens.runs.work import Observer, guarded
 
@@ -14,6 +14,7 @@ __all__ = [
     "Chosen",
     "Failure",
     "MetricResult",
+    "ModelFailure",
     "ModelRecord",
     "ModelSpec",
     "Observer",

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from phaselens.data import Encoder, Text, Tokens, texts_from
 from phaselens.errors import InputError, ModelError
 from phaselens.plugin import plugins
+from phaselens.plugin.mistakes import kind_of
 from phaselens.runs.engine import measure
 from phaselens.runs.options import (
     DEFAULT_MODELS,
     Chosen,
-    MetricRequest,
+    MetricRequests,
     ModelSpec,
     Options,
     choose,
@@ -21,10 +22,18 @@ from phaselens.runs.options import (
     require_distinct,
 )
 from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
-from phaselens.runs.sources import load_model, named_texts, require_model, used_plugins
+from phaselens.runs.sources import (
+    load_model,
+    named_texts,
+    require_device_and_dtype,
+    require_model,
+    used_plugins,
+)
 from phaselens.runs.work import Observer
 
 if TYPE_CHECKING:
+    import torch
+
     from phaselens.lens import HookedTransformer
 
 Source = str | os.PathLike[str]
@@ -33,14 +42,14 @@ Source = str | os.PathLike[str]
 def run(
     models: Source | HookedTransformer | Iterable[Source | HookedTransformer] = DEFAULT_MODELS,
     *,
-    metrics: MetricRequest | Iterable[MetricRequest],
+    metrics: MetricRequests,
     texts: Source | Iterable[str | Text] = "bundled",
     max_tokens: int = 512,
     n_texts: int | None = None,
     batch_tokens: int = 8192,
     bos: str | None = None,
     device: str = "auto",
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     positions: Mapping[str, str] | None = None,
     seed: int = 0,
     observer: Observer | None = None,
@@ -50,14 +59,16 @@ def run(
     Args:
         models: lenses made by `phaselens.load`, or `[LABEL=]SOURCE[@REVISION]` to load. Models named by text are
             loaded one after the other, so that only one is in memory.
-        metrics: names of installed metrics, Metric classes, or pairs `(name or class, {parameter: value})`.
+        metrics: names of installed metrics, Metric classes, pairs `(name or class, {parameter: value})`, or a mapping
+            from names or classes to parameters.
         texts: `"bundled"`, a .txt or .jsonl file, a name that a plugin offers, or strings.
         max_tokens: longer texts are cut to their first `max_tokens` tokens, BOS included.
         n_texts: use the first `n_texts` only.
         batch_tokens: tokens in a batch, pads included. It changes memory and speed, and no result.
         bos: `"auto"` as the model's tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as each
             lens was loaded (`auto` for models named by text).
-        device, dtype, positions: as in `phaselens.load`, for models named by text; `positions` is by label.
+        device, dtype, positions: as in `phaselens.load`, for models named by text; `positions` is by label. A model
+            that is loaded already must be as they say.
         seed: of the bootstrap intervals.
         observer: is told how far the run is.
 
@@ -66,33 +77,74 @@ def run(
 
     Raises:
         InputError: for texts, metrics, parameters or options that cannot be used.
-        ModelError: for a model that cannot be loaded or served.
+        ModelError: for a model that cannot be loaded or served. Headers of all checkpoints are read first, so that a
+            damaged one is found before anything is measured. Where a later model fails all the same, or Ctrl-C
+            (KeyboardInterrupt) ends the run, the exception's `run` holds the models that were finished.
     """
-    observer = observer or Observer()
-    options = Options(max_tokens, n_texts, batch_tokens, bos, device, str(dtype), dict(positions or {}), seed)
+    observer = _observer(observer)
+    options = Options(
+        max_tokens,
+        n_texts,
+        batch_tokens,
+        bos,
+        device,
+        _dtype_name(dtype),
+        {} if positions is None else positions,
+        seed,
+    )
     chosen = choose(metrics)
     given = _given(models)
     labels = _labels(given)
     options.require_labels(labels)
+    for model in given:
+        if not isinstance(model, str):
+            options.require_agreement(model.info)
     plugins().require_sound()
     texts = os.fspath(texts) if isinstance(texts, os.PathLike) else texts
     corpus = texts_from(named_texts(texts) if isinstance(texts, str) else texts, n_texts)
-    _require_present(given)
+    _require_present(given, options)
 
     results = {one.name: MetricResult(one.metric, one.params, one.distribution) for one in chosen}
     records = [TextRecord(text.id, text.sha256) for text in corpus]
     result = Run([], records, results, [], _record(options, texts, given), _versions())
-    for model, label in zip(given, labels, strict=True):
-        lens = model if not isinstance(model, str) else _load(model, label, options, observer)
-        _measure_one(lens, corpus, chosen, options, observer, result)
-        del lens
+    try:
+        for model, label in zip(given, labels, strict=True):
+            lens = model if not isinstance(model, str) else _load(model, label, options, observer)
+            _measure_one(lens, corpus, chosen, options, observer, result)
+            del lens
+    except BaseException as error:
+        result.end_early(error, labels)
+        if result.models:
+            vars(error)["run"] = result
+        raise
     used = used_plugins([model for model in given if isinstance(model, str)], texts)
     result.warnings.extend(plugins().run_finished(result, [*_installed(chosen), *used]))
     return result
 
 
+def _observer(observer: Any) -> Observer:
+    if observer is None:
+        return Observer()
+    for method in ("loading", "measuring", "advance"):
+        if not callable(getattr(observer, method, None)):
+            raise InputError(
+                f"observer: {kind_of(observer)} has no method {method!r}; subclass phaselens.runs.Observer"
+            )
+    return observer  # type: ignore[no-any-return]
+
+
+def _dtype_name(dtype: Any) -> str:
+    """`float32` for `torch.float32` too; what is neither text nor a dtype is left for `Options` to refuse."""
+    name = str(dtype) if type(dtype).__module__ == "torch" else dtype
+    return name.removeprefix("torch.") if isinstance(name, str) else name
+
+
 def _given(models: Any) -> list[str | HookedTransformer]:
     """Sources as text and lenses as they are; InputError for anything else."""
+    if isinstance(models, Mapping | bytes):
+        raise InputError(
+            f"models: {kind_of(models)}; give a list of names and lenses, LABEL=SOURCE for a label"
+        )
     alone = isinstance(models, str | os.PathLike) or not isinstance(models, Iterable)
     given = [
         os.fspath(each) if isinstance(each, os.PathLike) else each for each in ([models] if alone else models)
@@ -113,12 +165,14 @@ def _labels(models: Sequence[str | HookedTransformer]) -> list[str]:
     return labels
 
 
-def _require_present(models: Sequence[str | HookedTransformer]) -> None:
-    """A model that is not there stops the run before the first one has been measured for minutes."""
-    named = [ModelSpec.parse(model).source for model in models if isinstance(model, str)]
-    if len(named) > 1:
-        for source in named:
-            require_model(source)
+def _require_present(models: Sequence[str | HookedTransformer], options: Options) -> None:
+    """A model that is not there, or is damaged, stops the run before the first one has been measured for minutes."""
+    if any(isinstance(model, str) for model in models):
+        require_device_and_dtype(options.device, options.dtype)
+    if len(models) > 1:
+        for model in models:
+            if isinstance(model, str):
+                require_model(ModelSpec.parse(model))
 
 
 def _load(model: str, label: str, options: Options, observer: Observer) -> HookedTransformer:

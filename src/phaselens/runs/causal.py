@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text, Tokens, pack
-from phaselens.errors import InputError
 from phaselens.plugin import BASELINE, Batch, CausalMetric, Condition, Outcome, Prompt
+from phaselens.plugin.returned import conditions_of, prompts_of
 from phaselens.runs.interventions import Editor
 from phaselens.runs.ladder import Branch, climb
 from phaselens.runs.work import Measured, Observer, batch_of, guarded, memory_named
@@ -81,19 +81,11 @@ def _metric(measured: Measured) -> CausalMetric[Any]:
 def _ask(lens: HookedTransformer, metric: CausalMetric[Any], how: Interventions) -> Sequence[Prompt] | None:
     """Its conditions, kept where its losses are, and its prompts, if it has its own."""
     metric.bos = how.bos
-    asked = list(metric.conditions())
-    known: set[Any] = {BASELINE.key}
+    asked = conditions_of(metric)
     for condition in asked:
-        if not isinstance(condition, Condition):
-            raise TypeError(f"conditions: {condition!r} is no Condition")
-        if condition.key in known:
-            raise InputError(f"two conditions are {condition.key}; tell them apart by name, layer or seed")
-        if not condition.edits:
-            raise InputError(f"condition {condition.name!r} has no edits; the baseline is run without asking")
-        known.add(condition.key)
         Editor(lens, condition.edits)  # complains of points that are not there
     metric.losses.conditions = {condition.key: condition for condition in asked}
-    return metric.prompts(lens.text_tokenizer)
+    return prompts_of(metric, lens.text_tokenizer)
 
 
 def _own_task(prompts: Sequence[Prompt], measured: Measured, how: Interventions) -> _Task:
@@ -121,7 +113,7 @@ def _run_batch(lens: HookedTransformer, task: _Task, indices: Sequence[int], obs
     for measured in members:
         with guarded(measured.result, lens.info.label, "record"):
             for outcome in outcomes:
-                _metric(measured).record(BASELINE, outcome)
+                _metric(measured).record(BASELINE, _apart(outcome))
     observer.advance(n_tokens)
 
 
@@ -134,7 +126,7 @@ def _branch(
     done: Callable[[], None],
 ) -> Branch:
     metric = _metric(measured)
-    editor = Editor(lens, condition.edits, batch)
+    editor = Editor(lens, condition.edits, batch.apart())
 
     def take(final: Tensor) -> None:
         for outcome in _outcomes(lens, batch, final, task):
@@ -174,3 +166,9 @@ def _outcomes(lens: HookedTransformer, batch: Batch, final: Tensor, task: _Task)
         start = here.stop
         text = (batch.texts[row], batch.indices[row], batch.hashes[row], batch.lengths[row])
         yield Outcome(*text, loss[here], top[here], wanted[here])
+
+
+def _apart(outcome: Outcome) -> Outcome:
+    """The same outcome for one metric alone, which may write into its arrays."""
+    arrays = {name: getattr(outcome, name).copy() for name in ("loss", "top", "targets")}
+    return replace(outcome, **arrays)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phaselens.data import Tokens, pack
 from phaselens.errors import InputError, MetricError
 from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
+from phaselens.plugin.returned import hook_names, require_constructed, tables_of
 from phaselens.runs.causal import Interventions, intervene
 from phaselens.runs.interventions import weight_of
 from phaselens.runs.options import Chosen
@@ -43,10 +44,8 @@ def measure(
     at_work: list[Measured] = []
     for one in chosen:
         with guarded(results[one.name], lens.info.label, "construct"):
-            one.metric.define(one.params)
-            measured = Measured(one.metric(lens.info, one.params, seed), results[one.name])
-            measured.points = _points(lens, measured.metric.hooks())
-            at_work.append(measured)
+            one.metric.define(one.params)  # before a metric is made of parameters that it cannot define
+            at_work.append(_at_work(lens, one.metric(lens.info, one.params, seed), results[one.name]))
     passes = _passes(at_work)
     batches = pack([len(text.ids) for text in texts], batch_tokens)
     if passes:
@@ -62,7 +61,7 @@ def measure(
         metric = measured.metric
         if measured.works:
             with guarded(measured.result, lens.info.label, "compute"):
-                tables[metric.name] = _declared(metric, metric.compute())
+                tables[metric.name] = tables_of(metric)
                 metric.warnings.extend(_not_finite(tables[metric.name]))
         warnings.extend(f"{metric.name}: {lens.info.label}: {warning}" for warning in metric.warnings)
     return tables, warnings
@@ -78,7 +77,7 @@ def gather(
         MetricError: what the metric raised, with its traceback.
     """
     result = MetricResult(type(metric), metric.params, "")
-    measured = Measured(metric, result, _points(lens, metric.hooks()))
+    measured = _at_work(lens, metric, result)
     for indices in batches:
         _forward(lens, batch_of(lens, texts, indices), [measured], metric.sink_position)
     _raise_failures(result)
@@ -98,6 +97,12 @@ def gather_losses(
     result = MetricResult(type(metric), metric.params, "")
     intervene(lens, texts, batches, [Measured(metric, result)], Interventions(bos=lens.bos))
     _raise_failures(result)
+
+
+def _at_work(lens: HookedTransformer, metric: Metric[Any], result: MetricResult) -> Measured:
+    require_constructed(metric)
+    points = _points(lens, hook_names(metric))
+    return Measured(metric, result, points, metric.sink_position, metric.n_distances)
 
 
 def _raise_failures(result: MetricResult) -> None:
@@ -127,7 +132,7 @@ def _passes(at_work: Sequence[Measured]) -> dict[int, list[Measured]]:
         if not measured.points:
             continue  # a causal metric that needs no look at the unedited model
         if any(name.endswith(".hook_sink") for name in measured.points):
-            passes.setdefault(measured.metric.sink_position, []).append(measured)
+            passes.setdefault(measured.sink_position, []).append(measured)
         else:
             anywhere.append(measured)
     if anywhere:
@@ -151,7 +156,7 @@ def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured],
                 [(name, layers.catcher(name)) for name in names],
                 lengths=batch.lengths_on(lens.device),
                 sink_position=sink_position,
-                n_distances=max(measured.metric.n_distances for measured in working),
+                n_distances=max(measured.n_distances for measured in working),
                 unembed=any(name.startswith("unembed.") for name in names),
             )
         layers.hand_out()
@@ -163,9 +168,10 @@ class _Layers:
 
     def __init__(self, lens: HookedTransformer, batch: Batch, members: Sequence[Measured]) -> None:
         self._lens = lens
-        self._batch = batch
         self._members = members
         self._layer: int | None = None
+        #: Each metric has the batch's tensors to itself.
+        self._batches = {id(measured): batch.apart() for measured in members}
         self._held: dict[str, Tensor] = {}
         self._fired: set[str] = set()
         self._points = {name: at for measured in members for name, at in measured.points.items()}
@@ -221,7 +227,7 @@ class _Layers:
             layer = next(measured.points[name][0] for name in names)
             weight = functools.partial(weight_of, self._lens, layer)
             with guarded(measured.result, measured.metric.model.label, "update"):
-                measured.metric.update(LayerView(layer, self._batch, mine, weight))
+                measured.metric.update(LayerView(layer, self._batches[id(measured)], mine, weight))
 
     def require_all(self, names: Mapping[str, None]) -> None:
         """A point that exists but did not fire is a failure of the metrics that hooked it, not a missing
@@ -231,13 +237,6 @@ class _Layers:
             if silent and measured.works:
                 with guarded(measured.result, measured.metric.model.label, "update"):
                     raise InputError(f"hook point {silent[0]!r} did not fire in this model's forward")
-
-
-def _declared(metric: Metric[Any], tables: Mapping[str, Table]) -> Mapping[str, Table]:
-    for name, table in tables.items():
-        if table.spec != metric.spec(name):
-            raise TypeError(f"table {name} is not as {metric.name} declares it; build it by self.table")
-    return tables
 
 
 def _not_finite(tables: Mapping[str, Table]) -> list[str]:

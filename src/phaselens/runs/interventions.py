@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from phaselens.errors import InputError
 from phaselens.plugin import Batch, Condition, Edit, Proof, Site
+from phaselens.plugin.views import lazy_copy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,14 +24,14 @@ Hook = tuple[str, Callable[["Tensor", Any], "Tensor | None"]]
 
 
 def weight_of(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
-    """The weight that TransformerLens calls `blocks.{layer}.{name}`, or InputError."""
+    """The weight that TransformerLens calls `blocks.{layer}.{name}`, or InputError. A write to it stays in it."""
     found: Any = lens if layer is None else lens.blocks[layer]
     try:
         for part in name.split("."):
             found = getattr(found, part)
     except AttributeError as error:
         raise InputError(f"{lens.info.label} has no weight {name!r} in layer {layer}") from error
-    return cast("Tensor", found).detach()
+    return lazy_copy(cast("Tensor", found).detach())
 
 
 class Editor:
@@ -98,9 +99,10 @@ class Editor:
         if not callable(edit.to):
             return torch.full_like(tensor, edit.to)
         weight = functools.partial(weight_of, self._lens, edit.layer)
-        before = tensor._version
-        new = edit.to(tensor, Site(edit.point, edit.layer, positions, self._batch, weight))
-        if tensor._version != before:
+        given = lazy_copy(tensor)
+        before = given._version
+        new = edit.to(given, Site(edit.point, edit.layer, lazy_copy(positions), self._batch, weight))
+        if given._version != before:
             raise InputError(f"the edit of {edit.point} changed its tensor in place; return a new one")
         if not isinstance(new, torch.Tensor) or new.shape != tensor.shape:
             found = list(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from phaselens.data import BOS_POLICIES
 from phaselens.errors import InputError, close_matches
-from phaselens.plugin import Metric, Params, plugins, require_metric
+from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
+from phaselens.plugin.mistakes import kind_of
 
 POSITIONS = ("auto", "nope")
 DEFAULT_MODELS = ("rope", "drope")
@@ -85,25 +86,52 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "n_texts", "batch_tokens"):
+        for name, least in (("max_tokens", 1), ("n_texts", 1), ("batch_tokens", 1), ("seed", 0)):
             value = getattr(self, name)
             if name == "n_texts" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}; give a whole number of at least 1")
-        if self.seed < 0:
-            raise InputError(f"seed is {self.seed}; give a whole number of at least 0")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}; give a whole number of at least {least}")
+        for name in ("device", "dtype"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(f"{name} is {kind_of(getattr(self, name))}; give text")
         if self.bos is not None and self.bos not in BOS_POLICIES:
             raise InputError(f"bos is {self.bos!r}; {close_matches(str(self.bos), BOS_POLICIES)}")
+        if not isinstance(self.positions, Mapping):
+            raise InputError(
+                f"positions is {kind_of(self.positions)}; give a dict from labels to {' or '.join(POSITIONS)}, such as "
+                "{'rope': 'nope'}"
+            )
         for label, choice in self.positions.items():
             if choice not in POSITIONS:
-                raise InputError(f"positions of {label!r}: {choice!r}; {close_matches(choice, POSITIONS)}")
+                raise InputError(
+                    f"positions of {label!r}: {choice!r}; {close_matches(str(choice), POSITIONS)}"
+                )
 
     def require_labels(self, labels: Sequence[str]) -> None:
         """InputError if `positions` speaks of a model that is not there."""
         for label in self.positions:
             if label not in labels:
-                raise InputError(f"positions: no model is labelled {label!r}; {close_matches(label, labels)}")
+                raise InputError(
+                    f"positions: no model is labelled {label!r}; {close_matches(str(label), labels)}"
+                )
+
+    def require_agreement(self, info: ModelInfo) -> None:
+        """InputError if device, dtype or positions ask of a model that is loaded already to be another than it is."""
+        device, dtype = self.device, self.dtype.removeprefix("torch.")
+        same_device = device == info.device or f"{device}:0" == info.device
+        same_dtype = _DTYPE_NAMES.get(dtype, dtype) == info.dtype
+        nulled = self.positions.get(info.label) == "nope" and set(info.positions) != {"nope"}
+        for name, asked, agrees, present in (
+            ("device", device, device == "auto" or same_device, info.device),
+            ("dtype", dtype, dtype == "auto" or same_dtype, info.dtype),
+            ("positions", "nope", not nulled, ", ".join(sorted(set(info.positions)))),
+        ):
+            if not agrees:
+                raise InputError(
+                    f"{name} is {asked!r}, but {info.label} is loaded already, with {present}; give {name} to "
+                    "phaselens.load, or leave it out"
+                )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -124,16 +152,25 @@ class Chosen:
         return self.metric.name
 
 
+#: Short names of dtypes.
+_DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
 MetricRequest = str | type[Metric[Any]] | tuple[str | type[Metric[Any]], Mapping[str, Any]]
 
 
-def choose(requests: MetricRequest | Iterable[MetricRequest]) -> list[Chosen]:
-    """Metrics from what a caller gave: a name, a class, or a pair of one of them and its parameters."""
-    if isinstance(requests, str | type | tuple):
-        requests = [requests]
+#: Metrics, or parameters by metric.
+MetricRequests = MetricRequest | Iterable[MetricRequest] | Mapping[str | type[Metric[Any]], Mapping[str, Any]]
+
+
+def choose(requests: MetricRequests) -> list[Chosen]:
+    """Metrics from what a caller gave: names, classes, pairs of one of them and its parameters, or a mapping from
+    them to their parameters.
+
+    >>> [one.params.threshold for one in choose({"sinks": {"threshold": 0.9}})]
+    [0.9]
+    """
     chosen: list[Chosen] = []
-    for request in requests:
-        asked, values = request if isinstance(request, tuple) else (request, {})
+    for asked, values in _requested(requests):
         one = _chosen(asked, values)
         if one.name in [other.name for other in chosen]:
             raise InputError(f"metric {one.name!r} is asked for twice; make two runs to compare parameters")
@@ -141,6 +178,39 @@ def choose(requests: MetricRequest | Iterable[MetricRequest]) -> list[Chosen]:
     if not chosen:
         raise InputError(f"no metric was asked for; {close_matches('', plugins().names)}")
     return chosen
+
+
+_EXPECTED = "give names, Metric classes, pairs (metric, {parameter: value}), or a dict of such pairs"
+
+
+def _requested(requests: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """Each metric that is asked for, and its parameters."""
+    if isinstance(requests, Mapping):
+        listed: list[Any] = list(requests.items())
+    elif isinstance(requests, str | type) or _is_pair(requests):
+        listed = [requests]
+    elif isinstance(requests, Iterable):
+        listed = list(requests)
+    else:
+        raise InputError(f"metrics: {kind_of(requests)}; {_EXPECTED}")
+    for request in listed:
+        if isinstance(request, str | type):
+            yield request, {}
+        elif _is_pair(request) and isinstance(request[0], str | type):
+            name = request[0] if isinstance(request[0], str) else request[0].__name__
+            if not isinstance(request[1], Mapping):
+                raise InputError(
+                    f"metric {name!r}: its parameters are {kind_of(request[1])}; give a dict, such as "
+                    "{'threshold': 0.3}, or the metric alone"
+                )
+            yield request
+        else:
+            raise InputError(f"metrics: {kind_of(request)}; {_EXPECTED}")
+
+
+def _is_pair(request: Any) -> bool:
+    """A metric and its parameters, and not two metrics."""
+    return isinstance(request, tuple) and len(request) == 2 and not isinstance(request[1], str | type | tuple)
 
 
 def _chosen(asked: str | type[Metric[Any]], values: Mapping[str, Any]) -> Chosen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -65,11 +65,14 @@ class Failure:
     type: str
     message: str
     traceback: str
+    #: `file:line` in the file of the metric's author.
+    where: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.type} in {self.stage} on {self.model}: {self.message}"
+        place = f" ({self.where})" if self.where else ""
+        return f"{self.type} in {self.stage} on {self.model}: {self.message}{place}"
 
-    def as_dict(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, str | None]:
         """Plain JSON values."""
         return {
             "model": self.model,
@@ -77,7 +80,24 @@ class Failure:
             "type": self.type,
             "message": self.message,
             "traceback": self.traceback,
+            "where": self.where,
         }
+
+
+@dataclass(frozen=True)
+class ModelFailure:
+    """Why a model was not measured."""
+
+    model: str
+    type: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.model}: not measured: {self.message}"
+
+    def as_dict(self) -> dict[str, str]:
+        """Plain JSON values."""
+        return {"model": self.model, "type": self.type, "message": self.message}
 
 
 @dataclass
@@ -117,6 +137,15 @@ class MetricResult:
             self.tables[name] = Table(TableSpec(name, (MODEL, *spec.columns), spec.help))
         self.tables[name].rows.extend((label, *row) for row in rows)
 
+    def keep_models(self, labels: Collection[str]) -> None:
+        """Drop the rows and failures of all other models."""
+        self.failures = [failure for failure in self.failures if failure.model in labels]
+        for name, table in list(self.tables.items()):
+            kept = [row for row in table.rows if row[0] in labels]
+            if table.rows and not kept:
+                del self.tables[name]
+            table.rows = kept
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -141,6 +170,8 @@ class Run:
     warnings: list[str]
     options: dict[str, Any]
     versions: dict[str, str]
+    #: Models that were asked for and not measured; a run that ended early is the `run` of its exception.
+    errors: list[ModelFailure] = field(default_factory=list)
 
     #: Turns a run into text. The report storey, which lies above this one, puts it here when it is imported.
     renderer: ClassVar[Callable[[Run], str] | None] = None
@@ -149,6 +180,22 @@ class Run:
     def failed(self) -> list[str]:
         """Names of the metrics that failed on some model."""
         return [name for name, result in self.metrics.items() if result.status == "failed"]
+
+    def end_early(self, error: BaseException, labels: Sequence[str]) -> None:
+        """Keep what is complete, and say why the other models of `labels` are not in it."""
+        finished = {model.info.label for model in self.models}
+        for result in self.metrics.values():
+            result.keep_models(finished)
+        for text in self.texts:
+            for by_model in (text.n_tokens, text.cut):
+                for label in by_model.keys() - finished:
+                    del by_model[label]
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else " ".join(str(error).split())
+        for label in labels:
+            if label not in finished:
+                self.errors.append(ModelFailure(label, type(error).__name__, reason or type(error).__name__))
+                reason = "the run ended before it"
+        self.warnings.extend(str(failure) for failure in self.errors)
 
     def result(self, metric: str) -> MetricResult:
         """One metric's result; InputError with close matches for another name."""
@@ -176,8 +223,10 @@ class Run:
             "metrics": {name: result.as_dict() for name, result in self.metrics.items()},
             "warnings": list(self.warnings),
             "seed": self.options["seed"],
-            "options": self.options,
-            "versions": self.versions,
+            "options": dict(self.options),
+            "versions": dict(self.versions),
+            # Only where the run ended early, so that nobody takes a part for the whole.
+            **({"errors": [failure.as_dict() for failure in self.errors]} if self.errors else {}),
         }
 
     def __str__(self) -> str:

@@ -52,12 +52,19 @@ def load_model(
     return load(model, label=label or spec.short, tokenizer=tokenizer, **options)
 
 
-def require_model(source: str) -> None:
-    """ModelError if nothing of this name can be loaded."""
-    from phaselens.lens.sources import resolve
+def require_device_and_dtype(device: str, dtype: str) -> None:
+    """InputError for a device that is not there, or a dtype that is not served, before any model is loaded."""
+    from phaselens.lens.sources import resolve_device, resolve_dtype
 
-    if _of_plugin(source) is None:
-        resolve(source)
+    resolve_dtype(dtype, resolve_device(device), None)
+
+
+def require_model(spec: ModelSpec) -> None:
+    """ModelError if nothing of this name can be loaded, or what is there is damaged. Reads headers only."""
+    from phaselens.lens.sources import require_readable, resolve
+
+    if _of_plugin(spec.source) is None:
+        require_readable(resolve(spec.source), spec.source, spec.revision)
 
 
 def named_texts(source: str) -> str | Iterable[str | Text]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Tokens
-from phaselens.errors import InputError
+from phaselens.errors import InputError, PhaseLensError
 from phaselens.plugin import Batch, Metric
-from phaselens.plugin.loading import FAULTS
+from phaselens.plugin.loading import FAULTS, defaults_kept
+from phaselens.plugin.mistakes import raised_at
 from phaselens.runs.result import Failure, MetricResult
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Measured:
     metric: Metric[Any]
     result: MetricResult
     points: dict[str, tuple[int | None, str]] = field(default_factory=dict)
+    sink_position: int = 0
+    n_distances: int = 1
 
     @property
     def works(self) -> bool:
@@ -51,15 +54,33 @@ class Measured:
 
 @contextmanager
 def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
-    """A metric's own failure ends that metric, not the run."""
+    """A metric's own failure ends that metric, not the run; nor does what it sets reach the others."""
     try:
-        yield
+        with defaults_kept():
+            yield
     except TooLarge:
         raise
     except FAULTS as error:  # it is recorded with its traceback and makes the run exit with 1
         text = "".join(traceback.format_exception(error))
         message = " ".join(str(error).split())
-        result.failures.append(Failure(label, stage, type(error).__name__, message, text))
+        where = _where(error, result.metric)
+        result.failures.append(Failure(label, stage, type(error).__name__, message, text, where))
+
+
+def _where(error: BaseException, author: type) -> str | None:
+    """`file:line` in the author's file; none for what the metric says on purpose, by an InputError of its own."""
+    if isinstance(error, PhaseLensError) and not _raised_by_us(error):
+        return None
+    if isinstance(error, PhaseLensError) and author.__module__.startswith("phaselens_plugins."):
+        return None
+    return getattr(error, "where", None) or raised_at(error, author)
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return step is not None and str(step.tb_frame.f_globals.get("__name__")).startswith("phaselens.")
 
 
 def batch_of(lens: HookedTransformer, texts: Sequence[Tokens], indices: Sequence[int]) -> Batch:

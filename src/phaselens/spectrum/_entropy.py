@@ -17,6 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phaselens.errors import InputError
+from phaselens.spectrum._rows import require_matrix
+
 Floats = NDArray[np.float64]
 
 CHUNK = 4096
@@ -55,6 +58,7 @@ def spectrum(x: Tensor) -> Spectrum:
     >>> round(found.entropy, 6), round(found.anisotropy, 6), round(found.entropy_normalised, 6)
     (0.181228, 0.962455, 0.164961)
     """
+    require_matrix(x)
     if not x.numel():
         return NOTHING
     with _few_threads(min(x.shape)):
@@ -75,6 +79,9 @@ def spectra(x: Tensor, left_out: Tensor) -> tuple[Spectrum, Spectrum]:
     >>> [round(each.entropy, 4) for each in both]
     [0.1812, 0.8676]
     """
+    require_matrix(x)
+    if not isinstance(left_out, Tensor) or left_out.dtype != torch.bool or left_out.shape != x.shape[:1]:
+        raise InputError(f"expected left_out as bool [pos] = ({len(x)},), received {left_out!r}")
     if not bool(left_out.any()):
         found = spectrum(x)
         return found, found

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from phaselens.errors import require_whole
+
 Floats = NDArray[np.float64]
 
 _MEDIAN_ABS = 0.6744897501960817
@@ -33,6 +35,7 @@ def gaussian_max_ratio(n: int) -> float:
     """
     from scipy.special import erfc
 
+    require_whole("n", n, 0)
     if n < 1:
         return float("nan")
     x = np.linspace(1e-3, 12.0, 12_000)
@@ -72,6 +75,7 @@ def random_rows(norms: ArrayLike, d: int) -> Chance:
     >>> round(found.entropy, 2), round(found.first * 512, 2)
     (5.74, 4.0)
     """
+    require_whole("d", d, 0)
     squares = np.asarray(norms, dtype=np.float64) ** 2
     total = float(squares.sum())
     if not 0 < total < float("inf") or d < 1:

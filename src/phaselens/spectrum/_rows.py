@@ -13,10 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phaselens.errors import InputError, require_number, require_whole
+
 _SAMPLE = 2000
 """Values looked at to learn about where a median is."""
 _ROWS = 128
 """Rows widened to float64 at a time, so that they stay in a CPU's cache."""
+
+
+def require_matrix(x: Tensor) -> None:
+    """InputError unless it is a tensor of two dimensions."""
+    if not isinstance(x, Tensor) or x.ndim != 2:
+        kind = f"a tensor {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InputError(f"expected a tensor [pos, d_model], received {kind}")
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -110,6 +119,7 @@ def massive_rows(norms: Tensor, factor: float = 10.0) -> Tensor:
     >>> massive_rows(torch.tensor([50.0, 1.0, 2.0, 1.0])).tolist()
     [True, False, False, False]
     """
+    require_number("factor", factor, 0)
     middle = median(norms)
     if not middle > 0:  # 0, or NaN
         return torch.zeros_like(norms, dtype=torch.bool)
@@ -146,6 +156,10 @@ def massive_activations(
     >>> found.values, found.positions, found.dimensions, found.ratio, found.n_massive
     ([-2000.0], [2], [5], 2000.0, 1)
     """
+    require_matrix(x)
+    require_whole("n", n, 1)
+    require_number("threshold", threshold, 0)
+    require_number("ratio", ratio, 0)
     size = x.abs()
     middle = median(size)
     # The n largest coordinates stand in the n rows with the largest maxima.
@@ -190,6 +204,12 @@ def balance(attn_out: Tensor, mlp_out: Tensor) -> Balance:
     >>> round(found.share.item(), 4), round(found.projection.item(), 4)
     (0.4286, 0.36)
     """
+    require_matrix(attn_out)
+    require_matrix(mlp_out)
+    if attn_out.shape != mlp_out.shape:
+        raise InputError(
+            f"expected attn_out and mlp_out of one shape, received {tuple(attn_out.shape)} and {tuple(mlp_out.shape)}"
+        )
     squares = _products(attn_out, mlp_out)
     change = squares[0] + 2 * squares[2] + squares[1]
     norms = squares[0].sqrt(), squares[1].sqrt()

@@ -101,6 +101,13 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
     name, special = _RECIPES[family]
     config_class = getattr(drope, name, None) or getattr(transformers, name)
     spelling = _SPELLINGS.get(name, {})
+    for field in overrides:
+        target = spelling.get(field, field)
+        if target is None or not hasattr(config_class(), target):
+            known = [known for known in vars(config_class()) if not known.startswith("_")]
+            raise InputError(
+                f"tiny_model({family!r}): {name} has no field {field!r}; {close_matches(field, known)}"
+            )
     fields: dict[str, Any] = {}
     for field, value in {**_COMMON, **special, **overrides}.items():
         target = spelling.get(field, field)

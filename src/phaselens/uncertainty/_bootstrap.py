@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from phaselens.errors import InputError, require_number, require_whole
+
 Masked: TypeAlias = "np.ma.MaskedArray[Any, np.dtype[np.float64]]"
 """An array whose missing entries are masked; `.tolist()` gives None for them."""
 
@@ -24,6 +26,17 @@ FEWEST_TEXTS = 2
 """An interval needs at least this many texts; with fewer, `low` and `high` are missing."""
 
 _CELLS_AT_ONCE = 4096
+
+
+def require_draws(confidence: float, n_resamples: int, seed: int) -> None:
+    """InputError for what says how to draw and cannot be used."""
+    require_number("confidence", confidence)
+    if not 0 < confidence < 1:
+        raise InputError(f"expected a confidence between 0 and 1, received {confidence}")
+    if isinstance(n_resamples, int) and n_resamples < 1:
+        raise InputError(f"expected at least 1 resample, received {n_resamples}")
+    require_whole("n_resamples", n_resamples, 1)
+    require_whole("seed", seed, 0)
 
 
 def mean_interval(
@@ -55,10 +68,9 @@ def mean_interval(
     ([0.5], [None])
     """
     table, there = _checked(values, present)
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence between 0 and 1, received {confidence}")
-    if n_resamples < 1:
-        raise ValueError(f"expected at least 1 resample, received {n_resamples}")
+    require_draws(confidence, n_resamples, seed)
+    if transform is not None and not callable(transform):
+        raise InputError(f"expected transform as a function of means, received {transform!r}")
     tails = ((1 - confidence) / 2, (1 + confidence) / 2)
     if transform is not None:
         return _transformed(table, there, transform, tails, n_resamples, seed)

@@ -13,7 +13,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, draws
+from phaselens.errors import require_whole
+from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, draws, require_draws
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -31,12 +32,10 @@ class Options:
     seed: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"expected a confidence between 0 and 1, received {self.confidence}")
-        if self.n_resamples < 1:
-            raise ValueError(f"expected at least 1 resample, received {self.n_resamples}")
-        if self.n_permutations < 1:
+        require_draws(self.confidence, self.n_resamples, self.seed)
+        if isinstance(self.n_permutations, int) and self.n_permutations < 1:
             raise ValueError(f"expected at least 1 permutation, received {self.n_permutations}")
+        require_whole("n_permutations", self.n_permutations, 1)
 
     @property
     def tails(self) -> tuple[float, float]:

@@ -1,0 +1,171 @@
+"""A metric that writes into what it is handed changes neither another metric's numbers nor the model's own forward."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import phaselens
+from phaselens.plugin import CausalMetric, Edit, LayerView, Outcome
+from phaselens.plugin.views import lazy_copy
+from tests.runs.conditions import causal, zero
+from tests.runs.metrics import Probe, probe
+from tests.toys import letters, toy_lens
+
+TEXTS = [letters(length, length) for length in (4, 9, 2, 6)]
+POINTS = ("blocks.{layer}.hook_resid_pre", "blocks.{layer}.attn.hook_q", "blocks.{layer}.hook_resid_post")
+
+WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "in place": lambda x: x.sub_(x.mean()),
+    "everything": lambda x: x.__setitem__(slice(None), 7.0),
+    "a view": lambda x: x[:, 0].zero_(),
+    "detached": lambda x: x.detach().zero_(),
+    "data": lambda x: x.data.zero_(),
+    "numpy": lambda x: x.numpy().fill(3.0),
+    "numpy of a view": lambda x: np.asarray(x[:, 0]).fill(3.0),
+    "dlpack": lambda x: torch.from_dlpack(x).zero_(),
+    "storage": lambda x: x.untyped_storage().fill_(1),
+    "out": lambda x: torch.mul(x, 2.0, out=x),
+    "resized": lambda x: x.resize_(1),
+    "set": lambda x: x.set_(torch.zeros(3)),
+    "new data": lambda x: setattr(x, "data", torch.zeros_like(x)),
+    "foreach": lambda x: torch._foreach_zero_([x]),
+}
+
+
+@pytest.fixture(scope="module")
+def lens() -> Any:
+    return toy_lens(num_hidden_layers=3)
+
+
+def offender(write: Callable[[torch.Tensor], Any], layers: tuple[int, ...] = (0, 1, 2)) -> type[Probe]:
+    """A metric that writes into all that it is handed in some layers, weights and tokens among it."""
+
+    def update(self: Probe, layer: LayerView) -> None:
+        if layer.index in layers:
+            for name in layer:
+                write(layer[name])
+            write(layer.weight("attn.W_O"))
+            layer.batch.tokens.fill_(5)
+            layer.batch.real.zero_()
+
+    return probe(name="offender", points=POINTS, update=update, compute=lambda self: {})
+
+
+def measured(lens: Any, *metrics: Any) -> dict[str, str]:
+    run = phaselens.run(lens, metrics=list(metrics), texts=TEXTS, batch_tokens=14)
+    return {name: json.dumps(result.as_dict()) for name, result in run.metrics.items()}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES.keys())
+def test_what_one_metric_writes_reaches_no_other_and_not_the_model(lens: Any, write: Any) -> None:
+    victim = probe(points=POINTS)
+    tokens = torch.tensor([[0, 5, 7, 9]])
+    weights = {name: tensor.clone() for name, tensor in lens.original_model.state_dict().items()}
+    before = lens.stream(tokens, unembed=True)
+    alone = measured(lens, victim, "bos-norm", "sinks")
+    for order in (
+        [offender(write), victim, "bos-norm", "sinks"],
+        [victim, "sinks", "bos-norm", offender(write)],
+    ):
+        together = measured(lens, *order)
+        assert json.loads(together.pop("offender"))["errors"] == []
+        assert together == alone
+    assert torch.equal(lens.stream(tokens, unembed=True), before)
+    for name, tensor in lens.original_model.state_dict().items():
+        assert torch.equal(tensor, weights[name])
+
+
+@pytest.mark.parametrize("layers", [(0,), (1,), (2,)])
+def test_whichever_layer_it_writes_into(lens: Any, layers: tuple[int, ...]) -> None:
+    victim = probe(points=POINTS)
+    alone = measured(lens, victim, "bos-norm")
+    together = measured(lens, offender(WRITES["data"], layers), victim, "bos-norm")
+    assert {name: together[name] for name in alone} == alone
+
+
+def test_a_metric_sees_its_own_writes(lens: Any) -> None:
+    seen: list[float] = []
+
+    def update(self: Probe, layer: LayerView) -> None:
+        for name in layer:
+            layer[name].fill_(2.0)
+            seen.append(float(layer[name].mean()))
+
+    measured(lens, probe(update=update, compute=lambda self: {}))
+    assert set(seen) == {2.0}
+
+
+def test_what_nobody_writes_into_is_not_copied(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[bool] = []
+
+    def update(self: Probe, layer: LayerView) -> None:
+        Probe.update(self, layer)
+        shared.extend(torch._C._is_cow_tensor(layer[name]) for name in layer)
+
+    measured(lens, probe(points=POINTS, update=update))
+    assert shared
+    assert all(shared)
+
+
+def test_memory_that_cannot_be_shared_is_copied() -> None:
+    mapped = torch.from_numpy(np.arange(4.0))
+    copy = lazy_copy(mapped)
+    copy.zero_()
+    assert mapped.tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_outcomes_and_batches_of_conditions_are_each_metrics_own(lens: Any) -> None:
+    off = zero("blocks.1.hook_mlp_out", 0, layer=1)
+    victim = causal(off, name="victim")
+
+    def record(self: CausalMetric[Any], condition: Any, outcome: Outcome) -> None:
+        for array in (outcome.loss, outcome.top, outcome.targets):
+            array[:] = 0
+        torch.from_numpy(outcome.loss).fill_(9.0)
+        CausalMetric.record(self, condition, outcome)
+
+    def to(tensor: torch.Tensor, site: Any) -> torch.Tensor:
+        new = tensor * 0
+        tensor.data.fill_(3.0)
+        site.positions.fill_(1)
+        site.batch.tokens.fill_(6)
+        site.weight("attn.W_O").zero_()
+        return new
+
+    writer = causal(
+        type(off)("written", [Edit("blocks.0.hook_mlp_out", to)], layer=0), name="offender", record=record
+    )
+    weight = lens.blocks[0].attn.W_O.clone()
+    alone = measured(lens, victim)["victim"]
+    for order in ([writer, victim], [victim, writer]):
+        together = measured(lens, *order)
+        assert together["victim"] == alone
+        assert json.loads(together["offender"])["errors"] == []
+    assert torch.equal(lens.blocks[0].attn.W_O, weight)
+
+
+@pytest.mark.parametrize("change", [
+    lambda: torch.set_default_dtype(torch.float64),
+    lambda: torch.set_grad_enabled(True),
+])  # fmt: skip
+def test_pytorchs_defaults_are_put_back(lens: Any, change: Callable[[], Any]) -> None:
+    def update(self: Probe, layer: LayerView) -> None:
+        change()
+
+    before = torch.get_default_dtype(), torch.is_grad_enabled()
+    seen: list[Any] = []
+
+    def look(self: Probe, layer: LayerView) -> None:
+        seen.append((torch.get_default_dtype(), torch.is_grad_enabled()))
+
+    measured(
+        lens,
+        probe(name="offender", update=update, compute=lambda self: {}),
+        probe(update=look, compute=lambda self: {}),
+    )
+    assert set(seen) == {(torch.float32, False)}
+    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before
