@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
@@ -165,30 +165,40 @@ def require_value(value: Any) -> float | str:
     raise InputError(f"value={brief(value)}: write 'zero', 'mean' or a number")
 
 
-def call(verb: str, point: str | None = None, **arguments: Any) -> str:
-    """The call that makes an edit or a sweep again; what has its usual value is left out.
+def call(name: str, /, *positional: Any, **arguments: Any) -> str:
+    """A call as source, for scripts.
 
-    >>> call("patch", "blocks.1.hook_z", layer=None, pos=(3, -1), head=0)
+    >>> call("patch", "blocks.1.hook_z", pos=(3, -1), head=0)
     "patch('blocks.1.hook_z', pos=[3, -1], head=0)"
     """
-    usual: dict[str, Any] = {"pos": "all", "value": "zero"}
-    shown = [] if point is None else [repr(point)]
-    for name, value in arguments.items():
-        plain = _plain(value)
-        if plain != usual.get(name):
-            shown.append(f"{name}={plain!r}")
-    return f"{verb}({', '.join(shown)})"
+    shown = [_source(value) for value in positional]
+    shown += [f"{key}={_source(value)}" for key, value in arguments.items()]
+    return f"{name}({', '.join(shown)})"
 
 
-def _plain(value: Any) -> Any:
-    """A value as a script can write it: Python's own numbers, texts, ranges and lists."""
+def unusual(**arguments: Any) -> dict[str, Any]:
+    """The arguments of an edit or a sweep that do not have their defaults."""
+    usual = {"pos": "all", "value": "zero"}
+    return {
+        name: value
+        for name, value in arguments.items()
+        if value is not None and not (isinstance(value, str) and value == usual.get(name))
+    }
+
+
+def _source(value: Any) -> str:
+    """A value as source: numbers of any library as Python's own, and what can be iterated as a list."""
     if value is None or isinstance(value, bool | str | range):
-        return value
+        return repr(value)
     if isinstance(value, Integral):
-        return int(value)
+        return repr(int(value))
     if isinstance(value, Real):
-        return float(value)
-    return [_plain(entry) for entry in value]
+        return repr(float(value)) if math.isfinite(value) else f"float('{float(value)}')"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_source(key)}: {_source(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, Iterable):
+        return f"[{', '.join(map(_source, value))}]"
+    return repr(value)
 
 
 def kept(given: Places) -> Places:

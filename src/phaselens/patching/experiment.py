@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phaselens.errors import InputError
 from phaselens.patching import edits as steps
 from phaselens.patching.attribution import attribute
-from phaselens.patching.edits import Stack, call
+from phaselens.patching.edits import Stack, call, unusual
 from phaselens.patching.metrics import LogitMetric, as_metric, loss
 from phaselens.patching.named import Apply, ByLayer, Measured, Row, by_layer, find_condition, shown_column
 from phaselens.patching.passes import Hook, captured, require_rows, rotation, rotation_as, set_rotation
@@ -116,7 +116,7 @@ class Experiment:
         layer, pos, head = map(steps.kept, (layer, pos, head))
         where = target(self.lens, len(self.edited), point, what, layer, pos, head)
         require_rows(self.lens, self.clean.tokens, where.names)  # what cannot be patched says so now
-        code = call("patch", point, layer=layer, pos=pos, head=head, what=what)
+        code = _call("patch", point, layer=layer, pos=pos, head=head, what=what)
         return self._push(steps.Patch(code, where))
 
     def ablate(
@@ -131,7 +131,7 @@ class Experiment:
         where = target(self.lens, len(self.edited), point, what, layer, pos, head)
         written = steps.require_value(value)
         require_rows(self.lens, self.edited.tokens, where.names)
-        code = call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
+        code = _call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
         return self._push(steps.Ablate(code, where, written))
 
     def condition(
@@ -148,13 +148,9 @@ class Experiment:
         Raises:
             InputError: for a metric or condition that does not exist, with those that do.
         """
-        found = find_condition(self.lens, name, which, layer, params)
-        said = "".join(
-            f", {key}={value!r}"
-            for key, value in {"which": which, "layer": layer, **params}.items()
-            if value is not None
-        )
-        return self._push(Apply(f"condition({name!r}{said})", name, found, self.edited))
+        condition = find_condition(self.lens, name, which, layer, params)
+        code = call("condition", name, **unusual(which=which, layer=layer), **params)
+        return self._push(Apply(code, name, condition, self.edited))
 
     def nope(self, layer: Places = None) -> steps.Edit:
         """Null the rotation of one layer, several, or all: queries and keys then know no positions (cos = 1, sin = 0).
@@ -175,8 +171,14 @@ class Experiment:
                 f"nope: there is no rotation to null in {steps.numbered('layer', layers)} of {self.lens.info.label}"
             )
         before = rotation(self.lens)
-        null_rotation(self.lens, layers)
-        return self._push(steps.Rotation(call("nope", None, layer=layer), layers, True, before))
+        try:
+            null_rotation(self.lens, layers)
+        except (
+            BaseException
+        ):  # Ctrl-C too: without an edit that undo() could take back, nothing may have changed
+            set_rotation(self.lens, before)
+            raise
+        return self._push(steps.Rotation(call("nope", **unusual(layer=layer)), layers, True, before))
 
     def rope(self, layer: Places = None) -> steps.Edit:
         """Restore the rotation of one layer, several, or all.
@@ -195,7 +197,7 @@ class Experiment:
             )
         restore_rotation(self.lens, layers)
         restored = tuple(each for each in layers if before[each])
-        return self._push(steps.Rotation(call("rope", None, layer=layer), restored, False, before))
+        return self._push(steps.Rotation(call("rope", **unusual(layer=layer)), restored, False, before))
 
     def _layers(self, layer: Places) -> tuple[int, ...]:
         return chosen(layer, self.lens.info.n_layers, "layer", self.lens.info.label)
@@ -258,7 +260,7 @@ class Experiment:
         ]
         losses = None
         if len(prompt) > 1:
-            losses = tuple(float(loss(logits, prompt.tokens)[0]) for logits in (before, after))
+            losses = float(loss(before, prompt.tokens)[0]), float(loss(after, prompt.tokens)[0])
         edits = self.patched()
         return Outcome(
             "clean" if self.corrupt is None else "corrupt",
@@ -266,7 +268,7 @@ class Experiment:
             prompt.words[position],
             lists[0],
             lists[1],
-            losses,  # type: ignore[arg-type]  # two of them
+            losses,
             self.metric.name if measured else None,
             (self._value(before, prompt), self._value(after, prompt)) if measured else None,
             clean,
@@ -293,9 +295,13 @@ class Experiment:
         with self.lens.hooks(fwd_hooks=self.hooks()):
             after = by_layer(prompt, name, params)
 
-        def rows(which: Callable[[ByLayer], Mapping[int, float | None]]) -> tuple[Row, ...]:
-            runs = [which(before), which(after), {} if clean is None else which(clean)]
-            return tuple((layer, *(run.get(layer) for run in runs)) for layer in sorted(runs[0]))  # type: ignore[misc]
+        def rows(part: Callable[[ByLayer], Mapping[int, float | None]]) -> tuple[Row, ...]:
+            without, with_edits = part(before), part(after)
+            of_clean = {} if clean is None else part(clean)
+            return tuple(
+                (layer, without[layer], with_edits.get(layer), of_clean.get(layer))
+                for layer in sorted(without)
+            )
 
         return Measured(
             name,
@@ -308,8 +314,7 @@ class Experiment:
         )
 
     def hooks(self) -> list[Hook]:
-        """The edits that fit the prompts, as pairs of a hook name and a function: `lens.stream(…, experiment.hooks())`.
-        """
+        """The edits that fit the prompts, as pairs of a hook name and a function: `lens.stream(…, hooks)`."""
         return [hook for edit in self.patched().applied for hook in edit.hooks(self._clean_values)]
 
     def _clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
@@ -382,3 +387,8 @@ class Experiment:
         if self.corrupt is None:
             raise InputError(f"{verb}: there is no corrupt prompt to put the clean run's activations into")
         return self.corrupt
+
+
+def _call(verb: str, point: str | None, **arguments: Any) -> str:
+    """The call that makes an edit again."""
+    return call(verb, *(() if point is None else (point,)), **unusual(**arguments))

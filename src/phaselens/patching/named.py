@@ -10,6 +10,7 @@ from phaselens.data import Text, Tokens, encode, texts_from
 from phaselens.errors import InputError, MetricError, close_matches
 from phaselens.patching.edits import Clean, Edit, counted
 from phaselens.patching.passes import Hook
+from phaselens.patching.points import brief
 from phaselens.patching.prompts import Prompt
 from phaselens.patching.results import Shown
 from phaselens.plugin import Batch, CausalMetric, Condition, Metric, plugins
@@ -112,6 +113,14 @@ def find_condition(
     Raises:
         InputError: where the metric is none, has no such condition, or several and none was named.
     """
+    if not isinstance(name, str):
+        raise InputError(f"condition: a causal metric is named by a text, got {brief(name)}")
+    if which is not None and not isinstance(which, str):
+        raise InputError(f"which={brief(which)}: give the name of one of the conditions of {name}")
+    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
+        raise InputError(f"layer={brief(layer)}: a condition has one layer; give a whole number")
+    if layer is not None and -lens.info.n_layers <= layer < 0:
+        layer += lens.info.n_layers
     kind = plugins().metric(name)
     if not issubclass(kind, CausalMetric):
         raise InputError(f"{name} changes nothing, so it has no condition; see metric({name!r})")
@@ -196,7 +205,9 @@ class Measured(Shown):
         # A value's null stands close to it, and runs apart.
         gaps = [0, *(2 if self.nulls and index % 2 else 4 for index in range(len(widths) - 1))]
         lines = [
-            "".join(" " * gap + cell.rjust(width) for cell, gap, width in zip(line, gaps, widths, strict=True))
+            "".join(
+                " " * gap + cell.rjust(width) for cell, gap, width in zip(line, gaps, widths, strict=True)
+            )
             for line in cells
         ]
         unit = f", {self.unit}" if self.unit else ""

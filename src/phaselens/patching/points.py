@@ -80,6 +80,7 @@ def numbers(given: Places, noun: str) -> tuple[int, ...] | None:
         return None
     if isinstance(given, str):
         raise InputError(f"{noun}={given!r}: give a number, several, or 'all'")
+    listed: list[Any]
     try:
         listed = list(given) if isinstance(given, Iterable) else [given]
     except TypeError:  # an array without dimensions

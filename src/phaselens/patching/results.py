@@ -36,8 +36,8 @@ class Sweep(Shown):
     the layers of its rows. A cell that was not measured is masked. `base` is the metric of the run that is patched,
     `clean` that of the clean run.
 
-    With `kind` `"attribution"` the values are `base` plus the gradient's estimate of each cell's effect. `set_aside` are
-    the edits that did not fit the prompts and were not applied.
+    With `kind` `"attribution"` the values are `base` plus the gradient's estimate of each cell's effect. `set_aside`
+    are the edits that did not fit the prompts and were not applied.
     """
 
     what: str
