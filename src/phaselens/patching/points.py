@@ -182,14 +182,14 @@ def target(
     if point is not None and what is not None:
         raise InputError(f"{point!r} and what={what!r} both say where; name one of them")
     if point is not None:
+        if isinstance(point, str) and point in KINDS:
+            raise InputError(f"{point!r} is a kind of activation, not a hook point; write what={point!r}")
         if layer is not None:
             raise InputError(
                 f"{point!r} names its layer; leave layer= out, or write what= instead of the name"
             )
         if not isinstance(point, str):
             raise InputError(f"a hook point is a text, got {type(point).__name__}")
-        if point in KINDS:
-            raise InputError(f"{point!r} is a kind of activation; write what={point!r}")
         names: Sequence[str] = (point,)
     else:
         assert what is not None

@@ -107,9 +107,8 @@ def _misuse(
         return f"{name} has no argument {key!r}; {_meant(key, kwargs[key], named)} {example[0].upper()}{example[1:]}"
     if len(args) > len(positional) and Parameter.VAR_POSITIONAL not in kinds:
         others = [key for key in named if key not in positional]
-        named_only = f", and by name {', '.join(others)}" if others else ""
-        expected = f"{', '.join(positional) or 'nothing'}{named_only}"
-        return f"{name} takes {expected}, got {len(args)} values without names; {example}"
+        by_name = f", and by name {', '.join(others)}" if others else ""
+        return f"{name} takes ({', '.join(positional)}){by_name}, got {len(args)} values without a name; {example}"
     for key in positional[: len(args)]:
         if key in kwargs:
             values = f"as {brief(args[positional.index(key)])} and as {brief(kwargs[key])}"

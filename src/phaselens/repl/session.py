@@ -67,10 +67,10 @@ class Session(Workspace):
         if getattr(name, "__self__", None) is self:
             raise InputError(is_another_verb(name.__name__))
         if name is None or name == "loss" or not isinstance(name, str):
+            if params and name is None:
+                raise InputError(f"metric: name the metric whose parameter {next(iter(params))} is")
             if params:
-                raise InputError(
-                    f"metric: {', '.join(params)}= is a parameter of no metric here; name one first"
-                )
+                raise InputError(f"metric: {name if name == 'loss' else 'a function'} takes no parameters")
             if name is not None:
                 self.experiment.metric = loss if name == "loss" else as_metric(name)
                 self._difference = None
@@ -155,7 +155,10 @@ class Session(Workspace):
     @in_words
     def patched(self) -> None:
         """List the edits, first one first. One that does not fit the prompts is set aside until they fit again."""
-        self.say(str(self.experiment.patched()))
+        edits = self.experiment.patched()
+        self.say(str(edits))
+        if edits and self.mismatch is not None and self.bench.has_prompts:
+            self.say("note: on the last prompts that went together", style="dim")
 
     # Look
 

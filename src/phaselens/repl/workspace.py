@@ -52,9 +52,10 @@ class Workspace:
         self._lens = self.first
         self._benches: dict[int, Bench] = {}
         self._difference: tuple[str | int, str | int, int] | None = None
-        # The prompts of the last line, and the last two that went together.
+        # The prompts of the last line, the last two that went together, and the last two of which it was said whether.
         self._last_seen: tuple[Any, Any] = (None, None)
-        self._last_pair: tuple[Prompt, Prompt] | None = None
+        self._matched: tuple[Any, Any] = (None, None)
+        self._judged: tuple[Any, Any] = (None, None)
 
     def name_models(self, verbs: Mapping[str, Any]) -> None:
         """Give the verbs and the models their names at the prompt; a verb is stronger, but for the model `rope`."""
@@ -179,12 +180,13 @@ class Workspace:
                 self.say(str(prompt))
         elif (mismatch := self.mismatch) is None:
             self.say(str(align(clean, corrupt)))
-            self._last_pair = (clean, corrupt)
-        elif self._last_pair is not None and corrupt is self._last_pair[1]:
+            self._matched = self._judged = (clean, corrupt)
+        elif corrupt is self._judged[1]:
             self._say_half(clean, "corrupt", corrupt)
-        elif self._last_pair is not None and clean is self._last_pair[0]:
+        elif clean is self._matched[0]:
             self._say_half(corrupt, "clean", clean)
         else:
+            self._judged = (clean, corrupt)
             raise InputError(mismatch)
         if self.mismatch is None:
             self._take_prompts(self.experiment)
