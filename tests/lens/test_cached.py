@@ -214,7 +214,8 @@ def editable_points(lens: Any) -> list[str]:
         name
         for name in dict.fromkeys(fired)
         if (name.startswith("blocks.1.") or not name.startswith(("blocks.", *outside)))
-        and lens.position_axis(name) is not None
+        and "router" not in name
+        and "expert" not in name  # flattened, [batch · pos, …]
     ]
 
 

@@ -123,16 +123,114 @@ def test_learned_positions_are_no_rotation():
 def test_prompts_can_be_exchanged_under_the_edits(experiment):
     lens = experiment.lens
     new = prompt(lens, "a cat"), prompt(lens, "a dog")
-    experiment.patch(what="resid", layer=0, pos=8)
-    with pytest.raises(
-        InputError, match=r"have 6 tokens, and this edit goes beyond: patch blocks.0.hook_resid_pre at"
-    ):
-        experiment.prompts(*new)
-    experiment.undo()
     experiment.patch(what="resid", layer=0)
     experiment.prompts(*new)
     edited, clean = experiment.values()
     assert edited == pytest.approx(clean, abs=1e-12)
+
+
+def test_an_edit_that_does_not_fit_is_set_aside_and_comes_back(experiment):
+    lens = experiment.lens
+    long = experiment.clean, experiment.corrupt
+    short = prompt(lens, "a cat"), prompt(lens, "a dog")
+    experiment.ablate(what="mlp", layer=1, pos=2)
+    experiment.patch(what="resid", layer=0, pos=[1, 8])
+    both = experiment.values()[0]
+    experiment.prompts(*short)
+    kept, aside = experiment.patched()
+    assert (kept.set_aside, aside.set_aside) == (None, "the prompts have 6 tokens")
+    assert str(experiment.patched()).splitlines()[1] == (
+        "2. patch blocks.0.hook_resid_pre at positions 1, 8 from the clean run – set aside: the prompts have 6 tokens"
+    )
+    alone = Experiment(*short, experiment.metric)
+    alone.ablate(what="mlp", layer=1, pos=2)
+    outcome, swept = experiment.run(), experiment.sweep("head")
+    assert outcome.value == alone.run().value
+    assert outcome.edits == (str(kept),)
+    assert outcome.set_aside == swept.set_aside == experiment.measure("sinks").set_aside
+    assert "set aside: 2. patch blocks.0" in str(outcome)
+    assert swept.base == alone.values()[0]
+    experiment.prompts(*long)
+    assert not experiment.patched().set_aside
+    assert experiment.values()[0] == both
+
+
+def test_an_edit_that_is_set_aside_can_be_undone(experiment):
+    experiment.patch(what="resid", layer=0, pos=8)
+    experiment.prompts(prompt(experiment.lens, "a"))
+    assert experiment.patched().set_aside[0].endswith("(there is no corrupt prompt)")
+    assert str(experiment.undo()).startswith("patch blocks.0.hook_resid_pre at position 8")
+    assert not experiment.patched()
+
+
+@pytest.mark.parametrize("text", ["a", "to be or not to be"])
+def test_positions_from_the_end_are_those_of_the_present_prompt(experiment, text):
+    """As the call that makes the edit again would place them."""
+    other = prompt(experiment.lens, text)
+    experiment.ablate(what="mlp", layer=1, pos=-1)
+    experiment.ablate(what="attn", layer=0, pos=[-2])
+    experiment.prompts(other)
+    fresh = Experiment(other, None, experiment.metric)
+    for edit in experiment.patched():
+        eval(f"fresh.{edit.code}", {"fresh": fresh})
+    assert str(experiment.patched()) == str(fresh.patched())
+    assert experiment.run().value == fresh.run().value
+    assert f"at position {len(other) - 1} " in str(experiment.patched()[0])
+
+
+def test_places_may_come_as_any_whole_numbers_and_be_read_only_once(experiment):
+    import numpy as np
+
+    edit = experiment.patch(
+        what="q", layer=np.int64(1), pos=(place for place in (3, 4)), head=np.array([0, 2])
+    )
+    assert edit.code == "patch(layer=1, pos=[3, 4], head=[0, 2], what='q')"
+    assert edit.target.positions == (3, 4)
+    assert experiment.ablate(what="mlp", value=np.float32(0.5)).code == "ablate(what='mlp', value=0.5)"
+
+
+def test_a_metric_that_the_prompt_is_too_short_for_is_left_out_of_run(experiment):
+    experiment.metric = logit_diff(experiment.lens, "e", "o", pos=20)
+    outcome = experiment.run()
+    assert outcome.value is None
+    assert (
+        outcome.reason
+        == "logit_diff('e', 'o', pos=20) needs a prompt of 21 tokens or more, and this one has 9 tokens"
+    )
+    with pytest.raises(InputError, match="pos 20, but the prompt has 9 tokens"):
+        experiment.sweep("head")
+
+
+def test_a_metric_is_checked_when_it_is_set(experiment):
+    with pytest.raises(InputError, match="a metric is logit_diff"):
+        experiment.metric = 5
+    experiment.metric = lambda logits: logits[:, -1, 3]
+    assert experiment.run().value is not None
+    experiment.metric = lambda logits: logits.argmax(-1)[:, -1].double()
+    with pytest.raises(InputError, match="has no gradient"):
+        experiment.attribution("q")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda e: e.run(top="x"), "top='x': give a number"),
+        (lambda e: e.run(pos=[1]), "pos=list: give one position"),
+        (lambda e: e.sweep(["q"]), "what=list"),
+        (lambda e: e.sweep("q", by=["pos"]), "by=list"),
+        (lambda e: e.condition(5), "named by a text, got 5"),
+        (lambda e: e.condition("bos-mlp", layer="x"), "layer='x': a condition has one layer"),
+        (lambda e: e.condition("bos-mlp", 3), "which=3"),
+        (lambda e: e.measure(5), "named by a text, got int"),
+        (lambda e: e.patch("resid", layer=1), "'resid' is a kind of activation"),
+        (lambda e: e.ablate(what="mlp", value=[1, 2]), "value=list: write"),
+        (lambda e: logit_diff(e.lens, "e", "o", pos="x"), "pos='x'; give one position"),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused_in_words(experiment, call, message):
+    with pytest.raises(InputError, match=message):
+        call(experiment)
+    assert not experiment.patched()
 
 
 def test_run_tells_next_tokens_loss_and_metric(experiment):
@@ -198,7 +296,7 @@ def test_a_place_that_is_not_there_is_said_in_one_line(experiment, place, messag
     assert not experiment.patched()
 
 
-@pytest.mark.parametrize("value", ["average", None, True, float("nan")])
+@pytest.mark.parametrize("value", ["average", None, True, float("nan"), float("inf")])
 def test_an_ablation_writes_only_numbers(experiment, value):
     with pytest.raises(InputError, match="write 'zero', 'mean' or a number"):
         experiment.ablate(what="mlp", value=value)

@@ -77,6 +77,57 @@ def test_a_metric_is_measured_without_and_with_the_edits(experiment):
     assert not any("intervals are null" in warning for warning in found.warnings)
 
 
+@pytest.mark.parametrize("name", ["sinks", "bos-norm", "compression"])
+def test_each_value_stands_beside_the_null_of_a_run_of_the_same_text(experiment, name):
+    """The value and the null are those that `phaselens run` computes on the text."""
+    import phaselens
+    from phaselens.plugin import plugins
+
+    measured = experiment.measure(name)
+    display = plugins().metric(name).display
+    for column, text in ((1, experiment.corrupt), (3, experiment.clean)):
+        run = phaselens.run(experiment.lens, metrics=name, texts=[text.text])
+        records = run.metrics[name].tables[display.table].records()
+        assert [row[column] for row in measured.rows] == pytest.approx(
+            [r[display.value] for r in records], abs=1e-9
+        )
+        assert [row[column] for row in measured.nulls] == pytest.approx(
+            [r[display.null] for r in records], abs=1e-9
+        )
+    lines = str(measured).splitlines()
+    assert lines[1].split() == ["layer", "before", "null", "after", "null", "clean", "null"]
+    assert lines[2].split()[2] == f"{measured.nulls[0][1]:.4f}"
+
+
+def test_nulls_follow_the_edits(experiment):
+    experiment.ablate(what="resid", layer=2, pos=0, value=50.0)
+    null = experiment.measure("compression").nulls[2]
+    assert null[1] != null[2]
+
+
+def test_a_condition_that_cannot_write_anywhere_is_set_aside(experiment, monkeypatch):
+    from dataclasses import replace
+
+    from phaselens.patching import named
+
+    find = named.find_condition
+
+    def at_position_7(*arguments):
+        condition = find(*arguments)
+        return replace(condition, edits=[replace(edit, positions=[7]) for edit in condition.edits])
+
+    monkeypatch.setattr("phaselens.patching.experiment.find_condition", at_position_7)
+    experiment.condition("bos-mlp", layer=1)
+    experiment.prompts(prompt(experiment.lens, "a cat"))
+    assert experiment.patched()[0].set_aside == "the prompts have 6 tokens, and none at which it writes"
+    experiment.prompts(prompt(experiment.lens, "to be or not"))
+    assert not experiment.patched().set_aside
+
+
+def test_a_layer_of_a_condition_counts_from_the_end_too(experiment):
+    assert experiment.condition("bos-mlp", layer=-1).condition.layer == 2
+
+
 def test_sinks_follow_an_edited_pattern(experiment):
     """All attention on position 0: every head is a sink."""
 

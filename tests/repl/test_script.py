@@ -13,6 +13,7 @@ import torch
 import phaselens
 from phaselens.repl.script import script
 from phaselens.repl.session import Session
+from tests.marks import first_quick
 from tests.toys import save_checkpoint
 
 STATE = """
@@ -82,14 +83,81 @@ def test_texts_are_written_so_that_they_cannot_become_code(lines, shell):
     assert "corrupt = None" in Path("state.py").read_text()
 
 
-def test_what_a_script_cannot_say_is_an_error(lines):
-    assert lines("%save_session state.py")[1].startswith("error: there is no prompt yet")
-    lines('clean = m.prompt("to be")', "metric(lambda logits: logits[:, -1, 3])")
-    assert (
-        "a function of this session, which a script cannot make again" in lines("%save_session state.py")[1]
-    )
-    lines('metric("loss")')
+def test_a_file_that_cannot_be_written_is_an_error(lines):
     assert lines("%save_session no/such/folder/state.py")[1].startswith(
         "error: save_session: no/such/folder/state.py cannot"
     )
     assert lines("%save_session state.py")[0] == "written: state.py\n"
+
+
+def test_a_metric_that_closes_over_the_session_is_named_in_a_comment(lines):
+    lines(
+        'clean = m.prompt("to be")',
+        'corrupt = m.prompt("to do")',
+        "class Third:\n    def __call__(self, logits): return logits[:, -1, 3]",
+    )
+    out, error = lines("third = Third()", "metric(third)", 'sweep("attn", layer=0)', "%save_session state.py")
+    assert error == ""
+    assert out.endswith(
+        "written: state.py\nnote: without the metric metric, which exists in this session only\n"
+    )
+    text = Path("state.py").read_text()
+    assert "# The metric metric exists in the session only: define it here" in text
+    assert "\n# print(experiment.sweep('attn', layer=0))\n" in text
+
+
+LONG = ('clean = m.prompt("to be or not")', 'corrupt = m.prompt("to do or not")')
+SHORT = ('clean = m.prompt("to be")', 'corrupt = m.prompt("to do")')
+EDITS = ("nope(1)", 'ablate(what="mlp", layer=0, pos=-1)', "patch(what='resid', layer=1, pos=(i for i in (10, 12)))",
+         "patch(what='head', layer=2, head=1)", "patch('blocks.2.hook_mlp_out', pos=-9)")  # fmt: skip
+STATES = {
+    "set aside": (*LONG, "logit_diff('e', 'o', pos=-2)", *EDITS, *SHORT, "run()", "attribution('head')"),
+    "made on two lengths": (*LONG, EDITS[2], *SHORT, EDITS[1], *LONG, EDITS[4], "corrupt = None", *SHORT, "run()"),
+    "half assigned": (*LONG, *EDITS, SHORT[0]),
+    "a function": (*SHORT, "import math; shift = 2.0", "def third(logits): return logits[:, -1, 3] * math.sqrt(shift)",
+                   "metric(third)", "run()", "sweep('attn', layer=0)"),
+    "nothing": (),
+    "no prompt": ("nope(1)",),
+    "an edit in layer 0": (*SHORT, "logit_diff('e', 'o')", "patch(what='q', layer=0)",
+                           "run(top=2, pos=1)", "sweep('q', layer=0)"),
+    "several sweeps": (*SHORT, "run()", "sweep('q', 'k', by='head', layer=iter([1, 2]))"),
+    "set aside and back": (*LONG, *EDITS, *SHORT, *LONG, "run()", "sweep('attn')"),
+    "no corrupt prompt": (*LONG, *EDITS, "corrupt = None", "run()"),
+    "not a prompt": (*SHORT, EDITS[3], "clean = 5"),
+    "a prompt deleted": (*SHORT, EDITS[3], "del clean"),
+    "a failed verb": (*SHORT, EDITS[3], "patch(what='q', head=99)", "nope(layers=2)", "run()"),
+    "a metric too far": (*LONG, "logit_diff('e', 'o', pos=12)", *SHORT, "run()"),
+    "a lambda": (*SHORT, "metric(lambda logits: logits[:, -1, 3])", "run()", "sweep('attn', layer=0)"),
+    "two models": (*SHORT, "patch(what='q')", "logit_diff('e', 'o')",
+                   'clean = models["other-model"].prompt("to be or")'),
+    "another model": (
+        'clean = models["other-model"].prompt("to be or")', 'corrupt = models["other-model"].prompt("to do or")',
+        "patch(what='v', layer=0)", "run()"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("state", first_quick(list(STATES), 5))
+def test_every_state_can_be_looked_at_saved_and_undone(lines, shell, lenses, state, capsys):
+    """And the script, executed, has the same edits and prints what the session's own experiment finds."""
+    lines(*STATES[state])
+    assert lines("patched()")[1] == lines("guide()")[1] == ""
+    assert lines("%save_session state.py") == ("written: state.py\n", "")
+    bench = shell.session.bench
+    experiment = bench.experiment
+    expected = [str(experiment.run(*(bench.run or ())))] if bench.has_prompts else [str(experiment.patched())]
+    if experiment.corrupt is not None and experiment.metric.misfit(len(experiment.edited)) is None:
+        expected += [str(eval(f"experiment.{swept}", {"experiment": experiment})) for swept in bench.swept]
+    edits = str(experiment.patched())
+    n_edits = len(experiment.patched())
+    for _ in range(n_edits):
+        out, error = lines("undo()")
+        assert out.startswith("undone: ")
+        assert error == ""
+    assert lines("undo()") == ("", "error: undo: there is no edit to take back\n")
+    scope = {"LOAD": lenses.__getitem__}
+    capsys.readouterr()
+    exec(compile(Path("state.py").read_text(), "state.py", "exec"), scope)
+    assert capsys.readouterr().out.strip() == "\n".join(expected)
+    assert str(scope["experiment"].patched()) == edits
+    while scope["experiment"].patched():
+        scope["experiment"].undo()

@@ -98,8 +98,12 @@ def test_rotation_can_be_switched_before_there_is_a_prompt(lines):
 
 def test_each_model_has_its_own_edits(ready):
     ready('patch(what="mlp", layer=1)')
-    _, error = ready('clean = models["other-model"].prompt("to be or")')
-    assert error.startswith("error: clean is a prompt of 'other-model' and corrupt of 'rope'")
+    out, error = ready('clean = models["other-model"].prompt("to be or")')
+    assert (out.splitlines()[-1], error) == (
+        "corrupt is still the earlier prompt, of 'rope'; assign corrupt too",
+        "",
+    )
+    assert ready("run()")[1].startswith("error: clean is a prompt of 'other-model' and corrupt of 'rope'")
     ready('corrupt = models["other-model"].prompt("to do or")')
     assert ready("patched()")[0] == "no edits\n"
     assert ready("metric()")[0] == "metric: logit_diff('e', 'o')\n"
@@ -185,7 +189,8 @@ def test_help_for_each_name(lines, shell):
         assert explained.startswith(f"{'rope' if verb == 'rope' else verb}(")
         assert shell.object_inspect(verb)["docstring"]
     assert "%save_session" in out
-    assert lines("guide(sweep)")[0].startswith("sweep(*what, by=None, layer=None, file=None)")
+    assert lines("guide(sweep)")[0].startswith("sweep(what='resid', *more, by=None, layer=None, file=None)")
+    assert lines("guide(m)")[0].startswith("rope: LlamaForCausalLM")
     assert lines('guide("other-model")')[0].startswith("other-model: GPT2LMHeadModel")
     assert "Write a script" in shell.object_inspect("%save_session")["docstring"]
 
@@ -202,3 +207,149 @@ def test_transformer_lens_works_on_a_sessions_model(ready):
     )
     assert error == ""
     assert "torch.Size([1, 6, 67])" in out
+
+
+LONG = ('clean = m.prompt("to be or not")', 'corrupt = m.prompt("to do or not")')
+
+
+def test_between_two_assignments_of_another_length_there_is_no_error(ready):
+    for clean, corrupt in (("to be", "to do"), ("to be or not", "to do or not")):
+        out, error = ready(f"clean = m.prompt({clean!r})")
+        assert error == ""
+        assert "corrupt is still the earlier prompt, of " in out.splitlines()[-1]
+        out, error = ready(f"corrupt = m.prompt({corrupt!r})")
+        assert error == ""
+        assert out.startswith(" pos  clean  corrupt\n")
+    out, error = ready('corrupt = m.prompt("to do")')
+    assert (out.splitlines()[-1], error) == (
+        "clean is still the earlier prompt, of 13 tokens; assign clean too",
+        "",
+    )
+    assert ready('clean = m.prompt("to be or")')[1].startswith("error: clean has 9 tokens and corrupt 6")
+
+
+def test_new_prompts_say_what_no_longer_fits_and_what_fits_again(ready):
+    ready(
+        *LONG,
+        'ablate(what="mlp", layer=0)',
+        'patch(what="resid", layer=1, pos=12)',
+        'patch(what="q", pos=[11])',
+    )
+    out, error = ready('clean = m.prompt("to be")', 'corrupt = m.prompt("to do")')
+    assert error == ""
+    note = (
+        "note: set aside, the prompts have 6 tokens: edits 2, 3 (back when prompts fit; patched() lists all)"
+    )
+    assert out.splitlines()[-1] == note
+    out, error = ready("run()")
+    assert "after 1 edit\n" in out
+    assert out.count("set aside: ") == 2
+    assert "set aside: 3. patch blocks.0.attn.hook_q" in ready('sweep("head", layer=0)')[0]
+    assert ready("undo()") == ("undone: patch blocks.0.attn.hook_q … 2 (3 layers) at position 11 from the clean run "
+                               "(it was set aside)\n", "")  # fmt: skip
+    assert ready(*LONG)[0].splitlines()[-1] == "note: applied again: edit 2"
+    assert "set aside" not in ready("patched()", "run()")[0]
+    assert "set aside, there is no corrupt prompt: edit 2 " in ready("corrupt = None")[0]
+
+
+def test_a_model_without_the_tokens_of_the_metric_is_judged_by_the_loss(ready, shell):
+    """Its verbs work all the same."""
+    shell.session._difference = (" he", " she", -1)
+    out, error = ready(
+        'clean, corrupt = (models["other-model"].prompt(text) for text in ("to be", "to do"))',
+        "patched()",
+        "run()",
+    )
+    assert error == ""
+    assert "note: runs of other-model are judged by the loss: ' he' is 3 tokens" in out
+
+
+def test_labels_that_mean_something_else_stay_out_of_the_way(lenses, tmp_path):
+    from phaselens.repl.session import Session
+
+    for label in ("clean", "corrupt", "result", "print", "m", "undo"):
+        session = Session({label: lenses["other-model"]}, str(tmp_path), quiet=True)
+        assert session.names.get(label) is not lenses["other-model"] or label == "m"
+        session.names["patched"]()
+        assert session.mismatch.startswith("there is no prompt yet")
+
+
+def test_a_table_of_a_metric_shows_the_null_of_each_run(ready):
+    out, _ = ready('metric("bos-norm")')
+    assert out.splitlines()[1].split() == ["layer", "before", "null", "after", "null", "clean", "null"]
+    assert out.splitlines()[2].split()[2::2] == ["1.0000"] * 3
+    assert "null" in ready("run()")[0]
+
+
+@pytest.mark.parametrize("verb", ["sweep", "attribution"])
+def test_kinds_are_named_as_in_the_api(ready, shell, verb):
+    ready(f"{verb}('q', layer=0)")
+    first = shell.user_ns["result"]
+    assert ready(f"{verb}(what='q', layer=0)")[1] == ""
+    assert (shell.user_ns["result"].values == first.values).all()
+    assert ready(f"{verb}(what=['q', 'k'], layer=0)")[1] == ""
+    assert shell.user_ns["result"].what == "k"
+
+
+def test_sweeps_of_two_functions_are_not_compared(ready):
+    ready("metric(lambda logits: logits[:, -1, 3])", 'sweep("v", layer=0)')
+    out, _ = ready("metric(lambda logits: logits[:, -1, 4])", 'attribution("v", layer=0)')
+    assert "attribution against patching" not in out
+    assert "attribution against patching" in ready('sweep("v", layer=0)')[0]
+
+
+MISFITS = [
+    ("metric('logit_diff', 'e', 'o')", "logit_diff is a verb of its own; write logit_diff('e', 'o')"),
+    ("metric('logit_diff')", "logit_diff is a verb of its own"),
+    ("metric(logit_diff)", "logit_diff is a verb of its own"),
+    ("metric('sinks', 0.3)", 'metric takes (name), got 2 values without a name; for example metric("sinks"'),
+    ("metric(threshold=0.3)", "metric: name the metric whose parameter threshold is"),
+    ("metric('loss', threshold=0.3)", "metric: loss takes no parameters"),
+    ("metric(5)", "a metric is logit_diff(…), loss or a function of logits, got int"),
+    ("ablate(what='mlp', to='mean')", "ablate has no argument 'to'; did you mean value='mean'?"),
+    ("patch(layers=3)", "patch has no argument 'layers'; did you mean layer=3? For example patch("),
+    ("patch(what='mlp', position=2)", "patch has no argument 'position'; did you mean pos=2?"),
+    ("patch(what='mlp', colour=2)", "patch has no argument 'colour'; known: head, layer, point, pos, what."),
+    (
+        "patch('blocks.1.hook_mlp_out', 3)",
+        "patch takes (point), and by name layer, pos, head, what, got 2 values",
+    ),
+    ("patch(what='mlp', pos='x')", "pos='x': give a number, several, or 'all'"),
+    ("sweep('q', what='k')", "sweep: what is given twice, as 'q' and as 'k'"),
+    ("sweep('q', 'nonsense')", "what='nonsense'; known: attn"),
+    ("sweep(['q', 3])", "what=3"),
+    ("sweep('q', file=3)", "file=3: give the name of a file"),
+    ("attribution('q', observer=1)", "attribution has no argument 'observer'"),
+    ("logit_diff(' he')", 'logit_diff needs b; for example logit_diff(" he", " she")'),
+    ("logit_diff('e', 'o', pos=99)", "logit_diff('e', 'o', pos=99) needs a prompt of 100 tokens or more"),
+    ("logit_diff('e', 'o', pos='x')", "logit_diff: pos='x'; give one position"),
+    ("run(1, 2, 3)", "run takes (top, pos), got 3 values without a name; for example run(top=10, pos=5)"),
+    ("run('x')", "top='x': give a number, 1 to 67"),
+    ("nope(layers=2)", "nope has no argument 'layers'; did you mean layer=2?"),
+    ("rope(layers=2)", "rope has no argument 'layers'; did you mean layer=2?"),
+    ("rope(1, 2)", "rope takes (layer), got 2 values"),
+    ("condition(5)", "condition: a causal metric is named by a text, got 5"),
+    ("condition()", "condition needs name; for example condition("),
+    ("undo('x')", "undo takes no arguments; write undo()"),
+    ("guide(5)", "guide: no verb '5'; known: "),
+    (
+        "m.prompt('a', boss='never')",
+        "prompt has no argument 'boss'; did you mean bos='never'? For example m.prompt(",
+    ),
+    ("m.prompt()", "prompt needs text; for example m.prompt("),
+]
+
+
+def test_a_call_that_does_not_fit_is_one_line_in_words(ready):
+    for line, message in MISFITS:
+        out, error = ready(line)
+        assert error.startswith(f"error: {message}"), line
+        assert (out, error.count("\n")) == ("", 1), line
+    assert ready("patched()") == ("no edits\n", "")
+    assert ready("metric()")[0] == "metric: logit_diff('e', 'o')\n"
+
+
+def test_a_type_error_inside_a_metric_stays_one(ready):
+    assert ready("metric(lambda logits: logits + 'a')", "run()")[1].startswith(
+        "error: TypeError: unsupported operand"
+    )

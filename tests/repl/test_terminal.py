@@ -87,6 +87,29 @@ def test_start_patch_undo_sweep_save_quit(terminal, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_edit_outlives_prompts_that_are_too_short_for_it(terminal, tmp_path):
+    terminal.type('clean = m.prompt("a b c d e")')
+    terminal.type('corrupt = m.prompt("a b x d e")')
+    terminal.type('patch("blocks.1.hook_resid_pre", pos=5)')
+    before = terminal.type("run()")
+    assert "after 1 edit" in before
+    shown = terminal.type('clean = m.prompt("a b c")')
+    assert "error" not in shown
+    assert "corrupt is still the earlier prompt, of 6 tokens; assign corrupt too" in shown
+    assert "note: set aside, the prompts have 4 tokens: edit 1" in terminal.type(
+        'corrupt = m.prompt("a x c")'
+    )
+    assert "set aside: 1. patch blocks.1.hook_resid_pre" in terminal.type("run()")
+    assert "did you mean value='mean'?" in terminal.type('ablate(what="mlp", to="mean")')
+    assert "did you mean layer=3?" in terminal.type("patch(layers=3)")
+    assert "written: state.py" in terminal.type("%save_session state.py")
+    terminal.type('clean = m.prompt("a b c d e"); corrupt = m.prompt("a b x d e")')
+    assert terminal.type("run()").splitlines()[1:] == before.splitlines()[1:]
+    assert "undone: patch blocks.1" in terminal.type("undo()")
+    assert "set aside: 1. patch" in terminal.type("import phaselens; exec(open('state.py').read())")
+
+
+@pytest.mark.slow
 def test_ctrl_c_ends_a_sweep_and_not_the_session(terminal):
     """The sweep is slowed so that there is time for a hand to reach the keys."""
     terminal.type('clean = m.prompt("a b c d e")')

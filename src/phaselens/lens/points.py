@@ -119,16 +119,21 @@ def _known(name: str) -> tuple[str, str] | None:
     return _MEANINGS.get(inside)
 
 
+_IN_HEAD_NORM = re.compile(r"\.attn\.\w*norm\w*\.")
+
+
 def position_axis(lens: Any, name: str) -> int | None:
     """Which dimension of the tensor at a hook point runs over positions (of queries, for a matrix); None if none does.
 
-    Declared for the points in the short list, measured for all others: a family may norm its queries before or after
-    it has moved the heads in front of the positions.
+    Declared for the points in the short list. Inside the norms of queries and keys it is measured, since families norm
+    before or after they move the heads in front of the positions. Everywhere else it is TransformerLens' [batch, pos, …].
     """
     declared = _known(name)
     if declared is not None:
         dimensions = declared[0].strip("[]").split(", ")
         return next((axis for axis, what in enumerate(dimensions) if what in ("pos", "query")), None)
+    if not _IN_HEAD_NORM.search(name):
+        return 1
     if name not in lens.position_axes:
         shapes = []
         for n_tokens in (5, 6):

@@ -1,4 +1,4 @@
-"""Where the rows of a running forward stand: absolute positions of its tokens, and of the keys that a cache still holds.
+"""Where the rows of a running forward stand: absolute positions of its tokens and of the keys that a cache holds.
 
 A *slot* is a column of the token tensor, counted from the first token that the cache saw; pads take slots too. A
 *position* counts a text's own tokens: 0 is its first. The two differ where a prompt is padded on the left.

@@ -13,7 +13,8 @@
 `phaselens.report.heatmap` draws sweeps, on a terminal and as figures.
 """
 
-from phaselens.patching.experiment import Experiment, Stack
+from phaselens.patching.edits import Stack
+from phaselens.patching.experiment import Experiment
 from phaselens.patching.metrics import LogitMetric, logit_diff, loss
 from phaselens.patching.named import Measured, causal_names, metric_names
 from phaselens.patching.points import KINDS

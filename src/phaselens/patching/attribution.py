@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from phaselens.errors import InputError
 from phaselens.patching.metrics import LogitMetric
 from phaselens.patching.passes import Hook, captured
 from phaselens.patching.points import is_matrix, kind_point
@@ -52,6 +53,11 @@ def attribute(
     with torch.enable_grad(), lens.hooks(fwd_hooks=[_rooted(lens), *hooks, *map(watch, names)]):
         logits = lens.original_model(input_ids=corrupt.tokens, use_cache=False).logits
         value = metric(logits, corrupt.tokens).sum()
+        if not value.requires_grad:
+            raise InputError(
+                f"attribution: {metric.name} has no gradient with respect to the logits, so nothing can be estimated "
+                "from it; use sweep"
+            )
         gradients = torch.autograd.grad(value, [acts[name] for name in names], allow_unused=True)
     rows = []
     for name, gradient in zip(names, gradients, strict=True):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
 from phaselens.patching.passes import Hook
-from phaselens.patching.points import Target
+from phaselens.patching.points import Places, Target, brief
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from phaselens.patching.prompts import Prompt
 
 #: Gives the clean run's activations of some hook points, by name.
 Clean = Callable[[Sequence[str]], Mapping[str, "Tensor"]]
@@ -37,11 +41,32 @@ def numbered(noun: str, numbers: Sequence[int]) -> str:
     return f"{noun if len(numbers) == 1 else noun + 's'} {ranges(numbers)}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: `1 token`, `6 tokens`."""
+    return f"{number} {noun if number == 1 else noun + 's'}"
+
+
 @dataclass(frozen=True, repr=False)
 class Edit:
-    """One step of the stack. `code` is the call that makes it again."""
+    """One step of the stack. `code` is the call that makes it again.
+
+    `set_aside` says why the edit does not fit the present prompts and is not applied, or is None. `made_on` is the pair
+    of prompts (clean, corrupt) that it was made on.
+    """
 
     code: str
+    set_aside: str | None = field(default=None, kw_only=True)
+    made_on: tuple[Prompt, Prompt | None] | None = field(default=None, kw_only=True, compare=False)
+
+    def fitted(self, clean: Prompt, corrupt: Prompt | None) -> Edit:
+        """The same edit on these prompts, set aside where it does not fit them."""
+        return replace(self._on(clean, corrupt), set_aside=self._misfit(clean, corrupt))
+
+    def _on(self, clean: Prompt, corrupt: Prompt | None) -> Edit:
+        return self
+
+    def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
+        return None
 
     def hooks(self, clean: Clean) -> list[Hook]:
         """The hooks that make it; none where it is no edit of activations."""
@@ -52,10 +77,24 @@ class Edit:
 
 
 @dataclass(frozen=True, repr=False)
-class Patch(Edit):
-    """Activations of the corrupt run are replaced by those of the clean run."""
+class _OfTarget(Edit):
+    """An edit of activations at some places, which prompts may be too short for."""
 
     target: Target
+
+    def _on(self, clean: Prompt, corrupt: Prompt | None) -> Edit:
+        return replace(self, target=self.target.on(len(clean)))
+
+    def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
+        return None if self.target.fits(len(clean)) else f"the prompts have {counted(len(clean), 'token')}"
+
+
+@dataclass(frozen=True, repr=False)
+class Patch(_OfTarget):
+    """Activations of the corrupt run are replaced by those of the clean run."""
+
+    def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
+        return "there is no corrupt prompt" if corrupt is None else super()._misfit(clean, corrupt)
 
     def hooks(self, clean: Clean) -> list[Hook]:
         """A hook for each point."""
@@ -67,10 +106,9 @@ class Patch(Edit):
 
 
 @dataclass(frozen=True, repr=False)
-class Ablate(Edit):
+class Ablate(_OfTarget):
     """Activations are replaced by a number, or by their mean over the positions of the same run."""
 
-    target: Target
     value: float | str = 0.0
 
     def hooks(self, clean: Clean) -> list[Hook]:
@@ -118,10 +156,80 @@ def require_value(value: Any) -> float | str:
     """What an ablation may write: `"zero"`, `"mean"` or a number.
 
     Raises:
-        InputError: for anything else.
+        InputError: for anything else, infinite numbers among it.
     """
-    if value == "zero":
-        return 0.0
-    if value == "mean" or (isinstance(value, int | float) and not isinstance(value, bool) and value == value):
-        return value if isinstance(value, str) else float(value)
-    raise InputError(f"value={value!r}: write 'zero', 'mean' or a number")
+    if isinstance(value, str) and value in ("zero", "mean"):
+        return 0.0 if value == "zero" else value
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    raise InputError(f"value={brief(value)}: write 'zero', 'mean' or a number")
+
+
+def call(name: str, /, *positional: Any, **arguments: Any) -> str:
+    """A call as source, for scripts.
+
+    >>> call("patch", "blocks.1.hook_z", pos=(3, -1), head=0)
+    "patch('blocks.1.hook_z', pos=[3, -1], head=0)"
+    """
+    shown = [_source(value) for value in positional]
+    shown += [f"{key}={_source(value)}" for key, value in arguments.items()]
+    return f"{name}({', '.join(shown)})"
+
+
+def unusual(**arguments: Any) -> dict[str, Any]:
+    """The arguments of an edit or a sweep that do not have their defaults."""
+    usual = {"pos": "all", "value": "zero"}
+    return {
+        name: value
+        for name, value in arguments.items()
+        if value is not None and not (isinstance(value, str) and value == usual.get(name))
+    }
+
+
+def _source(value: Any) -> str:
+    """A value as source: numbers of any library as Python's own, and what can be iterated as a list."""
+    if value is None or isinstance(value, bool | str | range):
+        return repr(value)
+    if isinstance(value, Integral):
+        return repr(int(value))
+    if isinstance(value, Real):
+        return repr(float(value)) if math.isfinite(value) else f"float('{float(value)}')"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_source(key)}: {_source(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, Iterable):
+        return f"[{', '.join(map(_source, value))}]"
+    return repr(value)
+
+
+def kept(given: Places) -> Places:
+    """What can be read only once, as a list."""
+    return list(given) if isinstance(given, Iterator) else given
+
+
+class Stack(tuple[Edit, ...]):
+    """Edits in the order they were made; printed as a numbered list."""
+
+    __slots__ = ()
+
+    @property
+    def applied(self) -> tuple[Edit, ...]:
+        """Those that fit the present prompts."""
+        return tuple(edit for edit in self if edit.set_aside is None)
+
+    @property
+    def set_aside(self) -> tuple[str, ...]:
+        """What is set aside, each edit with its number and the reason."""
+        return tuple(
+            f"{number}. {edit} ({edit.set_aside})"
+            for number, edit in enumerate(self, start=1)
+            if edit.set_aside is not None
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"{number}. {edit}" + ("" if edit.set_aside is None else f" – set aside: {edit.set_aside}")
+            for number, edit in enumerate(self, start=1)
+        ]
+        return "\n".join(lines) or "no edits"
+
+    __repr__ = __str__

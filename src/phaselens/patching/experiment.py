@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
 from phaselens.patching import edits as steps
 from phaselens.patching.attribution import attribute
+from phaselens.patching.edits import Stack, call, unusual
 from phaselens.patching.metrics import LogitMetric, as_metric, loss
-from phaselens.patching.named import Apply, Measured, by_layer, find_condition, shown_column
-from phaselens.patching.passes import Hook, captured, rotation, rotation_as, set_rotation
-from phaselens.patching.points import Places, chosen, target
+from phaselens.patching.named import Apply, ByLayer, Measured, Row, by_layer, find_condition, shown_column
+from phaselens.patching.passes import Hook, captured, require_rows, rotation, rotation_as, set_rotation
+from phaselens.patching.points import Places, brief, chosen, single, target
 from phaselens.patching.prompts import Alignment, Prompt, align, require_prompt, token_text
 from phaselens.patching.results import Outcome, Sweep, Token
 from phaselens.patching.sweeps import axes_of, sweep
@@ -21,17 +23,6 @@ from phaselens.runs import Observer
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-class Stack(tuple[steps.Edit, ...]):
-    """Edits in the order they were made; printed as a numbered list."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return "\n".join(f"{place}. {edit}" for place, edit in enumerate(self, start=1)) or "no edits"
-
-    __repr__ = __str__
 
 
 class Experiment:
@@ -60,14 +51,31 @@ class Experiment:
         self.lens = require_prompt(clean, "clean").lens
         self._as_loaded = rotation(self.lens)
         self._edits: list[steps.Edit] = []
-        self.metric: LogitMetric = as_metric(metric)
+        self.metric = metric
         self.prompts(clean, corrupt)
+
+    @property
+    def metric(self) -> LogitMetric:
+        """What runs and sweeps are judged by; set to `logit_diff(…)`, `loss` or a function of logits.
+
+        Raises:
+            InputError: when set to anything else.
+        """
+        return self._metric
+
+    @metric.setter
+    def metric(self, metric: Any) -> None:
+        self._metric = as_metric(metric)
 
     def prompts(self, clean: Prompt, corrupt: Prompt | None = None) -> Alignment | None:
         """Exchange the prompts and keep the edits.
 
+        An edit that does not fit the new prompts, for want of a position or of a corrupt prompt, is set aside: it stays
+        in the stack, is not applied, and is applied again once prompts fit. Positions that were given from the end
+        (−1) are counted from the end of the new prompts.
+
         Raises:
-            InputError: for prompts of another model, of two lengths, or too short for an edit.
+            InputError: for prompts of another model or of two lengths.
         """
         require_prompt(clean, "clean")
         aligned = None if corrupt is None else align(clean, require_prompt(corrupt, "corrupt"))
@@ -75,21 +83,10 @@ class Experiment:
             raise InputError(
                 f"these edits are {self.lens.info.label}'s; make another Experiment for {clean.lens.info.label}"
             )
-        self._require_fit(len(clean))
         self.clean, self.corrupt = clean, corrupt
-        self._edits = [
-            replace(edit, prompt=self.edited) if isinstance(edit, Apply) else edit for edit in self._edits
-        ]
-        self._known: dict[tuple[Any, ...], Mapping[str, Tensor]] = {}
+        self._edits = [edit.fitted(clean, corrupt) for edit in self._edits]
+        self._clean_activations: dict[tuple[Any, ...], Mapping[str, Tensor]] = {}
         return aligned
-
-    def _require_fit(self, n_tokens: int) -> None:
-        for edit in self._edits:
-            positions = edit.target.positions if isinstance(edit, steps.Patch | steps.Ablate) else None
-            if positions and max(positions) >= n_tokens:
-                raise InputError(
-                    f"the prompts have {n_tokens} tokens, and this edit goes beyond: {edit}; undo() it first"
-                )
 
     @property
     def edited(self) -> Prompt:
@@ -116,11 +113,11 @@ class Experiment:
         """
         if self.corrupt is None:
             raise InputError("patch: there is no corrupt prompt to put the clean run's activations into")
-        place = target(self.lens, len(self.edited), point, what, layer, pos, head)
-        captured(self.lens, self.clean.tokens, place.names[:1])  # what cannot be patched says so now
-        return self._push(
-            steps.Patch(_call("patch", point, layer=layer, pos=pos, head=head, what=what), place)
-        )
+        layer, pos, head = map(steps.kept, (layer, pos, head))
+        where = target(self.lens, len(self.edited), point, what, layer, pos, head)
+        require_rows(self.lens, self.clean.tokens, where.names)  # what cannot be patched says so now
+        code = _call("patch", point, layer=layer, pos=pos, head=head, what=what)
+        return self._push(steps.Patch(code, where))
 
     def ablate(
         self, point: str | None = None, *, layer: Places = None, pos: Places = "all", head: Places = None,
@@ -130,11 +127,12 @@ class Experiment:
 
         The other arguments are those of `patch`.
         """
-        place = target(self.lens, len(self.edited), point, what, layer, pos, head)
+        layer, pos, head = map(steps.kept, (layer, pos, head))
+        where = target(self.lens, len(self.edited), point, what, layer, pos, head)
         written = steps.require_value(value)
-        captured(self.lens, self.edited.tokens, place.names[:1])
+        require_rows(self.lens, self.edited.tokens, where.names)
         code = _call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
-        return self._push(steps.Ablate(code, place, written))
+        return self._push(steps.Ablate(code, where, written))
 
     def condition(
         self, name: str, which: str | None = None, *, layer: int | None = None, **params: Any
@@ -150,13 +148,9 @@ class Experiment:
         Raises:
             InputError: for a metric or condition that does not exist, with those that do.
         """
-        found = find_condition(self.lens, name, which, layer, params)
-        said = "".join(
-            f", {key}={value!r}"
-            for key, value in {"which": which, "layer": layer, **params}.items()
-            if value is not None
-        )
-        return self._push(Apply(f"condition({name!r}{said})", name, found, self.edited))
+        condition = find_condition(self.lens, name, which, layer, params)
+        code = call("condition", name, **unusual(which=which, layer=layer), **params)
+        return self._push(Apply(code, name, condition, self.edited))
 
     def nope(self, layer: Places = None) -> steps.Edit:
         """Null the rotation of one layer, several, or all: queries and keys then know no positions (cos = 1, sin = 0).
@@ -169,6 +163,7 @@ class Experiment:
         """
         from phaselens.lens.positions import detect, null_rotation
 
+        layer = steps.kept(layer)
         layers = self._layers(layer)
         kinds = detect(self.lens)
         if all(kinds[each] == "nope" for each in layers):
@@ -176,8 +171,14 @@ class Experiment:
                 f"nope: there is no rotation to null in {steps.numbered('layer', layers)} of {self.lens.info.label}"
             )
         before = rotation(self.lens)
-        null_rotation(self.lens, layers)
-        return self._push(steps.Rotation(_call("nope", None, layer=layer), layers, True, before))
+        try:
+            null_rotation(self.lens, layers)
+        except (
+            BaseException
+        ):  # Ctrl-C too: without an edit that undo() could take back, nothing may have changed
+            set_rotation(self.lens, before)
+            raise
+        return self._push(steps.Rotation(call("nope", **unusual(layer=layer)), layers, True, before))
 
     def rope(self, layer: Places = None) -> steps.Edit:
         """Restore the rotation of one layer, several, or all.
@@ -187,6 +188,7 @@ class Experiment:
         """
         from phaselens.lens.positions import restore_rotation
 
+        layer = steps.kept(layer)
         layers = self._layers(layer)
         before = rotation(self.lens)
         if not any(before[each] for each in layers):
@@ -195,17 +197,18 @@ class Experiment:
             )
         restore_rotation(self.lens, layers)
         restored = tuple(each for each in layers if before[each])
-        return self._push(steps.Rotation(_call("rope", None, layer=layer), restored, False, before))
+        return self._push(steps.Rotation(call("rope", **unusual(layer=layer)), restored, False, before))
 
     def _layers(self, layer: Places) -> tuple[int, ...]:
         return chosen(layer, self.lens.info.n_layers, "layer", self.lens.info.label)
 
     def _push(self, edit: steps.Edit) -> steps.Edit:
-        self._edits.append(edit)
-        return edit
+        made = replace(edit, made_on=(self.clean, self.corrupt))
+        self._edits.append(made)
+        return made
 
     def undo(self) -> steps.Edit:
-        """Take back the last edit, and return it.
+        """Take back the last edit, applied or set aside, and return it.
 
         Raises:
             InputError: where there is none.
@@ -218,7 +221,7 @@ class Experiment:
         return last
 
     def patched(self) -> Stack:
-        """The edits, first one first."""
+        """The edits, first one first, those that are set aside among them."""
         return Stack(self._edits)
 
     # Runs
@@ -235,15 +238,19 @@ class Experiment:
         Raises:
             InputError: for a position or number that cannot be.
         """
-        if not 1 <= top <= self.lens.info.d_vocab:
-            raise InputError(f"top={top}: give 1 to {self.lens.info.d_vocab}")
+        if isinstance(top, bool) or not isinstance(top, Integral) or not 1 <= top <= self.lens.info.d_vocab:
+            raise InputError(f"top={brief(top)}: give a number, 1 to {self.lens.info.d_vocab}")
         prompt = self.edited
-        (place,) = chosen(pos, len(prompt), "pos", "the prompt")
+        position = single(pos, len(prompt))
+        reason = self.metric.misfit(len(prompt)) if self.metric is not loss else None
+        measured = self.metric is not loss and reason is None
+        clean = None
         with rotation_as(self.lens, self._as_loaded):
             before = self._logits(prompt)
-            clean = None if self.corrupt is None else self._value(self._logits(self.clean), self.clean)
+            if measured and self.corrupt is not None:
+                clean = self._value(self._logits(self.clean), self.clean)
         after = self._logits(prompt, self.hooks())
-        probabilities = [logits[0, place].double().softmax(-1) for logits in (before, after)]
+        probabilities = [logits[0, position].double().softmax(-1) for logits in (before, after)]
         lists = [
             tuple(
                 Token(token_text(self.lens, token), *(float(one[token]) for one in probabilities))
@@ -253,19 +260,21 @@ class Experiment:
         ]
         losses = None
         if len(prompt) > 1:
-            losses = tuple(float(loss(logits, prompt.tokens)[0]) for logits in (before, after))
-        named = self.metric is not loss
+            losses = float(loss(before, prompt.tokens)[0]), float(loss(after, prompt.tokens)[0])
+        edits = self.patched()
         return Outcome(
             "clean" if self.corrupt is None else "corrupt",
-            place,
-            prompt.words[place],
+            position,
+            prompt.words[position],
             lists[0],
             lists[1],
-            losses,  # type: ignore[arg-type]  # two of them
-            self.metric.name if named else None,
-            (self._value(before, prompt), self._value(after, prompt)) if named else None,
-            clean if named else None,
-            tuple(map(str, self._edits)),
+            losses,
+            self.metric.name if measured else None,
+            (self._value(before, prompt), self._value(after, prompt)) if measured else None,
+            clean,
+            tuple(map(str, edits.applied)),
+            edits.set_aside,
+            reason or "",
         )
 
     def measure(self, name: str, **params: Any) -> Measured:
@@ -274,26 +283,46 @@ class Experiment:
         Raises:
             InputError: for a metric or parameter that does not exist, or that shows no number by layer.
         """
+        if not isinstance(name, str):
+            raise InputError(f"measure: a metric is named by a text, got {type(name).__name__}")
         _, column, unit = shown_column(plugins().metric(name))
         prompt = self.edited
+        clean: ByLayer | None = None
         with rotation_as(self.lens, self._as_loaded):
-            before, warnings = by_layer(prompt, name, params)
-            clean = {} if self.corrupt is None else by_layer(self.clean, name, params)[0]
+            before = by_layer(prompt, name, params)
+            if self.corrupt is not None:
+                clean = by_layer(self.clean, name, params)
         with self.lens.hooks(fwd_hooks=self.hooks()):
-            after, more = by_layer(prompt, name, params)
-        rows = tuple((layer, before[layer], after.get(layer), clean.get(layer)) for layer in sorted(before))
-        return Measured(name, column, unit, rows, tuple(dict.fromkeys([*warnings, *more])))
+            after = by_layer(prompt, name, params)
+
+        def rows(part: Callable[[ByLayer], Mapping[int, float | None]]) -> tuple[Row, ...]:
+            without, with_edits = part(before), part(after)
+            of_clean = {} if clean is None else part(clean)
+            return tuple(
+                (layer, without[layer], with_edits.get(layer), of_clean.get(layer))
+                for layer in sorted(without)
+            )
+
+        return Measured(
+            name,
+            column,
+            unit,
+            rows(lambda run: run.values),
+            tuple(dict.fromkeys([*before.warnings, *after.warnings])),
+            rows(lambda run: run.nulls),
+            self.patched().set_aside,
+        )
 
     def hooks(self) -> list[Hook]:
-        """The edits as pairs of a hook name and a function, as `lens.stream` and `lens.hooks` take them."""
-        return [hook for edit in self._edits for hook in edit.hooks(self._clean_values)]
+        """The edits that fit the prompts, as pairs of a hook name and a function: `lens.stream(…, hooks)`."""
+        return [hook for edit in self.patched().applied for hook in edit.hooks(self._clean_values)]
 
     def _clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
         """Activations of the clean run, of the model as its rotation stands now."""
         key = (tuple(names), rotation(self.lens))
-        if key not in self._known:
-            self._known[key] = captured(self.lens, self.clean.tokens, names)
-        return self._known[key]
+        if key not in self._clean_activations:
+            self._clean_activations[key] = captured(self.lens, self.clean.tokens, names)
+        return self._clean_activations[key]
 
     def _logits(self, prompt: Prompt, hooks: Sequence[Hook] = ()) -> Tensor:
         return self.lens.stream(prompt.tokens, hooks, unembed=True)
@@ -332,10 +361,11 @@ class Experiment:
         """
         by, layers = self._swept("sweep", what, by, layer)
         base, clean = self.values()
-        return sweep(
+        swept = sweep(
             self.clean, self._corrupt("sweep"), self.metric, what, by, layers, self.hooks(), base, clean,
             observer or Observer(),
         )  # fmt: skip
+        return replace(swept, set_aside=self.patched().set_aside)
 
     def attribution(self, what: str = "resid", *, by: str | None = None, layer: Places = None) -> Sweep:
         """What `sweep` finds, estimated for all cells at once by the metric's gradient: fast, and to first order only.
@@ -344,9 +374,10 @@ class Experiment:
         """
         by, layers = self._swept("attribution", what, by, layer)
         base, clean = self.values()
-        return attribute(
+        estimated = attribute(
             self.clean, self._corrupt("attribution"), self.metric, what, by, layers, self.hooks(), base, clean
         )
+        return replace(estimated, set_aside=self.patched().set_aside)
 
     def _swept(self, verb: str, what: str, by: str | None, layer: Places) -> tuple[str, tuple[int, ...]]:
         self._corrupt(verb)
@@ -358,12 +389,6 @@ class Experiment:
         return self.corrupt
 
 
-def _call(verb: str, point: str | None, **given: Any) -> str:
-    """The call that makes an edit again; what has its usual value is left out."""
-    usual: dict[str, Any] = {"pos": "all", "value": "zero"}
-    said = [] if point is None else [repr(point)]
-    for name, value in given.items():
-        plain = value if isinstance(value, int | float | str | range) or value is None else list(value)
-        if plain != usual.get(name):
-            said.append(f"{name}={plain!r}")
-    return f"{verb}({', '.join(said)})"
+def _call(verb: str, point: str | None, **arguments: Any) -> str:
+    """The call that makes an edit again."""
+    return call(verb, *(() if point is None else (point,)), **unusual(**arguments))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
+from phaselens.patching.points import brief
 from phaselens.patching.prompts import token_text
 
 if TYPE_CHECKING:
@@ -20,12 +22,22 @@ class LogitMetric:
     """A number of each row of a batch of logits.
 
     `compute` takes logits [batch, pos, d_vocab], in float32 or wider, and the tokens [1, pos] that all rows were run
-    on, and gives [batch]. `code` is what makes it again in a script, or None.
+    on, and gives [batch]. `code` is what makes it again in a script, or None; `function` is the caller's own function
+    that it was made of. `shortest` is how many tokens a prompt must have for it.
     """
 
     name: str
     compute: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
     code: str | None = field(default=None, repr=False)
+    function: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+    shortest: int = field(default=1, repr=False)
+
+    def misfit(self, n_tokens: int) -> str | None:
+        """Why a prompt of `n_tokens` tokens has no such number, or None where it has."""
+        if n_tokens >= self.shortest:
+            return None
+        tokens = "1 token" if n_tokens == 1 else f"{n_tokens} tokens"
+        return f"{self.name} needs a prompt of {self.shortest} tokens or more, and this one has {tokens}"
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """[batch], of logits [batch, pos, d_vocab].
@@ -60,10 +72,13 @@ def logit_diff(lens: HookedTransformer, a: str | int, b: str | int, pos: int = -
     >>> logit_diff(tiny_lens(), "a", "b").name
     "logit_diff('a', 'b')"
     """
+    if isinstance(pos, bool) or not isinstance(pos, Integral):
+        raise InputError(f"logit_diff: pos={brief(pos)}; give one position, a whole number")
+    pos = int(pos)
     first, second = token_id(lens, a), token_id(lens, b)
     if first == second:
         raise InputError(f"logit_diff: {a!r} and {b!r} are the same token; name two")
-    at = "" if pos == -1 else f", pos={int(pos)}"
+    at = "" if pos == -1 else f", pos={pos}"
 
     def compute(logits: Tensor, _tokens: Tensor) -> Tensor:
         if not -logits.shape[1] <= pos < logits.shape[1]:
@@ -71,7 +86,8 @@ def logit_diff(lens: HookedTransformer, a: str | int, b: str | int, pos: int = -
         return logits[:, pos, first] - logits[:, pos, second]
 
     shown = f"logit_diff({token_text(lens, first)}, {token_text(lens, second)}{at})"
-    return LogitMetric(shown, compute, f"logit_diff(lens, {first}, {second}{at})")
+    shortest = pos + 1 if pos >= 0 else -pos
+    return LogitMetric(shown, compute, f"logit_diff(lens, {first}, {second}{at})", shortest=shortest)
 
 
 def token_id(lens: HookedTransformer, token: str | int) -> int:
@@ -80,10 +96,10 @@ def token_id(lens: HookedTransformer, token: str | int) -> int:
     Raises:
         InputError: with the tokens that it is, where it is none or several.
     """
-    if isinstance(token, int) and not isinstance(token, bool):
+    if isinstance(token, Integral) and not isinstance(token, bool):
         if not 0 <= token < lens.info.d_vocab:
             raise InputError(f"token {token}: {lens.info.label} knows 0 to {lens.info.d_vocab - 1}")
-        return token
+        return int(token)
     if not isinstance(token, str):
         raise InputError(f"a token is a text or an id, got {type(token).__name__}")
     if lens.text_tokenizer is None:
@@ -106,7 +122,7 @@ def _mean_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 #: Mean loss of a prompt's own tokens but the first, in nats a token.
-loss = LogitMetric("loss", _mean_loss, "loss")
+loss = LogitMetric("loss", _mean_loss, "loss", shortest=2)
 
 
 def as_metric(given: Any) -> LogitMetric:
@@ -118,5 +134,6 @@ def as_metric(given: Any) -> LogitMetric:
     if isinstance(given, LogitMetric):
         return given
     if callable(given):
-        return LogitMetric(getattr(given, "__name__", "metric"), lambda logits, _tokens: given(logits))
+        name = getattr(given, "__name__", "metric")
+        return LogitMetric(name, lambda logits, _tokens: given(logits), function=given)
     raise InputError(f"a metric is logit_diff(…), loss or a function of logits, got {type(given).__name__}")

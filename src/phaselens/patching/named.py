@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phaselens.data import Text, Tokens, texts_from
 from phaselens.errors import InputError, MetricError, close_matches
-from phaselens.patching.edits import Clean, Edit
+from phaselens.patching.edits import Clean, Edit, counted
 from phaselens.patching.passes import Hook
+from phaselens.patching.points import brief
 from phaselens.patching.prompts import Prompt
 from phaselens.patching.results import Shown
 from phaselens.plugin import Batch, CausalMetric, Condition, Metric, plugins
@@ -51,11 +52,22 @@ def _usable() -> list[str]:
 
 @dataclass(frozen=True, repr=False)
 class Apply(Edit):
-    """A condition of a causal metric is put on the run."""
+    """A condition of a causal metric is put on the run of `prompt`."""
 
     metric: str
     condition: Condition
     prompt: Prompt
+
+    def _on(self, clean: Prompt, corrupt: Prompt | None) -> Edit:
+        return replace(self, prompt=clean if corrupt is None else corrupt)
+
+    def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
+        """The condition's positions are those of texts of any length; it has to write to some that the prompts have."""
+        n_tokens = len(clean)
+        for edit in self.condition.edits:
+            if edit.positions is None or any(position < n_tokens for position in edit.positions):
+                return None
+        return f"the prompts have {counted(n_tokens, 'token')}, and none at which it writes"
 
     def hooks(self, clean: Clean) -> list[Hook]:
         """A hook for each of the condition's edits."""
@@ -102,6 +114,14 @@ def find_condition(
     Raises:
         InputError: where the metric is none, has no such condition, or several and none was named.
     """
+    if not isinstance(name, str):
+        raise InputError(f"condition: a causal metric is named by a text, got {brief(name)}")
+    if which is not None and not isinstance(which, str):
+        raise InputError(f"which={brief(which)}: give the name of one of the conditions of {name}")
+    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
+        raise InputError(f"layer={brief(layer)}: a condition has one layer; give a whole number")
+    if layer is not None and -lens.info.n_layers <= layer < 0:
+        layer += lens.info.n_layers
     kind = plugins().metric(name)
     if not issubclass(kind, CausalMetric):
         raise InputError(f"{name} changes nothing, so it has no condition; see metric({name!r})")
@@ -150,29 +170,54 @@ def _picked(name: str, found: Sequence[Condition], which: str | None, layer: int
     return left[0]
 
 
+#: Layer, before, after, clean.
+Row = tuple[int, float | None, float | None, float | None]
+
+
 @dataclass(frozen=True, repr=False)
 class Measured(Shown):
     """A metric by layer: of the prompt's run without the edits, with them, and of the clean run.
 
-    `rows` are (layer, before, after, clean); a value is None where it is missing. `warnings` say why.
+    `rows` are (layer, before, after, clean); a value is None where it is missing. `nulls` are the same with what the
+    metric calls its null, the value of nothing at work, in each of the three runs; empty for a metric without one.
+    `warnings` say why something is missing; `set_aside` are the edits that did not fit the prompts.
     """
 
     metric: str
     column: str
     unit: str
-    rows: tuple[tuple[int, float | None, float | None, float | None], ...]
+    rows: tuple[Row, ...]
     warnings: tuple[str, ...] = ()
+    nulls: tuple[Row, ...] = ()
+    set_aside: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        unit = f", {self.unit}" if self.unit else ""
+        """A table with the null of each run beside its value."""
+        cells = [["layer", "before", "after", "clean"]]
+        cells += [[str(layer), *map(_shown, values)] for layer, *values in self.rows]
+        if self.nulls:
+            null_cells = [["null"] * 3, *([_shown(null) for null in nulls] for _, *nulls in self.nulls)]
+            cells = [
+                [line[0], *(cell for pair in zip(line[1:], null_line, strict=True) for cell in pair)]
+                for line, null_line in zip(cells, null_cells, strict=True)
+            ]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        # A value's null stands close to it, and runs apart.
+        gaps = [0, *(2 if self.nulls and index % 2 else 4 for index in range(len(widths) - 1))]
         lines = [
-            f"{self.metric}: {self.column}{unit}",
-            f"{'layer':>5}{'before':>10}{'after':>10}{'clean':>10}",
+            "".join(
+                " " * gap + cell.rjust(width) for cell, gap, width in zip(line, gaps, widths, strict=True)
+            )
+            for line in cells
         ]
-        for layer, *values in self.rows:
-            shown = "".join(f"{'–' if value is None else format(value, '.4f'):>10}" for value in values)
-            lines.append(f"{layer:5}{shown}")
-        return "\n".join([*lines, *(f"note: {warning}" for warning in self.warnings)])
+        unit = f", {self.unit}" if self.unit else ""
+        notes = [f"note: {warning}" for warning in self.warnings]
+        notes += [f"set aside: {edit}" for edit in self.set_aside]
+        return "\n".join([f"{self.metric}: {self.column}{unit}", *lines, *notes])
+
+
+def _shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def shown_column(kind: type[Metric[Any]]) -> tuple[str, str, str]:
@@ -192,18 +237,29 @@ def shown_column(kind: type[Metric[Any]]) -> tuple[str, str, str]:
     return display.table, display.value, spec.columns[spec.index(display.value)].unit or ""
 
 
-def by_layer(
-    prompt: Prompt, name: str, params: Mapping[str, Any]
-) -> tuple[dict[int, float | None], list[str]]:
-    """What the metric shows of each layer, on one prompt, of the model as it is hooked now; and its warnings."""
-    (one,) = choose([(name, params)])
-    table, column, _ = shown_column(one.metric)
-    results = {name: MetricResult(one.metric, one.params, one.distribution)}
+class ByLayer(NamedTuple):
+    """What a metric shows of each layer of one run: its values, their nulls (empty without one), and its warnings."""
+
+    values: dict[int, float | None]
+    nulls: dict[int, float | None]
+    warnings: list[str]
+
+
+def by_layer(prompt: Prompt, name: str, params: Mapping[str, Any]) -> ByLayer:
+    """What the metric shows of each layer, on one prompt, of the model as it is hooked now.
+
+    Raises:
+        InputError: for a metric or parameter that does not exist.
+        MetricError: for a metric that fails.
+    """
+    (chosen,) = choose([(name, params)])
+    table, column, _ = shown_column(chosen.metric)
+    results = {name: MetricResult(chosen.metric, chosen.params, chosen.distribution)}
     tokens = Tokens(Text("prompt", prompt.text), prompt.ids, len(prompt))
     tables, warnings = measure(
         prompt.lens,
         [tokens],
-        [one],
+        [chosen],
         results,
         batch_tokens=1 << 30,
         seed=0,
@@ -213,9 +269,14 @@ def by_layer(
     for failure in results[name].failures:
         raise MetricError(f"metric {name} failed: {failure}")
     records = tables[name][table].records()
-    found: dict[int, float | None] = {}
-    for record in records:
-        value = record[column]
-        found[int(record["layer"])] = float(value) if isinstance(value, int | float) else None  # type: ignore[arg-type]
+
+    def column_by_layer(column: str) -> dict[int, float | None]:
+        cells = {int(record["layer"]): record[column] for record in records}  # type: ignore[arg-type]
+        return {
+            layer: float(cell) if isinstance(cell, int | float) else None for layer, cell in cells.items()
+        }
+
+    null = chosen.metric.display.null if chosen.metric.display else None
     # One text has no interval, which is not shown here either.
-    return found, [each for each in warnings if not each.endswith("intervals are null")]
+    shown_warnings = [warning for warning in warnings if not warning.endswith("intervals are null")]
+    return ByLayer(column_by_layer(column), column_by_layer(null) if null else {}, shown_warnings)

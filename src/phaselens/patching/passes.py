@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -76,21 +76,42 @@ def captured(lens: HookedTransformer, tokens: Tensor, names: Sequence[str]) -> d
     Raises:
         InputError: for one that does not fire, or that has no row for each position.
     """
-    found: dict[str, Tensor] = {}
-    lens.stream(tokens, [keep(found, name) for name in names], unembed=any(map(_late, names)))
-    n = tokens.shape[1]
+    activations: dict[str, Tensor] = {}
+    lens.stream(tokens, [keep(activations, name) for name in names], unembed=any(map(_late, names)))
+    shapes = {name: list(activation.shape) for name, activation in activations.items()}
+    _check_shapes(lens, shapes, names, tokens.shape[1])
+    return activations
+
+
+def require_rows(lens: HookedTransformer, tokens: Tensor, names: Sequence[str]) -> None:
+    """Check that each of those points fires in a plain run and has a row for each position; keeps no activations.
+
+    Raises:
+        InputError: for the first one that does not.
+    """
+    shapes: dict[str, list[int]] = {}
+
+    def note(name: str) -> Hook:
+        return name, lambda value, hook: shapes.update({name: list(value.shape)})
+
+    lens.stream(tokens, [note(name) for name in names], unembed=any(map(_late, names)))
+    _check_shapes(lens, shapes, names, tokens.shape[1])
+
+
+def _check_shapes(
+    lens: HookedTransformer, shapes: Mapping[str, list[int]], names: Sequence[str], n_tokens: int
+) -> None:
     for name in names:
-        if name not in found:
+        if name not in shapes:
             raise InputError(
                 f"{name} does not fire in a run of {lens.info.label}; `phaselens hooks` lists those that do"
             )
-        shape = list(found[name].shape)
-        at = 2 if is_matrix(name) else 1
-        if len(shape) < 3 or shape[at] != n:
+        shape = shapes[name]
+        axis = 2 if is_matrix(name) else 1
+        if len(shape) < 3 or shape[axis] != n_tokens:
             raise InputError(
-                f"{name} is {shape}, with no row for each of the {n} positions; choose another point"
+                f"{name} is {shape}, with no row for each of the {n_tokens} positions; choose another point"
             )
-    return found
 
 
 def _late(name: str) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, close_matches
@@ -40,8 +41,8 @@ def kind_point(what: str) -> str:
     Raises:
         InputError: with close matches, for a kind that does not exist.
     """
-    if what not in KINDS:
-        raise InputError(f"what={what!r}; {close_matches(str(what), KINDS)}")
+    if not isinstance(what, str) or what not in KINDS:
+        raise InputError(f"what={brief(what)}; {close_matches(str(what), KINDS)}")
     return KINDS[what]
 
 
@@ -64,36 +65,82 @@ def n_heads_of(lens: HookedTransformer, name: str) -> int | None:
     return lens.info.n_heads if tail in (*_WITH_HEADS, *_MATRIX) else None
 
 
+def brief(value: Any) -> str:
+    """A value as one short piece of a message: numbers and texts as Python writes them, others by their type."""
+    return repr(value) if value is None or isinstance(value, int | float | str) else type(value).__name__
+
+
+def numbers(given: Places, noun: str) -> tuple[int, ...] | None:
+    """Layers, positions or heads as the caller wrote them, negative ones too; None for all (`"all"` or None).
+
+    Raises:
+        InputError: for anything but whole numbers.
+    """
+    if given is None or (isinstance(given, str) and given == "all"):
+        return None
+    if isinstance(given, str):
+        raise InputError(f"{noun}={given!r}: give a number, several, or 'all'")
+    listed: list[Any]
+    try:
+        listed = list(given) if isinstance(given, Iterable) else [given]
+    except TypeError:  # an array without dimensions
+        listed = [given]
+    for number in listed:
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise InputError(f"{noun}={brief(number)}: give whole numbers, or 'all'")
+    if not listed:
+        raise InputError(f"{noun}: none is named; give a number, several, or 'all'")
+    return tuple(dict.fromkeys(map(int, listed)))
+
+
 def chosen(given: Places, n: int, noun: str, of: str) -> tuple[int, ...]:
     """Layers, positions or heads as numbers from 0: `"all"` or None is every one; negative numbers count from the end.
 
     Raises:
         InputError: for what is none of `n`.
     """
-    if given is None or (isinstance(given, str) and given == "all"):
+    listed = numbers(given, noun)
+    if listed is None:
         return tuple(range(n))
-    if isinstance(given, str):
-        raise InputError(f"{noun}={given!r}: give a number, several, or 'all'")
-    listed = [given] if isinstance(given, int) else list(given) if isinstance(given, Iterable) else [given]
-    found = []
-    for place in listed:
-        if isinstance(place, bool) or not isinstance(place, int):
-            raise InputError(f"{noun}={place!r}: give whole numbers, or 'all'")
-        if not -n <= place < n:
-            raise InputError(f"{noun} {place}: {of} has {n}, 0 to {n - 1}")
-        found.append(place % n)
-    if not found:
-        raise InputError(f"{noun}: none is named; give a number, several, or 'all'")
-    return tuple(dict.fromkeys(found))
+    for number in listed:
+        if not -n <= number < n:
+            raise InputError(f"{noun} {number}: {of} has {n}, 0 to {n - 1}")
+    return tuple(dict.fromkeys(number % n for number in listed))
+
+
+def single(pos: Any, n: int) -> int:
+    """One position of a prompt of `n` tokens, from 0; a negative one counts from the end.
+
+    Raises:
+        InputError: for none, for several, or for one that the prompt does not have.
+    """
+    if isinstance(pos, bool) or not isinstance(pos, Integral):
+        raise InputError(f"pos={brief(pos)}: give one position, a whole number")
+    return chosen(int(pos), n, "pos", "the prompt")[0]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The places an edit covers: hook names, positions and heads (None: all)."""
+    """The places an edit covers: hook names, positions and heads (None: all).
+
+    `positions` count from 0 in the present prompts; `given` are the same as the caller wrote them, so that position
+    −1 is the last one of other prompts too.
+    """
 
     names: tuple[str, ...]
     positions: tuple[int, ...] | None
     heads: tuple[int, ...] | None = None
+    given: tuple[int, ...] | None = None
+
+    def fits(self, n_tokens: int) -> bool:
+        """Whether prompts of `n_tokens` tokens have all of its positions."""
+        return self.given is None or all(-n_tokens <= number < n_tokens for number in self.given)
+
+    def on(self, n_tokens: int) -> Target:
+        """The same places of prompts that they fit; elsewhere with its positions as they were given."""
+        if self.given is None or not self.fits(n_tokens):
+            return replace(self, positions=self.given)
+        return replace(self, positions=chosen(self.given, n_tokens, "pos", "the prompt"))
 
     def write(self, name: str, old: Tensor, new: Tensor | float) -> Tensor:
         """A copy of `old` with `new` (a number, or a tensor of its shape, batch 1) at the target's places."""
@@ -135,6 +182,8 @@ def target(
     if point is not None and what is not None:
         raise InputError(f"{point!r} and what={what!r} both say where; name one of them")
     if point is not None:
+        if isinstance(point, str) and point in KINDS:
+            raise InputError(f"{point!r} is a kind of activation, not a hook point; write what={point!r}")
         if layer is not None:
             raise InputError(
                 f"{point!r} names its layer; leave layer= out, or write what= instead of the name"
@@ -143,7 +192,8 @@ def target(
             raise InputError(f"a hook point is a text, got {type(point).__name__}")
         names: Sequence[str] = (point,)
     else:
-        inside = kind_point(str(what))
+        assert what is not None
+        inside = kind_point(what)
         names = [f"blocks.{each}.{inside}" for each in chosen(layer, lens.info.n_layers, "layer", label)]
     for name in names:
         lens.require_hook(name)
@@ -151,12 +201,12 @@ def target(
             raise InputError(
                 f"{name} is a measurement, and nothing in the model follows from it; edit hook_pattern"
             )
-    places = chosen(pos, n_tokens, "pos", "the prompt")
-    positions = None if pos is None or (isinstance(pos, str) and pos == "all") else places
-    heads: tuple[int, ...] | None = None
-    if head is not None and head != "all":
+    given = numbers(pos, "pos")
+    positions = None if given is None else chosen(given, n_tokens, "pos", "the prompt")
+    heads = numbers(head, "head")
+    if heads is not None:
         n_heads = n_heads_of(lens, names[0])
         if n_heads is None:
             raise InputError(f"{names[0]} has no heads; leave head= out, or choose what='head'")
-        heads = chosen(head, n_heads, "head", names[0])
-    return Target(tuple(names), positions, heads)
+        heads = chosen(heads, n_heads, "head", names[0])
+    return Target(tuple(names), positions, heads, given)

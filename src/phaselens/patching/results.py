@@ -36,7 +36,8 @@ class Sweep(Shown):
     the layers of its rows. A cell that was not measured is masked. `base` is the metric of the run that is patched,
     `clean` that of the clean run.
 
-    With `kind` `"attribution"` the values are `base` plus the gradient's estimate of each cell's effect.
+    With `kind` `"attribution"` the values are `base` plus the gradient's estimate of each cell's effect. `set_aside`
+    are the edits that did not fit the prompts and were not applied.
     """
 
     what: str
@@ -51,6 +52,7 @@ class Sweep(Shown):
     n_heads: int
     kind: str = "patching"
     interrupted: bool = False
+    set_aside: tuple[str, ...] = ()
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -126,6 +128,7 @@ class Sweep(Shown):
             where = ", ".join(f"{axis} {cell[axis]}" for axis in self.axes)
             word = f" {self.clean_words[cell['pos']]}" if "pos" in cell else ""
             lines.append(f"  {where}{word}: {cell['effect']:+.4f}")
+        lines += [f"set aside: {edit}" for edit in self.set_aside]
         return "\n".join(lines)
 
 
@@ -159,7 +162,8 @@ class Outcome(Shown):
     """What the edits did: next tokens, loss (nats a token) and metric before and after them.
 
     `top_before` and `top_after` are the most probable tokens at `pos`, most probable first. `clean` is the metric of
-    the clean run. Loss and metric are None where there are none to measure.
+    the clean run. Loss and metric are None where there are none to measure; `reason` says why the metric is missing.
+    `edits` were applied; those in `set_aside` did not fit the prompts.
     """
 
     run: str
@@ -172,6 +176,8 @@ class Outcome(Shown):
     value: tuple[float, float] | None
     clean: float | None
     edits: tuple[str, ...]
+    set_aside: tuple[str, ...] = ()
+    reason: str = ""
 
     def __str__(self) -> str:
         head = f"{self.run}, next token after position {self.pos} {self.word}"
@@ -184,6 +190,8 @@ class Outcome(Shown):
         if self.value is not None:
             clean = "" if self.clean is None else f" (clean run: {self.clean:.4f})"
             lines.append(f"{self.metric}: {self.value[0]:.4f} → {self.value[1]:.4f}{clean}")
+        lines += [f"no metric: {self.reason}"] if self.reason else []
+        lines += [f"set aside: {edit}" for edit in self.set_aside]
         return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from phaselens.errors import InputError, close_matches
 from phaselens.patching.metrics import LogitMetric
 from phaselens.patching.passes import Hook, Walk, keep
-from phaselens.patching.points import is_matrix, kind_point, n_heads_of
+from phaselens.patching.points import brief, is_matrix, kind_point, n_heads_of
 from phaselens.patching.prompts import Prompt
 from phaselens.patching.results import AXES, Sweep, empty
 from phaselens.runs import Observer
@@ -34,8 +34,8 @@ def axes_of(what: str, by: str | None, lens: Any) -> str:
     has_heads = n_heads_of(lens, f"blocks.0.{point}") is not None
     if by is None:
         return "head" if has_heads else "pos"
-    if by not in AXES:
-        raise InputError(f"by={by!r}; {close_matches(str(by), AXES)}")
+    if not isinstance(by, str) or by not in AXES:
+        raise InputError(f"by={brief(by)}; {close_matches(str(by), AXES)}")
     if "head" in by and not has_heads:
         raise InputError(f"by={by!r}: {what} has no heads; leave by= out, or sweep head, q, k, v or pattern")
     return by

@@ -10,7 +10,8 @@ from typing import Any
 from phaselens.lens.points import ALIASES
 from phaselens.patching import KINDS, causal_names, metric_names
 from phaselens.patching.results import AXES
-from phaselens.repl.session import VERBS, Session
+from phaselens.repl.calls import VERB_NAMES
+from phaselens.repl.session import Session
 
 # The innermost open call, and the string that is being typed in it, perhaps for a named argument.
 _TYPING = re.compile(r"""(\w+)\((?:[^()]*?[,\s])?\s*(?:(\w+)\s*=\s*)?(["'])([^"']*)$""")
@@ -48,7 +49,7 @@ def _known(session: Session, verb: str, argument: str | None) -> Iterable[str] |
     if verb == "metric":
         return [*metric_names(), "loss"]
     if verb == "guide":
-        return [*(name for group in VERBS.values() for name in group), *session.models]
+        return [*VERB_NAMES, *session.models]
     return None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from phaselens.lens import HookedTransformer
 from phaselens.patching import Prompt, prompt
+from phaselens.repl.calls import in_words
 
 
 class SessionModel(HookedTransformer):
@@ -15,8 +16,9 @@ class SessionModel(HookedTransformer):
     `m.info` says what is known of it, `m.generate("…")` lets it write, `m.describe_hooks()` lists what can be hooked.
     """
 
-    _switch: Callable[[Any], None] | None = None
+    _switch: Callable[..., None] | None = None
 
+    @in_words
     def prompt(self, text: str, *, bos: str | None = None) -> Prompt:
         """`text` as this model reads it: `clean = m.prompt("Call me Ishmael")`.
 
@@ -29,13 +31,8 @@ class SessionModel(HookedTransformer):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward, of text or tokens. A model that is called `rope` is also the verb `rope(layer=None)`."""
-        layers = [*args, *(value for name, value in kwargs.items() if name == "layer")]
-        if (
-            self._switch is not None
-            and len(layers) == len(args) + len(kwargs) < 2
-            and all(map(_is_layers, layers))
-        ):
-            return self._switch(layers[0] if layers else None)
+        if self._switch is not None and not _runs_a_model(args, kwargs):
+            return self._switch(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -46,11 +43,16 @@ class SessionModel(HookedTransformer):
         )
 
 
-def _is_layers(value: Any) -> bool:
-    """Layers are whole numbers; what a model is run on is text or a tensor."""
-    if value is None or isinstance(value, int | range) or (isinstance(value, str) and value == "all"):
+def _runs_a_model(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call has what a model is run on, a text, texts or a tensor; `rope` takes numbers."""
+    import torch
+
+    if any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values())):
         return True
-    return isinstance(value, list | tuple) and all(isinstance(each, int) for each in value)
+    text = args[0] if args else kwargs.get("input")
+    if isinstance(text, list | tuple):
+        return any(isinstance(entry, str) for entry in text)
+    return isinstance(text, str) and text != "all"
 
 
 def adopt(lens: HookedTransformer) -> SessionModel:

@@ -3,132 +3,41 @@
 from __future__ import annotations
 
 import inspect
-import sys
+import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from phaselens.errors import InputError, close_matches
-from phaselens.patching import (
-    KINDS,
-    Experiment,
-    LogitMetric,
-    Prompt,
-    Sweep,
-    agreement,
-    align,
-    logit_diff,
-    loss,
-)
+from phaselens.patching import KINDS, Experiment, Sweep, agreement, logit_diff, loss
+from phaselens.patching.edits import call, kept, unusual
 from phaselens.patching.metrics import as_metric
-from phaselens.patching.prompts import require_prompt
-from phaselens.repl.models import SessionModel, adopt
-from phaselens.report import heatmap, words
+from phaselens.patching.points import brief
+from phaselens.patching.sweeps import axes_of
+from phaselens.repl.calls import VERB_NAMES, VERBS, in_words, is_another_verb
+from phaselens.repl.models import SessionModel
+from phaselens.repl.workspace import Workspace
+from phaselens.report import heatmap
 from phaselens.report.progress import ProgressBar
-from phaselens.report.tables import console
-
-#: Verbs by what they are for, as `guide()` lists them.
-VERBS: dict[str, tuple[str, ...]] = {
-    "judge": ("logit_diff", "metric"),
-    "edit": ("patch", "ablate", "condition", "nope", "rope", "undo", "patched"),
-    "look": ("run", "sweep", "attribution"),
-    "help": ("guide",),
-}
 
 
-class Session:
-    """Models by label, and the verbs on them. `names` is what the user's lines see and set."""
+class Session(Workspace):
+    """The verbs, on the models and prompts of a workspace."""
 
     def __init__(self, models: Mapping[str, Any], figures: str | None = None, *, quiet: bool = False) -> None:
-        self.models: dict[str, SessionModel] = {label: adopt(lens) for label, lens in models.items()}
-        self.first = next(iter(self.models.values()))
+        super().__init__(models)
         self.figures = figures
         self.quiet = quiet
-        self.experiments: dict[str, Experiment] = {}
         self.watched: tuple[str, dict[str, Any]] | None = None
-        self.swept: str | None = None
-        self._difference: tuple[str | int, str | int, int] | None = None
-        self._known: dict[tuple[Any, ...], Sweep] = {}
-        self._aligned: tuple[Any, Any] = (None, None)
+        self._sweeps: dict[tuple[Any, ...], Sweep] = {}
         self._n_figures = 0
-        self.names: dict[str, Any] = {"models": self.models, "m": self.first}
-        self.names |= {verb: getattr(self, verb) for verbs in VERBS.values() for verb in verbs}
-        for label, lens in self.models.items():
-            if label == "rope":
-                lens._switch = self.rope
-            if label.isidentifier() and (label == "rope" or label not in self.names):
-                self.names[label] = lens
-
-    # What the verbs stand on
-
-    @property
-    def out(self) -> Console:
-        """Where results go; looked up anew, as IPython exchanges `sys.stdout`."""
-        return console(sys.stdout)
-
-    def say(self, text: str, style: str = "") -> None:
-        """Lines of text, harmless ones."""
-        for line in str(text).split("\n"):
-            self.out.print(Text(words.plain(line), style=style), soft_wrap=True)
-
-    @property
-    def lens(self) -> SessionModel:
-        """The model that is worked on: that of `clean`, else the first."""
-        clean = self.names.get("clean")
-        return adopt(clean.lens) if isinstance(clean, Prompt) else self.first
-
-    @property
-    def experiment(self) -> Experiment:
-        """The edits of that model, with the prompts as they are now.
-
-        Raises:
-            InputError: for prompts that do not go together.
-        """
-        lens = self.lens
-        clean, corrupt = self.names.get("clean"), self.names.get("corrupt")
-        label = lens.info.label
-        if label not in self.experiments:
-            stand_in = Prompt(lens, "", (lens.info.bos_token_id or 0,))
-            self.experiments[label] = Experiment(stand_in, metric=self._metric_of(lens))
-        known = self.experiments[label]
-        if clean is not None and (known.clean is not clean or known.corrupt is not corrupt):
-            known.prompts(require_prompt(clean, "clean"), corrupt)
-        return known
-
-    @property
-    def ready(self) -> Experiment:
-        """The same, once there is a prompt.
-
-        Raises:
-            InputError: which says how to make one.
-        """
-        if not isinstance(self.names.get("clean"), Prompt):
-            raise InputError(
-                'there is no prompt yet; write clean = m.prompt("…") and corrupt = m.prompt("…")'
-            )
-        return self.experiment
-
-    def _metric_of(self, lens: SessionModel) -> LogitMetric:
-        return loss if self._difference is None else logit_diff(lens, *self._difference)
-
-    def after_line(self, *_: Any) -> None:
-        """Show new prompts side by side; called after each line."""
-        clean, corrupt = self.names.get("clean"), self.names.get("corrupt")
-        if clean is self._aligned[0] and corrupt is self._aligned[1]:
-            return
-        self._aligned = (clean, corrupt)
-        if isinstance(clean, Prompt) and isinstance(corrupt, Prompt):
-            self.say(str(align(clean, corrupt)))
-        elif isinstance(clean, Prompt):
-            self.say(str(clean))
+        self.name_models({verb: getattr(self, verb) for verb in VERB_NAMES})
 
     # Judge
 
+    @in_words
     def logit_diff(self, a: str | int, b: str | int, pos: int = -1) -> None:
         """Judge runs by the logit of token `a` minus that of `b`, at the last position (or `pos`).
 
@@ -136,11 +45,15 @@ class Session:
 
         Both are texts of one token; mind the space before them.
         """
-        made = logit_diff(self.lens, a, b, pos)
-        self.experiment.metric = made
+        metric = logit_diff(self.lens, a, b, pos)
+        experiment = self.experiment
+        if self.mismatch is None and (reason := metric.misfit(len(experiment.edited))):
+            raise InputError(reason)
+        experiment.metric = metric
         self._difference = (a, b, pos)
-        self.say(f"metric: {made.name}")
+        self.say(f"metric: {metric.name}")
 
+    @in_words
     def metric(self, name: Any = None, **params: Any) -> None:
         """Measure a metric by name, on the prompts, before and after the edits; `run()` then shows it too.
 
@@ -149,22 +62,30 @@ class Session:
         metric(my_function)         … by a function of logits [batch, pos, d_vocab] that gives [batch]
         metric()                    says which metric is in use
         """
-        if name is None:
+        if isinstance(name, str) and name in VERB_NAMES:
+            raise InputError(is_another_verb(name))
+        if getattr(name, "__self__", None) is self:
+            raise InputError(is_another_verb(name.__name__))
+        if name is None or name == "loss" or not isinstance(name, str):
+            if params and name is None:
+                raise InputError(f"metric: name the metric whose parameter {next(iter(params))} is")
+            if params:
+                raise InputError(f"metric: {name if name == 'loss' else 'a function'} takes no parameters")
+            if name is not None:
+                self.experiment.metric = loss if name == "loss" else as_metric(name)
+                self._difference = None
             self.say(f"metric: {self.experiment.metric.name}")
-            if self.watched:
+            if name is None and self.watched:
                 self.say(f"shown by run(): {self.watched[0]}")
-        elif name == "loss" or callable(name):
-            self.experiment.metric = loss if name == "loss" else as_metric(name)
-            self._difference = None
-            self.say(f"metric: {self.experiment.metric.name}")
-        else:
-            found = self.ready.measure(str(name), **params)
-            self.watched = (str(name), params)
-            self.names["result"] = found
-            self.say(str(found))
+            return
+        measured = self.ready.measure(name, **params)
+        self.watched = (name, params)
+        self.names["result"] = measured
+        self.say(str(measured))
 
     # Edit
 
+    @in_words
     def patch(
         self,
         point: str | None = None,
@@ -185,6 +106,7 @@ class Session:
         """
         self._made(self.ready.patch(point, layer=layer, pos=pos, head=head, what=what))
 
+    @in_words
     def ablate(
         self, point: str | None = None, *, layer: Any = None, pos: Any = "all", head: Any = None,
         what: str | None = None, value: float | str = "zero",
@@ -198,6 +120,7 @@ class Session:
         """
         self._made(self.ready.ablate(point, layer=layer, pos=pos, head=head, what=what, value=value))
 
+    @in_words
     def condition(
         self, name: str, which: str | None = None, *, layer: int | None = None, **params: Any
     ) -> None:
@@ -210,40 +133,54 @@ class Session:
         """
         self._made(self.ready.condition(name, which, layer=layer, **params))
 
+    @in_words
     def nope(self, layer: Any = None) -> None:
-        """Null the rotation of one layer, several, or all, live: nope(), nope(2), nope(range(3))."""
+        """Null the rotation of one layer, several, or all, live: nope(2), nope(range(3)), nope() for all."""
         self._made(self.experiment.nope(layer))
 
+    @in_words
     def rope(self, layer: Any = None) -> None:
-        """Restore the rotation that nope() nulled, of one layer, several, or all: rope(), rope(2)."""
+        """Restore the rotation that nope() nulled, of one layer, several, or all: rope(2), rope() for all."""
         self._made(self.experiment.rope(layer))
 
     def _made(self, edit: Any) -> None:
         self.say(f"{len(self.experiment.patched())}. {edit}")
 
+    @in_words
     def undo(self) -> None:
-        """Take back the last edit."""
-        self.say(f"undone: {self.experiment.undo()}")
+        """Take back the last edit, applied or set aside."""
+        edit = self.experiment.undo()
+        self.say(f"undone: {edit}" + ("" if edit.set_aside is None else " (it was set aside)"))
 
+    @in_words
     def patched(self) -> None:
-        """List the edits, first one first."""
-        self.say(str(self.experiment.patched()))
+        """List the edits, first one first. One that does not fit the prompts is set aside until they fit again."""
+        edits = self.experiment.patched()
+        self.say(str(edits))
+        if edits and self.mismatch is not None and self.bench.has_prompts:
+            self.say("note: on the last prompts that went together", style="dim")
 
     # Look
 
+    @in_words
     def run(self, top: int = 5, pos: int = -1) -> None:
         """Run without and with the edits: the likeliest next tokens, loss and metric before and after.
 
         run()               after the last position
         run(top=10, pos=5)
         """
-        found = self.ready.run(top, pos)
-        self.names["result"] = found
-        self.say(str(found))
+        outcome = self.ready.run(top, pos)
+        self.bench.run = (top, pos)
+        self.names["result"] = outcome
+        self.say(str(outcome))
         if self.watched:
             self.say(str(self.ready.measure(self.watched[0], **self.watched[1])))
 
-    def sweep(self, *what: str, by: str | None = None, layer: Any = None, file: str | None = None) -> None:
+    @in_words
+    def sweep(
+        self, what: str | Sequence[str] = "resid", *more: str, by: str | None = None, layer: Any = None,
+        file: str | os.PathLike[str] | None = None,
+    ) -> None:  # fmt: skip
         """Patch one cell at a time, everywhere, and show what each does to the metric: a heatmap and a figure.
 
             sweep("resid")              layer × position; also attn, mlp
@@ -253,60 +190,72 @@ class Session:
 
         Ctrl-C stops it and keeps what is done. `result` holds the last one.
         """
-        self._swept("sweep", what or ("resid",), by, layer, file)
+        self._sweep("sweep", what, more, by, layer, file)
 
+    @in_words
     def attribution(
-        self, *what: str, by: str | None = None, layer: Any = None, file: str | None = None
-    ) -> None:
+        self, what: str | Sequence[str] = "resid", *more: str, by: str | None = None, layer: Any = None,
+        file: str | os.PathLike[str] | None = None,
+    ) -> None:  # fmt: skip
         """What `sweep` would find, estimated at once from a gradient: a fast first look, right to first order.
+
+            attribution("resid")
 
         Arguments are those of `sweep`. Where both are known, how far they agree is said.
         """
-        self._swept("attribution", what or ("resid",), by, layer, file)
+        self._sweep("attribution", what, more, by, layer, file)
 
-    def _swept(self, verb: str, kinds: tuple[str, ...], by: str | None, layer: Any, file: str | None) -> None:
+    def _sweep(self, verb: str, what: Any, more: Sequence[Any], by: Any, layer: Any, file: Any) -> None:
+        if file is not None and not isinstance(file, str | os.PathLike):
+            raise InputError(f"file={brief(file)}: give the name of a file, such as 'heads.png'")
+        kinds = [*([what] if isinstance(what, str) or not isinstance(what, Iterable) else what), *more]
+        if not kinds:
+            raise InputError(f"{verb}: no kind of activation is named; give {', '.join(KINDS)}")
+        layer = kept(layer)
         experiment = self.ready
-        found = []
-        for what in kinds:
-            with self._watching() as observer:
-                found.append(
-                    experiment.sweep(what, by=by, layer=layer, observer=observer)
-                    if verb == "sweep"
-                    else experiment.attribution(what, by=by, layer=layer)
-                )
-            heatmap.print_sweep(found[-1], self.out)
-            self._compare(experiment, found[-1])
-            if found[-1].interrupted:
+        for kind in kinds:  # before the first of them takes its time
+            axes_of(kind, by, experiment.lens)
+        sweeps: list[Sweep] = []
+        for kind in kinds:
+            if verb == "sweep":
+                with self._watching() as observer:
+                    sweeps.append(experiment.sweep(kind, by=by, layer=layer, observer=observer))
+            else:
+                sweeps.append(experiment.attribution(kind, by=by, layer=layer))
+            heatmap.print_sweep(sweeps[-1], self.out)
+            self._compare(experiment, sweeps[-1])
+            if sweeps[-1].interrupted:
                 break
-        self.names["result"] = found[-1]
-        said = [
-            *map(repr, kinds),
-            *(f"{name}={value!r}" for name, value in (("by", by), ("layer", layer)) if value),
-        ]
-        self.swept = f"{verb}({', '.join(said)})" if len(kinds) == 1 else None
-        self.say(f"figure: {heatmap.save(found, file or self._figure_file(verb, kinds))}", style="dim")
+        for edit in sweeps[-1].set_aside:
+            self.say(f"set aside: {edit}")
+        self.names["result"] = sweeps[-1]
+        self.bench.swept = tuple(
+            call(verb, kind, **unusual(by=by, layer=layer)) for kind in kinds[: len(sweeps)]
+        )
+        self.say(f"figure: {heatmap.save(sweeps, file or self._figure_file(verb, kinds))}", style="dim")
 
     @contextmanager
-    def _watching(self) -> Any:
+    def _watching(self) -> Iterator[ProgressBar]:
         with ProgressBar(quiet=self.quiet) as bar:
             yield bar
 
-    def _compare(self, experiment: Experiment, found: Sweep) -> None:
+    def _compare(self, experiment: Experiment, sweep: Sweep) -> None:
         """Say how far attribution and patching of the same state agree, where both are known."""
+        metric = experiment.metric
         state = (
-            experiment.lens.info.label,
             experiment.clean,
             experiment.corrupt,
-            tuple(edit.code for edit in experiment.patched()),
-            experiment.metric.name,
+            tuple(edit.code for edit in experiment.patched().applied),
+            metric.code or metric.function or metric,
         )
-        place = (found.what, found.by, found.layers)
-        self._known[state, place, found.kind] = found
-        other = self._known.get((state, place, "attribution" if found.kind == "patching" else "patching"))
+        cells = (sweep.what, sweep.by, sweep.layers)
+        self._sweeps[state, cells, sweep.kind] = sweep
+        other_kind = "attribution" if sweep.kind == "patching" else "patching"
+        other = self._sweeps.get((state, cells, other_kind))
         if other is not None:
-            self.say(str(agreement(found, other)))
+            self.say(str(agreement(sweep, other)))
 
-    def _figure_file(self, verb: str, kinds: tuple[str, ...]) -> Path:
+    def _figure_file(self, verb: str, kinds: Sequence[str]) -> Path:
         if self.figures is None:
             self.figures = tempfile.mkdtemp(prefix="phaselens-")
         self._n_figures += 1
@@ -314,23 +263,26 @@ class Session:
 
     # Help
 
+    @in_words
     def guide(self, name: str | Callable[..., Any] | None = None) -> None:
         """List the verbs, or explain one: guide("sweep")."""
         if name is None:
             self.say(self._overview())
             return
-        wanted = name if isinstance(name, str) else getattr(name, "__name__", "")
-        verbs = [verb for group in VERBS.values() for verb in group]
-        if wanted in self.models and wanted not in verbs:
-            self.say(f"{self.models[wanted]!r}\n{inspect.getdoc(SessionModel)}")
+        model = name if isinstance(name, SessionModel) else None
+        if isinstance(name, str) and name not in VERB_NAMES:
+            model = self.models.get(name)
+        if model is not None:
+            self.say(f"{model!r}\n{inspect.getdoc(SessionModel)}")
             return
-        if wanted not in verbs:
-            raise InputError(f"guide: no verb {wanted!r}; {close_matches(wanted, [*verbs, *self.models])}")
-        verb = getattr(self, wanted)
+        topic = name if isinstance(name, str) else getattr(name, "__name__", brief(name))
+        if topic not in VERB_NAMES:
+            raise InputError(f"guide: no verb {topic!r}; {close_matches(topic, [*VERB_NAMES, *self.models])}")
+        verb = getattr(self, topic)
         signature = inspect.signature(verb)
-        bare = [one.replace(annotation=one.empty) for one in signature.parameters.values()]
+        bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
         shown = signature.replace(parameters=bare, return_annotation=signature.empty)
-        self.say(f"{wanted}{shown}\n{inspect.getdoc(verb)}")
+        self.say(f"{topic}{shown}\n{inspect.getdoc(verb)}")
 
     def _overview(self) -> str:
         labels = ", ".join(self.models)

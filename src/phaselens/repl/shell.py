@@ -12,7 +12,7 @@ from traitlets.config import Config
 
 from phaselens.errors import PhaseLensError
 from phaselens.repl.completion import matcher
-from phaselens.repl.script import script
+from phaselens.repl.script import metric_is_held, script
 from phaselens.repl.session import Session
 from phaselens.report.words import plain
 
@@ -114,6 +114,10 @@ def save(session: Session, loads: dict[str, str], line: str) -> None:
     text = script(session, loads)
     try:
         Path(name).expanduser().write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"save_session: {name} cannot be written: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"save_session: {name} cannot be written: {reason}") from error
     print(f"written: {name}")
+    metric = session.experiment.metric
+    if not metric_is_held(session.experiment):
+        print(plain(f"note: without the metric {metric.name}, which exists in this session only"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,7 +229,7 @@ def _drawable(text: str) -> str:
     return "".join(sign if font.get_char_index(ord(sign)) else "□" for sign in words.plain(text))
 
 
-def save(sweeps: Sequence[Sweep], path: str | Path) -> Path:
+def save(sweeps: Sequence[Sweep], path: str | os.PathLike[str]) -> Path:
     """Write `figure(*sweeps)` to a file; its ending says the format.
 
     Raises:

@@ -92,8 +92,8 @@ class Options:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise InputError(f"{name} is {value!r}; give a whole number of at least {least}")
-        for name in ("device", "dtype"):
-            if not isinstance(getattr(self, name), str):
+        for name in ("bos", "device", "dtype"):
+            if not isinstance(getattr(self, name), str) and not (name == "bos" and self.bos is None):
                 raise InputError(f"{name} is {kind_of(getattr(self, name))}; give text")
         if self.bos is not None and self.bos not in BOS_POLICIES:
             raise InputError(f"bos is {self.bos!r}; {close_matches(str(self.bos), BOS_POLICIES)}")
