@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phaselens.lens.info import Rotation
 from phaselens.plugin import Batch, LayerView, Metric, ModelInfo
 
 
@@ -20,6 +21,9 @@ def info(n_layers: int = 1, n_heads: int = 2, d_head: int = 4, **facts: Any) -> 
         "scales": (1.0,) * n_layers, "softcap": None, "dtype": "float32", "device": "cpu",
         "attention_path": "streaming", "bos_token_id": 0, "bos_policy": "auto",
     }  # fmt: skip
+    half = d_head // 2
+    halves = Rotation(tuple((low, low + half) for low in range(half)), d_head)
+    plain |= {"rotations": (halves,) * n_layers, "head_outputs": ("same",) * n_layers}
     return ModelInfo(**plain | facts)
 
 

@@ -14,14 +14,10 @@ NaN of all that it takes part in.
 
 from phaselens.attention._attend import attend
 from phaselens.attention._cells import (
-    Pairing,
-    chosen_pairing,
     gaussian_massive_share,
     massive_cells,
     norm_matrix,
     pair_norms,
-    pairing_error,
-    pairings,
 )
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
 from phaselens.attention._nulls import (
@@ -46,12 +42,10 @@ from phaselens.attention._statistics import (
 from phaselens.attention._writes import Writes, head_norms, triangular, writes
 
 __all__ = [
-    "Pairing",
     "SoftmaxOptions",
     "Summary",
     "Writes",
     "attend",
-    "chosen_pairing",
     "concentration",
     "distance_mass",
     "explicit",
@@ -63,8 +57,6 @@ __all__ = [
     "norm_matrix",
     "normalised_entropy",
     "pair_norms",
-    "pairing_error",
-    "pairings",
     "query_mean",
     "received_mass",
     "refine_lse",
