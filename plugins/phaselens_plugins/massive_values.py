@@ -3,9 +3,9 @@
 Jin et al. 2025 (arXiv:2502.01563). Two means are in use, over all cells of a tensor and over each head's; and some
 count before the rotation, which mixes dimensions. All are here, each under its own name.
 
-Only the norm of a pair of dimensions that the rotation mixes is the same before and after it. The pairs are those of the
-model's own rotation (`ModelInfo.rotations`), whether that is applied, nulled or dropped; dimensions that it leaves alone
-are in no pair.
+Only the norm of a pair of dimensions that the rotation mixes is the same before and after it. The pairs are those of
+the model's own rotation (`ModelInfo.rotations`), whether that is applied, nulled or dropped; dimensions that it leaves
+alone are in no pair.
 """
 
 from __future__ import annotations
@@ -223,7 +223,10 @@ class MassiveValues(Grid[ValueParams]):
             for place, name in enumerate(("global", "per_head", "max_ratio", "null")):
                 self.derived[f"{tensor}.{name}"] = found[..., place]
             by_pair = self.per_text.stack(f"{tensor}_pairs")
-            self.derived[f"{tensor}.pairs"], self.derived[f"{tensor}.null_pairs"] = by_pair[..., 0], by_pair[..., 1]
+            self.derived[f"{tensor}.pairs"], self.derived[f"{tensor}.null_pairs"] = (
+                by_pair[..., 0],
+                by_pair[..., 1],
+            )
         self._explain_pairs()
         return {
             "texts": self.table("texts", self._texts()),
@@ -256,11 +259,15 @@ class MassiveValues(Grid[ValueParams]):
             self.warn(f"count_pairs is null in layer {', '.join(layers)}: {reason}")
         for tensor in POINTS:
             has_pairs = ~np.isnan(self._n_pairs(tensor))
-            zero = np.isnan(self.values(f"{tensor}.pairs")) & ~np.isnan(self.values(f"{tensor}.global")) & has_pairs
+            zero = (
+                np.isnan(self.values(f"{tensor}.pairs"))
+                & ~np.isnan(self.values(f"{tensor}.global"))
+                & has_pairs
+            )
             if tensor != "v" and zero.any():
-                layers = np.flatnonzero(zero.any(0))
+                places = ", ".join(map(str, np.flatnonzero(zero.any(0))))
                 self.warn(
-                    f"count_pairs of {tensor} is null in layer {', '.join(map(str, layers))} for text "
+                    f"count_pairs of {tensor} is null in layer {places} for text "
                     f"{some(self.per_text.texts, zero.any(1))}: the dimensions that the rotation mixes are all zero"
                 )
 
@@ -269,7 +276,9 @@ class MassiveValues(Grid[ValueParams]):
         import numpy as np
 
         heads = self._cells(tensor) // self.model.d_head
-        n_pairs = np.array([len(self._pairs(layer)) for layer in range(self.model.n_layers)], dtype=np.float64)
+        n_pairs = np.array(
+            [len(self._pairs(layer)) for layer in range(self.model.n_layers)], dtype=np.float64
+        )
         return heads * np.where(n_pairs > 0, n_pairs, np.nan)
 
     def _texts(self) -> Iterator[tuple[Any, ...]]:
@@ -285,7 +294,17 @@ class MassiveValues(Grid[ValueParams]):
                     for name in ("global", "per_head", "pairs", "max_ratio", "null", "null_pairs")
                 )
                 share = pairs / n_pairs[tensor][layer] if tensor in n_pairs else pairs
-                numbers = (whole, whole / n_cells, head, head / n_cells, pairs, share, ratio, null, null_pairs)
+                numbers = (
+                    whole,
+                    whole / n_cells,
+                    head,
+                    head / n_cells,
+                    pairs,
+                    share,
+                    ratio,
+                    null,
+                    null_pairs,
+                )
                 yield texts[text], layer, tensor, n_cells, *map(cell, numbers), lengths[text]
 
     def _layers(self) -> Iterator[tuple[Any, ...]]:

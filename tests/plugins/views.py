@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phaselens.lens.info import Rotation
-from phaselens.plugin import Batch, LayerView, Metric, ModelInfo
+from phaselens.plugin import Batch, LayerView, Metric, ModelInfo, Projection, Rotation
 
 
 def info(n_layers: int = 1, n_heads: int = 2, d_head: int = 4, **facts: Any) -> ModelInfo:
@@ -37,7 +36,10 @@ def view(
     batch = Batch(ids, tuple(range(len(lengths))), lengths, tokens)
     if weight is None:
         return LayerView(index, batch, activations)
-    return LayerView(index, batch, activations, {"attn.W_O": weight}.__getitem__)
+    output = Projection(weight, weight.new_zeros(weight.shape[-1]))
+    return LayerView(
+        index, batch, activations, {"attn.W_O": weight}.__getitem__, {"attn.W_O": output}.__getitem__
+    )
 
 
 def from_matrix(pattern: Tensor) -> dict[str, Tensor]:

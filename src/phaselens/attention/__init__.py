@@ -25,6 +25,7 @@ from phaselens.attention._nulls import (
     uniform_entropy,
     uniform_received,
     uniform_sink,
+    uniform_sink_rows,
     uniform_window,
 )
 from phaselens.attention._problem import SoftmaxOptions
@@ -39,7 +40,7 @@ from phaselens.attention._statistics import (
     summarise,
     window_mass,
 )
-from phaselens.attention._writes import Writes, head_norms, triangular, writes
+from phaselens.attention._writes import Writes, head_norms, scaled_writes, triangular, writes
 
 __all__ = [
     "SoftmaxOptions",
@@ -61,6 +62,7 @@ __all__ = [
     "received_mass",
     "refine_lse",
     "row_entropy",
+    "scaled_writes",
     "sink_mass",
     "sink_score",
     "summarise",
@@ -69,6 +71,7 @@ __all__ = [
     "uniform_entropy",
     "uniform_received",
     "uniform_sink",
+    "uniform_sink_rows",
     "uniform_window",
     "window_mass",
     "writes",

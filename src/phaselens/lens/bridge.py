@@ -41,6 +41,8 @@ from phaselens.lens.info import ModelInfo
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.native import NativeGateUp, NativeNorm
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks
+from phaselens.lens.projection import Projection
+from phaselens.lens.weights import projection, weight_of
 
 if TYPE_CHECKING:
     from phaselens.lens.losses import Unembedding
@@ -242,6 +244,14 @@ class HookedTransformer(TransformerBridge):
     def describe_hooks(self, *, every: bool = False) -> list[HookPointInfo]:
         """Every hook point with shape, dtype and meaning; see `phaselens.lens.points.describe_hooks`."""
         return describe_hooks(self, every=every)
+
+    def weight_of(self, layer: int | None, name: str) -> Tensor:
+        """The weight that TransformerLens calls `blocks.{layer}.{name}`; see `phaselens.lens.weights.weight_of`."""
+        return weight_of(self, layer, name)
+
+    def projection_of(self, layer: int | None, name: str) -> Projection:
+        """The projection of that name, `attn.W_O`; see `phaselens.lens.weights.projection`."""
+        return projection(self, layer, name)
 
     def find_hook(self, name: str) -> Any:
         """The hook point of that name, or None."""

@@ -52,7 +52,9 @@ def rotate(states: Tensor, angles: Tensor) -> Tensor:
     [[0.0, 1.0]]
     """
     both = torch.cat([angles, angles]).expand(1, len(states), -1)
-    rotated, _ = modeling_llama.apply_rotary_pos_emb(states[None, None], states[None, None], both.cos(), both.sin())
+    rotated, _ = modeling_llama.apply_rotary_pos_emb(
+        states[None, None], states[None, None], both.cos(), both.sin()
+    )
     turned: Tensor = rotated[0, 0]
     return turned
 

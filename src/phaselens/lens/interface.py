@@ -79,6 +79,22 @@ def attend_hooked(
         return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
 
     query, key = owner.fire_rotated(query, key)
+    out, pattern = _observed(owner, module, query, key, value, scores_kw, dropout, is_causal, kwargs)
+    return owner.hook_attended(out), pattern
+
+
+def _observed(
+    owner: StreamingAttention,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores_kw: dict[str, Any],
+    dropout: float,
+    is_causal: bool | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by the cheapest computation that serves whoever listens to the owner's statistics or matrix."""
     if is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern):
         return _explicit(owner, query, key, value, scores_kw)
     wanted = owner.hooked_statistics()

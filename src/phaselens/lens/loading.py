@@ -15,6 +15,7 @@ from phaselens.lens.bridge import HookedTransformer, require_served, wrap
 from phaselens.lens.components import each_attention
 from phaselens.lens.info import ModelInfo
 from phaselens.lens.rotation import read_rotations
+from phaselens.lens.weights import read_head_outputs
 
 POSITIONS = ("auto", "nope")
 
@@ -196,6 +197,7 @@ def _describe(
         softmax_scale=getattr(config, "softmax_scale", None),
         quantisation=_quantisation(config),
         rotations=read_rotations(lens, positions),
+        head_outputs=read_head_outputs(lens),
         files=sources.hash_files(folder) if folder else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )

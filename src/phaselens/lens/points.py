@@ -68,9 +68,13 @@ _MEANINGS: dict[str, tuple[str, str]] = {
         "[batch, head, query, key]",
         "attention after the softmax; builds the matrix in this layer",
     ),
+    "attn.hook_attended": (
+        "[batch, pos, head, d_head]",
+        "what each head reads: its attention times the values, before any norm or gate that follows",
+    ),
     "attn.hook_z": (
         "[batch, pos, head, d_head]",
-        "attention output of each head, before the output projection",
+        "what the output projection takes of each head, after such a norm or gate",
     ),
     "hook_normalized": (
         "[batch, pos, d_model]",

@@ -92,7 +92,9 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> Rotation:
         return Rotation((), d_head, "queries and keys do not reach every dimension of a head")
     is_basis = bool(((first != 0).sum(-1) <= 1).all())
     limit = SMALLEST if is_basis else min(0.15, 64 * d_head**0.5 * torch.finfo(dtype).eps)
-    matrices = torch.linalg.lstsq(first, others.transpose(0, 1).flatten(1)).solution.unflatten(1, (-1, d_head))
+    matrices = torch.linalg.lstsq(first, others.transpose(0, 1).flatten(1)).solution.unflatten(
+        1, (-1, d_head)
+    )
     turned = matrices.abs().amax(1).fill_diagonal_(0.0)
     mixes = torch.maximum(turned, turned.T) > limit
     if bool((mixes.sum(-1) > 1).any()):
@@ -158,7 +160,11 @@ def _splits_queries_and_keys(attention: Any) -> bool:
 def _drope_rotation(lens: Any) -> Rotation | None:
     """What the rotation of a DroPE model's base family mixes; None for other models."""
     d_rotary = next(
-        (module.d_rotary for module in lens.original_model.modules() if isinstance(module, drope.NoRotaryEmbedding)),
+        (
+            module.d_rotary
+            for module in lens.original_model.modules()
+            if isinstance(module, drope.NoRotaryEmbedding)
+        ),
         None,
     )
     if d_rotary is None:

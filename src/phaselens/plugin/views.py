@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from phaselens.lens.projection import Projection
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -54,6 +56,10 @@ def _no_weight(name: str) -> Tensor:
     raise LookupError(f"no model stands behind this layer, so it has no weight {name!r}")
 
 
+def _no_projection(name: str) -> Projection:
+    raise LookupError(f"no model stands behind this layer, so it has no projection {name!r}")
+
+
 @dataclass(frozen=True)
 class LayerView(Mapping[str, "Tensor"]):
     """The hooked activations of one layer for one batch, by name without `blocks.{layer}.`.
@@ -63,13 +69,16 @@ class LayerView(Mapping[str, "Tensor"]):
     you sum anything. Tensors belong to the forward pass: read them, keep none, change none.
 
     `weight` finds a weight of the same layer by TransformerLens' name: `layer.weight("attn.W_O")` is
-    [head, d_head, d_model]. What is derived from it may be kept.
+    [head, d_head, d_model]. What is derived from it may be kept. A projection's weight reproduces what its module
+    computes, whatever that stores (packed, adapted); where no weight does, `weight` raises InputError and says why.
+    `projection` also serves modules that norm or round their input before they multiply.
     """
 
     index: int | None
     batch: Batch
     activations: Mapping[str, Tensor] = field(repr=False)
     weight: Callable[[str], Tensor] = field(default=_no_weight, repr=False)
+    projection: Callable[[str], Projection] = field(default=_no_projection, repr=False)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.activations[name]

@@ -11,7 +11,6 @@ from phaselens.data import Tokens, pack
 from phaselens.errors import InputError, MetricError
 from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
 from phaselens.runs.causal import Interventions, intervene
-from phaselens.runs.interventions import weight_of
 from phaselens.runs.options import Chosen
 from phaselens.runs.result import MetricResult
 from phaselens.runs.work import Measured, Observer, batch_of, guarded, memory_named
@@ -219,9 +218,10 @@ class _Layers:
         mine = {measured.points[name][1]: tensor for name, tensor in self._held.items() if name in names}
         if mine and measured.works:
             layer = next(measured.points[name][0] for name in names)
-            weight = functools.partial(weight_of, self._lens, layer)
+            weight = functools.partial(self._lens.weight_of, layer)
+            projection = functools.partial(self._lens.projection_of, layer)
             with guarded(measured.result, measured.metric.model.label, "update"):
-                measured.metric.update(LayerView(layer, self._batch, mine, weight))
+                measured.metric.update(LayerView(layer, self._batch, mine, weight, projection))
 
     def require_all(self, names: Mapping[str, None]) -> None:
         """A point that exists but did not fire is a failure of the metrics that hooked it, not a missing

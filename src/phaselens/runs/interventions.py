@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
 from phaselens.plugin import Batch, Condition, Edit, Proof, Site
@@ -20,17 +20,6 @@ _MATRICES = ("hook_pattern", "hook_attn_scores")
 _WITH_HEADS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", *_MATRICES)
 
 Hook = tuple[str, Callable[["Tensor", Any], "Tensor | None"]]
-
-
-def weight_of(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
-    """The weight that TransformerLens calls `blocks.{layer}.{name}`, or InputError."""
-    found: Any = lens if layer is None else lens.blocks[layer]
-    try:
-        for part in name.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise InputError(f"{lens.info.label} has no weight {name!r} in layer {layer}") from error
-    return cast("Tensor", found).detach()
 
 
 class Editor:
@@ -94,7 +83,7 @@ class Editor:
 
         if not callable(edit.to):
             return torch.full_like(tensor, edit.to)
-        weight = functools.partial(weight_of, self._lens, edit.layer)
+        weight = functools.partial(self._lens.weight_of, edit.layer)
         before = tensor._version
         new = edit.to(tensor, Site(edit.point, edit.layer, positions, self._batch, weight))
         if tensor._version != before:

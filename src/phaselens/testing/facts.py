@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from phaselens.lens.info import Rotation
-from phaselens.plugin import ModelInfo
+from phaselens.plugin import ModelInfo, Rotation
 
 
 def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", **others: Any) -> ModelInfo:
