@@ -297,17 +297,24 @@ def _stop(residual: Tensor, hook: Any) -> None:
 
 
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTransformer:
-    """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest."""
+    """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest.
+
+    Raises:
+        RefusedModel: for a checkpoint that TransformerLens' adapter of the family refuses.
+    """
     keep_freed_memory()
     model.eval()
-    bridge = build_bridge_from_module(
-        model,
-        type(model).__name__,
-        hf_config=model.config,
-        tokenizer=tokenizer,
-        model_name=name or model.config.name_or_path or model.config.model_type,
-        post_adapter_hook=_mend,
-    )
+    try:
+        bridge = build_bridge_from_module(
+            model,
+            type(model).__name__,
+            hf_config=model.config,
+            tokenizer=tokenizer,
+            model_name=name or model.config.name_or_path or model.config.model_type,
+            post_adapter_hook=_mend,
+        )
+    except NotImplementedError as error:
+        raise RefusedModel(f"{model.config.model_type}: {error}") from error
     model.set_attn_implementation(interface.NAME)
     # The builder makes plain bridges; this adds methods and no state that it would have had to set up.
     bridge.__class__ = HookedTransformer

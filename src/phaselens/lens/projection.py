@@ -50,12 +50,18 @@ class Projection:
         return function(inputs.flatten(-2) if by_head else inputs).detach().view(inputs.shape)
 
 
-def _integers(levels: float) -> Callable[[Tensor], Tensor]:
-    """Rounding to integers, by a scale for each token that brings its largest entry to `levels`."""
+def _integers(levels: float, *, step: bool = False) -> Callable[[Tensor], Tensor]:
+    """Rounding to integers, by a scale for each token that brings its largest entry to `levels`.
+
+    Some multiply by that scale, others divide by its inverse, the step: entries near the middle between two integers
+    then fall to different sides.
+    """
 
     def rounded(inputs: Tensor) -> Tensor:
-        scale = levels / inputs.abs().amax(-1, keepdim=True).clamp(min=1e-5)
-        return (inputs * scale).round().clamp(-int(levels) - 1, int(levels)) / scale
+        largest = inputs.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        integers = inputs / (largest / levels) if step else inputs * (levels / largest)
+        integers = integers.round().clamp(-int(levels) - 1, int(levels))
+        return integers * (largest / levels) if step else integers / (levels / largest)
 
     return rounded
 
@@ -71,8 +77,9 @@ def _floats(inputs: Tensor) -> Tensor:
 
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "8-bit integers": _integers(127),
-    "8-bit integers, -128 to 127": _integers(127.5),
+    "8-bit integers, in steps": _integers(127, step=True),
+    "8-bit integers, -128 to 127": _integers(127.5, step=True),
     "8-bit floats": _floats,
-    "4-bit integers": _integers(7),
+    "4-bit integers": _integers(7, step=True),
 }
 """How modules round their input, by name."""

@@ -45,7 +45,9 @@ class _Part:
     shaped: Callable[[Tensor], Tensor]
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        output: Tensor = self.select(self.module(inputs))
+        # Without hooks of the module where it holds several projections: those fire the hook points of its parts.
+        call = self.module if self.select is _unchanged else self.module.forward
+        output: Tensor = self.select(call(inputs))
         return output
 
 
@@ -152,10 +154,8 @@ def read_head_outputs(lens: Any) -> tuple[str, ...]:
     hooks = []
     for layer in range(n_layers):
         hooks.append((f"blocks.{layer}.attn.hook_attended", put(layer)))
-        if attention.o is not None:
-            hooks.append(
-                (f"blocks.{layer}.attn.hook_z", lambda z, hook, layer=layer: inputs.update({layer: z}))
-            )
+        if lens.blocks[layer].attn.o is not None:
+            hooks.append((f"blocks.{layer}.attn.hook_z", keep(layer)))
     tokens = torch.zeros((1, 2), dtype=torch.long, device=lens.device)
     with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
         lens.original_model.base_model(input_ids=tokens, use_cache=False)
@@ -236,7 +236,7 @@ def _d_in(lens: Any, layer: int | None, name: str) -> int:
 
 
 def _is_plain(module: Any) -> bool:
-    """Whether the module multiplies by the weight that it stores, and by nothing else."""
+    """Whether nothing but the weight that the module stores can be in what it computes."""
     weight: Any = getattr(module, "weight", None)
     return (
         type(module) in (nn.Linear, Conv1D)
@@ -245,6 +245,8 @@ def _is_plain(module: Any) -> bool:
         and not weight.is_meta
         and not is_parametrized(module)
         and "forward" not in vars(module)
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
     )
 
 
