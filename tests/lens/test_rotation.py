@@ -37,7 +37,12 @@ def rope(kind="default", theta=1e4, **fields):
     return {"rope_type": kind, "rope_theta": theta, **fields}
 
 
-LONGROPE = {"short_factor": [1.0] * 6, "long_factor": [4.0] * 6, "original_max_position_embeddings": 32, "factor": 2.0}
+LONGROPE = {
+    "short_factor": [1.0] * 6,
+    "long_factor": [4.0] * 6,
+    "original_max_position_embeddings": 32,
+    "factor": 2.0,
+}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
 LLAMA3 = YARN | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CASES = {
@@ -94,7 +99,9 @@ def test_a_nulled_rotation_keeps_the_pairs_that_it_would_mix(family):
     assert nulled.rotations == plain.rotations
 
 
-@pytest.mark.parametrize("family", ["llama-drope-nope", "llama-drope-qk-norm-nope", "qwen2-drope-k-norm-nope"])
+@pytest.mark.parametrize(
+    "family", ["llama-drope-nope", "llama-drope-qk-norm-nope", "qwen2-drope-k-norm-nope"]
+)
 def test_a_dropped_rotation_keeps_the_pairs_of_its_base_family(family):
     assert phaselens.load(tiny_model(family)).info.rotations == (Rotation(halves(8), 8),) * 2
 

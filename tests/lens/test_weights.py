@@ -47,7 +47,9 @@ def both_sides(lens, tokens=TOKENS):
     """By layer: what the output projection takes [batch, pos, head, d_head] and what attention gives."""
     kept = {}
     points = [
-        f"blocks.{layer}.attn.{name}" for layer in range(lens.info.n_layers) for name in ("hook_z", "hook_out")
+        f"blocks.{layer}.attn.{name}"
+        for layer in range(lens.info.n_layers)
+        for name in ("hook_z", "hook_out")
     ]
     lens.stream(tokens, [(point, lambda value, hook: kept.__setitem__(hook.name, value)) for point in points])
     by_layer = list(kept.values())
@@ -77,14 +79,16 @@ def test_every_projection_reproduces_its_module(family):
             continue
         kept = {}
         hooks = [
-            (f"blocks.0.{point}", lambda value, hook, point=point: kept.__setitem__(point, value))
+            (f"blocks.0.{point}", lambda value, hook, point=point, kept=kept: kept.__setitem__(point, value))
             for point in (start, end)
         ]
         lens.stream(TOKENS, hooks)
         projection, weight = lens.projection_of(0, name), lens.weight_of(0, name)
         assert torch.equal(projection.weight, weight)
         given, expected = kept[start], kept[end].flatten(2)
-        equation = {"attn.W_O": "bphd,hdm->bpm"}.get(name, "bpm,hmd->bphd" if weight.dim() == 3 else "bpi,io->bpo")
+        equation = {"attn.W_O": "bphd,hdm->bpm"}.get(
+            name, "bpm,hmd->bphd" if weight.dim() == 3 else "bpi,io->bpo"
+        )
         product = torch.einsum(equation, given, weight).flatten(2) + projection.bias
         torch.testing.assert_close(product, expected, atol=1e-9, rtol=0)
         checked += 1
@@ -101,11 +105,11 @@ def test_packed_weights_and_rounded_inputs_give_what_the_module_gives(dtype):
         assert projection.rounding == "8-bit integers"
         dense = own.dense.T.unflatten(0, (4, 8))
         torch.testing.assert_close(projection.weight, dense, atol=1e-2 * float(dense.max()), rtol=0)
-        written = torch.einsum(
-            "bphd,hdm->bpm", projection.multiplied(z).double(), projection.weight.double()
-        )
+        written = torch.einsum("bphd,hdm->bpm", projection.multiplied(z).double(), projection.weight.double())
         assert (written - out).abs().max() <= limit * out.abs().max()
-        with pytest.raises(InputError, match=r"layer \d rounds its input to 8-bit integers .* use projection"):
+        with pytest.raises(
+            InputError, match=r"layer \d rounds its input to 8-bit integers .* use projection"
+        ):
             lens.weight_of(layer, "attn.W_O")
 
 
@@ -147,7 +151,7 @@ def test_other_weights_come_as_stored_and_packed_ones_are_refused():
     model = tiny_model("llama-gqa")
     lens = phaselens.load(model)
     assert lens.weight_of(0, "ln1.w").shape == (32,)
-    with pytest.raises(InputError, match="no weight 'attn.W_X' in layer 0"):
+    with pytest.raises(InputError, match=r"no weight 'attn\.W_X' in layer 0"):
         lens.weight_of(0, "attn.W_X")
     packed = phaselens.load(replaced(Packed, torch.float32))
     with pytest.raises(InputError, match=r"stored as torch.uint8, which is not what the model computes with"):

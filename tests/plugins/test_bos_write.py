@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 import phaselens
 from phaselens.testing import tiny_model
-from transformers.models.llama.modeling_llama import LlamaAttention
 from tests.lens.quantised import Curved, Normed, Packed
 from tests.lens.test_weights import replaced, tiny_bitnet
 from tests.toys import letters, toy_tokenizer
@@ -121,7 +121,9 @@ def reference(model: Any, text: str, multiplied: Any, dense: Any) -> list[dict[s
         with torch.no_grad():
             weight = dense(module).detach().T.unflatten(0, (4, 8)).double()
             product = multiplied(module, seen[index, "o_in"])
-            smooth = module.rms_norm(seen[index, "o_in"]) if isinstance(module, Normed) else seen[index, "o_in"]
+            smooth = (
+                module.rms_norm(seen[index, "o_in"]) if isinstance(module, Normed) else seen[index, "o_in"]
+            )
         pattern = patterns[index][0].double()
         v = seen[index, "v"].unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
         read = torch.einsum("hqk,khd->qhd", pattern, v)

@@ -193,16 +193,25 @@ def _without_norms(attentions: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def _unchanged_rotary_state(model: Any) -> Iterator[None]:
-    """Put frequencies and lengths that rotary modules keep between forwards back as they were."""
+    """Put frequencies and lengths that rotary modules keep between forwards back as they were.
+
+    Some register a new buffer (dynamic NTK), some write into the one that they have (longrope).
+    """
     modules = [
         module for module in model.modules() if any(name.endswith("inv_freq") for name in module._buffers)
     ]
-    before = [(vars(module).copy(), dict(module._buffers)) for module in modules]
+    attributes = [vars(module).copy() for module in modules]
+    buffers = [dict(module._buffers) for module in modules]
+    contents = [
+        {name: buffer.clone() for name, buffer in kept.items() if buffer is not None} for kept in buffers
+    ]
     try:
         yield
     finally:
-        for module, (attributes, buffers) in zip(modules, before, strict=True):
+        for module, plain, kept, content in zip(modules, attributes, buffers, contents, strict=True):
             vars(module).clear()
-            vars(module).update(attributes)
+            vars(module).update(plain)
             module._buffers.clear()
-            module._buffers.update(buffers)
+            module._buffers.update(kept)
+            for name, values in content.items():
+                kept[name].copy_(values)
