@@ -58,8 +58,10 @@ VALUES = (
     Value("attn", "share of attention", "attention on position 0, mean over queries ≥ 1", "uniform attention"),
     Value("value_norm", NORM, "‖v₀‖, before the output projection",
           "mean norm of the values at the other positions"),
-    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over queries ≥ 1", "the same under uniform attention"),
-    Value("head_output", NORM, "norm of all that the head writes, mean over queries ≥ 1"),
+    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over queries ≥ 1; where a norm or gate scales the head's output before "
+          "W_O, with the factors of the forward", "the same under uniform attention"),
+    Value("head_output", NORM, "norm of all that the head writes, mean over queries ≥ 1; what heads write adds up, "
+          "with the bias, to the layer's output"),
     Value("true_share", "ratio", "true_write over head_output; can exceed 1 where other keys cancel it",
           "uniform attention's true write over the same head_output"),
 )  # fmt: skip

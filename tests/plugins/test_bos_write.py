@@ -208,3 +208,31 @@ def test_heads_that_read_nothing_leave_their_factor_unknown() -> None:
         model.model.layers[0].self_attn.v_proj.weight[3] = 0.0
     found = measured(model)
     assert all(row["true_write"] is not None for row in found.rows("bos-write", "texts").records())
+
+
+def test_a_factor_that_cannot_be_read_is_missing_and_said_so() -> None:
+    """A head reads exactly 0 where position 0 has a value and attention: nothing says what it was multiplied by."""
+    from phaselens_plugins.bos_write import BosWrite
+    from tests.plugins.views import info, rows, view
+
+    attended = torch.ones(1, 3, 2, 4)
+    attended[0, 2, 1, 0] = 0.0
+    activations = {
+        "attn.hook_sink": torch.full((1, 2, 3), 0.5),
+        "attn.hook_v": torch.ones(1, 3, 2, 4),
+        "attn.hook_z": 2.0 * attended,
+        "attn.hook_out": torch.ones(1, 3, 8),
+        "attn.hook_attended": attended,
+    }
+    metric = BosWrite(info(head_outputs=("scaled",)), BosWrite.Params())
+    assert "blocks.{layer}.attn.hook_attended" in metric.hooks()
+    metric.update(view(activations, (3,), weight=torch.eye(8).view(2, 4, 8)))
+    for row in rows(metric, "texts"):
+        assert row["true_write"] is row["true_share"] is None
+        assert row["head_output"] > 0
+    assert any("is exactly 0 there" in note.replace("\n", " ") for note in metric.warnings)
+    activations["attn.hook_v"][0, 0, 1, 0] = 0.0
+    metric = BosWrite(info(head_outputs=("scaled",)), BosWrite.Params())
+    metric.update(view(activations, (3,), weight=torch.eye(8).view(2, 4, 8)))
+    written = [row["true_write"] for row in rows(metric, "texts")]
+    assert written == pytest.approx([0.5 * 2.0 * 2.0, 0.5 * 2.0 * 3**0.5])

@@ -48,8 +48,8 @@ def rotate(states: Tensor, angles: Tensor) -> Tensor:
         states: [pos, d_rotary], of one head.
         angles: [d_rotary / 2], by pair.
 
-    >>> rotate(torch.tensor([[1.0, 0.0]]), torch.tensor([torch.pi / 2])).round().tolist()
-    [[0.0, 1.0]]
+    >>> rotate(torch.tensor([[5.0, 0.0]]), torch.tensor([0.6435])).round().tolist()
+    [[4.0, 3.0]]
     """
     both = torch.cat([angles, angles]).expand(1, len(states), -1)
     rotated, _ = modeling_llama.apply_rotary_pos_emb(

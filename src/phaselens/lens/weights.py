@@ -266,9 +266,8 @@ def _answers(part: _Part, d_in: int, norm: Any, bias: Tensor) -> Tensor:
 
 def _gap(inputs: Tensor, matrix: Tensor, bias: Tensor, output: Tensor) -> float:
     """How far the product is from the module's output, relative to the largest output."""
-    wide = torch.float32 if output.device.type == "mps" else torch.float64
+    wide = torch.float64 if output.dtype == torch.float64 else torch.float32
     scale = float(output.abs().max())
-    matrix = matrix.to(output.device)
-    expected = inputs.to(output.device, wide) @ matrix.to(wide) + bias.to(wide)
+    expected = inputs.to(output.device, wide) @ matrix.to(output.device, wide) + bias.to(wide)
     gap = float((expected - output.to(wide)).abs().max())
     return gap / scale if scale > 0 else gap
