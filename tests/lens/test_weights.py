@@ -190,3 +190,19 @@ def test_a_checkpoint_that_transformer_lens_refuses_is_refused_in_words():
     model.model.layers[0].self_attn.o_proj = Packed(model.model.layers[0].self_attn.o_proj)
     with pytest.raises(phaselens.RefusedModel, match="bitnet: BitNet checkpoint stores packed weights"):
         phaselens.load(model)
+
+
+def test_an_edit_of_what_heads_read_reaches_the_norm_that_follows():
+    """Without one head's output, BitNet's norm divides the others by less."""
+    from phaselens.plugin import Edit
+    from phaselens.runs import applied
+
+    lens = phaselens.load(tiny_bitnet())
+    clean = both_sides(lens)[0][0]
+    with applied(lens, [Edit("blocks.0.attn.hook_attended", 0.0, heads=[1])]):
+        edited = both_sides(lens)[0][0]
+    assert not edited[:, :, 1].any()
+    ratio = edited[:, :, [0, 2, 3]] / clean[:, :, [0, 2, 3]]
+    assert bool((ratio > 1).all())
+    # BitNet's norm computes in float32, whatever the model's dtype.
+    torch.testing.assert_close(ratio, ratio[..., :1, :1].expand_as(ratio), atol=1e-6, rtol=1e-6)

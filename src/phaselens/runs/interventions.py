@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 #: Points whose rows are queries at dimension 2, and heads at dimension 1; elsewhere it is 1 and 2.
 _MATRICES = ("hook_pattern", "hook_attn_scores")
-_WITH_HEADS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", *_MATRICES)
+_WITH_HEADS = (
+    "hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "hook_attended", *_MATRICES
+)  # fmt: skip
 
 Hook = tuple[str, Callable[["Tensor", Any], "Tensor | None"]]
 
