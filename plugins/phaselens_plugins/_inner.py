@@ -114,7 +114,7 @@ class Inner:
             wanted = set(_in_layer(metric.hooks(), layer.index))
             mine = {name: tensor for name, tensor in layer.items() if name in wanted}
             if mine:
-                metric.update(LayerView(layer.index, layer.batch, mine, layer.weight))
+                metric.update(replace(layer, activations=mine))
 
     def merge(self, other: Inner) -> None:
         """Take over what the same metrics gathered on other texts."""

@@ -2,14 +2,29 @@
 
 The write score (attention × ‖v₀‖) ignores the output projection, so beside it stands the true write
 ‖A[h, q, 0] · v₀ · W_O‖, against all that the head and all that the layer's attention write at the same queries.
+
+What heads write adds up, with the bias, to what the attention module gives. Where a norm or a gate scales the heads'
+outputs before the output projection, position 0's part is scaled by the factors that the forward had at that query (the
+norm is frozen); where the projection rounds its input, what a head writes is W_O times its part of the rounded input.
+Factors that the block applies to the module's output (Granite's multiplier, Gemma 2's norm) are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl
+from phaselens.plugin import (
+    Column,
+    Display,
+    InputError,
+    LayerView,
+    Metric,
+    Params,
+    Table,
+    TableSpec,
+    hookimpl,
+)
 from phaselens_plugins._common import (
     FINE,
     LAYER,
@@ -35,14 +50,18 @@ from phaselens_plugins._common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from phaselens.plugin import Projection
+
 NORM = "norm"
 VALUES = (
     Value("write", NORM, "attention on position 0 times ‖v₀‖", "the same under uniform attention"),
     Value("attn", "share of attention", "attention on position 0, mean over queries ≥ 1", "uniform attention"),
     Value("value_norm", NORM, "‖v₀‖, before the output projection",
           "mean norm of the values at the other positions"),
-    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over queries ≥ 1", "the same under uniform attention"),
-    Value("head_output", NORM, "norm of all that the head writes, mean over queries ≥ 1"),
+    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over queries ≥ 1; where a norm or gate scales the head's output before "
+          "W_O, with the factors of the forward", "the same under uniform attention"),
+    Value("head_output", NORM, "norm of all that the head writes, mean over queries ≥ 1; what heads write adds up, "
+          "with the bias, to the layer's output"),
     Value("true_share", "ratio", "true_write over head_output; can exceed 1 where other keys cancel it",
           "uniform attention's true write over the same head_output"),
 )  # fmt: skip
@@ -53,11 +72,31 @@ OF_LAYER = (
 )
 
 
+class _States(NamedTuple):
+    """One text of a layer: sink [head, query], v [pos, kv_head, d_head], z [pos, head, d_head], out [pos, d_model];
+    attended as z, before what scales it, or None where nothing does."""
+
+    sink: Tensor
+    v: Tensor
+    z: Tensor
+    out: Tensor
+    attended: Tensor | None
+
+
+class _FirstWrites(NamedTuple):
+    """What position 0 writes, by head [head] and all together [], and the same under uniform attention."""
+
+    heads: Tensor
+    layer: Tensor
+    heads_null: Tensor
+    layer_null: Tensor
+
+
 class BosWrite(Grid[Params]):
     """BOS value norm, attention mass, write score and true write, by text, layer and head."""
 
     name = "bos-write"
-    version = "1"
+    version = "2"
     title = "what heads write from BOS"
     description = "value norm, attention mass, write score and true write of position 0"
     citation = "value norms of sinks: Gu et al. 2024, arXiv:2410.10781"
@@ -122,64 +161,139 @@ class BosWrite(Grid[Params]):
 
     def hooks(self) -> Sequence[str]:
         """Attention on position 0, values, head outputs, and the output projection's result."""
-        return [f"blocks.{{layer}}.attn.{point}" for point in ("hook_sink", "hook_v", "hook_z", "hook_out")]
+        points = ["hook_sink", "hook_v", "hook_z", "hook_out"]
+        if "scaled" in self.model.head_outputs:
+            points.append("hook_attended")
+        return [f"blocks.{{layer}}.attn.{point}" for point in points]
+
+    def merge(self, other: Metric[Params]) -> None:
+        """Also the reasons for what is missing."""
+        super().merge(other)
+        for warning in other.warnings:
+            self.warn(warning)
 
     def update(self, layer: LayerView) -> None:
         """Writes of this layer for the texts of the batch."""
         sinks = layer["attn.hook_sink"]
-        parts = [real_rows(layer, f"attn.{point}") for point in ("hook_v", "hook_z", "hook_out")]
-        rows = enumerate(zip(layer.batch.lengths, *parts, strict=True))
-        keep(self, layer, [self._one(layer, sinks[row, :, :n], v, z, out) for row, (n, v, z, out) in rows])
+        output = self._output(layer)
+        points = ["hook_v", "hook_z", "hook_out"]
+        scaled = output is not None and self._is_scaled(layer, output)
+        points.append("hook_attended" if self._head_output(layer.index or 0) == "scaled" else "hook_z")
+        parts = zip(
+            layer.batch.lengths, *(real_rows(layer, f"attn.{point}") for point in points), strict=True
+        )
+        texts = []
+        for text, (n_tokens, v, z, out, attended) in enumerate(parts):
+            states = _States(sinks[text, :, :n_tokens], v, z, out, attended if scaled else None)
+            texts.append(self._one(layer, states, output))
+        keep(self, layer, texts)
 
-    def _one(self, layer: LayerView, sink: Tensor, v: Tensor, z: Tensor, out: Tensor) -> dict[str, Any]:
-        """sink [head, query], v [pos, kv_head, d_head], z [pos, head, d_head], out [pos, d_model] of one text."""
-        from phaselens.attention import head_norms, uniform_sink, writes
+    def _one(self, layer: LayerView, states: _States, output: Projection | None) -> dict[str, Any]:
+        """The numbers of one text; NaN for those that need the output projection, where there is none to use."""
+        from phaselens.attention import head_norms, uniform_sink
         from phaselens.spectrum import row_norms
 
-        n_heads = len(sink)
+        sink, v, z, out, _ = states
+        n_heads, index = len(sink), layer.index or 0
         if v.shape[0] < 2:
             return _nothing(SHORT, n_heads)
-        w_o, factor = self._projection(layer)
-        first = v[0].double().repeat_interleave(n_heads // v.shape[1], dim=0)
-        found = writes(sink[:, 1:].double(), first, w_o)
-        heads = head_norms(z[1:], factor).mean(0)
+        group = n_heads // v.shape[1]
         whole, others = row_norms(out[1:]).mean(), row_norms(v[1:]).mean(0)
         attn = sink[:, 1:].double().mean(-1)
-        if not all(bool(each.isfinite().all()) for each in (attn, found.heads, heads, whole, others)):
-            return _nothing(NOT_FINITE, n_heads)
-        if not bool((heads > 0).all()):
-            return _nothing(ZERO, n_heads)
-        index = layer.index or 0
+        norms = row_norms(v[0].double()).repeat_interleave(group)
         uniform = uniform_sink(len(v), window=self.model.windows[index]) or 0.0
-        norms = row_norms(first)
-        flat_write = uniform * found.value_writes
-        return {
+        result = _nothing(FINE, n_heads) | {
             "attn": attn.tolist(),
             "attn_null": [uniform] * n_heads,
             "value_norm": norms.tolist(),
-            "value_norm_null": others.repeat_interleave(n_heads // v.shape[1]).tolist(),
+            "value_norm_null": others.repeat_interleave(group).tolist(),
             "write": (attn * norms).tolist(),
             "write_null": (uniform * norms).tolist(),
-            "true_write": found.heads.tolist(),
-            "true_write_null": flat_write.tolist(),
-            "head_output": heads.tolist(),
-            "true_share": (found.heads / heads).tolist(),
-            "true_share_null": (flat_write / heads).tolist(),
-            "layer_write": float(found.layer),
             "layer_output": float(whole),
-            "layer_share": float(found.layer / whole),
-            "layer_share_null": float(uniform * found.together / whole),
-            "problem": FINE,
+        }
+        if not all(bool(values.isfinite().all()) for values in (attn, norms, whole, others)):
+            return _nothing(NOT_FINITE, n_heads)
+        if output is None:
+            return result
+        heads = head_norms(output.multiplied(z[1:]), self.factors[index]).mean(0)
+        if not bool(heads.isfinite().all()):
+            return _nothing(NOT_FINITE, n_heads)
+        if not bool((heads > 0).all()):
+            return _nothing(ZERO, n_heads)
+        result["head_output"] = heads.tolist()
+        writes = self._writes(index, states, output)
+        if writes is None:
+            return result
+        if not bool(writes.heads.isfinite().all()):
+            return _nothing(NOT_FINITE, n_heads)
+        return result | {
+            "true_write": writes.heads.tolist(),
+            "true_write_null": writes.heads_null.tolist(),
+            "true_share": (writes.heads / heads).tolist(),
+            "true_share_null": (writes.heads_null / heads).tolist(),
+            "layer_write": float(writes.layer),
+            "layer_share": float(writes.layer / whole),
+            "layer_share_null": float(writes.layer_null / whole),
         }
 
-    def _projection(self, layer: LayerView) -> tuple[Tensor, Tensor]:
-        """W_O [head, d_head, d_model] and its triangular factors, which are made once a layer."""
+    def _writes(self, index: int, states: _States, output: Projection) -> _FirstWrites | None:
+        """What position 0 writes; None where its part of what the projection takes is not known."""
+        import torch
+
+        from phaselens.attention import scaled_writes, uniform_sink, uniform_sink_rows, writes
+
+        sink, v, z, _, attended = states
+        window = self.model.windows[index]
+        first = v[0].double().repeat_interleave(len(sink) // v.shape[1], dim=0)
+        if self._head_output(index) == "mixed":
+            self.warn(
+                f"true_write, true_share and layer_write are null in layer {index}: what comes between the heads and "
+                "the output projection does not just scale each entry, so position 0 has no part of its own in it"
+            )
+            return None
+        if attended is None:
+            plain = writes(sink[:, 1:].double(), first, output.weight)
+            uniform = uniform_sink(len(v), window=window) or 0.0
+            return _FirstWrites(
+                plain.heads, plain.layer, uniform * plain.value_writes, uniform * plain.together
+            )
+        mass, read = sink[:, 1:].double(), attended[1:].double()
+        reached = (mass.T[..., None] > 0) & (first != 0)
+        if bool((reached & (read == 0)).any()):
+            self.warn(
+                f"true_write, true_share and layer_write are null in layer {index} for some texts: a head's output is "
+                "exactly 0 there, so that the factor before the output projection cannot be read from it"
+            )
+            return None
+        factors = torch.where(
+            read == 0, 0.0, output.scaled(z[1:]).double() / torch.where(read == 0, 1.0, read)
+        )
+        values = factors * first
+        flat = uniform_sink_rows(len(v), window)[1:].to(mass.device).expand_as(mass)
+        heads, layer = scaled_writes(mass, values, output.weight, self.factors[index])
+        heads_null, layer_null = scaled_writes(flat, values, output.weight, self.factors[index])
+        return _FirstWrites(heads, layer, heads_null, layer_null)
+
+    def _output(self, layer: LayerView) -> Projection | None:
+        """The layer's output projection, or None where it is refused; its triangular factors are made once a layer."""
         from phaselens.attention import triangular
 
-        index, w_o = layer.index or 0, layer.weight("attn.W_O")
+        index = layer.index or 0
+        try:
+            output = layer.projection("attn.W_O")
+        except InputError as error:
+            self.warn(f"all that needs the output projection is null in layer {index}: {error}")
+            return None
         if index not in self.factors:
-            self.factors[index] = triangular(w_o)
-        return w_o, self.factors[index]
+            self.factors[index] = triangular(output.weight)
+        return output
+
+    def _head_output(self, index: int) -> str:
+        return self.model.head_outputs[index] if self.model.head_outputs else "same"
+
+    def _is_scaled(self, layer: LayerView, output: Projection) -> bool:
+        """Whether anything scales the heads' outputs before the product, in front of the projection or inside it."""
+        return self._head_output(layer.index or 0) == "scaled" or output.norm is not None
 
     def compute(self) -> Mapping[str, Table]:
         """All tables of this model."""

@@ -2,6 +2,10 @@
 
 Jin et al. 2025 (arXiv:2502.01563). Two means are in use, over all cells of a tensor and over each head's; and some
 count before the rotation, which mixes dimensions. All are here, each under its own name.
+
+Only the norm of a pair of dimensions that the rotation mixes is the same before and after it. The pairs are those of
+the model's own rotation (`ModelInfo.rotations`), whether that is applied, nulled or dropped; dimensions that it leaves
+alone are in no pair.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from phaselens_plugins._common import (
     intervals,
     keep,
     real_rows,
+    some,
 )
 
 if TYPE_CHECKING:
@@ -41,9 +46,8 @@ POINTS = {
     "k_pre": "attn.hook_k",
 }
 DEFINITIONS = ("global", "per_head", "pairs")
-TOLERANCE = 5e-3
-"""Pair norms before and after the rotation agree to this in half precision; a wrong pairing is far from it."""
 CELLS = "cells"
+PAIRS = "pairs"
 SHARE = "share of cells"
 TENSOR = Column(
     "tensor", str, None, "q, k, v after rotation; q_pre, k_pre as projected, before norms and rotation"
@@ -82,7 +86,7 @@ class MassiveValues(Grid[ValueParams]):
     """Massive cells of queries, keys and values, by text and layer."""
 
     name = "massive-values"
-    version = "1"
+    version = "2"
     title = "massive values in Q, K, V"
     description = "cells of queries, keys and values whose norm is far over the mean"
     citation = "Jin et al. 2025, arXiv:2502.01563"
@@ -100,11 +104,15 @@ class MassiveValues(Grid[ValueParams]):
                 Column("count_per_head", float, CELLS, "over the mean of their head"),
                 Column("fraction_per_head", float, SHARE, "the same as a share"),
                 Column(
-                    "count_pairs", float, "pairs", "pairs that the rotation mixes, over the mean of all pairs"
+                    "count_pairs",
+                    float,
+                    PAIRS,
+                    "pairs of dimensions that the rotation mixes, over the mean of all such pairs; null without any",
                 ),
                 Column("fraction_pairs", float, "share of pairs", "the same as a share"),
                 Column("max_ratio", float, "ratio", "largest cell over the mean of all cells"),
                 Column("null", float, CELLS, "expected count_global for Gaussian values"),
+                Column("null_pairs", float, PAIRS, "expected count_pairs for Gaussian values"),
                 N_TOKENS,
             ),
             "a row per text, layer and tensor",
@@ -172,49 +180,40 @@ class MassiveValues(Grid[ValueParams]):
     def update(self, layer: LayerView) -> None:
         """Counts of this layer for the texts of the batch."""
         parts = {tensor: list(real_rows(layer, point)) for tensor, point in POINTS.items()}
-        keep(
-            self,
-            layer,
-            [self._one({tensor: rows[at] for tensor, rows in parts.items()}) for at in range(layer.batch.n)],
-        )
+        pairs = self._pairs(layer.index or 0)
+        texts = [{tensor: rows[text] for tensor, rows in parts.items()} for text in range(layer.batch.n)]
+        keep(self, layer, [self._one(states, pairs) for states in texts])
 
-    def _one(self, states: Mapping[str, Tensor]) -> dict[str, Any]:
-        from phaselens.attention import (
-            gaussian_massive_share,
-            massive_cells,
-            norm_matrix,
-            pair_norms,
-            pairing_error,
-            pairings,
-        )
+    def _one(self, states: Mapping[str, Tensor], pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Counts of one text, states [pos, head, d_head] by tensor."""
+        from phaselens.attention import gaussian_massive_share, massive_cells, norm_matrix, pair_norms
 
         multiple, missing = self.params.multiple, float("nan")
-        norms = {tensor: norm_matrix(states[tensor]) for tensor in POINTS}
-        possible = pairings(states["q"].shape[-1])
-        result: dict[str, Any] = {"problem": FINE}
         n_tokens = len(states["q"])
-        for tensor, found in norms.items():
-            usable = bool(found.isfinite().all()) and bool((found > 0).any())
-            if not usable:
-                finite = bool(found.isfinite().all())
+        result: dict[str, Any] = {"problem": FINE}
+        for tensor in POINTS:
+            norms = norm_matrix(states[tensor])
+            finite = bool(norms.isfinite().all())
+            if not finite or not bool((norms > 0).any()):
                 result["problem"] = SHORT if not n_tokens else ZERO if finite else NOT_FINITE
-                result[tensor] = [missing] * 4
-                result[f"{tensor}_pairs"] = [missing] * len(possible)
+                result[tensor], result[f"{tensor}_pairs"] = [missing] * 4, [missing] * 2
                 continue
-            counts = [float(massive_cells(found, multiple, over).sum()) for over in ("global", "per_head")]
-            null = found.numel() * gaussian_massive_share(n_tokens, multiple)
-            result[tensor] = [*counts, float(found.max() / found.mean()), null]
-            result[f"{tensor}_pairs"] = [
-                missing if tensor == "v" else float(massive_cells(pair_norms(found, pairing), multiple).sum())
-                for pairing in possible
-            ]
-        for tensor in ("q", "k"):
-            known = all(result[name][0] == result[name][0] for name in (tensor, f"{tensor}_pre"))
-            result[f"{tensor}_error"] = [
-                pairing_error(norms[f"{tensor}_pre"], norms[tensor], pairing) if known else missing
-                for pairing in possible
-            ]
+            counts = [float(massive_cells(norms, multiple, over).sum()) for over in ("global", "per_head")]
+            null = norms.numel() * gaussian_massive_share(n_tokens, multiple)
+            result[tensor] = [*counts, float(norms.max() / norms.mean()), null]
+            result[f"{tensor}_pairs"] = [missing] * 2
+            if tensor != "v" and pairs:
+                by_pair = pair_norms(norms, pairs)
+                if not bool((by_pair > 0).any()):
+                    continue
+                null = by_pair.numel() * gaussian_massive_share(2 * n_tokens, multiple)
+                result[f"{tensor}_pairs"] = [float(massive_cells(by_pair, multiple).sum()), null]
         return result
+
+    def _pairs(self, layer: int) -> tuple[tuple[int, int], ...]:
+        """The dimensions of a head that this layer's rotation mixes."""
+        rotation = self.model.rotations[layer] if self.model.rotations else None
+        return rotation.pairs if rotation is not None else ()
 
     def compute(self) -> Mapping[str, Table]:
         """All tables of this model."""
@@ -223,7 +222,12 @@ class MassiveValues(Grid[ValueParams]):
             found = self.per_text.stack(tensor)
             for place, name in enumerate(("global", "per_head", "max_ratio", "null")):
                 self.derived[f"{tensor}.{name}"] = found[..., place]
-            self.derived[f"{tensor}.pairs"] = self._pairs(tensor)
+            by_pair = self.per_text.stack(f"{tensor}_pairs")
+            self.derived[f"{tensor}.pairs"], self.derived[f"{tensor}.null_pairs"] = (
+                by_pair[..., 0],
+                by_pair[..., 1],
+            )
+        self._explain_pairs()
         return {
             "texts": self.table("texts", self._texts()),
             "layers": self.table("layers", self._layers()),
@@ -235,56 +239,47 @@ class MassiveValues(Grid[ValueParams]):
         model = self.model
         return model.d_head * (model.n_heads if tensor.startswith("q") else model.n_kv_heads)
 
-    def _pairs(self, tensor: str) -> np.ndarray:
-        """[text, layer]: massive pairs under the pairing that no text of the layer contradicts; NaN without one."""
+    def _explain_pairs(self) -> None:
+        """Say why layers have no pairs."""
         import numpy as np
 
-        counts = self.per_text.stack(f"{tensor}_pairs")
-        found = np.full(counts.shape[:2], np.nan)
-        if tensor == "v":
-            return found
-        unknown = []
-        for layer, place in enumerate(self._pairing(tensor)):
-            if place is not None:
-                found[:, layer] = counts[:, layer, place]
-            elif not np.isnan(counts[:, layer]).all():
-                unknown.append(str(layer))
-        if unknown:
-            self.warn(
-                f"count_pairs of {tensor[0]} is null in layer {', '.join(unknown)}: no pairing of dimensions keeps "
-                "the norms between projection and scores; a norm of queries and keys stands there, or another rotation"
+        reasons: dict[str, list[str]] = {}
+        for layer, kind in enumerate(self.model.positions):
+            rotation = self.model.rotations[layer] if self.model.rotations else None
+            if rotation is not None and rotation.pairs:
+                continue
+            if rotation is not None:
+                reason = f"the rotation could not be read: {rotation.problem}"
+            elif "rope" in kind:
+                reason = "which dimensions the rotation mixes is not known"
+            else:
+                reason = "queries and keys are not rotated there, so no pairs are mixed"
+            reasons.setdefault(reason, []).append(str(layer))
+        for reason, layers in reasons.items():
+            self.warn(f"count_pairs is null in layer {', '.join(layers)}: {reason}")
+        for tensor in POINTS:
+            has_pairs = ~np.isnan(self._n_pairs(tensor))
+            zero = (
+                np.isnan(self.values(f"{tensor}.pairs"))
+                & ~np.isnan(self.values(f"{tensor}.global"))
+                & has_pairs
             )
-        return found
-
-    def _pairing(self, tensor: str) -> list[int | None]:
-        """By layer: which of the pairings no text contradicts."""
-        import numpy as np
-
-        from phaselens.attention import chosen_pairing
-
-        error = self.per_text.stack(f"{tensor[0]}_error")
-        found: list[int | None] = []
-        for layer in range(error.shape[1]):
-            known = error[~np.isnan(error[:, layer, 0]), layer]
-            fits = (known <= TOLERANCE).all(0).tolist()
-            found.append(chosen_pairing(fits, self.model.d_head) if len(known) else None)
-        return found
+            if tensor != "v" and zero.any():
+                places = ", ".join(map(str, np.flatnonzero(zero.any(0))))
+                self.warn(
+                    f"count_pairs of {tensor} is null in layer {places} for text "
+                    f"{some(self.per_text.texts, zero.any(1))}: the dimensions that the rotation mixes are all zero"
+                )
 
     def _n_pairs(self, tensor: str) -> np.ndarray:
-        """[layer]: pairs and single dimensions of all heads, under the chosen pairing."""
+        """[layer]: pairs of all heads; NaN without any."""
         import numpy as np
 
-        from phaselens.attention import pairings
-
-        d_head = self.model.d_head
-        heads = self._cells(tensor) // d_head
-        return np.array(
-            [
-                np.nan if place is None else heads * (d_head - pairings(d_head)[place].rotary // 2)
-                for place in self._pairing(tensor)
-            ],
-            dtype=np.float64,
+        heads = self._cells(tensor) // self.model.d_head
+        n_pairs = np.array(
+            [len(self._pairs(layer)) for layer in range(self.model.n_layers)], dtype=np.float64
         )
+        return heads * np.where(n_pairs > 0, n_pairs, np.nan)
 
     def _texts(self) -> Iterator[tuple[Any, ...]]:
         import numpy as np
@@ -294,12 +289,22 @@ class MassiveValues(Grid[ValueParams]):
         for text, layer in np.ndindex(self.values("q.global").shape):
             for tensor in POINTS:
                 n_cells = self._cells(tensor)
-                whole, head, pairs, ratio, null = (
+                whole, head, pairs, ratio, null, null_pairs = (
                     self.values(f"{tensor}.{name}")[text, layer]
-                    for name in ("global", "per_head", "pairs", "max_ratio", "null")
+                    for name in ("global", "per_head", "pairs", "max_ratio", "null", "null_pairs")
                 )
-                of_pairs = pairs / n_pairs[tensor][layer] if tensor in n_pairs else pairs
-                numbers = (whole, whole / n_cells, head, head / n_cells, pairs, of_pairs, ratio, null)
+                share = pairs / n_pairs[tensor][layer] if tensor in n_pairs else pairs
+                numbers = (
+                    whole,
+                    whole / n_cells,
+                    head,
+                    head / n_cells,
+                    pairs,
+                    share,
+                    ratio,
+                    null,
+                    null_pairs,
+                )
                 yield texts[text], layer, tensor, n_cells, *map(cell, numbers), lengths[text]
 
     def _layers(self) -> Iterator[tuple[Any, ...]]:
@@ -316,16 +321,15 @@ class MassiveValues(Grid[ValueParams]):
         import numpy as np
 
         for tensor in POINTS:
-            null = intervals(self, self.values(f"{tensor}.null"))[0]
             for definition in DEFINITIONS[: 2 if tensor == "v" else 3]:
                 values = self.values(f"{tensor}.{definition}")
                 n_texts = (~np.isnan(values)).sum(0)
                 is_pairs = definition == "pairs"
                 sizes = self._n_pairs(tensor) if is_pairs else np.full(values.shape[1], self._cells(tensor))
+                null = intervals(self, self.values(f"{tensor}.{'null_pairs' if is_pairs else 'null'}"))[0]
                 for layer, (mean, low, high) in enumerate(zip(*intervals(self, values), strict=True)):
                     share = None if mean is None else mean / sizes[layer]
-                    chance = None if is_pairs else null[layer]
-                    yield layer, tensor, definition, mean, low, high, chance, share, n_texts[layer]
+                    yield layer, tensor, definition, mean, low, high, null[layer], share, n_texts[layer]
 
     def _summary(self) -> tuple[Any, ...]:
         row: list[float | None] = []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phaselens.plugin import Batch, LayerView, Metric, ModelInfo
+from phaselens.plugin import Batch, LayerView, Metric, ModelInfo, Projection, Rotation
 
 
 def info(n_layers: int = 1, n_heads: int = 2, d_head: int = 4, **facts: Any) -> ModelInfo:
@@ -20,6 +20,9 @@ def info(n_layers: int = 1, n_heads: int = 2, d_head: int = 4, **facts: Any) -> 
         "scales": (1.0,) * n_layers, "softcap": None, "dtype": "float32", "device": "cpu",
         "attention_path": "streaming", "bos_token_id": 0, "bos_policy": "auto",
     }  # fmt: skip
+    half = d_head // 2
+    halves = Rotation(tuple((low, low + half) for low in range(half)), d_head)
+    plain |= {"rotations": (halves,) * n_layers, "head_outputs": ("same",) * n_layers}
     return ModelInfo(**plain | facts)
 
 
@@ -33,7 +36,10 @@ def view(
     batch = Batch(ids, tuple(range(len(lengths))), lengths, tokens)
     if weight is None:
         return LayerView(index, batch, activations)
-    return LayerView(index, batch, activations, {"attn.W_O": weight}.__getitem__)
+    output = Projection(weight, weight.new_zeros(weight.shape[-1]))
+    return LayerView(
+        index, batch, activations, {"attn.W_O": weight}.__getitem__, {"attn.W_O": output}.__getitem__
+    )
 
 
 def from_matrix(pattern: Tensor) -> dict[str, Tensor]:

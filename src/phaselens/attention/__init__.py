@@ -14,14 +14,10 @@ NaN of all that it takes part in.
 
 from phaselens.attention._attend import attend
 from phaselens.attention._cells import (
-    Pairing,
-    chosen_pairing,
     gaussian_massive_share,
     massive_cells,
     norm_matrix,
     pair_norms,
-    pairing_error,
-    pairings,
 )
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
 from phaselens.attention._nulls import (
@@ -29,6 +25,7 @@ from phaselens.attention._nulls import (
     uniform_entropy,
     uniform_received,
     uniform_sink,
+    uniform_sink_rows,
     uniform_window,
 )
 from phaselens.attention._problem import SoftmaxOptions
@@ -43,15 +40,13 @@ from phaselens.attention._statistics import (
     summarise,
     window_mass,
 )
-from phaselens.attention._writes import Writes, head_norms, triangular, writes
+from phaselens.attention._writes import Writes, head_norms, scaled_writes, triangular, writes
 
 __all__ = [
-    "Pairing",
     "SoftmaxOptions",
     "Summary",
     "Writes",
     "attend",
-    "chosen_pairing",
     "concentration",
     "distance_mass",
     "explicit",
@@ -63,12 +58,11 @@ __all__ = [
     "norm_matrix",
     "normalised_entropy",
     "pair_norms",
-    "pairing_error",
-    "pairings",
     "query_mean",
     "received_mass",
     "refine_lse",
     "row_entropy",
+    "scaled_writes",
     "sink_mass",
     "sink_score",
     "summarise",
@@ -77,6 +71,7 @@ __all__ = [
     "uniform_entropy",
     "uniform_received",
     "uniform_sink",
+    "uniform_sink_rows",
     "uniform_window",
     "window_mass",
     "writes",

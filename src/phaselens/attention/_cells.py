@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,6 @@ from phaselens.errors import InputError, require_number, require_whole
 
 _FEW = 16
 """Squares added in single precision before their sum is widened."""
-
-
-class Pairing(NamedTuple):
-    """Which dimensions a rotation mixes: the first `rotary` of a head, i with i + rotary/2 or 2i with 2i + 1."""
-
-    rotary: int
-    layout: Literal["halves", "interleaved"]
 
 
 def norm_matrix(states: Tensor) -> Tensor:
@@ -60,66 +53,16 @@ def massive_cells(
     return norms > multiple * mean
 
 
-def pair_norms(norms: Tensor, pairing: Pairing) -> Tensor:
-    """norms M [head, d_head] → [head, n]: norms of the pairs that the rotation mixes, then of the dimensions it
-    leaves alone. The same before and after the rotation.
+def pair_norms(norms: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """norms M [head, d_head], pairs of dimensions that a rotation mixes → [head, pair], norms of the pairs.
 
-    >>> pair_norms(torch.tensor([[3.0, 0.0, 4.0, 1.0]]), Pairing(4, "halves")).tolist()
-    [[5.0, 1.0]]
+    The same before and after the rotation. Dimensions in no pair are left out.
+
+    >>> pair_norms(torch.tensor([[3.0, 0.0, 4.0, 1.0]]), [(0, 2)]).tolist()
+    [[5.0]]
     """
-    rotated, alone = norms[..., : pairing.rotary], norms[..., pairing.rotary :]
-    if pairing.layout == "halves":
-        first, second = rotated.chunk(2, dim=-1)
-    else:
-        first, second = rotated[..., 0::2], rotated[..., 1::2]
-    return torch.cat([torch.hypot(first, second), alone], dim=-1)
-
-
-def pairings(d_head: int) -> list[Pairing]:
-    """The pairings in use for heads of that size, the most usual first: all dimensions rotated, or a part.
-
-    >>> pairings(8)[:2]
-    [Pairing(rotary=8, layout='halves'), Pairing(rotary=8, layout='interleaved')]
-    """
-    require_whole("d_head", d_head, 1)
-    sizes = [size for part in (1, 2, 4) for size in [d_head // part] if size >= 2 and size % 2 == 0]
-    return [Pairing(size, layout) for size in dict.fromkeys(sizes) for layout in _LAYOUTS]
-
-
-_LAYOUTS: tuple[Literal["halves", "interleaved"], ...] = ("halves", "interleaved")
-
-
-def chosen_pairing(fits: Sequence[bool], d_head: int) -> int | None:
-    """Which of `pairings(d_head)` a rotation has, given which of them keep all pair norms; None if none does.
-
-    Where all do, nothing was rotated, and pairs are formed as is most usual. Else the one that rotates least: whoever
-    pairs a rotated dimension right may pair those beyond, which stayed as they were, in any way.
-
-    >>> chosen_pairing([False, True, False, True, False, False], 8), pairings(8)[3]
-    (3, Pairing(rotary=4, layout='interleaved'))
-    """
-    fitting = [place for place, fit in enumerate(fits) if fit]
-    if len(fitting) == len(fits):
-        return 0
-    return min(fitting, key=lambda place: (pairings(d_head)[place].rotary, place), default=None)
-
-
-def pairing_error(before: Tensor, after: Tensor, pairing: Pairing) -> float:
-    """How far pair norms differ before and after the rotation, relative to the largest: 0 for the right pairing.
-
-    before and after: M [head, d_head] of the same states. A factor common to all cells, which some rotations carry
-    (YaRN's), makes no difference.
-
-    >>> M = torch.tensor([[3.0, 0.0, 4.0, 1.0]])
-    >>> pairing_error(M, torch.tensor([[5.0, 1.0, 0.0, 0.0]]), Pairing(4, "halves"))
-    0.0
-    """
-    first, second = pair_norms(before, pairing), pair_norms(after, pairing)
-    sizes = [float(torch.linalg.vector_norm(each)) for each in (first, second)]
-    if not all(sizes):
-        return float(sizes[0] != sizes[1])
-    first, second = first / sizes[0], second / sizes[1]
-    return float((first - second).abs().max()) / float(first.max())
+    first, second = torch.tensor(pairs, dtype=torch.long, device=norms.device).view(-1, 2).unbind(-1)
+    return torch.hypot(norms[..., first], norms[..., second])
 
 
 @lru_cache(maxsize=65536)

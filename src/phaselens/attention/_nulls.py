@@ -35,6 +35,18 @@ def uniform_sink(
     return math.fsum(1 / seen for seen in _seen(first, last, window)) / (n_tokens - first)
 
 
+def uniform_sink_rows(n_tokens: int, window: int | None = None) -> Tensor:
+    """What uniform attention gives position 0 from each query 0 … n_tokens − 1, [query], float64.
+
+    >>> [round(share, 4) for share in uniform_sink_rows(4, window=3).tolist()]
+    [1.0, 0.5, 0.3333, 0.0]
+    """
+    shares = _shares(n_tokens, window)
+    if window is not None:
+        shares[window:] = 0.0
+    return shares
+
+
 @lru_cache(maxsize=65536)
 def uniform_entropy(n_tokens: int, window: int | None = None) -> float:
     """Mean row entropy in nats of uniform attention, ln(T!) / T without a window; row 0, which is 0, counts.

@@ -72,3 +72,29 @@ def writes(mass: Tensor, value: Tensor, w_o: Tensor) -> Writes:
     factor = torch.linalg.qr(written.T, mode="r").R
     whole = torch.linalg.vector_norm(factor @ mass, dim=0)
     return Writes(mass.mean(-1) * norms, whole.mean(), norms, torch.linalg.vector_norm(written.sum(0)))
+
+
+def scaled_writes(mass: Tensor, values: Tensor, w_o: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """`writes` where a norm or gate scales a head's output anew at each query: means over queries, float64.
+
+    Args:
+        mass: [head, query], the attention on one key.
+        values: [query, head, d_head], that key's value times the factors at each query.
+        w_o: [head, d_head, d_model].
+        factor: from `triangular`.
+
+    Returns:
+        By head [head], and of all heads together [].
+
+    >>> eye = torch.eye(2).expand(2, 2, 2)
+    >>> values = torch.tensor([[[2.0, 0.0], [0.0, 2.0]], [[4.0, 0.0], [0.0, 1.0]]])
+    >>> heads, layer = scaled_writes(torch.tensor([[0.5, 1.0], [0.5, 0.0]]), values, eye, triangular(eye))
+    >>> heads.tolist(), round(layer.item(), 4)
+    ([2.5, 0.5], 2.7071)
+    """
+    by_query = mass.double().T
+    # A key without attention writes nothing, whatever its factors.
+    weighed = torch.where(by_query[..., None] == 0, 0.0, by_query[..., None] * values.double())
+    flat = w_o.double().flatten(0, 1)
+    layer = torch.linalg.vector_norm(weighed.flatten(1) @ flat, dim=-1)
+    return head_norms(weighed, factor).mean(0), layer.mean()

@@ -42,8 +42,10 @@ from phaselens.lens.frequencies import make_independent, same_regime
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.native import NativeGateUp, NativeNorm
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks, position_axis
+from phaselens.lens.projection import Projection
 from phaselens.lens.rows import Rows
 from phaselens.lens.texts import ReadsTexts, signed_as
+from phaselens.lens.weights import projection, weight_of
 
 if TYPE_CHECKING:
     from phaselens.lens.losses import Unembedding
@@ -307,6 +309,14 @@ class HookedTransformer(ReadsTexts):
         """Which dimension of the tensor at a hook point runs over positions; None if none does."""
         return position_axis(self, name)
 
+    def weight_of(self, layer: int | None, name: str) -> Tensor:
+        """The weight that TransformerLens calls `blocks.{layer}.{name}`; see `phaselens.lens.weights.weight_of`."""
+        return weight_of(self, layer, name)
+
+    def projection_of(self, layer: int | None, name: str) -> Projection:
+        """The projection of that name, `attn.W_O`; see `phaselens.lens.weights.projection`."""
+        return projection(self, layer, name)
+
     def find_hook(self, name: str) -> Any:
         """The hook point of that name, or None."""
         if name not in self._points:
@@ -351,17 +361,24 @@ def _stop(residual: Tensor, hook: Any) -> None:
 
 
 def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTransformer:
-    """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest."""
+    """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest.
+
+    Raises:
+        RefusedModel: for a checkpoint that TransformerLens' adapter of the family refuses.
+    """
     keep_freed_memory()
     model.eval()
-    bridge = build_bridge_from_module(
-        model,
-        type(model).__name__,
-        hf_config=model.config,
-        tokenizer=tokenizer,
-        model_name=name or model.config.name_or_path or model.config.model_type,
-        post_adapter_hook=_mend,
-    )
+    try:
+        bridge = build_bridge_from_module(
+            model,
+            type(model).__name__,
+            hf_config=model.config,
+            tokenizer=tokenizer,
+            model_name=name or model.config.name_or_path or model.config.model_type,
+            post_adapter_hook=_mend,
+        )
+    except NotImplementedError as error:
+        raise RefusedModel(f"{model.config.model_type}: {error}") from error
     model.set_attn_implementation(interface.NAME)
     # The builder makes plain bridges; this adds methods and no state that it would have had to set up.
     bridge.__class__ = HookedTransformer

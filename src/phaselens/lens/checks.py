@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from phaselens import attention
-from phaselens.errors import RefusedModel
+from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import frequencies
 from phaselens.lens.components import STATISTICS, each_attention
+from phaselens.lens.precision import LIMITS
+from phaselens.lens.weights import projection
 
-# Largest difference allowed, relative to the largest value compared: what reordering sums does to a dtype, with room.
-# Of a float64 model, transformers still computes norms and softmaxes in float32.
-LIMITS = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 _PROBE = 16
 
 
@@ -137,6 +136,7 @@ def run_checks(lens: Any, *, full: bool = True) -> list[CheckResult]:
         results += _long_neighbours_change_nothing(lens, lens.reference)
     results.append(_rows_sum_to_one(lens, tokens))
     results.append(_statistics_match_scores(lens, tokens))
+    results += _heads_write_the_output(lens, tokens, layers)
     results.append(_edit_reaches(lens, tokens, layers))
     results += _mid_edit(lens, tokens, layers)
     results.append(_resumes(lens, tokens, layers))
@@ -279,6 +279,27 @@ def _edit_reaches(lens: Any, tokens: Tensor, layers: list[int]) -> CheckResult:
         changed = _difference(kept[after], clean[after]) > 0 or not clean[after].isfinite().any()
         moved[layer] = below if changed else float("inf")
     return _worst("an edit changes what is above it and nothing below", 0.0, moved, "edit of hook_v in layer")
+
+
+def _heads_write_the_output(lens: Any, tokens: Tensor, layers: list[int]) -> list[CheckResult]:
+    """What the heads write, added up, is what attention gives; without layers where that is refused by name."""
+    points = {
+        (layer, name): f"blocks.{layer}.attn.{name}" for layer in layers for name in ("hook_z", "hook_out")
+    }
+    if any(lens.find_hook(name) is None for name in points.values()):
+        return []
+    _, kept = capture(lens, tokens, points)
+    gaps: dict[int, float] = {}
+    for layer in layers:
+        try:
+            output = projection(lens, layer, "attn.W_O")
+        except InputError:
+            continue
+        z = output.multiplied(kept[layer, "hook_z"]).flatten(-2).float()
+        written = z @ output.weight.flatten(0, 1).float() + output.bias.float()
+        gaps[layer] = _difference(written, kept[layer, "hook_out"])
+    name = "what the heads write adds up to the output of attention"
+    return [_worst(name, LIMITS[lens.dtype], gaps)] if gaps else []
 
 
 def _keeper(kept: dict[Any, Tensor], key: Any) -> Callable[..., None]:

@@ -87,11 +87,12 @@ class StreamingAttention:
     hook_pattern: Any
     hook_rot_q: Any
     hook_rot_k: Any
+    hook_attended: Any
     original_component: Any
 
     def add_points(self: Any) -> None:
         """Give the component its hook points; called once, on the template that layers are cloned from."""
-        for name in (*STATISTICS, "hook_rot_q", "hook_rot_k"):
+        for name in (*STATISTICS, "hook_rot_q", "hook_rot_k", "hook_attended"):
             if name not in self._modules:
                 setattr(self, name, HookPoint())
         for name in STATISTICS:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, Qwen2Config
 from transformers.models.llama import modeling_llama
@@ -38,6 +39,24 @@ class NoRotaryEmbedding(nn.Module):
         """Return cos and sin, each [1, pos, d_rotary], whatever the positions are."""
         shape = (1, position_ids.shape[-1], self.d_rotary)
         return x.new_ones(shape), x.new_zeros(shape)
+
+
+def rotate(states: Tensor, angles: Tensor) -> Tensor:
+    """Rotate as the base families do, which share one rotation: what a DroPE model's states would go through.
+
+    Args:
+        states: [pos, d_rotary], of one head.
+        angles: [d_rotary / 2], by pair.
+
+    >>> rotate(torch.tensor([[5.0, 0.0]]), torch.tensor([0.6435])).round().tolist()
+    [[4.0, 3.0]]
+    """
+    both = torch.cat([angles, angles]).expand(1, len(states), -1)
+    rotated, _ = modeling_llama.apply_rotary_pos_emb(
+        states[None, None], states[None, None], both.cos(), both.sin()
+    )
+    turned: Tensor = rotated[0, 0]
+    return turned
 
 
 class _NormedAttention:

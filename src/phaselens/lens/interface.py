@@ -82,9 +82,27 @@ def attend_hooked(
         return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
 
     query, key = owner.fire_rotated(query, key)
+    out, pattern = _observed(owner, slots, module, query, key, value, scores_kw, dropout, is_causal, kwargs)
+    return owner.hook_attended(out), pattern
+
+
+def _observed(
+    owner: StreamingAttention,
+    slots: KeySlots,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scores_kw: dict[str, Any],
+    dropout: float,
+    is_causal: bool | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by the cheapest computation that serves whoever listens to the owner's statistics or matrix."""
     explicit = is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern)
     wanted = owner.hooked_statistics()
-    if not explicit and not wanted and softcap is None and s_aux is None:
+    native = scores_kw["softcap"] is None and scores_kw["sinks"] is None
+    if not explicit and not wanted and native:
         return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
     key, value, scores_kw = slots.crop(key), slots.crop(value), slots.crop_mask(scores_kw)
     if explicit:

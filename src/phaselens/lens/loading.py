@@ -15,6 +15,8 @@ from phaselens.lens import positions as layers
 from phaselens.lens.bridge import HookedTransformer, require_served, wrap
 from phaselens.lens.components import each_attention
 from phaselens.lens.info import ModelInfo
+from phaselens.lens.rotation import read_rotations
+from phaselens.lens.weights import read_head_outputs
 
 POSITIONS = ("auto", "nope")
 
@@ -214,6 +216,7 @@ def _describe(
         raise RefusedModel(
             f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot say"
         )
+    positions = layers.detect(lens)
     bos_token_id = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else config.bos_token_id
     return ModelInfo(
         label=label or source.rstrip("/").rsplit("/", 1)[-1],
@@ -227,7 +230,7 @@ def _describe(
         d_model=int(config.hidden_size),
         d_vocab=int(lens.original_model.get_input_embeddings().weight.shape[0]),
         n_ctx=getattr(config, "max_position_embeddings", None),
-        positions=layers.detect(lens),
+        positions=positions,
         windows=tuple(layers.window_of(module, config) for module in modules),
         scales=tuple(layers.scale_of(module, config) for module in modules),
         softcap=getattr(config, "attn_logit_softcapping", None),
@@ -241,6 +244,8 @@ def _describe(
         attention_type=getattr(config, "attention_type", None),
         softmax_scale=getattr(config, "softmax_scale", None),
         quantisation=_quantisation(config),
+        rotations=read_rotations(lens, positions),
+        head_outputs=read_head_outputs(lens),
         files=sources.hash_files(folder) if folder else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )

@@ -68,9 +68,13 @@ _MEANINGS: dict[str, tuple[str, str]] = {
         "[batch, head, query, key]",
         "attention after the softmax; builds the matrix in this layer",
     ),
+    "attn.hook_attended": (
+        "[batch, pos, head, d_head]",
+        "what each head reads: its attention times the values, before any norm or gate that follows",
+    ),
     "attn.hook_z": (
         "[batch, pos, head, d_head]",
-        "attention output of each head, before the output projection",
+        "what the output projection takes of each head, after such a norm or gate",
     ),
     "hook_normalized": (
         "[batch, pos, d_model]",
@@ -126,7 +130,7 @@ def position_axis(lens: Any, name: str) -> int | None:
     """Which dimension of the tensor at a hook point runs over positions (of queries, for a matrix); None if none does.
 
     Declared for the points in the short list. Inside the norms of queries and keys it is measured, since families norm
-    before or after they move the heads in front of the positions. Everywhere else it is TransformerLens' [batch, pos, …].
+    before or after they move the heads in front of the positions. All other points are [batch, pos, …].
     """
     declared = _known(name)
     if declared is not None:

@@ -27,7 +27,7 @@ KINDS: dict[str, str] = {
     "pattern": "attn.hook_pattern",
 }
 _MEASURED = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
-_WITH_HEADS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k")
+_WITH_HEADS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "hook_attended")
 _MATRIX = ("hook_pattern", "hook_attn_scores")
 _KV = ("hook_k", "hook_v", "hook_rot_k")
 _IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")

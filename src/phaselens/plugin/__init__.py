@@ -9,7 +9,8 @@ torch; nor should a plugin's module at its top level.
 
 from phaselens.data import Encoder, Text
 from phaselens.errors import InputError
-from phaselens.lens.info import ModelInfo
+from phaselens.lens.info import ModelInfo, Rotation
+from phaselens.lens.projection import Projection
 from phaselens.plugin.causal import CausalMetric
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
 from phaselens.plugin.conditions import BASELINE, Condition, Edit, Outcome, Prompt, Site
@@ -49,9 +50,11 @@ __all__ = [
     "Params",
     "PerText",
     "Plugins",
+    "Projection",
     "Prompt",
     "Proof",
     "Registered",
+    "Rotation",
     "Site",
     "Table",
     "TableSpec",

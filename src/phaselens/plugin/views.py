@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from phaselens.lens.projection import Projection
+
 
 def lazy_copy(tensor: Tensor) -> Tensor:
     """A tensor of the same values that shares memory with `tensor` until somebody writes to one of the two.
@@ -78,6 +80,10 @@ def _no_weight(name: str) -> Tensor:
     raise LookupError(f"no model stands behind this layer, so it has no weight {name!r}")
 
 
+def _no_projection(name: str) -> Projection:
+    raise LookupError(f"no model stands behind this layer, so it has no projection {name!r}")
+
+
 @dataclass(frozen=True)
 class LayerView(Mapping[str, "Tensor"]):
     """The hooked activations of one layer for one batch, by name without `blocks.{layer}.`.
@@ -88,13 +94,17 @@ class LayerView(Mapping[str, "Tensor"]):
     another metric reads, and costs a copy of it. Keep none: each holds the memory of an activation.
 
     `weight` finds a weight of the same layer by TransformerLens' name: `layer.weight("attn.W_O")` is
-    [head, d_head, d_model]. What is derived from it may be kept; writing into it does not change the model.
+    [head, d_head, d_model]. What is derived from it may be kept; writing into it does not change the model. A
+    projection's weight reproduces what its module computes, whatever that stores (packed, adapted); where no weight
+    does, `weight` raises InputError and says why. `projection` also serves modules that norm or round their input
+    before they multiply.
     """
 
     index: int | None
     batch: Batch
     activations: Mapping[str, Tensor] = field(repr=False)
     weight: Callable[[str], Tensor] = field(default=_no_weight, repr=False)
+    projection: Callable[[str], Projection] = field(default=_no_projection, repr=False)
 
     @cached_property
     def _own(self) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from phaselens.errors import InputError, MetricError
 from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
 from phaselens.plugin.returned import hook_names, require_constructed, tables_of
 from phaselens.runs.causal import Interventions, intervene
-from phaselens.runs.interventions import weight_of
+from phaselens.runs.interventions import projection_of, weight_of
 from phaselens.runs.options import Chosen
 from phaselens.runs.result import MetricResult
 from phaselens.runs.work import Measured, Observer, batch_of, guarded, memory_named
@@ -226,8 +226,10 @@ class _Layers:
         if mine and measured.works:
             layer = next(measured.points[name][0] for name in names)
             weight = functools.partial(weight_of, self._lens, layer)
+            projection = functools.partial(projection_of, self._lens, layer)
             with guarded(measured.result, measured.metric.model.label, "update"):
-                measured.metric.update(LayerView(layer, self._batches[id(measured)], mine, weight))
+                view = LayerView(layer, self._batches[id(measured)], mine, weight, projection)
+                measured.metric.update(view)
 
     def require_all(self, names: Mapping[str, None]) -> None:
         """A point that exists but did not fire is a failure of the metrics that hooked it, not a missing

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
 from phaselens.plugin import Batch, Condition, Edit, Proof, Site
@@ -15,23 +16,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
+    from phaselens.lens.projection import Projection
 
 #: Points whose rows are queries at dimension 2, and heads at dimension 1; elsewhere it is 1 and 2.
 _MATRICES = ("hook_pattern", "hook_attn_scores")
-_WITH_HEADS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", *_MATRICES)
+_WITH_HEADS = (
+    "hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "hook_attended", *_MATRICES
+)  # fmt: skip
 
 Hook = tuple[str, Callable[["Tensor", Any], "Tensor | None"]]
 
 
 def weight_of(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
-    """The weight that TransformerLens calls `blocks.{layer}.{name}`, or InputError. A write to it stays in it."""
-    found: Any = lens if layer is None else lens.blocks[layer]
-    try:
-        for part in name.split("."):
-            found = getattr(found, part)
-    except AttributeError as error:
-        raise InputError(f"{lens.info.label} has no weight {name!r} in layer {layer}") from error
-    return lazy_copy(cast("Tensor", found).detach())
+    """`lens.weight_of`, for a metric or an edit: what is written into it does not reach the model."""
+    return lazy_copy(lens.weight_of(layer, name))
+
+
+def projection_of(lens: HookedTransformer, layer: int | None, name: str) -> Projection:
+    """`lens.projection_of`, for a metric: what is written into its tensors does not reach the model."""
+    served = lens.projection_of(layer, name)
+    return replace(served, weight=lazy_copy(served.weight), bias=lazy_copy(served.bias))
 
 
 class Editor:

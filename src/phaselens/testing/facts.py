@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from phaselens.plugin import ModelInfo
+from phaselens.plugin import ModelInfo, Rotation
 
 
 def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", **others: Any) -> ModelInfo:
@@ -31,4 +31,8 @@ def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", 
         "bos_token_id": 0,
         "bos_policy": "tokenizer adds BOS",
     }
-    return ModelInfo(**facts | others)
+    facts |= others
+    half = facts["d_head"] // 2
+    halves = Rotation(tuple((low, low + half) for low in range(half)), facts["d_head"])
+    rotations = tuple(halves if "rope" in kind else None for kind in facts["positions"])
+    return ModelInfo(**{"rotations": rotations, "head_outputs": ("same",) * n_layers} | facts)

@@ -44,6 +44,7 @@ _RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox": ("GPTNeoXConfig", {"rotary_pct": 0.5}),
     "gpt2": ("GPT2Config", {}),
     "olmo2": ("Olmo2Config", {}),
+    "bitnet": ("BitNetConfig", {}),
     "smollm3": ("SmolLM3Config", {"no_rope_layers": [1, 0]}),
     "cohere2": ("Cohere2Config", {"sliding_window": 7}),
     "gpt-oss": (

@@ -1,0 +1,85 @@
+"""One projection of a layer: its weight, its bias, and what it multiplies by them. Imports no torch, as `info`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One projection of one layer: its module gives ``multiplied(inputs) @ weight + bias`` within rounding.
+
+    ``weight`` has TransformerLens' shape: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model], those of
+    an MLP [in, out]. ``bias`` is flat, [out]. ``rounding`` names what the module rounds its input to, empty where it
+    does not; ``norm`` is a norm inside the module, before the product.
+
+    >>> import torch
+    >>> projection = Projection(torch.eye(2)[None], torch.zeros(2), rounding="8-bit integers")
+    >>> projection.multiplied(torch.tensor([127.0, 0.4])).tolist()
+    [127.0, 0.0]
+    """
+
+    weight: Tensor = field(repr=False)
+    bias: Tensor = field(repr=False)
+    rounding: str = ""
+    norm: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the module multiplies its input as it is."""
+        return not self.rounding and self.norm is None
+
+    def scaled(self, inputs: Tensor) -> Tensor:
+        """The module's input [..., in] or [..., head, d_head], after a norm inside the module and before rounding."""
+        return inputs if self.norm is None else self._on_flat(self.norm, inputs)
+
+    def multiplied(self, inputs: Tensor) -> Tensor:
+        """What the module multiplies by the weight where its input is `inputs`, in the same shape."""
+        scaled = self.scaled(inputs)
+        return self._on_flat(ROUNDINGS[self.rounding], scaled) if self.rounding else scaled
+
+    def _on_flat(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Apply `function` to inputs whose heads lie beside each other."""
+        shape = self.weight.shape
+        by_head = len(shape) == 3 and shape[-1] == len(self.bias) and inputs.shape[-2:] == shape[:2]
+        return function(inputs.flatten(-2) if by_head else inputs).detach().view(inputs.shape)
+
+
+def _integers(levels: float, *, step: bool = False) -> Callable[[Tensor], Tensor]:
+    """Rounding to integers, by a scale for each token that brings its largest entry to `levels`.
+
+    Some multiply by that scale, others divide by its inverse, the step: entries near the middle between two integers
+    then fall to different sides.
+    """
+
+    def rounded(inputs: Tensor) -> Tensor:
+        largest = inputs.abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        integers = inputs / (largest / levels) if step else inputs * (levels / largest)
+        integers = integers.round().clamp(-int(levels) - 1, int(levels))
+        return integers * (largest / levels) if step else integers / (levels / largest)
+
+    return rounded
+
+
+def _floats(inputs: Tensor) -> Tensor:
+    """Rounding to 8-bit floats, by a scale for each token that brings its largest entry to theirs."""
+    import torch
+
+    kind = torch.float8_e4m3fn
+    scale = torch.finfo(kind).max / inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12)
+    return (inputs * scale).to(kind).to(inputs.dtype) / scale
+
+
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "8-bit integers": _integers(127),
+    "8-bit integers, in steps": _integers(127, step=True),
+    "8-bit integers, -128 to 127": _integers(127.5, step=True),
+    "8-bit floats": _floats,
+    "4-bit integers": _integers(7, step=True),
+}
+"""How modules round their input, by name."""

@@ -1,0 +1,238 @@
+"""What heads write from position 0, where W_O times the heads' outputs is not what attention gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaAttention
+
+import phaselens
+from phaselens.testing import tiny_model
+from tests.lens.quantised import Curved, Normed, Packed
+from tests.lens.test_weights import replaced, tiny_bitnet
+from tests.toys import letters, toy_tokenizer
+
+TEXTS = [letters(9), letters(17, 3)]
+
+
+def with_output(make: Any) -> Any:
+    """A BitNet whose output projections are made by `make`."""
+    model = tiny_bitnet()
+    for layer in model.model.layers:
+        layer.self_attn.o_proj = make(layer.self_attn.o_proj)
+    return model
+
+
+class Gated(LlamaAttention):
+    """Llama's attention, whose heads' outputs are multiplied by a gate that the token sets."""
+
+    def __init__(self, other: LlamaAttention) -> None:
+        super().__init__(other.config, other.layer_idx)
+        self.to(other.o_proj.weight.dtype)
+        self.load_state_dict(other.state_dict())
+        self.gate = torch.nn.Linear(32, 32, dtype=other.o_proj.weight.dtype)
+
+    def forward(
+        self, hidden_states: Any, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any
+    ) -> Any:
+        gate = torch.sigmoid(self.gate(hidden_states))
+        handle = self.o_proj.register_forward_pre_hook(lambda module, args: (args[0] * gate,))
+        try:
+            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        finally:
+            handle.remove()
+
+
+def gated() -> Any:
+    model = tiny_model("llama-gqa", dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        for layer in model.model.layers:
+            layer.self_attn = Gated(layer.self_attn).eval()
+    return model
+
+
+MODELS = {
+    "a gate before it": (gated, lambda module, x: x, lambda module: module.weight),
+    "a norm before it": (tiny_bitnet, lambda module, x: x, lambda module: module.weight),
+    "rounded inputs": (
+        lambda: replaced(Packed),
+        lambda module, x: module.rounded(x),
+        lambda module: module.dense,
+    ),
+    "a norm before it, rounded inputs": (
+        lambda: with_output(Rounded),
+        lambda module, x: module.rounded(x),
+        lambda module: module.weight,
+    ),
+    "a norm inside it": (
+        lambda: replaced(Normed),
+        lambda module, x: module.rms_norm(x),
+        lambda module: module.weight,
+    ),
+}
+
+
+class Rounded(torch.nn.Linear):
+    """A dense weight and 8-bit inputs, as transformers' AutoBitLinear."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=False)
+        self.weight = linear.weight
+
+    rounded = staticmethod(lambda inputs: Packed.rounded(_ROUNDS, inputs))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.rounded(inputs))
+
+
+class _ROUNDS:
+    round_inputs = True
+
+
+def reference(model: Any, text: str, multiplied: Any, dense: Any) -> list[dict[str, np.ndarray]]:
+    """By layer, from the model's own eager attention and plain hooks on its modules, in float64."""
+    ids = torch.tensor([toy_tokenizer()(text)["input_ids"]])
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+    handles = []
+    for index, layer in enumerate(model.model.layers):
+        attention = layer.self_attn
+
+        def keep(name: str, index: int = index) -> Any:
+            def hook(module: Any, args: Any, out: Any) -> None:
+                seen[index, f"{name}_in"], seen[index, name] = args[0][0], out[0]
+
+            return hook
+
+        handles.append(attention.v_proj.register_forward_hook(keep("v")))
+        handles.append(attention.o_proj.register_forward_hook(keep("o")))
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        patterns = model(ids, output_attentions=True, use_cache=False).attentions
+    for handle in handles:
+        handle.remove()
+    result = []
+    seen = {name: value.detach() for name, value in seen.items()}
+    for index, layer in enumerate(model.model.layers):
+        module = layer.self_attn.o_proj
+        with torch.no_grad():
+            weight = dense(module).detach().T.unflatten(0, (4, 8)).double()
+            product = multiplied(module, seen[index, "o_in"])
+            smooth = (
+                module.rms_norm(seen[index, "o_in"]) if isinstance(module, Normed) else seen[index, "o_in"]
+            )
+        pattern = patterns[index][0].double()
+        v = seen[index, "v"].unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
+        read = torch.einsum("hqk,khd->qhd", pattern, v)
+        part = pattern[:, :, 0].T[..., None] * v[0] * (smooth.unflatten(-1, (4, 8)) / read)
+        heads = torch.einsum("qhd,hdm->qhm", product.unflatten(-1, (4, 8)), weight)
+        first = torch.einsum("qhd,hdm->qhm", part, weight)
+        torch.testing.assert_close(heads.sum(1), seen[index, "o"], atol=1e-9, rtol=1e-9)
+        result.append(
+            {
+                "head_output": heads[1:].norm(dim=-1).mean(0).numpy(),
+                "true_write": first[1:].norm(dim=-1).mean(0).numpy(),
+                "layer_write": first.sum(1)[1:].norm(dim=-1).mean().numpy(),
+                "layer_output": seen[index, "o"][1:].norm(dim=-1).mean().numpy(),
+            }
+        )
+    return result
+
+
+def measured(model: Any) -> phaselens.Run:
+    lens = phaselens.load(model, label="tiny")
+    lens.text_tokenizer = toy_tokenizer()
+    return phaselens.run(lens, metrics=["bos-write"], texts=TEXTS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_writes_are_the_modules_own(name: str) -> None:
+    make, multiplied, dense = MODELS[name]
+    found = measured(make())
+    assert not found.failed
+    expected = [reference(make(), text, multiplied, dense) for text in TEXTS]
+    rows = found.rows("bos-write", "texts").records()
+    assert len(rows) == len(TEXTS) * 2 * 4
+    for row in rows:
+        own = expected[int(row["text"])][row["layer"]]
+        for column in ("head_output", "true_write"):
+            assert row[column] == pytest.approx(own[column][row["head"]], rel=1e-6), column
+        assert row["true_share"] == pytest.approx(row["true_write"] / row["head_output"])
+        assert 0 < row["true_share_null"] < np.inf
+    for row in found.rows("bos-write", "layer_texts").records():
+        own = expected[int(row["text"])][row["layer"]]
+        for column in ("layer_write", "layer_output"):
+            assert row[column] == pytest.approx(float(own[column]), rel=1e-6), column
+
+
+def test_uniform_attention_writes_its_null() -> None:
+    """With all scores equal, position 0 writes what the null says, factors of a norm included."""
+    model = tiny_bitnet()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.q_proj.weight.zero_()
+    found = measured(model)
+    for row in found.rows("bos-write", "texts").records():
+        assert row["true_write"] == pytest.approx(row["true_write_null"], rel=1e-6)
+
+
+def test_a_projection_that_is_no_product_leaves_out_what_needs_it() -> None:
+    found = measured(replaced(lambda linear: Curved(32, 32, bias=False, dtype=torch.float64)))
+    for row in found.rows("bos-write", "texts").records():
+        assert row["true_write"] is row["head_output"] is row["true_share"] is None
+        assert row["write"] > 0
+    for row in found.rows("bos-write", "layer_texts").records():
+        assert row["layer_write"] is None
+        assert row["layer_output"] > 0
+    for layer in (0, 1):
+        assert any(f"null in layer {layer}" in note and "not a product" in note for note in found.warnings)
+
+
+def test_a_norm_that_mixes_entries_leaves_out_position_0_alone() -> None:
+    model = tiny_bitnet()
+    model.model.layers[1].self_attn.attn_sub_norm = torch.nn.LayerNorm(32, dtype=torch.float64)
+    found = measured(model)
+    for row in found.rows("bos-write", "texts").records():
+        assert (row["true_write"] is None) == (row["layer"] == 1)
+        assert row["head_output"] > 0
+    assert any("null in layer 1: what comes between the heads" in note for note in found.warnings)
+
+
+def test_heads_that_read_nothing_leave_their_factor_unknown() -> None:
+    """Values that cancel to exactly zero hide the factor; where no value is at stake, nothing is written."""
+    model = tiny_bitnet()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.v_proj.weight[3] = 0.0
+    found = measured(model)
+    assert all(row["true_write"] is not None for row in found.rows("bos-write", "texts").records())
+
+
+def test_a_factor_that_cannot_be_read_is_missing_and_said_so() -> None:
+    """A head reads exactly 0 where position 0 has a value and attention: nothing says what it was multiplied by."""
+    from phaselens_plugins.bos_write import BosWrite
+    from tests.plugins.views import info, rows, view
+
+    attended = torch.ones(1, 3, 2, 4)
+    attended[0, 2, 1, 0] = 0.0
+    activations = {
+        "attn.hook_sink": torch.full((1, 2, 3), 0.5),
+        "attn.hook_v": torch.ones(1, 3, 2, 4),
+        "attn.hook_z": 2.0 * attended,
+        "attn.hook_out": torch.ones(1, 3, 8),
+        "attn.hook_attended": attended,
+    }
+    metric = BosWrite(info(head_outputs=("scaled",)), BosWrite.Params())
+    assert "blocks.{layer}.attn.hook_attended" in metric.hooks()
+    metric.update(view(activations, (3,), weight=torch.eye(8).view(2, 4, 8)))
+    for row in rows(metric, "texts"):
+        assert row["true_write"] is row["true_share"] is None
+        assert row["head_output"] > 0
+    assert any("is exactly 0 there" in note.replace("\n", " ") for note in metric.warnings)
+    activations["attn.hook_v"][0, 0, 1, 0] = 0.0
+    metric = BosWrite(info(head_outputs=("scaled",)), BosWrite.Params())
+    metric.update(view(activations, (3,), weight=torch.eye(8).view(2, 4, 8)))
+    written = [row["true_write"] for row in rows(metric, "texts")]
+    assert written == pytest.approx([0.5 * 2.0 * 2.0, 0.5 * 2.0 * 3**0.5])
