@@ -17,6 +17,7 @@ from torch import Tensor
 from phaselens import attention
 from phaselens.errors import RefusedModel
 from phaselens.lens.components import STATISTICS, each_attention
+from phaselens.lens.visibility import disagreements
 
 # Largest difference allowed, relative to the largest value compared: what reordering sums does to a dtype, with room.
 # Of a float64 model, transformers still computes norms and softmaxes in float32.
@@ -112,6 +113,7 @@ def run_checks(lens: Any, *, full: bool = True) -> list[CheckResult]:
     if lens.reference is not None:
         results += _same_as_reference(lens, lens.reference)
     results.append(_rows_sum_to_one(lens, tokens))
+    results.append(_windows_are_what_is_seen(lens))
     results.append(_statistics_match_scores(lens, tokens))
     results.append(_edit_reaches(lens, tokens, layers))
     results += _mid_edit(lens, tokens, layers)
@@ -184,6 +186,11 @@ def _rows_sum_to_one(lens: Any, tokens: Tensor) -> CheckResult:
         # Rows that are not finite are the model's own (NaN weights); that its logits are too was compared above.
         by_layer[layer] = _difference(whole, torch.ones_like(whole).where(whole.isfinite(), whole))
     return _worst("rows of attention sum to one", 1e-5, by_layer)
+
+
+def _windows_are_what_is_seen(lens: Any) -> CheckResult:
+    """The window of each layer against the masks of the forward, at positions far beyond the probe's."""
+    return _worst("each layer sees the keys that its window says", 0.0, disagreements(lens))
 
 
 def _statistics_match_scores(lens: Any, tokens: Tensor) -> CheckResult:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens.masks import build_mask, note_mask
 
 if TYPE_CHECKING:
     from phaselens.lens.components import StreamingAttention
@@ -72,6 +72,7 @@ def attend_hooked(
             f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
             "which key the first query stands at is unknown"
         )
+    note_mask(module, attention_mask)
     scores_kw: dict[str, Any] = {"scale": scaling, "mask": attention_mask, "softcap": softcap, "sinks": s_aux}
     reference = module.__dict__.get(OWNER)
     owner: StreamingAttention | None = reference() if reference is not None else None
@@ -242,4 +243,4 @@ def disown(module: Any) -> None:
 
 AttentionInterface.register(NAME, attend_hooked)
 # Without this, transformers would drop padding masks for an attention it does not know, without a word.
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, build_mask)

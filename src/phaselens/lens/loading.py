@@ -14,6 +14,7 @@ from phaselens.lens import positions as layers
 from phaselens.lens.bridge import HookedTransformer, require_served, wrap
 from phaselens.lens.components import each_attention
 from phaselens.lens.info import ModelInfo
+from phaselens.lens.visibility import measure_windows
 
 POSITIONS = ("auto", "nope")
 
@@ -181,7 +182,7 @@ def _describe(
         d_vocab=int(lens.original_model.get_input_embeddings().weight.shape[0]),
         n_ctx=getattr(config, "max_position_embeddings", None),
         positions=layers.detect(lens),
-        windows=tuple(layers.window_of(module, config) for module in modules),
+        windows=measure_windows(lens),
         scales=tuple(layers.scale_of(module, config) for module in modules),
         softcap=getattr(config, "attn_logit_softcapping", None),
         dtype=str(lens.dtype).removeprefix("torch."),

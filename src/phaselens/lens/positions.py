@@ -1,4 +1,4 @@
-"""Per layer: how attention knows positions, how far it sees, and what it multiplies scores by."""
+"""Per layer: how attention knows positions, and what it multiplies scores by. How far it sees is in `visibility`."""
 
 from __future__ import annotations
 
@@ -92,20 +92,6 @@ def d_head_of(module: Any, config: Any) -> int:
     """The size of one head's query."""
     size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
     return int(size or config.hidden_size // config.num_attention_heads)
-
-
-def window_of(module: Any, config: Any) -> int | None:
-    """How many keys a query of this layer sees, itself included, or None where it sees all before it."""
-    if hasattr(module, "sliding_window"):
-        window = module.sliding_window
-    elif getattr(config, "use_sliding_window", True) is False:
-        window = None
-    else:
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None and kinds[module.layer_idx] != "sliding_attention":
-            window = None
-    return int(window) if window is not None else None
 
 
 def scale_of(module: Any, config: Any) -> float:
