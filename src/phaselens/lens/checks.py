@@ -73,10 +73,14 @@ def reference_of(model: Any, *, nulled: bool = False) -> Reference:
 
 @contextmanager
 def _identity_rotation(model: Any, nulled: bool) -> Any:
-    """While inside, let every rotary module of an unwrapped model return cos=1 and sin=0."""
+    """While inside, let every rotary module of an unwrapped model return cos=1 and sin=0.
+
+    Both times the attention factor that YaRN and longrope put into them: the length of the vector (cos, sin).
+    """
 
     def replace(_module: Any, _args: Any, out: Any) -> Any:
-        return (torch.ones_like(out[0]), torch.zeros_like(out[1]))
+        cos, sin = out
+        return torch.hypot(cos.double(), sin.double()).to(cos), torch.zeros_like(sin)
 
     rotary = (
         [module for name, module in model.named_modules() if name.endswith("rotary_emb")] if nulled else []
