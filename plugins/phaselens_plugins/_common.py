@@ -22,11 +22,12 @@ TOKEN = Column("token", str, None, "the token there")
 TOKEN_ID = Column("token_id", int, "index", "its id")
 
 #: Why a text has no value in a layer, by the code that is kept beside its numbers.
-FINE, SHORT, NOT_FINITE, ZERO = 0, 1, 2, 3
+FINE, SHORT, NOT_FINITE, ZERO, UNSEEN = 0, 1, 2, 3, 4
 _REASONS = {
     SHORT: "fewer than two tokens",
     NOT_FINITE: "activations are NaN or infinite",
     ZERO: "activations are all zero",
+    UNSEEN: "with a window of 1, no query but the first sees position 0",
 }
 
 

@@ -18,6 +18,7 @@ from phaselens_plugins._common import (
     NOT_FINITE,
     SHORT,
     TEXT,
+    UNSEEN,
     ZERO,
     Grid,
     Value,
@@ -38,17 +39,18 @@ if TYPE_CHECKING:
 NORM = "norm"
 VALUES = (
     Value("write", NORM, "attention on position 0 times ‖v₀‖", "the same under uniform attention"),
-    Value("attn", "share of attention", "attention on position 0, mean over queries ≥ 1", "uniform attention"),
+    Value("attn", "share of attention", "attention on position 0, mean over the queries ≥ 1 that see it",
+          "uniform attention"),
     Value("value_norm", NORM, "‖v₀‖, before the output projection",
           "mean norm of the values at the other positions"),
-    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over queries ≥ 1", "the same under uniform attention"),
-    Value("head_output", NORM, "norm of all that the head writes, mean over queries ≥ 1"),
+    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over the same queries", "the same under uniform attention"),
+    Value("head_output", NORM, "norm of all that the head writes, mean over the same queries"),
     Value("true_share", "ratio", "true_write over head_output; can exceed 1 where other keys cancel it",
           "uniform attention's true write over the same head_output"),
 )  # fmt: skip
 OF_LAYER = (
-    Column("layer_write", float, NORM, "‖Σ_h A·v₀·W_O‖ of all heads together, mean over queries ≥ 1"),
-    Column("layer_output", float, NORM, "norm of the output projection's result, bias included"),
+    Column("layer_write", float, NORM, "‖Σ_h A·v₀·W_O‖ of all heads together, mean over the queries ≥ 1 that see position 0"),
+    Column("layer_output", float, NORM, "norm of the output projection's result, bias included, mean over the same queries"),
     Column("layer_share", float, "ratio", "layer_write over layer_output"),
 )
 
@@ -112,7 +114,7 @@ class BosWrite(Grid[Params]):
         """What is multiplied and averaged, in which order."""
         return (
             "write = attention on position 0 × ‖v₀‖ by text and head, then the mean; true share = ‖A·v₀·W_O‖ / "
-            "‖head output‖, means over queries ≥ 1"
+            "‖head output‖, means over the queries ≥ 1 that see position 0 (with a sliding window, those within it)"
         )
 
     def setup(self) -> None:
@@ -139,18 +141,21 @@ class BosWrite(Grid[Params]):
         n_heads = len(sink)
         if v.shape[0] < 2:
             return _nothing(SHORT, n_heads)
+        window = self.model.windows[layer.index or 0]
+        seeing = slice(1, min(len(v), window or len(v)))
+        if seeing.stop < 2:
+            return _nothing(UNSEEN, n_heads)
         w_o, factor = self._projection(layer)
         first = v[0].double().repeat_interleave(n_heads // v.shape[1], dim=0)
-        found = writes(sink[:, 1:].double(), first, w_o)
-        heads = head_norms(z[1:], factor).mean(0)
-        whole, others = row_norms(out[1:]).mean(), row_norms(v[1:]).mean(0)
-        attn = sink[:, 1:].double().mean(-1)
+        found = writes(sink[:, seeing].double(), first, w_o)
+        heads = head_norms(z[seeing], factor).mean(0)
+        whole, others = row_norms(out[seeing]).mean(), row_norms(v[1:]).mean(0)
+        attn = sink[:, seeing].double().mean(-1)
         if not all(bool(each.isfinite().all()) for each in (attn, found.heads, heads, whole, others)):
             return _nothing(NOT_FINITE, n_heads)
         if not bool((heads > 0).all()):
             return _nothing(ZERO, n_heads)
-        index = layer.index or 0
-        uniform = uniform_sink(len(v), window=self.model.windows[index]) or 0.0
+        uniform = uniform_sink(len(v), window=window) or 0.0
         norms = row_norms(first)
         flat_write = uniform * found.value_writes
         return {
