@@ -11,7 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens.plugin import (
+    Column,
+    Display,
+    LayerView,
+    Metric,
+    Params,
+    Table,
+    TableSpec,
+    hookimpl,
+    interval_help,
+    param,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,9 +43,7 @@ def delimiter_positions(words: Sequence[str], delimiters: str, count: int) -> li
     return found[:count]
 
 
-def mean_score(
-    received: Tensor, positions: Sequence[int], length: int, window: int | None = None
-) -> Tensor:
+def mean_score(received: Tensor, positions: Sequence[int], length: int, window: int | None = None) -> Tensor:
     """received [head, key], attention summed over the queries of one text → [head].
 
     A key's score is what it receives over the number of queries that see it, which a sliding `window` limits; the mean
@@ -110,8 +119,8 @@ class DelimiterSinks(Metric[DelimiterParams]):
             (
                 Column("layer", int, "index", "0-based"),
                 Column("score", float, SHARE, "mean over texts and heads"),
-                Column("ci_low", float, SHARE, "95 % interval, bootstrap over texts"),
-                Column("ci_high", float, SHARE, "95 % interval, bootstrap over texts"),
+                Column("ci_low", float, SHARE, interval_help()),
+                Column("ci_high", float, SHARE, interval_help()),
                 Column("null", float, SHARE, "the same if attention were uniform"),
                 Column("strongest", float, SHARE, "the head with the highest mean over texts"),
             ),

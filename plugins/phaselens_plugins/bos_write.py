@@ -49,8 +49,18 @@ VALUES = (
           "uniform attention's true write over the same head_output"),
 )  # fmt: skip
 OF_LAYER = (
-    Column("layer_write", float, NORM, "‖Σ_h A·v₀·W_O‖ of all heads together, mean over the queries ≥ 1 that see position 0"),
-    Column("layer_output", float, NORM, "norm of the output projection's result, bias included, mean over the same queries"),
+    Column(
+        "layer_write",
+        float,
+        NORM,
+        "‖Σ_h A·v₀·W_O‖ of all heads together, mean over the queries ≥ 1 that see position 0",
+    ),
+    Column(
+        "layer_output",
+        float,
+        NORM,
+        "norm of the output projection's result, bias included, mean over the same queries",
+    ),
     Column("layer_share", float, "ratio", "layer_write over layer_output"),
 )
 

@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 SHARE = "share of attention"
 
 
-def strongest_position(
-    received: Tensor, lengths: Tensor, window: int | None = None
-) -> tuple[Tensor, Tensor]:
+def strongest_position(received: Tensor, lengths: Tensor, window: int | None = None) -> tuple[Tensor, Tensor]:
     """received [batch, head, key], attention mass summed over real queries, lengths [batch] → two [batch,
     head].
 
@@ -106,7 +104,10 @@ class Sinks(Metric[SinkParams]):
                 ),
                 Column("score_all", float, SHARE, "the same with query 0"),
                 Column(
-                    "null", float, SHARE, "score of uniform attention at this text's length and this layer's window"
+                    "null",
+                    float,
+                    SHARE,
+                    "score of uniform attention at this text's length and this layer's window",
                 ),
                 Column("null_all", float, SHARE, "score_all of uniform attention, likewise"),
                 N_TOKENS,
@@ -165,7 +166,12 @@ class Sinks(Metric[SinkParams]):
                 LAYER,
                 HEAD,
                 Column("position", int, "index", "the key other than 0 with the highest score"),
-                Column("score", float, SHARE, "what it receives, mean over the queries that see it, itself included"),
+                Column(
+                    "score",
+                    float,
+                    SHARE,
+                    "what it receives, mean over the queries that see it, itself included",
+                ),
                 Column("null", float, SHARE, "score of uniform attention at this key"),
             ),
             "the strongest position other than 0, by text, layer and head",
@@ -220,9 +226,7 @@ class Sinks(Metric[SinkParams]):
         )
         self.per_text.add(layer, score=score, score_all=score_all)
         if self.params.strongest:
-            position, strength = strongest_position(
-                layer.float64("attn.hook_received"), lengths, window
-            )
+            position, strength = strongest_position(layer.float64("attn.hook_received"), lengths, window)
             self.per_text.add(layer, position=position, strength=strength)
 
     def compute(self) -> Mapping[str, Table]:

@@ -134,7 +134,9 @@ def _pairs(windows: list[int | None]) -> tuple[Tensor, Tensor]:
     sizes = sorted({size for size in windows if size is not None} | {1})
     generator = torch.Generator().manual_seed(0)
     random = [torch.randint(1 << bits, (8,), generator=generator) for bits in (5, 8, 11, 14, 17, 20, 24, 30)]
-    edges = torch.tensor([max(0, factor * size + step) for size in sizes for factor in (1, 2, 3) for step in range(-2, 3)])
+    edges = torch.tensor(
+        [max(0, factor * size + step) for size in sizes for factor in (1, 2, 3) for step in range(-2, 3)]
+    )
     query = torch.cat([torch.arange(32), edges, *random, torch.tensor([_FAR, _FAR + 1])])[:, None]
     near = torch.tensor([-2, -1, 0, 1, 2])
     steps = torch.cat([near, *(near - size for size in sizes)])
