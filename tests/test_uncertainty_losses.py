@@ -119,7 +119,9 @@ def test_two_texts_worked_out_by_hand():
     assert (found.ci_low, found.ci_high) == pytest.approx((math.exp(0.5), math.exp(1.0)))
     # Of 4 exchanges, none and all are as large as what was seen.
     assert (found.p_value, found.p_exact) == (0.5, True)
-    assert found.d_z == pytest.approx(0.75 / math.sqrt(0.125))
+    # The mean difference, 0.625, over its sd, both with weights 1/4 and 3/4.
+    variance = 2 / 1 * (0.25 * 0.375**2 + 0.75 * 0.125**2)
+    assert found.d_z == pytest.approx(0.625 / math.sqrt(variance))
     assert (found.rank_biserial, found.share_worse) == (1.0, 1.0)
     assert found.ppl_baseline_length_weighted == pytest.approx(math.exp((11 * 1 + 31 * 3) / 42))
     assert found.ppl_length_weighted == pytest.approx(math.exp((11 * 2 + 31 * 3.5) / 42))

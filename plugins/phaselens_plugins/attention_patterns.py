@@ -42,8 +42,8 @@ UNIFORM = "uniform attention"
 POINTS = ("hook_entropy", "hook_sink", "hook_received", "hook_distance")
 VALUES = (
     Value("entropy", "nats",
-          "−Σ p ln p of a query's weights on keys, mean over all queries, the first (0) included; a learned sink's share "
-          "is left out, not spread over the keys", UNIFORM),
+          "−Σ p ln p of a query's weights on keys, mean over all queries, the first (0) included; a learned sink's "
+          "share is left out, not spread over the keys", UNIFORM),
     Value("entropy_normalised", "share of maximum",
           "entropy over ln(keys seen), mean over queries that see two or more; a learned sink is no key", UNIFORM),
     Value("concentration", "0 to 1",
@@ -78,7 +78,7 @@ class AttentionPatterns(Grid[PatternParams]):
     """Entropy, concentration, local mass and class of every head, and attention by distance."""
 
     name = "attention-patterns"
-    version = "1"
+    version = "2"
     title = "attention patterns"
     description = "entropy of attention, mass near the diagonal, classes of heads, attention by distance"
     citation = "Queipo-de-Llano et al. 2025, arXiv:2510.06477 (mixing score, ColSum concentration)"
@@ -159,8 +159,8 @@ class AttentionPatterns(Grid[PatternParams]):
     def define(cls, params: PatternParams) -> str:
         """Which entropy, which neighbours, which classes."""
         return (
-            "entropy over ln(keys seen: those up to the query, within the layer's window), mean over queries that see two "
-            "or more; "
+            "entropy over ln(keys seen: those up to the query, within the layer's window), mean over queries that see "
+            "two or more; "
             f"local: {params.local_width} keys before the query, itself and BOS left out; classes, first met: sink ≥ "
             f"{params.sink_threshold:g}, local ≥ {params.local_threshold:g}, "
             f"entropy ≥ {params.distributed_threshold:g}, else mixed"
@@ -251,8 +251,8 @@ class AttentionPatterns(Grid[PatternParams]):
         single = [str(layer) for layer, window in enumerate(self.model.windows) if window == 1]
         if single:
             self.warn(
-                f"sink, entropy_normalised and class are null in layer {', '.join(single)}: with a window of 1, a query "
-                "sees itself only"
+                f"sink, entropy_normalised and class are null in layer {', '.join(single)}: with a window of 1, a "
+                "query sees itself only"
             )
 
     def _classes(self) -> Iterator[tuple[Any, ...]]:

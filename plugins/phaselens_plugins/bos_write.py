@@ -69,7 +69,7 @@ class BosWrite(Grid[Params]):
     """BOS value norm, attention mass, write score and true write, by text, layer and head."""
 
     name = "bos-write"
-    version = "1"
+    version = "2"
     title = "what heads write from BOS"
     description = "value norm, attention mass, write score and true write of position 0"
     citation = "value norms of sinks: Gu et al. 2024, arXiv:2410.10781"

@@ -81,10 +81,13 @@ class SinkParams(Params):
 
 
 class Sinks(Metric[SinkParams]):
-    """Sink scores by text, layer and head; sink rates by layer; each with its null."""
+    """Sink scores by text, layer and head; sink rates by layer; each with its null.
+
+    In a layer with a sliding window only the queries within it see the key, and only these count.
+    """
 
     name = "sinks"
-    version = "1"
+    version = "2"
     title = "attention sinks"
     description = "share of heads that put at least a threshold of their attention on one position"
     citation = "Gu et al. 2024, arXiv:2410.10781"
@@ -96,19 +99,9 @@ class Sinks(Metric[SinkParams]):
                 TEXT,
                 LAYER,
                 HEAD,
-                Column(
-                    "score",
-                    float,
-                    SHARE,
-                    "mean over the queries that see the key (with a sliding window, those within it), without query 0",
-                ),
+                Column("score", float, SHARE, "mean over the queries that see the key, without query 0"),
                 Column("score_all", float, SHARE, "the same with query 0"),
-                Column(
-                    "null",
-                    float,
-                    SHARE,
-                    "score of uniform attention at this text's length and this layer's window",
-                ),
+                Column("null", float, SHARE, "score of uniform attention at this text's length and window"),
                 Column("null_all", float, SHARE, "score_all of uniform attention, likewise"),
                 N_TOKENS,
             ),
@@ -204,8 +197,8 @@ class Sinks(Metric[SinkParams]):
             "mean_then_threshold": "mean over texts, then threshold",
         }[params.order]
         return (
-            f"share of heads with score ≥ {params.threshold:g} on position {params.sink_position}, mean over the queries "
-            f"that see it, query 0 {query0}; {order}"
+            f"share of heads with score ≥ {params.threshold:g} on position {params.sink_position}, mean over the "
+            f"queries that see it, query 0 {query0}; {order}"
         )
 
     def hooks(self) -> Sequence[str]:

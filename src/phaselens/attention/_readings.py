@@ -9,8 +9,9 @@ from torch import Tensor
 def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0, last: int | None = None) -> Tensor:
     """Mean of rows [batch, head, query] over queries first … length − 1: [batch, head].
 
-    With `last`, over queries first … last where the text goes on beyond it. `lengths` [batch] are the numbers of real tokens of right-padded texts; what stands beyond them is not
-    looked at. A text with no such query has no mean: NaN, and it has no other cause but NaN in `rows`.
+    With `last`, no further than that query. `lengths` [batch] are the numbers of real tokens of right-padded
+    texts; what stands beyond them is not looked at. A text with no such query has no mean: NaN, and it has no other
+    cause but NaN in `rows`.
 
     >>> import torch
     >>> rows = torch.tensor([[[1.0, 0.5, 0.25, 9.0]]])

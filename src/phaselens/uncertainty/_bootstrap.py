@@ -5,10 +5,10 @@ shared by all cells (layers × heads, models), so that cells can be compared wit
 between models are taken text by text. Pure numpy: `scipy.stats.bootstrap(method="percentile")` gives the same
 numbers for the same draws, but would hold n_resamples × texts × cells values at once.
 
-Few texts have few resamples: where there are no more than `n_resamples` different ones, all of them are taken, each with
-its probability, and the interval is exact: no seed enters. Of more texts, `n_resamples` are drawn. With 10,000 draws an
-end of a 95 % interval of a roughly normal mean has a standard error of 0.027 standard errors of the mean, 1.4 % of half
-the interval's width (0.060 and 3 % with 2,000).
+Few texts have few resamples: where there are no more than `n_resamples` different ones, all of them are taken, each
+with its probability, and the interval is exact: no seed enters. Of more texts, `n_resamples` are drawn. With 10,000
+draws an end of a 95 % interval of a roughly normal mean has a standard error of 0.027 standard errors of the mean,
+1.4 % of half the interval's width (0.060 and 3 % with 2,000).
 """
 
 from __future__ import annotations
