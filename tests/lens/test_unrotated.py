@@ -101,7 +101,12 @@ def test_an_experiment_nulls_as_loading_does():
 
 def test_no_position_matters_in_a_nulled_yarn_model():
     """One layer, so that the last query sees a set of keys: in any order they give the same."""
-    scaling = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+    scaling = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 32,
+    }
     model = tiny_model("llama", dtype=torch.float64, rope_parameters=scaling, num_hidden_layers=1)
     lens = phaselens.load(model, positions="nope")
     mixed = TOKENS[:, [0, 7, 3, 1, 2, 6, 5, 4, *range(8, 20)]]

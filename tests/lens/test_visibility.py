@@ -113,7 +113,9 @@ def replaced(monkeypatch: pytest.MonkeyPatch, mask_function: Any) -> None:
     "mask_function",
     [
         lambda batch, head, query, key: (key <= query) & (query // 6 == key // 6),  # chunks, as in Llama 4
-        lambda batch, head, query, key: (key <= query) & ((key > query - 5) | (key == 0)),  # a window and the first
+        lambda batch, head, query, key: (
+            (key <= query) & ((key > query - 5) | (key == 0))
+        ),  # a window and the first
         lambda batch, head, query, key: (key <= query) & ((query - key) % 2 == 0),  # dilated
         lambda batch, head, query, key: (key <= query) | (key < 3),  # a prefix that is seen from everywhere
     ],

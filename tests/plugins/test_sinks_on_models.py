@@ -46,9 +46,7 @@ def cells(run: Any, table: str, *names: str) -> list[tuple[Any, ...]]:
 def test_scores_equal_those_of_the_dense_matrices(family: str, key: int) -> None:
     dense, lens = eager_attention(family), toy_lens(family)
     windows = {"mistral": (7, 7), "gemma2": (7, None), "gpt-oss": (7, None)}.get(family, (None, None))
-    run = phaselens.run(
-        [lens], metrics=("sinks", {"sink_position": key}), texts=TEXTS, batch_tokens=40
-    )
+    run = phaselens.run([lens], metrics=("sinks", {"sink_position": key}), texts=TEXTS, batch_tokens=40)
     expected, strongest = [], []
     for matrix in dense:
         length = matrix.shape[-1]

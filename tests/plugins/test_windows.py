@@ -79,7 +79,9 @@ class Measured:
             metrics=[("attention-patterns", {"local_width": WIDTH, "distances": DISTANCES}), "sinks", "bos-write"],
             texts=TEXTS, batch_tokens=64,
         )  # fmt: skip
-        assert not self.run.failed, [each for name in self.run.failed for each in self.run.metrics[name].failures]
+        assert not self.run.failed, [
+            each for name in self.run.failed for each in self.run.metrics[name].failures
+        ]
 
     def rows(self, metric: str, table: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.run.rows(metric, table).records()
@@ -205,7 +207,9 @@ def test_every_column_of_bos_write_and_its_null(measured: Measured) -> None:
         p, layer, head = measured.pattern(row), row["layer"], row["head"]
         visible = measured.visible(layer, len(p))
         sees = visible[:, 0] & (np.arange(len(p)) > 0)
-        v, z, out = (activations[int(row["text"])][f"blocks.{layer}.attn.hook_{point}"] for point in ("v", "z", "out"))
+        v, z, out = (
+            activations[int(row["text"])][f"blocks.{layer}.attn.hook_{point}"] for point in ("v", "z", "out")
+        )
         n_heads = lens.info.n_heads
         z, v = z.reshape(len(p), n_heads, -1), v.reshape(len(p), lens.info.n_kv_heads, -1)
         group = n_heads // v.shape[1]
@@ -245,11 +249,15 @@ def test_heads_without_queries_score_their_null_in_every_window() -> None:
         assert same(row["score"], row["null"])
     for row in run.rows("attention-patterns", "texts").records():
         assert same(row["entropy_normalised"], 1.0)
-        assert all(same(row[name], row[f"{name}_null"]) for name in ("sink", "local", "itself", "concentration"))
+        assert all(
+            same(row[name], row[f"{name}_null"]) for name in ("sink", "local", "itself", "concentration")
+        )
 
 
 def single() -> Run:
-    lens = phaselens.load(tiny_model("gemma2", dtype=torch.float64, sliding_window=1), tokenizer=toy_tokenizer())
+    lens = phaselens.load(
+        tiny_model("gemma2", dtype=torch.float64, sliding_window=1), tokenizer=toy_tokenizer()
+    )
     assert lens.info.windows == (1, None)
     return phaselens.run(lens, metrics=["sinks", "attention-patterns", "bos-write"], texts=TEXTS)
 
@@ -260,7 +268,9 @@ def test_in_a_window_of_one_what_nobody_sees_is_null_with_its_reason() -> None:
     for row in run.rows("sinks", "texts").records():
         assert (row["score"] is None, row["score_all"]) == (row["layer"] == 0, row["score_all"])
         assert row["layer"] == 1 or row["score_all"] == 1.0
-    assert "score is null in layer 0: with a window of 1, only query 0 sees position 0" in " ".join(run.warnings)
+    assert "score is null in layer 0: with a window of 1, only query 0 sees position 0" in " ".join(
+        run.warnings
+    )
     assert not [note for note in run.warnings if "NaN or infinite" in note]
     (summary,) = run.rows("sinks", "summary").records()
     scores = [row["score"] for row in run.rows("sinks", "texts").records() if row["layer"] == 1]
