@@ -99,7 +99,12 @@ class Sinks(Metric[SinkParams]):
                 TEXT,
                 LAYER,
                 HEAD,
-                Column("score", float, SHARE, "mean over the queries that see the key, without query 0"),
+                Column(
+                    "score",
+                    float,
+                    SHARE,
+                    "mean over the queries that see the key (from it on, within the window), without query 0",
+                ),
                 Column("score_all", float, SHARE, "the same with query 0"),
                 Column("null", float, SHARE, "score of uniform attention at this text's length and window"),
                 Column("null_all", float, SHARE, "score_all of uniform attention, likewise"),
@@ -197,8 +202,8 @@ class Sinks(Metric[SinkParams]):
             "mean_then_threshold": "mean over texts, then threshold",
         }[params.order]
         return (
-            f"share of heads with score ≥ {params.threshold:g} on position {params.sink_position}, mean over the "
-            f"queries that see it, query 0 {query0}; {order}"
+            f"share of heads with score ≥ {params.threshold:g} on position {params.sink_position}, "
+            f"query 0 {query0}; {order}"
         )
 
     def hooks(self) -> Sequence[str]:
