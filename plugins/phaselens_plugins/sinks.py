@@ -81,10 +81,7 @@ class SinkParams(Params):
 
 
 class Sinks(Metric[SinkParams]):
-    """Sink scores by text, layer and head; sink rates by layer; each with its null.
-
-    In a layer with a sliding window only the queries within it see the key, and only these count.
-    """
+    """Sink scores by text, layer and head; sink rates by layer; each with its null."""
 
     name = "sinks"
     version = "2"
