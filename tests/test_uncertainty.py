@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import itertools
+import math
 import time
 
 import numpy as np
@@ -168,3 +170,80 @@ def test_the_examples_run(module):
     failed, tried = doctest.testmod(importlib.import_module(f"phaselens.uncertainty.{module}"))
     assert tried
     assert not failed
+
+
+@pytest.mark.parametrize("n_texts", [2, 3, 5])
+def test_few_texts_have_the_interval_of_all_their_resamples(n_texts):
+    """Against the n^n ordered draws, one by one."""
+    values = np.random.default_rng(n_texts).gamma(1.0, size=(n_texts, 4))
+    every = np.array(list(itertools.product(range(n_texts), repeat=n_texts)))
+    means = np.sort(values[every].mean(1), axis=0)
+    _, low, high = mean_interval(values)
+    # The least mean that 2.5 % of the draws reach, and the greatest.
+    at = int(np.ceil(0.025 * len(every))) - 1
+    assert low.tolist() == pytest.approx(means[at].tolist())
+    assert high.tolist() == pytest.approx(means[len(every) - 1 - at].tolist())
+
+
+def test_of_eight_texts_no_seed_and_no_order_moves_an_end():
+    values = np.random.default_rng(8).gamma(0.5, size=(8, 3))
+    first = mean_interval(values)
+    rng = np.random.default_rng(0)
+    for seed in range(1, 6):
+        other = mean_interval(values[rng.permutation(8)], seed=seed)
+        assert [part.tolist() for part in other] == [pytest.approx(part.tolist()) for part in first]
+    rate = [mean_interval(values, transform=lambda mean: (mean > 0.5).mean(-1), seed=seed) for seed in (0, 1)]
+    assert [float(part) for part in rate[0]] == [float(part) for part in rate[1]]
+
+
+def test_all_resamples_agree_with_many_draws():
+    values = np.random.default_rng(9).gamma(1.0, size=(7, 5))
+    exact, drawn = mean_interval(values), mean_interval(values, n_resamples=1715)  # 1,716 there are
+    spread = values.std(0, ddof=1) / np.sqrt(7)
+    for one, other in zip(exact[1:], drawn[1:], strict=True):
+        assert (np.abs(one - other) < 0.3 * spread).all()
+        assert (one != other).any()
+
+
+def test_more_texts_move_an_end_by_as_little_as_is_said():
+    """1.4 % of half the interval's width, and a tail of 1 in 20 seeds beyond twice that."""
+    values = np.random.default_rng(10).normal(size=(40, 30))
+    ends = np.array([[part.tolist() for part in mean_interval(values, seed=seed)[1:]] for seed in range(12)])
+    half = (ends[:, 1] - ends[:, 0]).mean(0) / 2
+    share = ends.std(0, ddof=1) / half
+    assert 0.010 < share.mean() < 0.018
+
+
+def test_the_help_of_an_interval_says_what_is_computed():
+    from phaselens.plugin import interval_help
+    from phaselens.uncertainty import N_RESAMPLES
+    from phaselens.uncertainty._bootstrap import resamples
+
+    assert f"of more {N_RESAMPLES:,} drawn by the seed" in interval_help()
+    assert "all resamples of up to 8" in interval_help()
+    assert resamples(8, N_RESAMPLES, 0).probabilities is not None
+    assert resamples(9, N_RESAMPLES, 0).probabilities is None
+    assert interval_help("prompts", paired=True).startswith(
+        "95 % interval, paired percentile bootstrap over prompts"
+    )
+
+
+@given(st.integers(2, 8))
+@settings(max_examples=7, deadline=None)
+def test_the_resamples_of_few_texts_are_all_there_are(n_texts):
+    from phaselens.uncertainty._bootstrap import resamples
+
+    every = resamples(n_texts, 10_000, 0)
+    assert every.counts.shape == (math.comb(2 * n_texts - 1, n_texts), n_texts)
+    assert (every.counts.sum(1) == n_texts).all()
+    assert len({tuple(row) for row in every.counts.tolist()}) == len(every.counts)
+    assert every.probabilities.sum() == pytest.approx(1.0, abs=1e-12)
+    assert every.probabilities @ every.counts == pytest.approx(np.ones(n_texts))
+
+
+def test_draws_are_made_in_blocks_and_are_those_of_one_call(monkeypatch):
+    from phaselens.uncertainty import _bootstrap
+
+    whole = _bootstrap.draws(11, 100, 3)
+    monkeypatch.setattr(_bootstrap, "_DRAWN_AT_ONCE", 70)
+    assert (whole == _bootstrap.draws(11, 100, 3)).all()

@@ -119,7 +119,9 @@ def test_two_texts_worked_out_by_hand():
     assert (found.ci_low, found.ci_high) == pytest.approx((math.exp(0.5), math.exp(1.0)))
     # Of 4 exchanges, none and all are as large as what was seen.
     assert (found.p_value, found.p_exact) == (0.5, True)
-    assert found.d_z == pytest.approx(0.75 / math.sqrt(0.125))
+    # The mean difference, 0.625, over its sd, both with weights 1/4 and 3/4.
+    variance = 2 / 1 * (0.25 * 0.375**2 + 0.75 * 0.125**2)
+    assert found.d_z == pytest.approx(0.625 / math.sqrt(variance))
     assert (found.rank_biserial, found.share_worse) == (1.0, 1.0)
     assert found.ppl_baseline_length_weighted == pytest.approx(math.exp((11 * 1 + 31 * 3) / 42))
     assert found.ppl_length_weighted == pytest.approx(math.exp((11 * 2 + 31 * 3.5) / 42))
@@ -388,3 +390,31 @@ def test_bad_arguments_say_what_was_expected_and_received(change, said):
     arguments = {"baseline": [1.0, 2.0], "condition": [1.5, 2.0], "n_predicted": [5, 6]} | change
     with pytest.raises(ValueError, match=said):
         compare_losses(**arguments)
+
+
+def test_value_interval_p_and_effect_size_are_of_one_mean():
+    """All are of the mean over predicted tokens, to which a text contributes by its length."""
+    difference, tokens = np.array([1.0, -0.5, 2.0, 0.25]), np.array([10, 40, 5, 25])
+    found = compare_losses(np.zeros(4), difference, tokens)
+    share = tokens / tokens.sum()
+    mean = share @ difference
+    assert found.delta_nats == pytest.approx(mean)
+    assert found.d_z == pytest.approx(mean / math.sqrt(4 / 3 * share @ (difference - mean) ** 2))
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 4)).reshape(4, -1).T
+    assert found.p_value == np.mean(np.abs(signs @ (share * difference)) >= abs(mean) - 1e-12)
+    every = np.array(np.meshgrid(*[range(4)] * 4)).reshape(4, -1).T
+    means = np.sort((tokens * difference)[every].sum(1) / tokens[every].sum(1))
+    at = math.ceil(0.025 * len(every)) - 1
+    assert (found.delta_low, found.delta_high) == pytest.approx((means[at], means[-1 - at]))
+    assert (found.ci_low, found.ci_high) == pytest.approx((math.exp(means[at]), math.exp(means[-1 - at])))
+    equal = compare_losses(np.zeros(4), difference, np.full(4, 7))
+    assert equal.d_z == pytest.approx(difference.mean() / difference.std(ddof=1))
+
+
+def test_of_eight_texts_the_interval_is_the_same_for_every_seed():
+    baseline, conditions, tokens = texts(8)
+    ends = {
+        (round(found.delta_low, 12), round(found.delta_high, 12), round(found.ci_high, 12))
+        for found in (compare_losses(baseline, conditions[:, 0], tokens, seed=seed) for seed in range(5))
+    }
+    assert len(ends) == 1

@@ -11,7 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens.plugin import (
+    Column,
+    Display,
+    LayerView,
+    Metric,
+    Params,
+    Table,
+    TableSpec,
+    hookimpl,
+    interval_help,
+    param,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,11 +43,11 @@ def delimiter_positions(words: Sequence[str], delimiters: str, count: int) -> li
     return found[:count]
 
 
-def mean_score(received: Tensor, positions: Sequence[int], length: int) -> Tensor:
+def mean_score(received: Tensor, positions: Sequence[int], length: int, window: int | None = None) -> Tensor:
     """received [head, key], attention summed over the queries of one text → [head].
 
-    A key's score is what it receives over the number of queries that can see it; the mean is over `positions`. NaN
-    where there are none.
+    A key's score is what it receives over the number of queries that see it, which a sliding `window` limits; the mean
+    is over `positions`. NaN where there are none.
 
     >>> import torch
     >>> mean_score(torch.tensor([[2.0, 0.8, 0.2]]), [1], 3)
@@ -47,7 +58,8 @@ def mean_score(received: Tensor, positions: Sequence[int], length: int) -> Tenso
     if not positions:
         return torch.full(received.shape[:1], math.nan, dtype=received.dtype, device=received.device)
     at = torch.tensor(list(positions), device=received.device)
-    return (received[:, at] / (length - at)).mean(-1)
+    seeing = (length - at).clamp(max=length if window is None else window)
+    return (received[:, at] / seeing).mean(-1)
 
 
 def uniform_score(positions: Sequence[int], length: int, window: int | None = None) -> float:
@@ -64,7 +76,7 @@ def uniform_score(positions: Sequence[int], length: int, window: int | None = No
         received = sum(
             1 / (query + 1 if window is None else min(query + 1, window)) for query in range(key, last)
         )
-        scores.append(received / (length - key))
+        scores.append(received / (last - key))
     return sum(scores) / len(scores)
 
 
@@ -107,8 +119,8 @@ class DelimiterSinks(Metric[DelimiterParams]):
             (
                 Column("layer", int, "index", "0-based"),
                 Column("score", float, SHARE, "mean over texts and heads"),
-                Column("ci_low", float, SHARE, "95 % interval, bootstrap over texts"),
-                Column("ci_high", float, SHARE, "95 % interval, bootstrap over texts"),
+                Column("ci_low", float, SHARE, interval_help()),
+                Column("ci_high", float, SHARE, interval_help()),
                 Column("null", float, SHARE, "the same if attention were uniform"),
                 Column("strongest", float, SHARE, "the head with the highest mean over texts"),
             ),
@@ -148,7 +160,7 @@ class DelimiterSinks(Metric[DelimiterParams]):
         for row, (tokens, length) in enumerate(zip(batch.tokens, batch.lengths, strict=True)):
             words = [batch.spell(token) for token in tokens[:length].tolist()]
             found = delimiter_positions(words, self.params.delimiters, self.params.count)
-            scores.append(mean_score(received[row], found, length))
+            scores.append(mean_score(received[row], found, length, window))
             nulls.append(uniform_score(found, length, window))
             counts.append(len(found))
         self.per_text.add(

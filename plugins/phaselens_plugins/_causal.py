@@ -25,6 +25,7 @@ from phaselens.plugin import (
     Site,
     Table,
     TableSpec,
+    interval_help,
     param,
 )
 
@@ -44,7 +45,7 @@ def control_seeds(control: str = "the control") -> Any:
     return param(SEEDS, help=what, unit="positions", minimum=0)
 
 
-_INTERVAL = "95 % interval, paired bootstrap over texts"
+_INTERVAL = interval_help(paired=True)
 REACH = TableSpec(
     "reach",
     (
@@ -58,7 +59,9 @@ REACH = TableSpec(
         ),
         Column("first_low", float, "nats/token", _INTERVAL),
         Column("first_high", float, "nats/token", _INTERVAL),
-        Column("delta_later", float, "nats/token", "added to the loss of all later tokens, mean over them"),
+        Column(
+            "delta_later", float, "nats/token", "added to the loss of all later tokens, mean over all of them"
+        ),
         Column("later_low", float, "nats/token", _INTERVAL),
         Column("later_high", float, "nats/token", _INTERVAL),
         Column("n_texts", int, "texts", "texts with such later tokens"),

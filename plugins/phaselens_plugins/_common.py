@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from phaselens.plugin import Column, LayerView, Metric, Params, Table, TableSpec, param
+from phaselens.plugin import Column, LayerView, Metric, Params, Table, TableSpec, interval_help, param
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,11 +22,12 @@ TOKEN = Column("token", str, None, "the token there")
 TOKEN_ID = Column("token_id", int, "index", "its id")
 
 #: Why a text has no value in a layer, by the code that is kept beside its numbers.
-FINE, SHORT, NOT_FINITE, ZERO = 0, 1, 2, 3
+FINE, SHORT, NOT_FINITE, ZERO, UNSEEN = 0, 1, 2, 3, 4
 _REASONS = {
     SHORT: "fewer than two tokens",
     NOT_FINITE: "activations are NaN or infinite",
     ZERO: "activations are all zero",
+    UNSEEN: "with a window of 1, no query but the first sees position 0",
 }
 
 
@@ -182,7 +183,11 @@ def keep(metric: Metric[Any], layer: LayerView, found: Sequence[Mapping[str, Any
 
 
 def intervals(
-    metric: Metric[Any], values: np.ndarray, *, where: np.ndarray | None = None, n_resamples: int = 2000
+    metric: Metric[Any],
+    values: np.ndarray,
+    *,
+    where: np.ndarray | None = None,
+    n_resamples: int | None = None,
 ) -> list[Any]:
     """values [text, …], NaN where missing, in the order of `per_text` → mean over texts, low and high, each […]; None
     where unknown. Texts that `where` [text, …] leaves out do not count.
@@ -191,17 +196,19 @@ def intervals(
     """
     import numpy as np
 
-    from phaselens.uncertainty import mean_interval
+    from phaselens.uncertainty import N_RESAMPLES, mean_interval
 
     order = metric.per_text.by_content
     present = ~np.isnan(values) if where is None else where & ~np.isnan(values)
-    found = mean_interval(values[order], present=present[order], n_resamples=n_resamples, seed=metric.seed)
+    found = mean_interval(
+        values[order], present=present[order], n_resamples=n_resamples or N_RESAMPLES, seed=metric.seed
+    )
     return [each.tolist() for each in found]
 
 
 def interval_columns(unit: str, low: str = "ci_low", high: str = "ci_high") -> tuple[Column, Column]:
     """The two ends of an interval."""
-    help_ = "95 % interval, bootstrap over texts"
+    help_ = interval_help()
     return Column(low, float, unit, help_), Column(high, float, unit, help_)
 
 

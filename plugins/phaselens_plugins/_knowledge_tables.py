@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from phaselens.plugin import Column, TableSpec
+from phaselens.plugin import Column, TableSpec, interval_help
 
 SHARE = "share of items"
 _CONDITION = Column("condition", str, None, "the condition's name; `baseline` is the model as it is")
 _LAYER = Column("layer", int, "index", "the layer that the condition concerns, 0-based")
 _KIND = Column("kind", str, None, "contextual, parametric, or all")
-_INTERVAL = "95 % interval, paired bootstrap over items"
+_INTERVAL = interval_help("items", paired=True)
 
 TABLES = (
     TableSpec(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from phaselens.plugin import Column, TableSpec
+from phaselens.plugin import Column, TableSpec, interval_help
 
 SHARE = "share of prompts"
 DIGITS = "share of signs"
+_CHANGE = f"{interval_help('prompts', paired=True)}; null where all changed alike"
 _SHARES = (
     Column("n", int, "prompts", "asked; one that could not be scored counts as not right"),
     Column("coverage", float, SHARE, "that could be scored"),
@@ -24,8 +25,8 @@ _SHARES = (
     Column(
         "gain", float, "nats", "log-probability of the key beyond that in the prompt's twin without it, mean"
     ),
-    Column("gain_low", float, "nats", "95 % interval, bootstrap over prompts"),
-    Column("gain_high", float, "nats", "95 % interval, bootstrap over prompts"),
+    Column("gain_low", float, "nats", interval_help("prompts")),
+    Column("gain_high", float, "nats", interval_help("prompts")),
     Column("exact_null", float, SHARE, "as `exact`, in the twins: the key was not in the text"),
     Column("digits_null", float, DIGITS, "as `digits`, in the twins"),
     Column("n_null", int, "prompts", "twins that could be scored"),
@@ -78,13 +79,13 @@ TABLES = (
                 "change_low",
                 float,
                 SHARE,
-                "95 % interval, paired bootstrap over prompts; null where all changed alike",
+                _CHANGE,
             ),
             Column(
                 "change_high",
                 float,
                 SHARE,
-                "95 % interval, paired bootstrap over prompts; null where all changed alike",
+                _CHANGE,
             ),
         ),
         "a row per condition and length, all depths together",

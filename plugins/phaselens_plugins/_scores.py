@@ -77,9 +77,12 @@ def same_answer(items: Sequence[Question]) -> float:
 def difference(
     first: Sequence[float], second: Sequence[float], *, seed: int
 ) -> tuple[float | None, float | None, float | None]:
-    """Mean of `first` − mean of `second`, different items, with its bootstrap interval; None where it is unknown."""
+    """Mean of `first` − mean of `second`, different items, with its percentile bootstrap interval; None where it is
+    unknown. The interval is of draws always: two groups have too many resamples to take them all."""
     import numpy as np
     from scipy.stats import bootstrap
+
+    from phaselens.uncertainty import N_RESAMPLES
 
     if not first or not second:
         return None, None, None
@@ -88,6 +91,6 @@ def difference(
         return centre, None, None
     found = bootstrap(
         (first, second), lambda one, other, axis=-1: np.mean(one, axis=axis) - np.mean(other, axis=axis),
-        method="percentile", n_resamples=2000, rng=np.random.default_rng(seed),
+        method="percentile", n_resamples=N_RESAMPLES, rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
     return centre, float(found.low), float(found.high)

@@ -1,5 +1,9 @@
 """How attention is spread: entropy of its rows, mass near the diagonal, concentration of what keys receive.
 
+A query sees the keys up to its own, in a layer with a sliding window only the last so many of them, and every mean is
+over queries that see what it is about. A learned sink's column is no key: weights are taken as the model uses them, and
+where a learned sink takes its part, those of a row sum to less than 1.
+
 Nothing here holds a query × key matrix. The classes of heads come twice: with the overlap of their tests removed, and
 as a published study assigns them, whose "local" counts position 0 and whose entropy is that of the last row over T.
 """
@@ -37,10 +41,15 @@ SHARE = "share of attention"
 UNIFORM = "uniform attention"
 POINTS = ("hook_entropy", "hook_sink", "hook_received", "hook_distance")
 VALUES = (
-    Value("entropy", "nats", "entropy of a query's attention, mean over all queries, the first (0) included", UNIFORM),
-    Value("entropy_normalised", "share of maximum", "entropy over ln(keys seen), mean over queries ≥ 1", UNIFORM),
-    Value("concentration", "0 to 1", "1 + Σ c ln c / ln T of the shares c that keys receive", UNIFORM),
-    Value("sink", SHARE, "on position 0, mean over queries ≥ 1", UNIFORM),
+    Value("entropy", "nats",
+          "−Σ p ln p of a query's weights on keys, mean over all queries, the first (0) included; a learned sink's "
+          "share is left out, not spread over the keys", UNIFORM),
+    Value("entropy_normalised", "share of maximum",
+          "entropy over ln(keys seen), mean over queries that see two or more; a learned sink is no key", UNIFORM),
+    Value("concentration", "0 to 1",
+          "1 + Σ c ln c / ln T of the shares c of all T queries' attention that keys receive; 1 also where a learned "
+          "sink takes all", UNIFORM),
+    Value("sink", SHARE, "on position 0, mean over the queries ≥ 1 that see it", UNIFORM),
     Value("local", SHARE, "on the keys just before the query, position 0 left out, mean over queries ≥ 1", UNIFORM),
     Value("itself", SHARE, "on the query's own position, mean over queries ≥ 1", UNIFORM),
     Value("local_with_bos", SHARE, "as local, position 0 counted where it is that near", UNIFORM),
@@ -69,7 +78,7 @@ class AttentionPatterns(Grid[PatternParams]):
     """Entropy, concentration, local mass and class of every head, and attention by distance."""
 
     name = "attention-patterns"
-    version = "1"
+    version = "2"
     title = "attention patterns"
     description = "entropy of attention, mass near the diagonal, classes of heads, attention by distance"
     citation = "Queipo-de-Llano et al. 2025, arXiv:2510.06477 (mixing score, ColSum concentration)"
@@ -110,12 +119,12 @@ class AttentionPatterns(Grid[PatternParams]):
             (
                 LAYER,
                 Column("distance", int, "keys", "0 is the query's own position"),
-                Column("attention", float, SHARE, "mean over queries that have such a key, heads and texts"),
+                Column("attention", float, SHARE, "mean over queries that see such a key, heads and texts"),
                 *interval_columns(SHARE),
                 Column("null", float, SHARE, UNIFORM),
                 N_TEXTS,
             ),
-            "attention by distance; null where no text is that long",
+            "attention by distance; null where no text is that long, and beyond the layer's window",
         ),
         TableSpec(
             "summary",
@@ -150,7 +159,8 @@ class AttentionPatterns(Grid[PatternParams]):
     def define(cls, params: PatternParams) -> str:
         """Which entropy, which neighbours, which classes."""
         return (
-            "entropy over ln(keys seen), mean over queries ≥ 1; "
+            "entropy over ln(keys seen: those up to the query, within the layer's window), mean over queries that see "
+            "two or more; "
             f"local: {params.local_width} keys before the query, itself and BOS left out; classes, first met: sink ≥ "
             f"{params.sink_threshold:g}, local ≥ {params.local_threshold:g}, "
             f"entropy ≥ {params.distributed_threshold:g}, else mixed"
@@ -184,7 +194,7 @@ class AttentionPatterns(Grid[PatternParams]):
         """entropy, sink and received [head, pos] and profile [head, distance] (sums over queries) of one text."""
         import torch
 
-        from phaselens.attention import concentration, normalised_entropy
+        from phaselens.attention import concentration, normalised_entropy, sink_score
 
         n_heads, n = entropy.shape
         width, window = self.params.local_width, self.model.windows[index]
@@ -194,18 +204,21 @@ class AttentionPatterns(Grid[PatternParams]):
         normalised = normalised_entropy(entropy, window=window)
         with_bos = profile[:, 1 : width + 1].sum(-1) / (n - 1)
         near_bos = sink[:, 1 : width + 1].sum(-1) / (n - 1)
+        lengths = torch.tensor([n])
         heads = {
             "entropy": entropy.mean(-1),
             # A window of 1 leaves a query no choice, so no entropy to normalise.
             "entropy_normalised": normalised[:, ~normalised[0].isnan()].mean(-1),
-            "concentration": concentration(received[None], torch.tensor([n]))[0],
-            "sink": sink[:, 1:].mean(-1),
+            "concentration": concentration(received[None], lengths)[0],
+            "sink": sink_score(sink[None], lengths, window=window)[0],
             "local": with_bos - near_bos,
-            "itself": (profile[:, 0] - 1.0) / (n - 1),
+            # Without query 0, which gives its key 1, or less beside a learned sink.
+            "itself": (profile[:, 0] - sink[:, 0]) / (n - 1),
             "local_with_bos": with_bos,
             "entropy_last": entropy[:, -1] / n,
         }
         counts = torch.arange(n, n - profile.shape[1], -1, device=entropy.device).clamp(min=0)
+        counts[window or n :] = 0
         null = uniform_pattern(n, window, width)
         chance = torch.nn.functional.pad(null["profile"], (0, profile.shape[1]))[: profile.shape[1]]
         by_distance = torch.where(counts > 0, profile.mean(0) / counts, torch.nan)
@@ -221,6 +234,7 @@ class AttentionPatterns(Grid[PatternParams]):
     def compute(self) -> Mapping[str, Table]:
         """All tables of this model."""
         self.explain("entropy")
+        self._explain_windows()
         kinds = list(self._classes())
         return {
             "texts": self.texts_table(VALUES),
@@ -231,6 +245,15 @@ class AttentionPatterns(Grid[PatternParams]):
             "profile": self.table("profile", self._profile()),
             "summary": self.table("summary", [self._summary(kinds)]),
         }
+
+    def _explain_windows(self) -> None:
+        """Say what windows leave nothing of."""
+        single = [str(layer) for layer, window in enumerate(self.model.windows) if window == 1]
+        if single:
+            self.warn(
+                f"sink, entropy_normalised and class are null in layer {', '.join(single)}: with a window of 1, a "
+                "query sees itself only"
+            )
 
     def _classes(self) -> Iterator[tuple[Any, ...]]:
         import numpy as np
@@ -311,7 +334,7 @@ def uniform_pattern(n_tokens: int, window: int | None, width: int) -> dict[str, 
         "entropy": torch.tensor(uniform_entropy(n_tokens, window)),
         "entropy_normalised": torch.tensor(torch.nan if single else 1.0),
         "concentration": concentration(received, torch.tensor([n_tokens]))[0, 0],
-        "sink": torch.tensor(uniform_sink(n_tokens, window=window)),
+        "sink": torch.tensor(torch.nan if single else uniform_sink(n_tokens, window=window)),
         "local": local,
         "itself": (profile[0] - 1.0) / (n_tokens - 1),
         "local_with_bos": with_bos,

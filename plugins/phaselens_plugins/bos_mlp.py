@@ -33,7 +33,7 @@ WRITE, BELOW_LAST = "write layer", "write layer below the last"
 RATIO, FIRST, LARGEST = "largest BOS ratio", "first BOS ratio > 2", "largest MLP at BOS"
 GIVEN, EACH, ALL = "given layer", "each layer", "all layers"
 DEFINITIONS = {
-    WRITE: "argmax of bos_norm(l) − bos_norm(l − 1)",
+    WRITE: "argmax of bos_norm(l) − bos_norm(l − 1); null where no layer adds to bos_norm",
     BELOW_LAST: "the same, the last layer left out: nothing reads what that one writes at position 0",
     RATIO: "argmax of the mean ratio of bos_norm to the mean norm of the other positions",
     FIRST: "the first layer whose mean ratio exceeds 2",

@@ -69,7 +69,12 @@ class BosNorm(Grid[RowParams]):
                     "index",
                     "the first whose mean bos_ratio exceeds 2",
                 ),
-                Column("write_layer", int, "index", "the layer that adds most to bos_norm"),
+                Column(
+                    "write_layer",
+                    int,
+                    "index",
+                    "the layer that adds most to bos_norm; null where none adds to it",
+                ),
                 Column("peak_ratio", float, "ratio", "largest mean bos_ratio"),
                 N_TEXTS,
             ),
@@ -111,7 +116,7 @@ class BosNorm(Grid[RowParams]):
         """Which of the definitions in use the shown columns follow."""
         return (
             "‖x₀‖ over the mean ‖x_t‖, t ≥ 1, after each layer (last: before the final norm); at: layer of the peak "
-            "norm; argmax and first > 2: of the ratio; write: largest change of ‖x₀‖; "
+            "norm; argmax and first > 2: of the ratio; write: largest increase of ‖x₀‖; "
             f"massive rows: {params.massive_factor:g} × the median norm"
         )
 
@@ -194,12 +199,16 @@ class BosNorm(Grid[RowParams]):
         change = self.mean_by_layer("bos_change")
         peak, spike = best(norm), best(ratio)
         above = np.flatnonzero(ratio > ABOVE)
+        write = best(change)
+        if write is not None and not change[write] > 0:
+            write = None
+            self.warn("write_layer is null: no layer adds to the norm of position 0")
         return (
             None if peak is None else norm[peak],
             peak,
             spike,
             above[0] if above.size else None,
-            best(change),
+            write,
             None if spike is None else ratio[spike],
             self.n_texts("bos_norm"),
         )

@@ -33,6 +33,7 @@ from phaselens_plugins._common import (
     NOT_FINITE,
     SHORT,
     TEXT,
+    UNSEEN,
     ZERO,
     Grid,
     Value,
@@ -55,19 +56,30 @@ if TYPE_CHECKING:
 NORM = "norm"
 VALUES = (
     Value("write", NORM, "attention on position 0 times ‖v₀‖", "the same under uniform attention"),
-    Value("attn", "share of attention", "attention on position 0, mean over queries ≥ 1", "uniform attention"),
+    Value("attn", "share of attention", "attention on position 0, mean over the queries ≥ 1 that see it",
+          "uniform attention"),
     Value("value_norm", NORM, "‖v₀‖, before the output projection",
           "mean norm of the values at the other positions"),
-    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over queries ≥ 1; where a norm or gate scales the head's output before "
-          "W_O, with the factors of the forward", "the same under uniform attention"),
-    Value("head_output", NORM, "norm of all that the head writes, mean over queries ≥ 1; what heads write adds up, "
-          "with the bias, to the layer's output"),
+    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over the same queries; where a norm or gate scales the head's output "
+          "before W_O, with the factors of the forward", "the same under uniform attention"),
+    Value("head_output", NORM, "norm of all that the head writes, mean over the same queries; what heads write adds "
+          "up, with the bias, to the layer's output"),
     Value("true_share", "ratio", "true_write over head_output; can exceed 1 where other keys cancel it",
           "uniform attention's true write over the same head_output"),
 )  # fmt: skip
 OF_LAYER = (
-    Column("layer_write", float, NORM, "‖Σ_h A·v₀·W_O‖ of all heads together, mean over queries ≥ 1"),
-    Column("layer_output", float, NORM, "norm of the output projection's result, bias included"),
+    Column(
+        "layer_write",
+        float,
+        NORM,
+        "‖Σ_h A·v₀·W_O‖ of all heads together, mean over the queries ≥ 1 that see position 0",
+    ),
+    Column(
+        "layer_output",
+        float,
+        NORM,
+        "norm of the output projection's result, bias included, mean over the same queries",
+    ),
     Column("layer_share", float, "ratio", "layer_write over layer_output"),
 )
 
@@ -151,7 +163,7 @@ class BosWrite(Grid[Params]):
         """What is multiplied and averaged, in which order."""
         return (
             "write = attention on position 0 × ‖v₀‖ by text and head, then the mean; true share = ‖A·v₀·W_O‖ / "
-            "‖head output‖, means over queries ≥ 1"
+            "‖head output‖, means over the queries ≥ 1 that see position 0 (with a sliding window, those within it)"
         )
 
     def setup(self) -> None:
@@ -197,11 +209,15 @@ class BosWrite(Grid[Params]):
         n_heads, index = len(sink), layer.index or 0
         if v.shape[0] < 2:
             return _nothing(SHORT, n_heads)
+        window = self.model.windows[index]
+        seeing = slice(1, min(len(v), window or len(v)))
+        if seeing.stop < 2:
+            return _nothing(UNSEEN, n_heads)
         group = n_heads // v.shape[1]
-        whole, others = row_norms(out[1:]).mean(), row_norms(v[1:]).mean(0)
-        attn = sink[:, 1:].double().mean(-1)
+        whole, others = row_norms(out[seeing]).mean(), row_norms(v[1:]).mean(0)
+        attn = sink[:, seeing].double().mean(-1)
         norms = row_norms(v[0].double()).repeat_interleave(group)
-        uniform = uniform_sink(len(v), window=self.model.windows[index]) or 0.0
+        uniform = uniform_sink(len(v), window=window) or 0.0
         result = _nothing(FINE, n_heads) | {
             "attn": attn.tolist(),
             "attn_null": [uniform] * n_heads,
@@ -215,13 +231,13 @@ class BosWrite(Grid[Params]):
             return _nothing(NOT_FINITE, n_heads)
         if output is None:
             return result
-        heads = head_norms(output.multiplied(z[1:]), self.factors[index]).mean(0)
+        heads = head_norms(output.multiplied(z[seeing]), self.factors[index]).mean(0)
         if not bool(heads.isfinite().all()):
             return _nothing(NOT_FINITE, n_heads)
         if not bool((heads > 0).all()):
             return _nothing(ZERO, n_heads)
         result["head_output"] = heads.tolist()
-        writes = self._writes(index, states, output)
+        writes = self._writes(index, states, output, seeing)
         if writes is None:
             return result
         if not bool(writes.heads.isfinite().all()):
@@ -236,8 +252,9 @@ class BosWrite(Grid[Params]):
             "layer_share_null": float(writes.layer_null / whole),
         }
 
-    def _writes(self, index: int, states: _States, output: Projection) -> _FirstWrites | None:
-        """What position 0 writes; None where its part of what the projection takes is not known."""
+    def _writes(self, index: int, states: _States, output: Projection, seeing: slice) -> _FirstWrites | None:
+        """What position 0 writes to the queries that see it; None where its part in the projection's input is not
+        known."""
         import torch
 
         from phaselens.attention import scaled_writes, uniform_sink, uniform_sink_rows, writes
@@ -252,12 +269,12 @@ class BosWrite(Grid[Params]):
             )
             return None
         if attended is None:
-            plain = writes(sink[:, 1:].double(), first, output.weight)
+            plain = writes(sink[:, seeing].double(), first, output.weight)
             uniform = uniform_sink(len(v), window=window) or 0.0
             return _FirstWrites(
                 plain.heads, plain.layer, uniform * plain.value_writes, uniform * plain.together
             )
-        mass, read = sink[:, 1:].double(), attended[1:].double()
+        mass, read = sink[:, seeing].double(), attended[seeing].double()
         reached = (mass.T[..., None] > 0) & (first != 0)
         if bool((reached & (read == 0)).any()):
             self.warn(
@@ -266,10 +283,10 @@ class BosWrite(Grid[Params]):
             )
             return None
         factors = torch.where(
-            read == 0, 0.0, output.scaled(z[1:]).double() / torch.where(read == 0, 1.0, read)
+            read == 0, 0.0, output.scaled(z[seeing]).double() / torch.where(read == 0, 1.0, read)
         )
         values = factors * first
-        flat = uniform_sink_rows(len(v), window)[1:].to(mass.device).expand_as(mass)
+        flat = uniform_sink_rows(len(v), window)[seeing].to(mass.device).expand_as(mass)
         heads, layer = scaled_writes(mass, values, output.weight, self.factors[index])
         heads_null, layer_null = scaled_writes(flat, values, output.weight, self.factors[index])
         return _FirstWrites(heads, layer, heads_null, layer_null)

@@ -21,6 +21,7 @@ from phaselens.plugin import (
     Table,
     TableSpec,
     hookimpl,
+    interval_help,
     param,
 )
 from phaselens_plugins._inner import Asked, Inner
@@ -28,7 +29,7 @@ from phaselens_plugins.bos_mlp import BosMlp, BosMlpParams
 from phaselens_plugins.qk_disruption import QkChoice, QkDisruption, QkParams
 
 DISRUPTIONS = ("massive", "top-1", "top-1-mean", "study-top-1")
-_INTERVAL = "95 % interval, paired bootstrap over texts"
+_INTERVAL = interval_help(paired=True)
 SUM = "sum of each alone"
 _OF_CONTRASTS = ("layer", "interaction", "ci_low", "ci_high", "p_value", "d_z", "n_texts")
 _SHOWN = {name: name for name in ("ci_low", "ci_high", "p_value", "d_z")} | {"difference": "interaction"}
@@ -78,11 +79,26 @@ class Combined(CausalMetric[CombinedParams]):
                 Column("delta_bos_mlp", float, "nats/token", "what the MLP's removal alone adds to the loss"),
                 Column("delta_qk", float, "nats/token", "what the disruption alone adds to it"),
                 Column("delta_both", float, "nats/token", "what both add to it"),
-                Column("interaction", float, "nats/token", "delta_both − delta_bos_mlp − delta_qk"),
+                Column(
+                    "interaction",
+                    float,
+                    "nats/token",
+                    "delta_both − delta_bos_mlp − delta_qk, mean over all predicted tokens, as each of them",
+                ),
                 Column("ci_low", float, "nats/token", _INTERVAL),
                 Column("ci_high", float, "nats/token", _INTERVAL),
-                Column("p_value", float, "probability", "signs of the texts' interactions swapped"),
-                Column("d_z", float, "sd", "mean over the sd of the texts' interactions"),
+                Column(
+                    "p_value",
+                    float,
+                    "probability",
+                    "of such an interaction by chance: signs of the texts' interactions swapped",
+                ),
+                Column(
+                    "d_z",
+                    float,
+                    "sd",
+                    "interaction over the sd (n − 1) of the texts' interactions, both weighted by predicted tokens",
+                ),
                 Column("n_texts", int, "texts", "texts with a predicted token"),
             ),
             "more than the sum of both (above 0), or less",

@@ -48,7 +48,12 @@ VALUES = (
     Value("entropy_bound", NATS, "most entropy that position 0 allows; null where it sets no bound"),
     Value("anisotropy_bound", "share of energy", "least p₁ that position 0 allows"),
     Value("entropy_gaussian", NATS, "matrix entropy of Gaussian activations of the same shape"),
-    Value("entropy_error", NATS, "the entropy's rounding error is at most this"),
+    Value(
+        "entropy_error",
+        NATS,
+        "at most this rounding error has `entropy` from Gram matrix and eigenvalues; that of the forward, in the "
+        "model's dtype, is not in it",
+    ),
 )
 
 

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 SHARE = "share of attention"
 
 
-def strongest_position(received: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def strongest_position(received: Tensor, lengths: Tensor, window: int | None = None) -> tuple[Tensor, Tensor]:
     """received [batch, head, key], attention mass summed over real queries, lengths [batch] → two [batch,
     head].
 
-    The key other than 0 that receives most, and its score: its mass over the number of queries that can
-    see it. NaN where a text has one token, or where a mass is not finite.
+    The key other than 0 with the highest score, and that score: what the key receives over the number of queries that
+    see it, which a sliding `window` limits. Of keys with equal scores, the first. NaN where a text has one token, or
+    where a mass is not finite.
 
     >>> import torch
     >>> received = torch.tensor([[[2.0, 0.3, 0.6, 0.1]]], dtype=torch.float64)
@@ -47,11 +48,15 @@ def strongest_position(received: Tensor, lengths: Tensor) -> tuple[Tensor, Tenso
     import torch
 
     key = torch.arange(received.shape[-1], device=received.device)
-    real = (key < lengths[:, None])[:, None]
-    found = torch.where(real & (key > 0), received, -torch.inf).max(-1)
-    score = found.values / (lengths[:, None] - found.indices)
+    seeing = (lengths[:, None] - key)[:, None]
+    real = seeing > 0
+    if window is not None:
+        seeing = seeing.clamp(max=window)
+    scores = torch.where(real & (key > 0), received / seeing.clamp(min=1), -torch.inf)
+    score = scores.amax(-1)
+    position = (scores == score[..., None]).double().argmax(-1).double()
     usable = (lengths[:, None] > 1) & torch.where(real, received, 0.0).isfinite().all(-1)
-    return torch.where(usable, found.indices.double(), torch.nan), torch.where(usable, score, torch.nan)
+    return torch.where(usable, position, torch.nan), torch.where(usable, score, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ class Sinks(Metric[SinkParams]):
     """Sink scores by text, layer and head; sink rates by layer; each with its null."""
 
     name = "sinks"
-    version = "1"
+    version = "2"
     title = "attention sinks"
     description = "share of heads that put at least a threshold of their attention on one position"
     citation = "Gu et al. 2024, arXiv:2410.10781"
@@ -91,10 +96,15 @@ class Sinks(Metric[SinkParams]):
                 TEXT,
                 LAYER,
                 HEAD,
-                Column("score", float, SHARE, "mean over the queries that can see the key, without query 0"),
+                Column(
+                    "score",
+                    float,
+                    SHARE,
+                    "mean over the queries that see the key (from it on, within the window), without query 0",
+                ),
                 Column("score_all", float, SHARE, "the same with query 0"),
-                Column("null", float, SHARE, "score of uniform attention at this text's length"),
-                Column("null_all", float, SHARE, "score_all of uniform attention at this text's length"),
+                Column("null", float, SHARE, "score of uniform attention at this text's length and window"),
+                Column("null_all", float, SHARE, "score_all of uniform attention, likewise"),
                 N_TOKENS,
             ),
             "a row per text, layer and head",
@@ -150,8 +160,13 @@ class Sinks(Metric[SinkParams]):
                 TEXT,
                 LAYER,
                 HEAD,
-                Column("position", int, "index", "the key other than 0 that receives most attention"),
-                Column("score", float, SHARE, "what it receives over the queries that can see it"),
+                Column("position", int, "index", "the key other than 0 with the highest score"),
+                Column(
+                    "score",
+                    float,
+                    SHARE,
+                    "what it receives, mean over the queries that see it, itself included",
+                ),
                 Column("null", float, SHARE, "score of uniform attention at this key"),
             ),
             "the strongest position other than 0, by text, layer and head",
@@ -199,13 +214,14 @@ class Sinks(Metric[SinkParams]):
 
         sink, key = layer.float64("attn.hook_sink"), self.params.sink_position
         sink = sink.masked_fill(sink.isinf(), float("nan"))
-        lengths = layer.batch.lengths_on(sink.device)
+        lengths, window = layer.batch.lengths_on(sink.device), self.model.windows[layer.index or 0]
         score, score_all = (
-            sink_score(sink, lengths, include_query0=include, position=key) for include in (False, True)
+            sink_score(sink, lengths, include_query0=include, position=key, window=window)
+            for include in (False, True)
         )
         self.per_text.add(layer, score=score, score_all=score_all)
         if self.params.strongest:
-            position, strength = strongest_position(layer.float64("attn.hook_received"), lengths)
+            position, strength = strongest_position(layer.float64("attn.hook_received"), lengths, window)
             self.per_text.add(layer, position=position, strength=strength)
 
     def compute(self) -> Mapping[str, Table]:
@@ -235,6 +251,12 @@ class Sinks(Metric[SinkParams]):
         ]
         return np.array(rows, dtype=np.float64)
 
+    def _unseen(self) -> np.ndarray:
+        """Layers in which no query but 0 sees the key, bool [layer]."""
+        import numpy as np
+
+        return np.array([window == 1 and not self.params.sink_position for window in self.model.windows])
+
     def _explain(self, score: np.ndarray) -> None:
         """Say why scores are missing."""
         import numpy as np
@@ -244,7 +266,11 @@ class Sinks(Metric[SinkParams]):
         if short.any():
             needed = "two tokens" if first == 1 else f"{first + 1} tokens"
             self.warn(f"score is null: fewer than {needed} in text {some(texts, short)}")
-        missing = np.isnan(score) & ~short[:, None, None]
+        unseen = self._unseen()
+        if unseen.any():
+            layers = ", ".join(map(str, np.flatnonzero(unseen)))
+            self.warn(f"score is null in layer {layers}: with a window of 1, only query 0 sees position 0")
+        missing = np.isnan(score) & ~short[:, None, None] & ~unseen[:, None]
         if missing.any():
             layers = ", ".join(str(layer) for layer in np.flatnonzero(missing.any((0, 2))))
             self.warn(
@@ -252,7 +278,8 @@ class Sinks(Metric[SinkParams]):
                 f" ({int(missing.sum())} heads) for text {some(texts, missing.any((1, 2)))}"
             )
         if self.params.strongest:
-            unknown = np.isnan(self.per_text.stack("position")) & ~np.isnan(score)
+            unknown = np.isnan(self.per_text.stack("position")) & (~np.isnan(score) | unseen[:, None])
+            unknown &= ~short[:, None, None]
             if unknown.any():
                 named = some(texts, unknown.any((1, 2)))
                 self.warn(f"the strongest position is null: attention is NaN or infinite for text {named}")
@@ -303,8 +330,9 @@ class Sinks(Metric[SinkParams]):
             rate, low, high = self._rate(score[texts, layer])
             null_rate, _, _ = self._rate(null[texts, layer, None])
             rows.append((layer, rate, low, high, null_rate, _mean(score[texts, layer])))
-        whole = complete.all(1)
-        flat = score[whole].reshape(int(whole.sum()), score[0].size)
+        scored = ~self._unseen() | self.params.include_query0
+        whole = complete[:, scored].all(1) & bool(scored.any())
+        flat = score[whole][:, scored].reshape(int(whole.sum()), int(scored.sum()) * score.shape[2])
         summary = (self._rate(flat)[0], _mean(flat), int(whole.sum()))
         if 0 < whole.sum() < 2:
             self.warn("fewer than 2 texts with a score: intervals are null")
@@ -332,7 +360,7 @@ class Sinks(Metric[SinkParams]):
         null = np.full_like(score, np.nan)
         for text, layer, head in np.argwhere(~np.isnan(position)):
             length, key = self.per_text.lengths[text], int(position[text, layer, head])
-            null[text, layer, head] = _received(length, self.model.windows[layer])[key] / (length - key)
+            null[text, layer, head] = _uniform(length, self.model.windows[layer])[key]
         texts = self.per_text.texts
         by_text = [
             (texts[at[0]], at[1], at[2], cell(position[at]), cell(score[at]), cell(null[at]))
@@ -352,12 +380,12 @@ class Sinks(Metric[SinkParams]):
 
 
 @lru_cache(maxsize=1024)
-def _received(length: int, window: int | None) -> np.ndarray:
-    """Mass [key] that each key receives from uniform attention, in queries."""
-    from phaselens.attention import uniform_received
+def _uniform(length: int, window: int | None) -> np.ndarray:
+    """Score [key] of uniform attention: what each key receives over the queries that see it."""
+    from phaselens.attention import n_seeing, uniform_received
 
-    found: np.ndarray = uniform_received(length, window).numpy()
-    return found
+    scores: np.ndarray = (uniform_received(length, window) / n_seeing(length, window)).numpy()
+    return scores
 
 
 def _mean(values: np.ndarray) -> float | None:

@@ -104,7 +104,9 @@ def test_uniform_attention_is_the_null(n, window):
     for include in (False, True):
         for position in {0, 1, n // 2, n - 1} & set(range(n)):
             sink = attention.sink_mass(x, x, lse, position, scale=1.0, window=window)
-            score = attention.sink_score(sink, lengths, include_query0=include, position=position).item()
+            score = attention.sink_score(
+                sink, lengths, include_query0=include, position=position, window=window
+            ).item()
             null = attention.uniform_sink(n, include, position, window)
             assert (math.isnan(score) and null is None) or score == pytest.approx(null, rel=1e-12)
     assert attention.query_mean(found.entropy, lengths).item() == pytest.approx(

@@ -85,7 +85,9 @@ def test_the_interaction_is_both_less_each_text_by_text(
         one["delta_both"] - one["delta_bos_mlp"] - one["delta_qk"], abs=1e-9
     )
     assert one["ci_low"] < one["interaction"] < one["ci_high"]
-    assert one["d_z"] == pytest.approx(extra.mean() / extra.std(ddof=1), rel=1e-6)
+    mean, n_texts = (extra * n).sum() / n.sum(), len(n)
+    variance = (np.square(extra - mean) * n).sum() / n.sum() * n_texts / (n_texts - 1)
+    assert one["d_z"] == pytest.approx(mean / np.sqrt(variance), rel=1e-6)
     assert one["n_texts"] == len(TEXTS)
     (contrast,) = rows(found, NAME, "contrasts")
     assert contrast["control"] == "sum of each alone"

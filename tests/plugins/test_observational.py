@@ -377,3 +377,24 @@ def test_what_is_kept_does_not_grow_with_the_length_of_texts(
         run(lens, [letters(length)])
     assert sizes[6] == sizes[60]
     assert set(sizes[6]) == set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("norms_of_bos", "layer"), [((5.0, 4.0, 3.0), None), ((5.0, 5.5, 7.5), 1), ((5.0, 4.0, 4.5), 1)]
+)
+def test_the_write_layer_is_null_where_no_layer_adds_to_the_norm(
+    norms_of_bos: Any, layer: int | None
+) -> None:
+    from phaselens_plugins.bos_norm import BosNorm
+    from tests.plugins.views import info, view
+
+    metric = BosNorm(info(n_layers=2), BosNorm.Params())
+    rows = [torch.ones(1, 4, 8) for _ in norms_of_bos]
+    for row, norm in zip(rows, norms_of_bos, strict=True):
+        row[0, 0] *= norm / 8**0.5
+    metric.update(view({"hook_resid_pre": rows[0], "hook_resid_post": rows[1]}, (4,), 0))
+    metric.update(view({"hook_resid_post": rows[2]}, (4,), 1))
+    (summary,) = metric.compute()["summary"].records()
+    assert summary["write_layer"] == layer
+    said = "write_layer is null: no layer adds to the norm of position 0"
+    assert (said in metric.warnings) == (layer is None)

@@ -21,6 +21,7 @@ from phaselens.attention._cells import (
 )
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
 from phaselens.attention._nulls import (
+    n_seeing,
     uniform_distance,
     uniform_entropy,
     uniform_received,
@@ -55,6 +56,7 @@ __all__ = [
     "gaussian_massive_share",
     "head_norms",
     "massive_cells",
+    "n_seeing",
     "norm_matrix",
     "normalised_entropy",
     "pair_norms",

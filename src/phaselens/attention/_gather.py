@@ -92,7 +92,8 @@ class Mass:
     def add(self, strip: Strip) -> None:
         first, last = strip.cols
         if first <= self.position < last:
-            self.found[strip.where] = strip.p[..., self.position - first] / strip.norm
+            # Times the reciprocal, as what `Distance` adds up: a query's weight on its own key is the same in both.
+            self.found[strip.where] = strip.p[..., self.position - first] * strip.norm.reciprocal()
 
 
 class Entropy:

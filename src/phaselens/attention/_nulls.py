@@ -18,21 +18,36 @@ def uniform_sink(
 ) -> float | None:
     """Sink score of uniform attention in a text of `n_tokens`; None where no query counts.
 
-    The mean over queries max(position, 1) … n_tokens − 1 (from 0 with `include_query0`) of 1 / (keys seen),
-    0 where `window` hides the key: (H_T − 1) / (T − 1) for position 0, or H_T / T with query 0, where H_T
-    is a harmonic number. METRICS 2.1 (a).
+    The mean of 1 / (keys seen) over the queries that see the key: max(position, 1) … n_tokens − 1 (from 0 with
+    `include_query0`), and with `window` no further than position + window − 1. That is (H_T − 1) / (T − 1) for
+    position 0, or H_T / T with query 0, where H_T is a harmonic number. METRICS 2.1 (a).
 
     >>> round(uniform_sink(9), 6), round(uniform_sink(9, include_query0=True), 6), uniform_sink(1)
     (0.228621, 0.31433, None)
+    >>> round(uniform_sink(9, window=3), 6)  # 1/2 from query 1, 1/3 from query 2
+    0.416667
     """
     _check(n_tokens, window)
     require_whole("position", position, 0)
     require_flag("include_query0", include_query0)
     first = max(position, 0 if include_query0 else 1)
-    if first >= n_tokens:
-        return None
     last = n_tokens if window is None else min(n_tokens, position + window)
-    return math.fsum(1 / seen for seen in _seen(first, last, window)) / (n_tokens - first)
+    if first >= last:
+        return None
+    return math.fsum(1 / seen for seen in _seen(first, last, window)) / (last - first)
+
+
+def n_seeing(n_tokens: int, window: int | None = None) -> Tensor:
+    """How many queries of a text see each key, [key]: those from the key on, with `window` the first so many. float64.
+
+    What a mean over the queries that see a key is divided by.
+
+    >>> n_seeing(4).tolist(), n_seeing(4, window=2).tolist()
+    ([4.0, 3.0, 2.0, 1.0], [2.0, 2.0, 2.0, 1.0])
+    """
+    _check(n_tokens, window)
+    seeing = torch.arange(n_tokens, 0, -1, dtype=torch.float64)
+    return seeing if window is None else seeing.clamp(max=window)
 
 
 def uniform_sink_rows(n_tokens: int, window: int | None = None) -> Tensor:

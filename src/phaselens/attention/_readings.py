@@ -9,11 +9,12 @@ from phaselens.attention._gather import require_lengths
 from phaselens.errors import require_flag, require_whole
 
 
-def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0) -> Tensor:
+def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0, last: int | None = None) -> Tensor:
     """Mean of rows [batch, head, query] over queries first … length − 1: [batch, head].
 
-    `lengths` [batch] are the numbers of real tokens of right-padded texts; what stands beyond them is not
-    looked at. A text with no such query has no mean: NaN, and it has no other cause but NaN in `rows`.
+    With `last`, no further than that query. `lengths` [batch] are the numbers of real tokens of right-padded
+    texts; what stands beyond them is not looked at. A text with no such query has no mean: NaN, and it has no other
+    cause but NaN in `rows`.
 
     >>> import torch
     >>> rows = torch.tensor([[[1.0, 0.5, 0.25, 9.0]]])
@@ -30,34 +31,50 @@ def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0) -> Tensor:
     lengths = lengths.to(rows.device)
     query = torch.arange(rows.shape[-1], device=rows.device)
     counts = (query >= first) & (query < lengths[:, None])
+    if last is not None:
+        counts &= query <= last
     total = rows.double().masked_fill(~counts[:, None], 0.0).sum(-1)
     number = counts.sum(-1)[:, None]
     return torch.where(number > 0, total / number, torch.nan)
 
 
-def sink_score(sink: Tensor, lengths: Tensor, *, include_query0: bool = False, position: int = 0) -> Tensor:
+def sink_score(
+    sink: Tensor,
+    lengths: Tensor,
+    *,
+    include_query0: bool = False,
+    position: int = 0,
+    window: int | None = None,
+) -> Tensor:
     """Sink score [batch, head] of each text, a fraction of attention: the mean of `sink_mass` of `position`.
 
-    sink [batch, head, query], lengths [batch]. The mean is over all queries from `position` on; query 0,
-    which can only attend to itself, is left out unless `include_query0` (for other positions it cannot
-    see the key anyway). NaN where a text has no such query. METRICS 2.1; Gu et al. 2024, section 3.
+    sink [batch, head, query], lengths [batch]. The mean is over the queries that see the key: from `position` on, and
+    with a sliding `window` only the first `window` of them. Query 0, which can only attend to itself, is left out
+    unless `include_query0` (for other positions it cannot see the key anyway). NaN where a text has no such query.
+    METRICS 2.1; Gu et al. 2024, section 3.
 
     >>> import torch
     >>> sink = torch.tensor([[[1.0, 0.6, 0.5, 0.7, 0.2]]], dtype=torch.float64)
     >>> score = sink_score(sink, torch.tensor([5]))
     >>> round(score.item(), 4), round(sink_score(sink, torch.tensor([5]), include_query0=True).item(), 4)
     (0.5, 0.6)
+    >>> round(sink_score(sink, torch.tensor([5]), window=3).item(), 4)  # of queries 1 and 2
+    0.55
     """
     require_whole("position", position, 0)
     require_flag("include_query0", include_query0)
-    return query_mean(sink, lengths, first=max(position, 0 if include_query0 else 1))
+    last = None if window is None else position + window - 1
+    return query_mean(sink, lengths, first=max(position, 0 if include_query0 else 1), last=last)
 
 
 def normalised_entropy(entropy: Tensor, *, window: int | None = None) -> Tensor:
     """Row entropy [..., query] over its largest possible value, the log of the number of visible keys.
 
     0 is all on one key, 1 is uniform; NaN for query 0, which has no choice. Queries stand at positions
-    0, 1, …; with `window`, a query sees itself and the window − 1 keys before it.
+    0, 1, …; with `window`, a query sees itself and the window − 1 keys before it. A learned sink is not a key: its
+    column is not counted among the visible ones, and what it takes is missing from the row, whose entropy is −Σ p ln p
+    of the weights as they are. Such a row has 0 where the learned sink takes everything, and with two visible keys it
+    can reach 1.06 (weights of 1/e each).
 
     >>> import torch
     >>> normalised_entropy(torch.tensor([0.0, 0.0, 1.0986123]))
@@ -73,7 +90,9 @@ def normalised_entropy(entropy: Tensor, *, window: int | None = None) -> Tensor:
 def concentration(received: Tensor, lengths: Tensor) -> Tensor:
     """How far received attention is from evenly spread, [batch, head]: 0 is even, 1 is all on one key.
 
-    C = 1 + Σ_k c_k ln c_k / ln T with c_k = received_k / T. received [batch, head, key] as `received_mass`
+    C = 1 + Σ_k c_k ln c_k / ln T with c_k = received_k / T. With learned sinks the shares sum to less than 1, and are
+    taken as they are: what a learned sink takes counts as taken by one place more, so that C is 1 where it takes
+    everything. received [batch, head, key] as `received_mass`
     gives it for the same `lengths`; NaN for a text of one token. METRICS 2.2, ColSum concentration.
 
     >>> import torch

@@ -186,8 +186,9 @@ def distance_mass(
     """Attention mass [batch, head, distance] given to keys so many positions back, Σ_i p_i,i−distance.
 
     In queries; distance 0 is a query's own key. A text of n tokens has n − distance such pairs, by which
-    to divide for the mean (METRICS 2.3: a(dist)). With `longest`, distances 0 … longest − 1 only, at a cost of
-    O(query · longest). `lengths` as in `received_mass`.
+    to divide for the mean (METRICS 2.3: a(dist)); with a window, none at distances from the
+    window on. With `longest`, distances 0 … longest − 1 only, at a cost of O(query · longest).
+    `lengths` as in `received_mass`.
 
     >>> import torch
     >>> from phaselens.attention import attend

@@ -24,7 +24,7 @@ from transformer_lens.model_bridge.generalized_components import (
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from phaselens.lens.components import StreamingAttention, without_rotation
+from phaselens.lens.components import StreamingAttention
 from phaselens.lens.interface import is_hooked
 from phaselens.lens.native import NativeGateUp, NativeNorm
 
@@ -65,7 +65,7 @@ class SkippingBlock:
             return args[0] if args else kwargs["hidden_states"]
         if self._is_unheard() and (not self.attn.nulled or kwargs.get("position_embeddings") is not None):
             if self.attn.nulled:
-                kwargs["position_embeddings"] = without_rotation(kwargs["position_embeddings"])
+                kwargs["position_embeddings"] = self.attn.without_rotation(kwargs["position_embeddings"])
             with plain_modules(self._inside.places):
                 return super().forward(*args, **kwargs)  # type: ignore[misc]
         mid = self._point("hook_resid_mid")

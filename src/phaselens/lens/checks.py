@@ -19,6 +19,7 @@ from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import frequencies
 from phaselens.lens.components import STATISTICS, each_attention
 from phaselens.lens.precision import LIMITS
+from phaselens.lens.visibility import disagreements
 from phaselens.lens.weights import projection
 
 _PROBE = 16
@@ -94,10 +95,14 @@ def _far_positions(model: Any, tokens: Tensor) -> Tensor | None:
 
 @contextmanager
 def _identity_rotation(model: Any, nulled: bool) -> Any:
-    """While inside, let every rotary module of an unwrapped model return cos=1 and sin=0."""
+    """While inside, let every rotary module of an unwrapped model return cos=1 and sin=0.
+
+    Both times the attention factor that YaRN and longrope put into them: the length of the vector (cos, sin).
+    """
 
     def replace(_module: Any, _args: Any, out: Any) -> Any:
-        return (torch.ones_like(out[0]), torch.zeros_like(out[1]))
+        cos, sin = out
+        return torch.hypot(cos.double(), sin.double()).to(cos), torch.zeros_like(sin)
 
     rotary = (
         [module for name, module in model.named_modules() if name.endswith("rotary_emb")] if nulled else []
@@ -135,6 +140,7 @@ def run_checks(lens: Any, *, full: bool = True) -> list[CheckResult]:
         results += _same_as_reference(lens, lens.reference)
         results += _long_neighbours_change_nothing(lens, lens.reference)
     results.append(_rows_sum_to_one(lens, tokens))
+    results.append(_windows_are_what_is_seen(lens))
     results.append(_statistics_match_scores(lens, tokens))
     results += _heads_write_the_output(lens, tokens, layers)
     results.append(_edit_reaches(lens, tokens, layers))
@@ -208,6 +214,11 @@ def _rows_sum_to_one(lens: Any, tokens: Tensor) -> CheckResult:
         # Rows that are not finite are the model's own (NaN weights); that its logits are too was compared above.
         by_layer[layer] = _difference(whole, torch.ones_like(whole).where(whole.isfinite(), whole))
     return _worst("rows of attention sum to one", 1e-5, by_layer)
+
+
+def _windows_are_what_is_seen(lens: Any) -> CheckResult:
+    """The window of each layer against the masks of the forward, at positions far beyond the probe's."""
+    return _worst("each layer sees the keys that its window says", 0.0, disagreements(lens))
 
 
 def _statistics_match_scores(lens: Any, tokens: Tensor) -> CheckResult:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
@@ -81,6 +80,7 @@ class StreamingAttention:
     always_delegate = False
     request: Request
     nulled: bool
+    origin: tuple[Tensor, Tensor] | None
     replay: AttentionReplay | None
     # From TransformerLens' component and from `add_points`.
     hook_attn_scores: Any
@@ -99,6 +99,8 @@ class StreamingAttention:
             getattr(self, name).pos_dim = 2
         self.request = Request()
         self.nulled = False
+        # cos and sin at position 0, each [1, 1, d_rotary], which `positions.detect` notes.
+        self.origin = None
         self.replay = None
         self._rot_k_fired = False
 
@@ -143,7 +145,7 @@ class StreamingAttention:
             return self._handed_on(replay.output)
         embeddings = kwargs.get("position_embeddings")
         if self.nulled and embeddings is not None:
-            kwargs["position_embeddings"] = without_rotation(embeddings)
+            kwargs["position_embeddings"] = self.without_rotation(embeddings)
         if self._wants_own_computation():
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if "hidden_states" in kwargs:
@@ -173,6 +175,23 @@ class StreamingAttention:
         if replay is not None:
             replay.output = out
         return self._handed_on(out)
+
+    def without_rotation(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(cos, sin) → what the model gives at position 0, for every position, of the same shapes.
+
+        That is cos=1 and sin=0, but for models (YaRN, longrope) that multiply both by an attention factor: they keep
+        it, for it scales attention and does not rotate.
+        """
+        if self.origin is None:
+            raise RefusedModel(
+                "the rotation of a layer was nulled before anybody looked at it; null it by load(positions='nope') or "
+                "phaselens.lens.positions.null_rotation"
+            )
+        cos, sin = (
+            at_origin.to(part).expand_as(part).clone()
+            for at_origin, part in zip(self.origin, embeddings, strict=True)
+        )
+        return cos, sin
 
     def _handed_on(self: Any, out: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self.hook_out(out[0]), *out[1:])
@@ -219,12 +238,6 @@ class StreamingAttention:
             return None
         layout = families.fused_layout(self.original_component)
         return watch_parts(self.qkv, points, layout.split, layout.join)
-
-
-def without_rotation(embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(cos, sin) → ones and zeros of the same shapes."""
-    cos, sin = embeddings
-    return torch.ones_like(cos), torch.zeros_like(sin)
 
 
 def mixed(component: Any, mixin: type) -> None:

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens.masks import build_mask, note_mask
 from phaselens.lens.slots import KeySlots
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def attend_hooked(
             f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
             "which key the first query stands at is unknown"
         )
+    note_mask(module, attention_mask)
     if owner is None:
         return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
 
@@ -313,4 +314,4 @@ def disown(module: Any) -> None:
 
 AttentionInterface.register(NAME, attend_hooked)
 # Without this, transformers would drop padding masks for an attention it does not know, without a word.
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, build_mask)

@@ -16,6 +16,7 @@ from phaselens.lens.bridge import HookedTransformer, require_served, wrap
 from phaselens.lens.components import each_attention
 from phaselens.lens.info import ModelInfo
 from phaselens.lens.rotation import read_rotations
+from phaselens.lens.visibility import measure_windows
 from phaselens.lens.weights import read_head_outputs
 
 POSITIONS = ("auto", "nope")
@@ -231,7 +232,7 @@ def _describe(
         d_vocab=int(lens.original_model.get_input_embeddings().weight.shape[0]),
         n_ctx=getattr(config, "max_position_embeddings", None),
         positions=positions,
-        windows=tuple(layers.window_of(module, config) for module in modules),
+        windows=measure_windows(lens),
         scales=tuple(layers.scale_of(module, config) for module in modules),
         softcap=getattr(config, "attn_logit_softcapping", None),
         dtype=str(lens.dtype).removeprefix("torch."),

@@ -1,4 +1,4 @@
-"""Per layer: how attention knows positions, how far it sees, and what it multiplies scores by."""
+"""Per layer: how attention knows positions, and what it multiplies scores by. How far it sees is in `visibility`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,22 @@ _PROBE = 9
 def null_rotation(lens: Any, layers: Any = None) -> None:
     """Null the rotation (cos=1, sin=0) of `layers`, by default all; what has none is left as it is.
 
+    The attention factor by which YaRN and longrope multiply cos and sin is kept: every token is treated as if it stood
+    at position 0.
+
     Raises:
         RefusedModel: where a layer's rotation does not come in as cos and sin, so that nulling would change nothing.
     """
     attentions = each_attention(lens)
     chosen = range(len(attentions)) if layers is None else layers
     before = detect(lens)
+    for layer in chosen:
+        origin = attentions[layer].origin
+        if origin is not None and bool(origin[1].any()):
+            raise RefusedModel(
+                f"{lens.original_model.config.model_type}: positions=nope cannot be served: layer {layer} rotates "
+                "position 0 as well, so its rotation is not one of cos and sin of the position"
+            )
     for layer in chosen:
         attentions[layer].nulled = True
     left = [layer for layer, kind in enumerate(detect(lens)) if layer in chosen and kind != "nope"]
@@ -46,9 +56,11 @@ def detect(lens: Any) -> tuple[str, ...]:
     """What each layer does with positions, found by trying: `rope`, `nope`, `learned` or `learned+rope`.
 
     The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…; queries and keys of a
-    layer that rotates differ, those of one that does not are the same.
+    layer that rotates differ, those of one that does not are the same. Each layer also notes its cos and sin at
+    position 0, for `null_rotation`.
     """
     model = lens.original_model
+    attentions: list[Any] = [*each_attention(lens)]
     n_layers = len(lens.blocks)
     vocabulary = model.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(_PROBE, device=lens.device)[None] % vocabulary
@@ -61,6 +73,15 @@ def detect(lens: Any) -> tuple[str, ...]:
     def put_residual(layer: int) -> Any:
         return lambda _residual, hook: residuals[layer]
 
+    def keep_origin(layer: int) -> Any:
+        def hook(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+            embeddings = kwargs.get("position_embeddings")
+            if isinstance(embeddings, tuple) and len(embeddings) == 2:
+                cos, sin = (part[..., :1, :].detach().clone() for part in embeddings)
+                attentions[layer].origin = cos, sin
+
+        return hook
+
     def keep_keys(run: int, layer: int) -> Any:
         return lambda key, hook: keys[run].__setitem__(layer, key)
 
@@ -68,8 +89,16 @@ def detect(lens: Any) -> tuple[str, ...]:
         ids = stride * torch.arange(_PROBE, device=tokens.device)[None]
         hooks = [(f"blocks.{layer}.hook_in", at_entry(layer)) for layer in range(n_layers)]
         hooks += [(f"blocks.{layer}.attn.hook_rot_k", keep_keys(run, layer)) for layer in range(n_layers)]
-        with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
-            model.base_model(input_ids=tokens, position_ids=ids, use_cache=False)
+        noting = [
+            attention.register_forward_pre_hook(keep_origin(layer), with_kwargs=True)
+            for layer, attention in enumerate(attentions)
+        ]
+        try:
+            with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
+                model.base_model(input_ids=tokens, position_ids=ids, use_cache=False)
+        finally:
+            for handle in noting:
+                handle.remove()
 
     family = model.config.model_type
     learned = hasattr(lens, "pos_embed")
@@ -92,20 +121,6 @@ def d_head_of(module: Any, config: Any) -> int:
     """The size of one head's query."""
     size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
     return int(size or config.hidden_size // config.num_attention_heads)
-
-
-def window_of(module: Any, config: Any) -> int | None:
-    """How many keys a query of this layer sees, itself included, or None where it sees all before it."""
-    if hasattr(module, "sliding_window"):
-        window = module.sliding_window
-    elif getattr(config, "use_sliding_window", True) is False:
-        window = None
-    else:
-        window = getattr(config, "sliding_window", None)
-        kinds = getattr(config, "layer_types", None)
-        if kinds is not None and kinds[module.layer_idx] != "sliding_attention":
-            window = None
-    return int(window) if window is not None else None
 
 
 def scale_of(module: Any, config: Any) -> float:

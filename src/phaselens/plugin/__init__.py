@@ -21,7 +21,7 @@ from phaselens.plugin.metric import Display, Metric, require_metric
 from phaselens.plugin.offers import NamedModel, NamedTexts
 from phaselens.plugin.params import Params, ParamSpec, param
 from phaselens.plugin.registry import Registered
-from phaselens.plugin.tables import MODEL, Cell, Column, Table, TableSpec
+from phaselens.plugin.tables import MODEL, Cell, Column, Table, TableSpec, interval_help
 from phaselens.plugin.views import Batch, LayerView, PerText
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
     "TableSpec",
     "Text",
     "hookimpl",
+    "interval_help",
     "param",
     "plugins",
     "require_metric",

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from phaselens.errors import InputError
 from phaselens.plugin.conditions import BASELINE, Condition
 from phaselens.plugin.losses import Losses
-from phaselens.plugin.tables import Column, TableSpec
+from phaselens.plugin.tables import Column, TableSpec, interval_help
 
 if TYPE_CHECKING:
     import numpy as np
 
-_INTERVAL = "95 % interval, paired bootstrap over texts"
+_INTERVAL = interval_help(paired=True)
+_D_Z = "over the sd (n − 1) of the texts' differences, both weighted by predicted tokens"
 
 CAUSAL_TABLES = (
     TableSpec(
@@ -41,18 +42,18 @@ CAUSAL_TABLES = (
                 "delta_nats",
                 float,
                 "nats/token",
-                "ln of the ratio: what the condition adds to the loss of a token",
+                "ln of the ratio: what the condition adds to the loss, mean over all predicted tokens",
             ),
             Column(
                 "p_value",
                 float,
                 "probability",
-                "of such a difference by chance: signs of the texts' differences swapped",
+                "of such a delta_nats by chance: signs of the texts' differences swapped",
             ),
             Column("n_texts", int, "texts", "texts with a predicted token"),
             Column("delta_low", float, "nats/token", _INTERVAL),
             Column("delta_high", float, "nats/token", _INTERVAL),
-            Column("d_z", float, "sd", "mean over the sd of the texts' differences"),
+            Column("d_z", float, "sd", f"delta_nats {_D_Z}"),
             Column("worse", float, "fraction", "texts whose loss rose; 0.5 by chance"),
             Column("n_predicted", int, "tokens", "predicted tokens of all texts"),
             Column("n_seeds", int, "seeds", "repeats that were averaged, text by text, before all else"),
@@ -72,11 +73,16 @@ CAUSAL_TABLES = (
             Column("condition", str, None, "the condition"),
             Column("control", str, None, "what it is compared with"),
             Column("layer", int, "index", "the layer they concern, 0-based"),
-            Column("delta_nats", float, "nats/token", "condition − control, mean over texts"),
+            Column("delta_nats", float, "nats/token", "condition − control, mean over all predicted tokens"),
             Column("ci_low", float, "nats/token", _INTERVAL),
             Column("ci_high", float, "nats/token", _INTERVAL),
-            Column("p_value", float, "probability", "signs of the texts' differences swapped"),
-            Column("d_z", float, "sd", "mean over the sd of the texts' differences"),
+            Column(
+                "p_value",
+                float,
+                "probability",
+                "of such a delta_nats by chance: signs of the texts' differences swapped",
+            ),
+            Column("d_z", float, "sd", f"delta_nats {_D_Z}"),
             Column("n_texts", int, "texts", "texts in both"),
             Column("n_seeds", int, "seeds", "repeats of the control, averaged text by text first"),
         ),

@@ -32,6 +32,16 @@ class Column:
             raise mistake(f"column {self.name}: its type is {kind_of(self.type)}; give str, int or float")
 
 
+def interval_help(over: str = "texts", *, paired: bool = False) -> str:
+    """What the two ends of an interval from `phaselens.uncertainty` are, for the help of their columns.
+
+    >>> interval_help("prompts")
+    '95 % interval, percentile bootstrap over prompts: all resamples of up to 8, of more 10,000 drawn by the seed'
+    """
+    kind = "paired percentile bootstrap" if paired else "percentile bootstrap"
+    return f"95 % interval, {kind} over {over}: all resamples of up to 8, of more 10,000 drawn by the seed"
+
+
 #: The column that a run puts before all others, so that the tables of several models stand together.
 MODEL = Column("model", str, None, "the model's label")
 

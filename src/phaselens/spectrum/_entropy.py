@@ -32,7 +32,11 @@ _CANCELS = 1e6
 
 
 class Spectrum(NamedTuple):
-    """Entropy in nats with a bound on its rounding error; p₁; exp(entropy); and the most directions there could be."""
+    """Entropy in nats; p₁; exp(entropy); the most directions there could be; and a bound on the entropy's error.
+
+    `error` bounds the rounding of this module's float64 arithmetic, of the Gram matrix and its eigenvalues, for the
+    rows as they were given. How far those are from exact activations, by the rounding of a forward, it cannot say.
+    """
 
     entropy: float
     anisotropy: float

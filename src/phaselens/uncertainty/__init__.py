@@ -7,12 +7,20 @@ intervals: `mean_interval`, `paired_interval`. Losses of a condition against its
 """
 
 from phaselens.uncertainty._arms import ArmComparison, compare_arms
-from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, Interval, Masked, mean_interval, paired_interval
+from phaselens.uncertainty._bootstrap import (
+    FEWEST_TEXTS,
+    N_RESAMPLES,
+    Interval,
+    Masked,
+    mean_interval,
+    paired_interval,
+)
 from phaselens.uncertainty._losses import LossComparison, compare_conditions, compare_losses, perplexity
 from phaselens.uncertainty._proportions import Accuracy, Proportion, accuracy, wilson_interval
 
 __all__ = [
     "FEWEST_TEXTS",
+    "N_RESAMPLES",
     "Accuracy",
     "ArmComparison",
     "Interval",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from phaselens.uncertainty._bootstrap import N_RESAMPLES
 from phaselens.uncertainty._paired import Floats, Options, counts_of, paired, same_texts, table, weighted_mean
 
 
@@ -29,7 +30,7 @@ class ArmComparison:
     p_exact: bool | None
     """Whether all exchanges were tried, rather than some drawn by chance."""
     d_z: float | None
-    """Mean over sd (n − 1) of the texts' differences, each text counted once."""
+    """difference over the sd of the texts' differences, weighted as difference is; see `LossComparison.d_z`."""
     rank_biserial: float | None
     """Matched pairs, −1 to 1 (Kerby 2014)."""
     share_above: float | None
@@ -45,7 +46,7 @@ def compare_arms(
     *,
     n_predicted: ArrayLike | None = None,
     confidence: float = 0.95,
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
     n_permutations: int = 9999,
     seed: int = 0,
 ) -> ArmComparison:
@@ -53,8 +54,8 @@ def compare_arms(
 
     The control is averaged over seeds first, in each text; the unit is the text. Repeating seeds, or a treated arm
     that is the same for all of them, adds no evidence. For losses in nats the baseline cancels, so that neither
-    arm needs it. n_predicted [text] weighs the texts by their tokens, in the means, interval and p; without it each
-    text counts once. Texts without a predicted token are left out.
+    arm needs it. n_predicted [text] weighs the texts by their tokens, in the means, interval, p and d_z; without it
+    each text counts once. Texts without a predicted token are left out.
 
     Interval, p, order of texts, seed and errors as in `compare_conditions`. Both arms are None where a value is
     NaN or infinite.

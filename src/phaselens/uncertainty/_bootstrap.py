@@ -4,11 +4,20 @@ Texts are the independent units; heads, layers and tokens of one text are not. O
 shared by all cells (layers × heads, models), so that cells can be compared with each other, and differences
 between models are taken text by text. Pure numpy: `scipy.stats.bootstrap(method="percentile")` gives the same
 numbers for the same draws, but would hold n_resamples × texts × cells values at once.
+
+Few texts have few resamples: where there are no more than `n_resamples` different ones, all of them are taken, each
+with its probability, and the interval is exact: no seed enters. Of more texts, `n_resamples` are drawn. With 10,000
+draws an end of a 95 % interval of a roughly normal mean has a standard error of 0.027 standard errors of the mean,
+1.4 % of half the interval's width (0.060 and 3 % with 2,000).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,7 +34,13 @@ Interval: TypeAlias = tuple[Masked, Masked, Masked]
 FEWEST_TEXTS = 2
 """An interval needs at least this many texts; with fewer, `low` and `high` are missing."""
 
-_CELLS_AT_ONCE = 4096
+N_RESAMPLES = 10_000
+"""Resamples, where nobody asks for another number: all there are of up to 8 texts, and draws of more."""
+
+_VALUES_AT_ONCE = 1 << 22
+"""Resampled means held at a time."""
+_ROUNDING = 1e-12
+"""By how much a sum of probabilities may miss a tail, relatively, and still reach it."""
 
 
 def require_draws(confidence: float, n_resamples: int, seed: int) -> None:
@@ -45,7 +60,7 @@ def mean_interval(
     present: ArrayLike | None = None,
     transform: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
     confidence: float = 0.95,
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
     """Mean over texts of many cells at once, with its percentile bootstrap interval: (mean, low, high).
@@ -58,7 +73,9 @@ def mean_interval(
     heads): the interval is then that of the transformed mean. Texts without any value are left out; texts
     with some values missing cannot be transformed and raise ValueError, as do NaN or infinite values.
 
-    Efron 1979; Efron & Tibshirani 1993, chapter 13 (percentile interval).
+    All resamples of the texts are taken where there are at most `n_resamples` (of 8 texts or fewer, by default), and
+    neither their order nor `seed` matters then; else as many are drawn. Efron 1979; Efron & Tibshirani 1993, chapter 13
+    (percentile interval).
 
     >>> mean, low, high = mean_interval([[0.1, 3.0], [0.3, 3.0], [0.2, 3.0]])
     >>> mean.round(3).tolist(), low.tolist()[1], high.tolist()[1]
@@ -85,13 +102,17 @@ def mean_interval(
         if not pattern.any():
             continue
         columns = np.flatnonzero(which.reshape(-1) == number)
-        counts = draws(int(pattern.sum()), n_resamples, seed) if pattern.sum() >= FEWEST_TEXTS else None
-        for start in range(0, len(columns), _CELLS_AT_ONCE):
-            some = columns[start : start + _CELLS_AT_ONCE]
+        resampled = (
+            resamples(int(pattern.sum()), n_resamples, seed) if pattern.sum() >= FEWEST_TEXTS else None
+        )
+        step = len(columns) if resampled is None else max(1, _VALUES_AT_ONCE // len(resampled.counts))
+        for start in range(0, len(columns), step):
+            some = columns[start : start + step]
             sample = flat[np.ix_(pattern, some)]
             answers[0, some] = _mean(sample)
-            if counts is not None:
-                answers[1:, some] = _quantiles(_resampled(sample, counts), tails)
+            if resampled is not None:
+                means = _resampled(sample, resampled.counts)
+                answers[1:, some] = resampled.quantiles(means, tails)
     return answers[0].reshape(cells), answers[1].reshape(cells), answers[2].reshape(cells)
 
 
@@ -101,7 +122,7 @@ def paired_interval(
     *,
     present: ArrayLike | None = None,
     confidence: float = 0.95,
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
     """Mean over texts of first − second, both [text, *cells] on the same texts: (mean, low, high).
@@ -141,15 +162,77 @@ def _missing(*shape: int) -> Masked:
     return np.ma.MaskedArray(np.zeros(shape), mask=True)
 
 
+@dataclass(frozen=True)
+class Resamples:
+    """How often each text is in each resample, counts [resample, text]; and, where these are all resamples that there
+    are and not draws, the probability of each, [resample]."""
+
+    counts: NDArray[np.float64]
+    probabilities: NDArray[np.float64] | None
+
+    def quantiles(
+        self, values: NDArray[np.float64], tails: tuple[float, float]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """values [..., resample] → two [...]: the least value that is reached with the lower tail's probability, and
+        the greatest that is reached or exceeded with the upper one's. Between draws, as `numpy.quantile`."""
+        if self.probabilities is None:
+            return _quantile(values, tails[0]), _quantile(values, tails[1])
+        order = np.argsort(values, axis=-1)
+        ascending = np.take_along_axis(values, order, -1)
+        below = np.cumsum(self.probabilities[order], axis=-1)
+        low, high = tails[0] * (1 - _ROUNDING), 1 - (1 - tails[1]) * (1 - _ROUNDING)
+        first = (below < low).sum(-1, keepdims=True)
+        last = (below <= high).sum(-1, keepdims=True)
+        lower, upper = (np.take_along_axis(ascending, at, -1)[..., 0] for at in (first, last))
+        return lower, upper
+
+
+def _quantile(values: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """As `numpy.quantile` along the last axis, at a fraction of its cost."""
+    at = share * (values.shape[-1] - 1)
+    below = math.floor(at)
+    above = min(below + 1, values.shape[-1] - 1)
+    found = np.partition(values, (below, above), axis=-1)
+    low, high = found[..., below], found[..., above]
+    quantile: NDArray[np.float64] = low + (high - low) * (at - below)
+    return quantile
+
+
+def resamples(n_texts: int, n_resamples: int, seed: int) -> Resamples:
+    """All resamples of `n_texts`, where they are at most `n_resamples`; else so many draws."""
+    if math.comb(2 * n_texts - 1, n_texts) <= n_resamples:
+        return _every_resample(n_texts)
+    return Resamples(draws(n_texts, n_resamples, seed), None)
+
+
+@lru_cache(maxsize=16)
+def _every_resample(n_texts: int) -> Resamples:
+    """Each way to share out `n_texts` draws among the texts, with its multinomial probability."""
+    # Stars and bars: what lies between the bars are the counts.
+    n_places = 2 * n_texts - 1
+    bars = np.array(list(combinations(range(n_places), n_texts - 1)), dtype=np.int64)
+    edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, n_places)))
+    counts = np.diff(edges, axis=1) - 1
+    factorials = np.array([math.factorial(count) for count in range(n_texts + 1)], dtype=np.float64)
+    probabilities = factorials[n_texts] / factorials[counts].prod(1) / float(n_texts) ** n_texts
+    return Resamples(counts.astype(np.float64), probabilities)
+
+
+_DRAWN_AT_ONCE = 1 << 22
+
+
 def draws(n_texts: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
     """How often each text is drawn, [resample, text]."""
-    drawn = np.random.default_rng(seed).integers(0, n_texts, (n_resamples, n_texts))
-    cell = drawn + n_texts * np.arange(n_resamples)[:, None]
-    return (
-        np.bincount(cell.reshape(-1), minlength=n_resamples * n_texts)
-        .reshape(n_resamples, n_texts)
-        .astype(np.float64)
-    )
+    rng = np.random.default_rng(seed)
+    counts = np.empty((n_resamples, n_texts))
+    step = max(1, _DRAWN_AT_ONCE // n_texts)
+    for start in range(0, n_resamples, step):
+        n_rows = min(step, n_resamples - start)
+        drawn = rng.integers(0, n_texts, (n_rows, n_texts)) + n_texts * np.arange(n_rows)[:, None]
+        counts[start : start + n_rows] = np.bincount(drawn.reshape(-1), minlength=n_rows * n_texts).reshape(
+            n_rows, n_texts
+        )
+    return counts
 
 
 def _mean(sample: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -158,14 +241,10 @@ def _mean(sample: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _resampled(sample: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Means [resample, *cells] of the drawn texts."""
+    """sample [text, cell] → means [cell, resample] of the resampled texts."""
     centre = sample[0]
-    means = centre + np.tensordot(counts, sample - centre, axes=1) / len(sample)
+    means = centre[:, None] + (sample - centre).T @ counts.T / len(sample)
     return np.asarray(means, dtype=np.float64)
-
-
-def _quantiles(means: NDArray[np.float64], tails: tuple[float, float]) -> NDArray[np.float64]:
-    return np.asarray(np.quantile(means, tails, axis=0), dtype=np.float64)
 
 
 def _transformed(
@@ -188,6 +267,8 @@ def _transformed(
     if len(sample):
         answers[0] = np.asarray(transform(_mean(sample)), dtype=np.float64)
     if len(sample) >= FEWEST_TEXTS:
-        means = _resampled(sample, draws(len(sample), n_resamples, seed))
-        answers[1:] = _quantiles(np.asarray(transform(means), dtype=np.float64), tails)
+        resampled = resamples(len(sample), n_resamples, seed)
+        flat = _resampled(sample.reshape(len(sample), -1), resampled.counts)
+        means = np.asarray(transform(flat.T.reshape(-1, *table.shape[1:])), dtype=np.float64)
+        answers[1:] = resampled.quantiles(np.ascontiguousarray(np.moveaxis(means, 0, -1)), tails)
     return answers[0], answers[1], answers[2]

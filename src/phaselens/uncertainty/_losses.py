@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from phaselens.uncertainty._bootstrap import Masked
+from phaselens.uncertainty._bootstrap import N_RESAMPLES, Masked
 from phaselens.uncertainty._paired import (
     Floats,
     Options,
@@ -54,7 +54,8 @@ class LossComparison:
     p_exact: bool | None
     """Whether all exchanges were tried, rather than some drawn by chance."""
     d_z: float | None
-    """Mean over sd (n − 1) of the texts' differences, each text counted once."""
+    """delta_nats over the sd of the texts' differences, weighted as delta_nats is: the square root of
+    n / (n − 1) Σ w (d − delta_nats)² / Σ w, w the predicted tokens of a text and d its difference."""
     rank_biserial: float | None
     """Matched pairs, −1 to 1: ranks of the texts that got worse less those that got better, over the ranks of both
     (Kerby 2014); texts that did not change are left out."""
@@ -107,7 +108,7 @@ def compare_losses(
     *,
     lengths: ArrayLike | None = None,
     confidence: float = 0.95,
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
     n_permutations: int = 9999,
     seed: int = 0,
 ) -> LossComparison:
@@ -140,7 +141,7 @@ def compare_conditions(
     *,
     lengths: ArrayLike | None = None,
     confidence: float = 0.95,
-    n_resamples: int = 2000,
+    n_resamples: int = N_RESAMPLES,
     n_permutations: int = 9999,
     seed: int = 0,
 ) -> list[LossComparison]:
@@ -151,7 +152,8 @@ def compare_conditions(
     needed for the length-weighted numbers only.
 
     Interval: percentile bootstrap over texts, drawn in both arms at once (Efron & Tibshirani 1993, chapter 13),
-    as `scipy.stats.bootstrap(paired=True, method="percentile")`. p: exchange of the arms within texts, as
+    as `scipy.stats.bootstrap(paired=True, method="percentile")`; of all resamples there are, where they are at most
+    `n_resamples`. p: exchange of the arms within texts, as
     `scipy.stats.permutation_test(permutation_type="samples")`, exact while 2^texts ≤ n_permutations; with n
     texts it is at least 2 / 2^n. Below two texts both are None, as are numbers of losses that are NaN or
     infinite, and powers of e beyond float64; `reasons` says which it was.
@@ -265,7 +267,7 @@ def _comparison(
 
 
 def _ratio_interval(fields: _Fields, found: Paired, options: Options) -> None:
-    if found.resampled is None:
+    if found.resampled is None or found.resamples is None:
         fields.unknown(found.reasons["low"], "ci_low", "ci_high")
         return
     least, most = float(found.resampled.min()), float(found.resampled.max())
@@ -273,8 +275,8 @@ def _ratio_interval(fields: _Fields, found: Paired, options: Options) -> None:
         why = "exp of a resample's nats is beyond float64; delta_low and delta_high are known"
         fields.unknown(why, "ci_low", "ci_high")
         return
-    low, high = np.quantile(np.exp(found.resampled), options.tails).tolist()
-    fields.values |= {"ci_low": low, "ci_high": high}
+    low, high = found.resamples.quantiles(np.exp(found.resampled), options.tails)
+    fields.values |= {"ci_low": float(low), "ci_high": float(high)}
 
 
 def _unknown(losses: Floats, where: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phaselens.errors import require_whole
-from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, draws, require_draws
+from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, Resamples, require_draws, resamples
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -47,6 +47,7 @@ class Paired:
     """Of one column of differences; None where unknown, with the reason under the field's name."""
 
     mean: float
+    resamples: Resamples | None = None
     resampled: Floats | None = None
     """Weighted means of the resampled texts, [resample]."""
     low: float | None = None
@@ -62,7 +63,7 @@ class Paired:
 def paired(differences: Floats, weights: Floats, scale: Floats, options: Options) -> list[Paired]:
     """differences [text, column], finite; weights [text], positive; scale [column], the size of what was subtracted.
 
-    The mean, its interval and p weigh the texts; the effect sizes count each text once.
+    The mean, its interval, p and d_z weigh the texts; ranks and shares count each text once.
     """
     columns = np.ascontiguousarray(differences.T)
     share = weights / weights.sum()
@@ -74,15 +75,17 @@ def paired(differences: Floats, weights: Floats, scale: Floats, options: Options
             for name in ("low", "high", "p_value", "p_exact", "d_z", "rank_biserial", "share_above"):
                 each.reasons[name] = unknown
         return found
-    counts = draws(n_texts, options.n_resamples, options.seed)
+    drawn_texts = resamples(n_texts, options.n_resamples, options.seed)
+    counts = drawn_texts.counts
     drawn = counts @ share
     p_values, exact = sign_flip(columns * share, options)
     for each, column, p_value, size in zip(found, columns, p_values, scale.tolist(), strict=True):
         each.resampled = column[0] + counts @ (share * (column - column[0])) / drawn
-        each.low, each.high = np.quantile(each.resampled, options.tails).tolist()
+        each.resamples = drawn_texts
+        each.low, each.high = (float(end) for end in drawn_texts.quantiles(each.resampled, options.tails))
         each.p_value, each.p_exact = p_value, exact
         each.share_above = float((column > 0).mean())
-        _effect_sizes(each, column, size)
+        _effect_sizes(each, column, share, size)
     return found
 
 
@@ -133,7 +136,8 @@ def _drawn_signs(n_texts: int, options: Options) -> Iterator[Floats]:
         yield 1.0 - 2.0 * rng.integers(0, 2, (rows, n_texts)).astype(np.float64)
 
 
-def _effect_sizes(found: Paired, column: Floats, scale: float) -> None:
+def _effect_sizes(found: Paired, column: Floats, share: Floats, scale: float) -> None:
+    """d_z with the weights of the mean, share [text] of sum 1, and the rank correlation without any."""
     from scipy.stats import rankdata
 
     nonzero = column != 0
@@ -142,11 +146,12 @@ def _effect_sizes(found: Paired, column: Floats, scale: float) -> None:
         return
     ranks = np.asarray(rankdata(np.abs(column[nonzero])), dtype=np.float64)
     found.rank_biserial = float(ranks @ np.sign(column[nonzero]) / ranks.sum())
-    sd = float(np.std(column, ddof=1))
+    n_texts = len(column)
+    sd = float(np.sqrt(share @ np.square(column - found.mean) * n_texts / (n_texts - 1)))
     if sd <= 4 * EPS * scale:
         found.reasons["d_z"] = f"all texts differ by the same amount, {found.mean:.6g}, up to rounding"
     else:
-        found.d_z = float(np.mean(column)) / sd
+        found.d_z = found.mean / sd
 
 
 def table(values: ArrayLike, what: str, *axes: str) -> Floats:
