@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
@@ -24,39 +23,12 @@ from phaselens_plugins._common import (
     intervals,
     some,
 )
+from phaselens_plugins._strongest import MIN_QUERIES, strongest_position, uniform_scores
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
 SHARE = "share of attention"
-
-
-def strongest_position(received: Tensor, lengths: Tensor, window: int | None = None) -> tuple[Tensor, Tensor]:
-    """received [batch, head, key], attention mass summed over real queries, lengths [batch] → two [batch,
-    head].
-
-    The key other than 0 with the highest score, and that score: what the key receives over the number of queries that
-    see it, which a sliding `window` limits. Of keys with equal scores, the first. NaN where a text has one token, or
-    where a mass is not finite.
-
-    >>> import torch
-    >>> received = torch.tensor([[[2.0, 0.3, 0.6, 0.1]]], dtype=torch.float64)
-    >>> strongest_position(received, torch.tensor([4]))
-    (tensor([[2.]], dtype=torch.float64), tensor([[0.3000]], dtype=torch.float64))
-    """
-    import torch
-
-    key = torch.arange(received.shape[-1], device=received.device)
-    seeing = (lengths[:, None] - key)[:, None]
-    real = seeing > 0
-    if window is not None:
-        seeing = seeing.clamp(max=window)
-    scores = torch.where(real & (key > 0), received / seeing.clamp(min=1), -torch.inf)
-    score = scores.amax(-1)
-    position = (scores == score[..., None]).double().argmax(-1).double()
-    usable = (lengths[:, None] > 1) & torch.where(real, received, 0.0).isfinite().all(-1)
-    return torch.where(usable, position, torch.nan), torch.where(usable, score, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -77,6 +49,13 @@ class SinkParams(Params):
     )
     strongest: bool = param(
         True, help="also find the strongest position other than 0 (one more kernel call a layer)"
+    )
+    min_queries: int = param(
+        MIN_QUERIES,
+        help="keys that fewer queries see (or, in short texts and windows, fewer than half of those that see key 1) "
+        "cannot be the strongest",
+        unit="queries",
+        minimum=1,
     )
 
 
@@ -160,7 +139,12 @@ class Sinks(Metric[SinkParams]):
                 TEXT,
                 LAYER,
                 HEAD,
-                Column("position", int, "index", "the key other than 0 with the highest score"),
+                Column(
+                    "position",
+                    int,
+                    "index",
+                    "the key other than 0 with the highest score, of those that `min_queries` see",
+                ),
                 Column(
                     "score",
                     float,
@@ -221,7 +205,9 @@ class Sinks(Metric[SinkParams]):
         )
         self.per_text.add(layer, score=score, score_all=score_all)
         if self.params.strongest:
-            position, strength = strongest_position(layer.float64("attn.hook_received"), lengths, window)
+            position, strength = strongest_position(
+                layer.float64("attn.hook_received"), lengths, window, self.params.min_queries
+            )
             self.per_text.add(layer, position=position, strength=strength)
 
     def compute(self) -> Mapping[str, Table]:
@@ -360,7 +346,7 @@ class Sinks(Metric[SinkParams]):
         null = np.full_like(score, np.nan)
         for text, layer, head in np.argwhere(~np.isnan(position)):
             length, key = self.per_text.lengths[text], int(position[text, layer, head])
-            null[text, layer, head] = _uniform(length, self.model.windows[layer])[key]
+            null[text, layer, head] = uniform_scores(length, self.model.windows[layer])[key]
         texts = self.per_text.texts
         by_text = [
             (texts[at[0]], at[1], at[2], cell(position[at]), cell(score[at]), cell(null[at]))
@@ -377,15 +363,6 @@ class Sinks(Metric[SinkParams]):
             means = (_mean(each[there, layer, head]) for each in (score, null))
             by_head.append((layer, head, int(keys[counts.argmax()]), counts.max() / n_texts, *means, n_texts))
         return {"strongest": self.table("strongest", by_text), "positions": self.table("positions", by_head)}
-
-
-@lru_cache(maxsize=1024)
-def _uniform(length: int, window: int | None) -> np.ndarray:
-    """Score [key] of uniform attention: what each key receives over the queries that see it."""
-    from phaselens.attention import n_seeing, uniform_received
-
-    scores: np.ndarray = (uniform_received(length, window) / n_seeing(length, window)).numpy()
-    return scores
 
 
 def _mean(values: np.ndarray) -> float | None:

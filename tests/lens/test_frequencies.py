@@ -222,7 +222,7 @@ def test_a_family_with_a_rotation_by_layer_type():
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
 def test_the_self_check_sees_a_rotation_that_looks_at_other_texts(rope_type, monkeypatch):
     assert all(result.ok for result in checks.run_checks(lens_of(rope_type)))
-    monkeypatch.setattr("phaselens.lens.bridge.make_independent", lambda model, rows: None)
+    monkeypatch.setattr("phaselens.lens.wrapping.make_independent", lambda model, rows: None)
     with pytest.raises(RefusedModel, match=r"a text beside or after a longer one.*short text beside a long"):
         phaselens.load(fresh(rope_type))
 

@@ -139,6 +139,18 @@ def test_the_strongest_position_is_never_zero_and_never_a_pad() -> None:
     assert torch.isnan(score).all()
 
 
+def test_a_mean_over_few_queries_makes_no_key_the_strongest() -> None:
+    """The last key is seen by itself alone; what it gives itself says nothing of a sink."""
+    matrix = causal(1, 20, seed=3, sharpness=0.1)
+    matrix[:, 19], matrix[:, 19, 19] = 0, 1
+    lengths, received = torch.tensor([20]), torch.tensor(matrix.sum(1))[None]
+    assert strongest_position(received, lengths, min_queries=1)[0].item() == 19
+    for least in (2, 8):
+        position = int(strongest_position(received, lengths, min_queries=least)[0])
+        scores = matrix[0].sum(0) / np.arange(20, 0, -1)
+        assert position == 1 + int(scores[1 : 21 - least].argmax())
+
+
 # -- the metric, fed by hand ------------------------------------------------------------------------------
 
 
@@ -211,8 +223,10 @@ def test_positions_hold_the_most_frequent_strongest_key() -> None:
     for row in strongest:
         text = int(row["text"][1:])
         matrix = MATRICES[text][row["layer"]][row["head"]]
-        scores = [matrix[key:, key].mean() for key in range(LENGTHS[text])]
-        best = 1 + int(np.argmax(scores[1:]))
+        length = LENGTHS[text]
+        scores = [matrix[key:length, key].mean() for key in range(length)]
+        last = length - min(8, length // 2)  # of the keys that enough queries see
+        best = 1 + int(np.argmax(scores[1 : last + 1]))
         assert row["position"] == best
         assert row["score"] == pytest.approx(scores[best], abs=1e-6)
         assert row["null"] == pytest.approx(uniform_score(LENGTHS[text], best), abs=1e-12)

@@ -36,7 +36,9 @@ def exaone4() -> Any:
 
 
 def stray() -> Any:
-    return tiny_model("llama", dtype=torch.float64, sliding_window=7)
+    model = tiny_model("llama", dtype=torch.float64)
+    model.config.sliding_window = 7  # nothing in the family reads it
+    return model
 
 
 def strong_sinks() -> Any:
@@ -181,7 +183,9 @@ def test_the_strongest_key_has_the_largest_mean_over_the_queries_that_see_it(mea
         p = measured.pattern(row)
         visible = measured.visible(row["layer"], len(p))
         scores = p.sum(0) / visible.sum(0)
-        best = 1 + int(scores[1:].argmax())
+        seeing = visible.sum(0)
+        enough = seeing >= min(8, (seeing[1] + 1) // 2)
+        best = 1 + int(np.where(enough, scores, -1)[1:].argmax())
         assert row["position"] == best
         assert same(row["score"], scores[best])
         uniform = visible / visible.sum(-1, keepdims=True)

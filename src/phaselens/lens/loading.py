@@ -12,12 +12,13 @@ from phaselens.data import BOS_POLICIES, Encoder
 from phaselens.errors import InputError, RefusedModel, close_matches
 from phaselens.lens import checks, sources
 from phaselens.lens import positions as layers
-from phaselens.lens.bridge import HookedTransformer, require_served, wrap
+from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import each_attention
 from phaselens.lens.info import ModelInfo
 from phaselens.lens.rotation import read_rotations
 from phaselens.lens.visibility import measure_windows
 from phaselens.lens.weights import read_head_outputs
+from phaselens.lens.wrapping import require_served, wrap
 
 POSITIONS = ("auto", "nope")
 

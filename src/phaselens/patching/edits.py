@@ -15,6 +15,7 @@ from phaselens.patching.points import Places, Target, brief
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from phaselens.lens.rows import Rows
     from phaselens.patching.prompts import Prompt
 
 #: Gives the clean run's activations of some hook points, by name.
@@ -68,8 +69,8 @@ class Edit:
     def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
         return None
 
-    def hooks(self, clean: Clean) -> list[Hook]:
-        """The hooks that make it; none where it is no edit of activations."""
+    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
+        """The hooks that make it, at absolute positions, which `rows` knows; none where it edits no activations."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -96,10 +97,10 @@ class Patch(_OfTarget):
     def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
         return "there is no corrupt prompt" if corrupt is None else super()._misfit(clean, corrupt)
 
-    def hooks(self, clean: Clean) -> list[Hook]:
+    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
         """A hook for each point."""
         values = clean(self.target.names)
-        return [(name, _writer(self.target, name, values[name])) for name in self.target.names]
+        return [(name, _writer(self.target, name, values[name], rows)) for name in self.target.names]
 
     def __str__(self) -> str:
         return f"patch {_where(self.target)} from the clean run"
@@ -111,9 +112,9 @@ class Ablate(_OfTarget):
 
     value: float | str = 0.0
 
-    def hooks(self, clean: Clean) -> list[Hook]:
+    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
         """A hook for each point."""
-        return [(name, _writer(self.target, name, self.value)) for name in self.target.names]
+        return [(name, _writer(self.target, name, self.value, rows)) for name in self.target.names]
 
     def __str__(self) -> str:
         value = "their mean over positions" if self.value == "mean" else f"{self.value:g}"
@@ -128,7 +129,7 @@ class Rotation(Edit):
     nulled: bool
     before: tuple[bool, ...]
 
-    def hooks(self, clean: Clean) -> list[Hook]:
+    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
         """None: it is a switch of the model."""
         return []
 
@@ -136,10 +137,16 @@ class Rotation(Edit):
         return f"rotation of {numbered('layer', self.layers)} {'nulled' if self.nulled else 'restored'}"
 
 
-def _writer(target: Target, name: str, value: Tensor | float | str) -> Callable[..., Tensor]:
+def _writer(target: Target, name: str, value: Tensor | float | str, rows: Rows) -> Callable[..., Tensor]:
     def write(old: Tensor, hook: Any) -> Tensor:
+        start = rows.n_past if rows.running else 0
+        if isinstance(value, str) and start:
+            raise InputError(
+                f"{name}: a mean over positions needs the whole text in one pass; run without a cache "
+                "(use_past_kv_cache=False)"
+            )
         new = old.mean(1, keepdim=True).expand_as(old) if isinstance(value, str) else value
-        return target.write(name, old, new)
+        return target.write(name, old, new, start)
 
     return write
 

@@ -315,7 +315,9 @@ class Experiment:
 
     def hooks(self) -> list[Hook]:
         """The edits that fit the prompts, as pairs of a hook name and a function: `lens.stream(…, hooks)`."""
-        return [hook for edit in self.patched().applied for hook in edit.hooks(self._clean_values)]
+        return [
+            hook for edit in self.patched().applied for hook in edit.hooks(self._clean_values, self.lens.rows)
+        ]
 
     def _clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
         """Activations of the clean run, of the model as its rotation stands now."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
+    from phaselens.lens.rows import Rows
 
 # On so much text a condition chooses its cells and layers: enough for two folds, a second or two on the bundled pair.
 _TEXTS, _TOKENS = 8, 128
@@ -69,17 +70,18 @@ class Apply(Edit):
                 return None
         return f"the prompts have {counted(n_tokens, 'token')}, and none at which it writes"
 
-    def hooks(self, clean: Clean) -> list[Hook]:
+    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
         """A hook for each of the condition's edits."""
-        first = _Rows(self, 1)
-        rows = {1: first}
+        first = _PromptEditor(self, 1)
+        editors = {1: first}
 
         def fire(number: int) -> Any:
             def write(tensor: Tensor, hook: Any) -> Tensor | None:
-                n = tensor.shape[0]
-                if n not in rows:
-                    rows[n] = _Rows(self, n)
-                return rows[n].editor.apply(number, tensor, first.positions)
+                n_texts = tensor.shape[0]
+                if n_texts not in editors:
+                    editors[n_texts] = _PromptEditor(self, n_texts)
+                positions = rows.positions() if rows.running else first.positions
+                return editors[n_texts].editor.apply(number, tensor, positions)
 
             return write
 
@@ -90,8 +92,8 @@ class Apply(Edit):
         return f"condition {self.metric}: {self.condition.name}{at}"
 
 
-class _Rows:
-    """A condition's editor for a forward of `n` rows, all of one prompt: edits that look at texts find it in each."""
+class _PromptEditor:
+    """A condition's editor for a batch of `n` copies of one prompt: edits that look at texts find it in each."""
 
     def __init__(self, step: Apply, n: int) -> None:
         import torch

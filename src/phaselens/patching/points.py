@@ -142,22 +142,50 @@ class Target:
             return replace(self, positions=self.given)
         return replace(self, positions=chosen(self.given, n_tokens, "pos", "the prompt"))
 
-    def write(self, name: str, old: Tensor, new: Tensor | float) -> Tensor:
-        """A copy of `old` with `new` (a number, or a tensor of its shape, batch 1) at the target's places."""
+    def write(self, name: str, old: Tensor, new: Tensor | float, start: int = 0) -> Tensor:
+        """A copy of `old` with `new` at the target's places.
+
+        Args:
+            name: of the hook point.
+            old: an activation whose first row stands at position `start`: behind a KV cache, that is not 0.
+            new: a number, or a tensor of a whole prompt, [1, …], whose rows stand at positions 0, 1, …
+            start: see `old`.
+        """
         import torch
 
+        axis = 2 if is_matrix(name) else 1
+        end = start + old.shape[axis]
+        n_given = end if not isinstance(new, torch.Tensor) else new.shape[axis]
+        positions = range(n_given) if self.positions is None else self.positions
+        written = [position for position in positions if start <= position < min(end, n_given)]
+        if not written:
+            return old
+        if isinstance(new, torch.Tensor) and is_matrix(name):
+            new = _with_keys(name, new, old.shape[-1])
+        rows = torch.tensor(written, device=old.device)
+        to, source = self._pick(name, rows - start), self._pick(name, rows)
         edited = old.clone()
-        every = slice(None)
-        rows = every if self.positions is None else torch.tensor(self.positions, device=old.device)
-        heads = every if self.heads is None else torch.tensor(self.heads, device=old.device)
-        if isinstance(rows, torch.Tensor) and isinstance(heads, torch.Tensor):
-            # All pairs of the two, in the order of the tensor's own axes.
-            rows, heads = (rows, heads[:, None]) if is_matrix(name) else (rows[:, None], heads)
-        pick: tuple[Any, ...] = (every, heads, rows) if is_matrix(name) else (every, rows)
-        if self.heads is not None and not is_matrix(name):
-            pick = (every, rows, heads)
-        edited[pick] = new[pick] if isinstance(new, torch.Tensor) else new
+        edited[to] = new[source] if isinstance(new, torch.Tensor) else new
         return edited
+
+    def _pick(self, name: str, rows: Tensor) -> tuple[Any, ...]:
+        """The index of some rows, and of the target's heads, in the tensor at a point."""
+        import torch
+
+        every = slice(None)
+        if self.heads is None:
+            return (every, every, rows) if is_matrix(name) else (every, rows)
+        heads = torch.tensor(self.heads, device=rows.device)
+        # All pairs of the two, in the order of the tensor's own axes.
+        return (every, heads[:, None], rows) if is_matrix(name) else (every, rows[:, None], heads)
+
+
+def _with_keys(name: str, matrix: Tensor, n_keys: int) -> Tensor:
+    """Scores or weights [1, head, query, key] for as many keys: those after the prompt are hidden from its queries."""
+    from torch.nn.functional import pad
+
+    hidden = 0.0 if name.endswith("hook_pattern") else float("-inf")
+    return pad(matrix, (0, n_keys - matrix.shape[-1]), value=hidden)
 
 
 def target(
@@ -197,6 +225,11 @@ def target(
         names = [f"blocks.{each}.{inside}" for each in chosen(layer, lens.info.n_layers, "layer", label)]
     for name in names:
         lens.require_hook(name)
+        if lens.position_axis(name) != (2 if is_matrix(name) else 1):
+            raise InputError(
+                f"{name} holds its heads before its positions in this family; edit attn.hook_q, hook_k, hook_rot_q or "
+                "hook_rot_k of the layer instead"
+            )
         if name.endswith(_MEASURED):
             raise InputError(
                 f"{name} is a measurement, and nothing in the model follows from it; edit hook_pattern"

@@ -1,0 +1,99 @@
+"""Edits of an experiment while a text is generated: positions are absolute, with and without a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from phaselens.errors import InputError
+from phaselens.patching import Experiment, prompt
+from tests.patching.conftest import lens_of
+
+
+def experiment(family: str = "llama") -> Experiment:
+    lens = lens_of(family)
+    return Experiment(prompt(lens, "to be or not"), prompt(lens, "to do or not"))
+
+
+def logits_of(made: Experiment, tokens: Tensor, chunks: list[int], *, cached: bool) -> Tensor:
+    model = made.lens.original_model
+    cache = DynamicCache(config=model.config) if cached else None
+    logits, start = [], 0
+    with torch.no_grad(), made.lens.hooks(fwd_hooks=made.hooks()):
+        for size in chunks:
+            out = model(tokens[:, start : start + size], past_key_values=cache, use_cache=cached)
+            logits.append(out.logits)
+            start += size
+    return torch.cat(logits, 1)
+
+
+EDITS: dict[str, dict[str, Any]] = {
+    "a position": {"point": "blocks.1.hook_resid_mid", "pos": [0, 4, -1]},
+    "all of the prompt": {"point": "blocks.1.hook_mlp_out"},
+    "a head": {"what": "head", "layer": 1, "head": [1], "pos": [2, 5]},
+    "the pattern": {"what": "pattern", "layer": [0, 1], "head": [0, 2]},
+    "rows of the pattern": {"what": "pattern", "layer": 1, "pos": [3, 9]},
+    "the scores": {"point": "blocks.1.attn.hook_attn_scores", "pos": [3, 9]},
+}
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("name", EDITS)
+def test_a_patched_prompt_decodes_as_one_forward_would(family, name):
+    made = experiment(family)
+    arguments = dict(EDITS[name])
+    made.patch(arguments.pop("point", None), **arguments)
+    n_prompt = len(made.clean)
+    tokens = torch.cat([made.edited.tokens, torch.tensor([[20, 31, 7, 9]])], -1)
+    n_tokens = tokens.shape[1]
+    expected = logits_of(made, tokens, [n_tokens], cached=False)
+    # The prompt alone is patched as the experiment itself patches it.
+    own = made.lens.stream(made.edited.tokens, made.hooks(), unembed=True)
+    torch.testing.assert_close(expected[:, :n_prompt], own, atol=1e-5, rtol=0)
+    for chunks in ([n_prompt, 1, 1, 1, 1], [5, n_tokens - 5]):
+        cached = logits_of(made, tokens, chunks, cached=True)
+        torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0)
+
+
+def test_an_ablation_writes_to_its_positions_and_to_no_decoded_token():
+    made = experiment()
+    made.ablate("blocks.0.hook_mlp_out", pos=0)
+    tokens = made.edited.tokens
+    seen: list[Tensor] = []
+    hooks = [*made.hooks(), ("blocks.0.hook_mlp_out", lambda value, hook: seen.append(value.clone()))]
+    with made.lens.hooks(fwd_hooks=hooks):
+        made.lens.generate(tokens, max_new_tokens=3, do_sample=False, verbose=False, stop_at_eos=False)
+    assert [value.shape[1] for value in seen] == [tokens.shape[1], 1, 1]
+    assert bool((seen[0][:, 0] == 0).all())
+    assert all(bool((value != 0).any()) for value in seen[1:])
+
+
+def test_a_mean_over_positions_needs_the_whole_text():
+    made = experiment()
+    made.ablate("blocks.0.attn.hook_k", value="mean")
+    tokens = made.edited.tokens
+    with pytest.raises(
+        InputError, match=r"mean over positions needs the whole text.*use_past_kv_cache=False"
+    ):
+        logits_of(made, tokens, [5, tokens.shape[1] - 5], cached=True)
+
+
+def test_a_condition_acts_at_its_positions_while_decoding():
+    made = experiment()
+    made.condition("bos-v", layer=1)
+    tokens = torch.cat([made.edited.tokens, torch.tensor([[20, 31]])], -1)
+    n_prompt = len(made.clean)
+    whole = logits_of(made, tokens, [n_prompt + 2], cached=False)
+    cached = logits_of(made, tokens, [n_prompt, 1, 1], cached=True)
+    torch.testing.assert_close(cached, whole, atol=1e-5, rtol=0)
+
+
+def test_points_with_heads_before_positions_are_refused():
+    """With as many tokens as heads, the two could not be told apart."""
+    made = experiment("gemma3")
+    with pytest.raises(InputError, match="holds its heads before its positions.*hook_rot_q"):
+        made.patch("blocks.1.attn.q_norm.hook_out")
