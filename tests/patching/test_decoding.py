@@ -95,5 +95,5 @@ def test_a_condition_acts_at_its_positions_while_decoding():
 def test_points_with_heads_before_positions_are_refused():
     """With as many tokens as heads, the two could not be told apart."""
     made = experiment("gemma3")
-    with pytest.raises(InputError, match="holds its heads before its positions.*hook_rot_q"):
+    with pytest.raises(InputError, match=r"holds its heads before its positions.*hook_rot_q"):
         made.patch("blocks.1.attn.q_norm.hook_out")
