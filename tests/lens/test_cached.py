@@ -237,9 +237,7 @@ def decoded(lens: Any, edits: list[Edit], chunks: list[int], cache: Any) -> Tens
 def test_every_edit_does_the_same_with_a_cache(family):
     lens = lens_of(family)
     points = editable_points(lens)
-    assert {"blocks.1.attn.hook_rot_k", "blocks.1.attn.hook_pattern", "blocks.1.hook_resid_mid"} <= set(
-        points
-    )
+    assert {"blocks.1.attn.hook_rot_k", "blocks.1.attn.hook_pattern", "blocks.1.hook_mlp_out"} <= set(points)
     for point in points:
         for positions in (None, [0], [2, 9]):
             edits = [Edit(point, changed, positions)]
