@@ -14,8 +14,11 @@ from typing import Any
 import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches
+from phaselens.lens import packaged
 
 BUNDLED = ("rope", "drope")
+# Every name that `load` takes without a folder or a hub.
+NAMES = (*BUNDLED, *packaged.MODELS)
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -33,11 +36,13 @@ _HASH_UP_TO_BYTES = 1 << 30
 
 
 def resolve(source: str) -> str:
-    """A bundled name as its folder, a folder as it is, anything else as a hub id.
+    """A bundled or packaged name as its folder, a folder as it is, anything else as a hub id.
 
     Raises:
         ModelError: for something that was meant as a folder and is not there.
     """
+    if source in packaged.MODELS:
+        return packaged.resolve(source)
     if source in BUNDLED:
         folder = resources.files("phaselens.data") / "models" / source
         if not (folder / "config.json").is_file():
@@ -57,12 +62,12 @@ def resolve(source: str) -> str:
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
     if looks_like_path:
         raise ModelError(
-            f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {BUNDLED}"
+            f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {', '.join(NAMES)}"
         )
     if "/" not in source:
         raise ModelError(
-            f"model {source!r}: neither a bundled model ({', '.join(BUNDLED)}), nor a folder, nor a hub id like "
-            f"owner/name; {close_matches(source, BUNDLED)}"
+            f"model {source!r}: neither a model with a name here ({', '.join(NAMES)}), nor a folder, nor a hub id like "
+            f"owner/name; {close_matches(source, NAMES)}"
         )
     return source
 
