@@ -27,11 +27,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--corpus", type=Path, required=True, help="folder of .txt books")
     p.add_argument("--out", type=Path, required=True, help="checkpoints, log and the finished adapter")
     p.add_argument("--cache", type=Path, help="token streams (default: OUT/cache); twins can share one")
-    p.add_argument("--held-out", nargs="+", default=list(HELD_OUT), help="books (without .txt) never trained on")
-    p.add_argument("--branch-from", type=Path, help="start from another run's newest checkpoint before the cooldown")
+    p.add_argument(
+        "--held-out", nargs="+", default=list(HELD_OUT), help="books (without .txt) never trained on"
+    )
+    p.add_argument(
+        "--branch-from", type=Path, help="start from another run's newest checkpoint before the cooldown"
+    )
     p.add_argument("--rank", type=int, default=default.rank)
     p.add_argument("--alpha", type=float, default=default.alpha)
-    p.add_argument("--targets", nargs="+", default=list(default.targets), help="linear modules that are adapted")
+    p.add_argument(
+        "--targets", nargs="+", default=list(default.targets), help="linear modules that are adapted"
+    )
     p.add_argument("--norms", action="store_true", help="train the norms' gains too")
     p.add_argument("--lr", type=float, default=default.lr)
     p.add_argument("--warmup-steps", type=int, default=default.warmup_steps)
@@ -64,9 +70,7 @@ def main(argv: list[str] | None = None) -> Run:
     model, tokenizer = network.load(args.model, args.device)
     cache = args.cache or args.out / "cache"
     corpus.prepare(args.corpus, cache, options["held_out"], tokenizer)
-    run = Run(
-        model, tokenizer.bos_token_id, recipe, args.out, cache, upkeep, args.branch_from, args.compile
-    )
+    run = Run(model, tokenizer.bos_token_id, recipe, args.out, cache, upkeep, args.branch_from, args.compile)
     run.run(args.stop_step)
     if run.step == recipe.n_steps:
         run.adapted.save_pretrained(args.out / "adapter")

@@ -38,7 +38,9 @@ def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], tokenizer: Any
     if record.exists():
         earlier = json.loads(record.read_text(encoding="utf-8"))
         if {key: earlier[key] for key in facts} != facts:
-            raise ValueError(f"{cache} was prepared from other books or another tokenizer; choose another --cache")
+            raise ValueError(
+                f"{cache} was prepared from other books or another tokenizer; choose another --cache"
+            )
         return
     cache.mkdir(parents=True, exist_ok=True)
     sizes = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
-from phaselens.lens import sources
 from tools.recalibrate.recipe import Recipe
 from torch import Tensor, nn
+
+from phaselens.lens import sources
 
 
 class NullRotation(nn.Module):
@@ -66,20 +68,25 @@ def adapt(model: Any, recipe: Recipe) -> Any:
         null_rotation(model)
     model.requires_grad_(False)
     norms = sorted(
-        {name.rsplit(".", 1)[-1] for name, _ in model.model.layers.named_modules() if name.endswith("layernorm")}
+        {
+            name.rsplit(".", 1)[-1]
+            for name, _ in model.model.layers.named_modules()
+            if name.endswith("layernorm")
+        }
+    )
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=0.0,
+        target_modules=list(recipe.targets),
+        modules_to_save=norms if recipe.norms else None,
+        task_type="CAUSAL_LM",
     )
     torch.manual_seed(recipe.seed)
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,
-            lora_dropout=0.0,
-            target_modules=list(recipe.targets),
-            modules_to_save=norms if recipe.norms else None,
-            task_type="CAUSAL_LM",
-        ),
-    )
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is deprecated there.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        adapted = get_peft_model(model, config)
     if recipe.precision == "bf16":
         for module in model.model.layers.modules():
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:

@@ -78,7 +78,11 @@ class Run:
         self.adapted = adapt(model, recipe)
         self.parameters = trainable(self.adapted)
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            self.parameters.values(),
+            lr=recipe.lr,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self.step, self.seconds = 0, 0.0
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -101,7 +105,9 @@ class Run:
             return
         earlier = Recipe.read(source / "recipe.json")
         if not earlier.same_steps(self.recipe):
-            raise ValueError(f"{source} was trained by another recipe; choose another --out, or repeat its options")
+            raise ValueError(
+                f"{source} was trained by another recipe; choose another --out, or repeat its options"
+            )
         if own:
             path = own[max(own)]
             if earlier != self.recipe and max(own) > min(earlier.cooldown_start, self.recipe.cooldown_start):

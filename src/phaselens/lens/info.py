@@ -13,7 +13,8 @@ class ModelInfo:
     ``positions`` says per layer how attention knows where a token stands: ``rope`` (rotated queries and
     keys), ``nope`` (no position at all), ``learned`` (added to the embedding). ``windows`` holds per layer the
     number of keys a query can see, itself included, or None where it sees all. ``scales`` is what q·k is multiplied
-    by. ``files`` maps the checkpoint's files to their sha256.
+    by. ``files`` maps the checkpoint's files to their sha256. ``note`` is what a reader of the model's numbers should
+    know of it, where there is such a thing: how it was made, or the setting it is to be measured with.
     """
 
     label: str
@@ -40,6 +41,7 @@ class ModelInfo:
     attention_type: str | None = None
     softmax_scale: float | None = None
     quantisation: str | None = None
+    note: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

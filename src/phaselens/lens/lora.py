@@ -14,17 +14,16 @@ from phaselens.errors import ModelError
 _PREFIX = "base_model.model."
 _LOW_RANK = (".lora_A.weight", ".lora_B.weight")
 # Variants that change what an adapter's two matrices mean; merging them as W + scale·B·A would be wrong.
-_VARIANTS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save_tied")
+_VARIANTS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
 def merge_adapter(model: Any, folder: Path, name: str) -> None:
     """Add `scale · B · A` to each weight that the adapter in `folder` names, in place.
 
-    A tensor that is stored whole (peft's `modules_to_save`, such as a norm's gain) replaces the model's own. Products
-    are computed in float32 and added in the weight's dtype.
+    A tensor that is stored whole (peft's `modules_to_save`, such as a norm's gain) replaces the model's own.
 
     Args:
-        model: a Hugging Face model, [out, in] weights named as when the adapter was trained.
+        model: a Hugging Face model in float32, [out, in] weights named as when the adapter was trained.
         folder: holds `adapter_config.json` and `adapter_model.safetensors`.
         name: the model's name in error messages.
 
@@ -44,7 +43,8 @@ def merge_adapter(model: Any, folder: Path, name: str) -> None:
         ) from damaged
     if variants := [key for key in _VARIANTS if config.get(key)]:
         raise ModelError(
-            f"model {name!r}: its adapter uses {', '.join(variants)}; only plain LoRA can be merged here, merge it with peft"
+            f"model {name!r}: its adapter uses {', '.join(variants)}; only plain LoRA can be merged here, so merge it "
+            "with peft and load the merged folder"
         )
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -56,8 +56,17 @@ def merge_adapter(model: Any, folder: Path, name: str) -> None:
                     f"model {name!r}: its adapter changes {target} {tuple(stored.shape)}, and the model has {shape}; "
                     "the adapter was made for another model"
                 )
-            stored = stored.to(weight.device)
-            weight.copy_(weight.float() + scale * stored if is_product else stored)
+            if is_product:
+                weight.add_(stored.to(weight.device), alpha=scale)
+            else:
+                weight.copy_(stored)
+
+
+def cast_parameters(model: Any, dtype: torch.dtype) -> None:
+    """Cast every parameter of `model` to `dtype` in place, and leave buffers, such as rotary frequencies, exact."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def _updates(tensors: dict[str, Tensor], name: str) -> dict[str, tuple[Tensor, bool]]:

@@ -8,10 +8,13 @@ same weights plus a low-rank adapter that is shipped with PhaseLens (`phaselens.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
+import time
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib import metadata, resources
 from importlib.util import find_spec
@@ -24,6 +27,8 @@ from phaselens.errors import ModelError
 _CACHE_FORMAT = 1
 # Written last into a cache folder: the sha256 of every other file in it.
 _MANIFEST = "manifest.json"
+# Writing the cache takes seconds; a temporary folder older than this belongs to a process that was killed.
+_ABANDONED_AFTER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -160,51 +165,71 @@ def _sha256(path: Path) -> str:
 
 def _dequantise(name: str, package: Package, gguf: Path, folder: Path) -> None:
     """Write `folder` as a checkpoint with float32 weights, complete or not at all."""
-    from phaselens.lens.sources import explained, quiet_transformers
+    from safetensors import SafetensorError
 
+    model, tokenizer = _read_gguf(name, package, gguf)
+    partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    except OSError as unwritable:
-        raise ModelError(
-            f"model {name!r}: its dequantised weights cannot be cached under {folder.parent} ({unwritable.strerror}); "
-            "set XDG_CACHE_HOME to a folder that can be written"
-        ) from unwritable
-    try:
-        with explained(name), quiet_transformers():
-            _write_checkpoint(name, package, gguf, partial)
+        _write_checkpoint(model, tokenizer, partial)
         digests = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
-        # A folder of this name that is left is damaged, or another process has just finished the same work.
-        if folder.exists() and not _is_whole(folder):
-            shutil.rmtree(folder)
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if not _is_whole(folder):
-                raise
-    except OSError as failed:
+        _put_in_place(partial, folder)
+    except (OSError, SafetensorError) as failed:
+        reason = " ".join(str(failed).split())
         raise ModelError(
-            f"model {name!r}: its dequantised weights cannot be cached under {folder.parent} ({failed.strerror}); free "
-            "disk space there, or set XDG_CACHE_HOME to another folder"
+            f"model {name!r}: its dequantised weights cannot be cached under {folder.parent} ({reason}); make room or "
+            "grant access there, or set XDG_CACHE_HOME to another folder"
         ) from failed
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_checkpoint(name: str, package: Package, gguf: Path, folder: Path) -> None:
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`, replacing a damaged one, unless another process has finished the same work."""
+    if folder.exists() and not _is_whole(folder):
+        shutil.rmtree(folder)
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        if not _is_whole(folder):
+            raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote `folder` has left."""
+    for left in folder.parent.glob(f"{folder.name}.*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _read_gguf(name: str, package: Package, gguf: Path) -> tuple[Any, Any]:
+    """The dequantised model, float32, and its tokenizer."""
     import torch
-    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, report = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
-    )
+    from phaselens.lens.sources import explained, quiet_transformers
+
+    # transformers draws its progress bar for GGUF files on stderr whatever its verbosity.
+    with explained(name), quiet_transformers(), redirect_stderr(io.StringIO()):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"model {name!r}: the GGUF file of {package.distribution} lacks {len(missing)} of the model's tensors "
             f"(first: {missing[0]}); reinstall the package"
         )
+    return model, tokenizer
+
+
+def _write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
     # transformers refuses to save what it calls quantised, although the weights are plain float32 by now.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -213,4 +238,4 @@ def _write_checkpoint(name: str, package: Package, gguf: Path, folder: Path) -> 
     if model.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

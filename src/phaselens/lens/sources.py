@@ -66,7 +66,7 @@ def resolve(source: str) -> str:
         )
     if "/" not in source:
         raise ModelError(
-            f"model {source!r}: neither a model with a name here ({', '.join(NAMES)}), nor a folder, nor a hub id like "
+            f"model {source!r}: neither one of {', '.join(NAMES)}, nor a folder, nor a hub id like "
             f"owner/name; {close_matches(source, NAMES)}"
         )
     return source

@@ -187,7 +187,7 @@ def _model_record(lens: HookedTransformer, encoded: Sequence[Tokens], options: O
 def _cautions(model: ModelRecord, encoded: Sequence[Tokens], options: Options) -> list[str]:
     """What a reader of this model's numbers should know about its texts."""
     label, info = model.info.label, model.info
-    cautions = []
+    cautions = [f"{label}: {info.note}"] if info.note is not None else []
     if not model.starts_with_bos:
         why = "it has no BOS token" if info.bos_token_id is None else "texts got no BOS token"
         cautions.append(f"{label}: {why}: position 0 is a text's own first token (bos: {options.bos})")
