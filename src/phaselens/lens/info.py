@@ -55,6 +55,8 @@ class ModelInfo:
     a head's output before the output projection: ``same`` nothing, ``scaled`` every entry is multiplied by a factor
     (a gate, an RMS norm), ``mixed`` anything else. ``bos`` is the policy by which the lens reads texts, and
     ``bos_policy`` says what its tokenizer does by itself. ``files`` maps the checkpoint's files to their sha256.
+    ``note`` is what a reader of the model's numbers should know of it, where there is such a thing: how it was made, or
+    the setting it is to be measured with.
     """
 
     label: str
@@ -84,6 +86,7 @@ class ModelInfo:
     quantisation: str | None = None
     rotations: tuple[Rotation | None, ...] = ()
     head_outputs: tuple[str, ...] = ()
+    note: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from phaselens.data import BOS_POLICIES, Encoder
 from phaselens.errors import InputError, RefusedModel, close_matches
-from phaselens.lens import checks, sources
+from phaselens.lens import checks, packaged, sources
 from phaselens.lens import positions as layers
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import each_attention
 from phaselens.lens.info import ModelInfo
+from phaselens.lens.lora import cast_parameters, merge_adapter
+from phaselens.lens.packaged import PackagedModel
 from phaselens.lens.rotation import read_rotations
 from phaselens.lens.visibility import measure_windows
 from phaselens.lens.weights import read_head_outputs
@@ -40,8 +44,9 @@ def load(
     """Load a decoder-only language model and check that what the lens sees is what the model does.
 
     Args:
-        source: ``"rope"`` or ``"drope"`` (the bundled pair), a checkpoint folder, a hub id (the only thing here that
-            can reach the network), or a Hugging Face model object, which is wrapped in place.
+        source: ``"rope"`` or ``"drope"`` (the bundled pair); ``"smollm2"``, ``"smollm2-drope"`` or ``"smollm2-rope"``
+            (from the extra ``phaselens[smollm2]``); a checkpoint folder; a hub id (the only thing here that can reach
+            the network); or a Hugging Face model object, which is wrapped in place.
         label: the name used in tables; by default the last part of `source`.
         positions: ``"auto"`` as the checkpoint is; ``"nope"`` nulls the rotation of any rotary model (cos=1, sin=0),
             without recalibration.
@@ -92,6 +97,8 @@ def load(
     folder = sources.resolve(name)
     if os.path.isdir(folder):
         _require_unused(f"{name!r}, a folder", revision=revision)
+    package = packaged.MODELS.get(name)
+    adapter = packaged.adapter_folder(name) if package is not None and package.adapter is not None else None
     place = sources.resolve_device(device)
     sources.require_readable(folder, name, revision, allow_pickle)
     with sources.explained(name):
@@ -100,9 +107,20 @@ def load(
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
         kind = sources.resolve_dtype(dtype, place, config)
         sources.require_memory(folder, name, kind, place)
-        model = sources.load_pretrained(folder, name, kind, place, revision, trust_remote_code, allow_pickle)
+        # An adapter is merged in float32, so that every dtype starts from the same weights.
+        stored = torch.float32 if adapter is not None else kind
+        model = sources.load_pretrained(
+            folder, name, stored, place, revision, trust_remote_code, allow_pickle
+        )
         text_tokenizer, note = sources.load_tokenizer(folder, tokenizer, revision)
-    return _build(model, name, label, positions, bos, text_tokenizer, note, check, folder, revision)
+    if adapter is not None:
+        merge_adapter(model, adapter, name)
+        cast_parameters(model, kind)
+    how = "nope" if package is not None and package.nulled else positions
+    lens = _build(model, name, label, how, bos, text_tokenizer, note, check, folder, revision)
+    if package is not None:
+        lens.info = _describe_packaged(lens.info, package, adapter)
+    return lens
 
 
 def _require_types(label: Any, revision: Any, check: Any, trust_remote_code: Any, allow_pickle: Any) -> None:
@@ -251,6 +269,13 @@ def _describe(
         files=sources.hash_files(folder) if folder else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )
+
+
+def _describe_packaged(info: ModelInfo, package: PackagedModel, adapter: Path | None) -> ModelInfo:
+    """`info` with what the checkpoint folder cannot say: the stored format, the note for readers, the adapter."""
+    hashes = sources.hash_files(str(adapter)) if adapter is not None else {}
+    files = {**info.files, **{f"adapter/{file}": digest for file, digest in hashes.items()}}
+    return replace(info, quantisation=package.quantisation, note=package.note, files=files)
 
 
 def _bos_policy(tokenizer: Any) -> str:

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches
-from phaselens.lens import headers
+from phaselens.lens import headers, packaged
 
 BUNDLED = ("rope", "drope")
+# Every name that `load` takes without a folder or a hub.
+NAMES = (*BUNDLED, *packaged.MODELS)
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -49,11 +51,14 @@ def is_hub_id(source: str) -> bool:
 
 
 def resolve(source: str) -> str:
-    """A bundled name as its folder, a folder as it is, anything else as a hub id. Asks nothing of the network.
+    """A bundled or packaged name as its folder, a folder as it is, anything else as a hub id. Asks nothing of the
+    network.
 
     Raises:
         ModelError: for something that was meant as a folder and is not there, or is no hub id either.
     """
+    if source in packaged.MODELS:
+        return packaged.resolve(source)
     if source in BUNDLED:
         folder = resources.files("phaselens.data") / "models" / source
         if not (folder / "config.json").is_file():
@@ -73,12 +78,12 @@ def resolve(source: str) -> str:
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
     if looks_like_path:
         raise ModelError(
-            f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {BUNDLED}"
+            f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {', '.join(NAMES)}"
         )
     if not is_hub_id(source):
         raise ModelError(
-            f"model {source!r}: neither a bundled model ({', '.join(BUNDLED)}), nor a folder, nor a hub id like "
-            f"owner/name or gpt2; {close_matches(source, BUNDLED)}"
+            f"model {source!r}: neither one of {', '.join(NAMES)}, nor a folder, nor a hub id like "
+            f"owner/name or gpt2; {close_matches(source, NAMES)}"
         )
     return source
 
@@ -148,11 +153,8 @@ def require_reachable(source: str, revision: str | None) -> None:
         return
     missing = f"model {source!r} is not in the local cache"
     if "/" not in source:
-        missing = (
-            f"model {source!r}: neither a bundled model ({', '.join(BUNDLED)}), nor a folder, nor a hub id in the "
-            "local cache"
-        )
-    near = difflib.get_close_matches(source, BUNDLED, n=1, cutoff=0.6)
+        missing = f"model {source!r}: neither one of {', '.join(NAMES)}, nor a folder, nor a hub id in the local cache"
+    near = difflib.get_close_matches(source, NAMES, n=1, cutoff=0.6)
     hint = f"; did you mean {near[0]}?" if near else ""
     if constants.is_offline_mode():
         raise ModelError(

@@ -235,7 +235,8 @@ def _model_record(lens: HookedTransformer, encoded: Sequence[Tokens], bos: str) 
 def _cautions(model: ModelRecord, encoded: Sequence[Tokens], encoder: Encoder, options: Options) -> list[str]:
     """What a reader of this model's numbers should know about its texts."""
     label, info = model.info.label, model.info
-    cautions = [f"{label}: {note}" for note in encoder.notes(encoded)]
+    cautions = [f"{label}: {info.note}"] if info.note is not None else []
+    cautions += [f"{label}: {note}" for note in encoder.notes(encoded)]
     if not model.starts_with_bos:
         why = "it has no BOS token" if info.bos_token_id is None else "texts got no BOS token"
         cautions.append(f"{label}: {why}: position 0 is a text's own first token (bos: {model.bos})")

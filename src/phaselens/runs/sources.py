@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.data import Text
 from phaselens.errors import InputError, ModelError
+from phaselens.lens.packaged import MODELS as PACKAGED_MODELS
 from phaselens.plugin import NamedModel, plugins
 from phaselens.plugin.loading import FAULTS, told
 from phaselens.runs.options import DEFAULT_MODELS, ModelSpec
@@ -90,8 +91,8 @@ def used_plugins(models: Iterable[str], texts: object) -> list[str]:
 
 
 def _of_plugin(source: str) -> NamedModel | None:
-    """Bundled names and paths go before a plugin's."""
-    if source in DEFAULT_MODELS or Path(source).exists():
+    """Names that PhaseLens itself resolves, and paths, go before a plugin's."""
+    if source in DEFAULT_MODELS or source in PACKAGED_MODELS or Path(source).exists():
         return None
     return plugins().model(source)
 

