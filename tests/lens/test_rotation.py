@@ -68,6 +68,7 @@ CASES = {
     "yarn": (lambda: made("llama", rope_parameters=rope("yarn", **YARN)), halves(8)),
     "llama3": (lambda: made("llama", rope_parameters=rope("llama3", **LLAMA3)), halves(8)),
     "queries scaled by position": (lambda: made("ministral3", head_dim=16), halves(16)),
+    "queries and keys clipped in place": (lambda: made("olmo", hidden_size=64, clip_qkv=8.0), halves(16)),
     "bfloat16": (
         lambda: made("cohere", torch.bfloat16, hidden_size=256, rope_parameters=rope(theta=8e6)),
         neighbours(64),

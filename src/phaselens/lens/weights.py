@@ -203,7 +203,7 @@ def _attention_part(attention: Any, weight: str, module: Any) -> _Part:
     n_heads = int(config.num_attention_heads)
     if weight == "W_O":
         return _Part(module, _unchanged, lambda matrix: matrix.unflatten(0, (n_heads, -1)))
-    n_out = n_heads if weight == "W_Q" else int(getattr(config, "num_key_value_heads", None) or n_heads)
+    n_out = n_heads if weight == "W_Q" else families.n_kv_heads_of(attention.original_component, config)
 
     def by_head(matrix: Tensor) -> Tensor:
         return matrix.unflatten(-1, (n_out, -1)).permute(1, 0, 2)
