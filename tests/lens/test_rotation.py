@@ -107,6 +107,14 @@ def test_a_dropped_rotation_keeps_the_pairs_of_its_base_family(family):
     assert phaselens.load(tiny_model(family)).info.rotations == (Rotation(halves(8), 8),) * 2
 
 
+def test_normed_weights_are_no_norms_of_queries_and_keys():
+    model = tiny_model("qwen3")
+    for layer in model.model.layers:
+        torch.nn.utils.parametrizations.weight_norm(layer.self_attn.q_proj)
+        torch.nn.utils.parametrizations.weight_norm(layer.self_attn.o_proj)
+    assert phaselens.load(model).info.rotations == (Rotation(halves(16), 16),) * 2
+
+
 def test_weights_that_see_nothing_hide_no_pair():
     model = tiny_model("llama")
     with torch.no_grad():

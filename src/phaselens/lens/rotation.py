@@ -183,8 +183,9 @@ def _without_norms(attentions: Sequence[Any]) -> Iterator[None]:
     norms = [
         module
         for attention in attentions
-        for module in attention.original_component.modules()
-        if "norm" in type(module).__name__.lower()
+        for name, module in attention.original_component.named_modules()
+        # The parametrizations of a weight (weight_norm) act on no query and no key.
+        if "norm" in type(module).__name__.lower() and "parametrizations" not in name.split(".")
     ]
     handles = [module.register_forward_hook(lambda _module, inputs, _out: inputs[0]) for module in norms]
     try:
