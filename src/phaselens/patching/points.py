@@ -225,14 +225,14 @@ def target(
         names = [f"blocks.{each}.{inside}" for each in chosen(layer, lens.info.n_layers, "layer", label)]
     for name in names:
         lens.require_hook(name)
+        if name.endswith(_MEASURED):
+            raise InputError(
+                f"{name} is a measurement, and nothing in the model follows from it; edit hook_pattern"
+            )
         if lens.position_axis(name) != (2 if is_matrix(name) else 1):
             raise InputError(
                 f"{name} holds its heads before its positions in this family; edit attn.hook_q, hook_k, hook_rot_q or "
                 "hook_rot_k of the layer instead"
-            )
-        if name.endswith(_MEASURED):
-            raise InputError(
-                f"{name} is a measurement, and nothing in the model follows from it; edit hook_pattern"
             )
     given = numbers(pos, "pos")
     positions = None if given is None else chosen(given, n_tokens, "pos", "the prompt")
