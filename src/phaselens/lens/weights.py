@@ -110,7 +110,8 @@ def weight_of(lens: Any, layer: int | None, name: str) -> Tensor:
         does = f"rounds its input to {served.rounding}" if served.rounding else "norms its input"
         raise InputError(
             f"{lens.info.label}: the module of {name} in layer {layer} {does} before it multiplies, so that no weight "
-            f"reproduces it; use projection({name!r}), which has both"
+            f"reproduces it; use projection({name!r}) of a layer's view or projection_of({layer}, {name!r}) of the "
+            "model, which have both"
         )
     target: Any = lens if layer is None else lens.blocks[layer]
     try:
