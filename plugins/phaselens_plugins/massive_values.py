@@ -129,7 +129,7 @@ class MassiveValues(Grid[ValueParams]):
                     None,
                     "mean over all cells (global), over a head's (per_head), or pairs",
                 ),
-                Column("count", float, CELLS, "mean over texts"),
+                Column("count", float, CELLS, "mean over texts; for pairs, as null is, a number of pairs"),
                 *interval_columns(CELLS),
                 Column("null", float, CELLS, "expected number for Gaussian values"),
                 Column("fraction", float, SHARE, "mean over texts"),

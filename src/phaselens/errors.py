@@ -48,8 +48,8 @@ class MetricError(PhaseLensError):
     exit_code = 1
 
 
-def close_matches(name: str, known: Iterable[str]) -> str:
-    """A tail for a message about an unknown name: close matches, or all that is known.
+def close_matches(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
+    """A tail for a message about an unknown name: close matches; else `otherwise`, by default all that is known.
 
     >>> close_matches("sink", ["sinks", "compression"])
     'did you mean sinks?'
@@ -58,6 +58,8 @@ def close_matches(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
+    if otherwise:
+        return otherwise
     return f"known: {', '.join(names)}" if names else "none is known"
 
 

@@ -304,6 +304,25 @@ def test_objects(tokens):
         phaselens.load(lens)
 
 
+@pytest.mark.parametrize(
+    ("family", "stray", "read"),
+    [
+        ("gpt2", {"num_key_value_heads": 2}, {"n_kv_heads": 4}),
+        ("gpt-neox", {"num_key_value_heads": 2}, {"n_kv_heads": 4}),
+        ("llama", {"attn_logit_softcapping": 2.0}, {"softcap": None}),
+    ],
+)
+def test_fields_of_a_configuration_that_the_model_does_not_read(family, stray, read, tokens):
+    model = tiny_model(family)
+    for field, value in stray.items():
+        setattr(model.config, field, value)
+    lens = phaselens.load(model)
+    assert {name: getattr(lens.info, name) for name in read} == read
+    assert lens.weight_of(0, "attn.W_K").shape == (lens.info.n_kv_heads, lens.info.d_model, lens.info.d_head)
+    _, cache = lens.run_with_cache(tokens, names_filter="blocks.0.attn.hook_k")
+    assert cache["blocks.0.attn.hook_k"].shape[2:] == (lens.info.n_kv_heads, lens.info.d_head)
+
+
 @pytest.mark.parametrize("options", [{}, {"adds_bos": False}, {"adds_bos": False, "has_bos": False}])
 def test_a_tokenizer_made_in_memory(options):
     lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer(**options))

@@ -68,6 +68,7 @@ CASES = {
     "yarn": (lambda: made("llama", rope_parameters=rope("yarn", **YARN)), halves(8)),
     "llama3": (lambda: made("llama", rope_parameters=rope("llama3", **LLAMA3)), halves(8)),
     "queries scaled by position": (lambda: made("ministral3", head_dim=16), halves(16)),
+    "queries and keys clipped in place": (lambda: made("olmo", hidden_size=64, clip_qkv=8.0), halves(16)),
     "bfloat16": (
         lambda: made("cohere", torch.bfloat16, hidden_size=256, rope_parameters=rope(theta=8e6)),
         neighbours(64),
@@ -104,6 +105,14 @@ def test_a_nulled_rotation_keeps_the_pairs_that_it_would_mix(family):
 )
 def test_a_dropped_rotation_keeps_the_pairs_of_its_base_family(family):
     assert phaselens.load(tiny_model(family)).info.rotations == (Rotation(halves(8), 8),) * 2
+
+
+def test_normed_weights_are_no_norms_of_queries_and_keys():
+    model = tiny_model("qwen3")
+    for layer in model.model.layers:
+        torch.nn.utils.parametrizations.weight_norm(layer.self_attn.q_proj)
+        torch.nn.utils.parametrizations.weight_norm(layer.self_attn.o_proj)
+    assert phaselens.load(model).info.rotations == (Rotation(halves(16), 16),) * 2
 
 
 def test_weights_that_see_nothing_hide_no_pair():

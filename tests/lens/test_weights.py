@@ -192,6 +192,26 @@ def test_a_checkpoint_that_transformer_lens_refuses_is_refused_in_words():
         phaselens.load(model)
 
 
+def test_an_unembedding_without_a_plain_weight_is_refused_in_words():
+    class Packed(torch.nn.Module):
+        """As torch's quantised modules: `weight` is a function."""
+
+        def __init__(self, head):
+            super().__init__()
+            self.packed = head
+
+        def weight(self):
+            return self.packed.weight
+
+        def forward(self, inputs):
+            return self.packed(inputs)
+
+    model = tiny_model("llama")
+    model.lm_head = Packed(model.lm_head)
+    with pytest.raises(phaselens.RefusedModel, match="llama: Weight is not a tensor for lm_head"):
+        phaselens.load(model)
+
+
 def test_an_edit_of_what_heads_read_reaches_the_norm_that_follows():
     """Without one head's output, BitNet's norm divides the others by less."""
     from phaselens.plugin import Edit

@@ -269,6 +269,10 @@ def test_without_a_corrupt_prompt_the_clean_run_is_edited():
         ({}, "name a hook point"),
         ({"point": "blocks.1.hook_resid_pst"}, "did you mean blocks.1.hook_resid_post"),
         ({"point": "blocks.9.hook_resid_post"}, "has no hook point"),
+        (
+            {"point": "nonsense"},
+            r"^llama has no hook point 'nonsense'; describe_hooks\(\) of the model lists all of them$",
+        ),
         ({"point": "blocks.1.attn.hook_sink"}, "is a measurement"),
         ({"point": "blocks.1.hook_mlp_out", "layer": 1}, "names its layer"),
         ({"point": "blocks.1.hook_mlp_out", "what": "mlp"}, "both say where"),

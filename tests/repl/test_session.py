@@ -331,6 +331,7 @@ MISFITS = [
     ("condition(5)", "condition: a causal metric is named by a text, got 5"),
     ("condition()", "condition needs name; for example condition("),
     ("undo('x')", "undo takes no arguments; write undo()"),
+    ("m.prompt('e', prepend_bos=True)", "prompt has no argument 'prepend_bos'; did you mean bos='always'?"),
     ("guide(5)", "guide: no verb '5'; known: "),
     (
         "m.prompt('a', boss='never')",

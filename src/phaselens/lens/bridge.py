@@ -311,7 +311,8 @@ class HookedTransformer(ReadsTexts):
                 *self.hook_dict,
                 *(f"blocks.{i}.{alias}" for i in range(self.info.n_layers) for alias in ALIASES),
             ]
-            raise InputError(f"{self.info.label} has no hook point {name!r}; {close_matches(name, known)}")
+            hint = close_matches(name, known, otherwise="describe_hooks() of the model lists all of them")
+            raise InputError(f"{self.info.label} has no hook point {name!r}; {hint}")
         return point
 
     def _point_by_path(self, name: str) -> Any:

@@ -18,6 +18,7 @@ from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import frequencies
 from phaselens.lens.components import STATISTICS, each_attention
+from phaselens.lens.positions import softcap_of
 from phaselens.lens.precision import LIMITS
 from phaselens.lens.visibility import disagreements
 from phaselens.lens.weights import projection
@@ -64,8 +65,8 @@ def reference_of(model: Any, *, nulled: bool = False) -> Reference:
     tokens = probe_tokens(model)
     config = model.config
     before = config._attn_implementation
-    needs_eager = getattr(config, "attn_logit_softcapping", None) is not None or any(
-        hasattr(module, "sinks") for module in model.modules()
+    needs_eager = any(
+        hasattr(module, "sinks") or softcap_of(module) is not None for module in model.modules()
     )
     model.eval()
     model.set_attn_implementation("eager" if needs_eager else "sdpa")

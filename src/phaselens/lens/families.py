@@ -61,5 +61,13 @@ def fused_layout(module: Any) -> FusedLayout:
     n_heads = config.num_attention_heads
     d_head = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
     d_head = d_head or config.hidden_size // n_heads
-    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
-    return FusedLayout(n_heads, n_kv_heads, d_head, by_head)
+    return FusedLayout(n_heads, n_kv_heads_of(module, config), d_head, by_head)
+
+
+def n_kv_heads_of(module: Any, config: Any) -> int:
+    """How many heads of keys and values an attention module has.
+
+    By what the module computes with: a configuration may carry a `num_key_value_heads` that nothing reads (GPT-2,
+    GPT-NeoX).
+    """
+    return int(config.num_attention_heads) // int(getattr(module, "num_key_value_groups", None) or 1)

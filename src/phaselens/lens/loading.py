@@ -12,7 +12,7 @@ import torch
 
 from phaselens.data import BOS_POLICIES, Encoder
 from phaselens.errors import InputError, RefusedModel, close_matches
-from phaselens.lens import checks, packaged, sources
+from phaselens.lens import checks, families, packaged, sources
 from phaselens.lens import positions as layers
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import each_attention
@@ -245,7 +245,7 @@ def _describe(
         architecture=type(lens.original_model).__name__,
         n_layers=len(modules),
         n_heads=n_heads,
-        n_kv_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
+        n_kv_heads=families.n_kv_heads_of(modules[0], config),
         d_head=d_heads.pop(),
         d_model=int(config.hidden_size),
         d_vocab=int(lens.original_model.get_input_embeddings().weight.shape[0]),
@@ -253,7 +253,7 @@ def _describe(
         positions=positions,
         windows=measure_windows(lens),
         scales=tuple(layers.scale_of(module, config) for module in modules),
-        softcap=getattr(config, "attn_logit_softcapping", None),
+        softcap=layers.softcap_of(modules[0]),
         dtype=str(lens.dtype).removeprefix("torch."),
         device=str(lens.device),
         attention_path="sdpa; statistics from the fused kernel's log-sum-exp",

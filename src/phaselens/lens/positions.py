@@ -127,3 +127,9 @@ def scale_of(module: Any, config: Any) -> float:
     """What q·k is multiplied by before the softmax."""
     scale = getattr(module, "scaling", None)
     return float(scale) if scale is not None else d_head_of(module, config) ** -0.5
+
+
+def softcap_of(module: Any) -> float | None:
+    """What an attention module caps its scores at, whatever its configuration says; None where it does not."""
+    softcap = getattr(module, "attn_logit_softcapping", None)
+    return None if softcap is None else float(softcap)

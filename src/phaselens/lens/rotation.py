@@ -107,10 +107,9 @@ def _rotated(lens: Any) -> list[Tensor]:
     """By layer: basis vectors as queries and keys, [position, sample, d_head] in float64, rotated to 0 and to `FAR`."""
     attentions = each_attention(lens)
     config = lens.original_model.config
-    d_head = d_head_of(attentions[0].original_component, config)
-    n_heads = int(config.num_attention_heads)
-    n_kv_heads = int(getattr(config, "num_key_value_heads", None) or n_heads)
-    n_tokens = math.ceil(1.25 * d_head / (n_heads + n_kv_heads))
+    module = attentions[0].original_component
+    d_head, n_heads = d_head_of(module, config), int(config.num_attention_heads)
+    n_tokens = math.ceil(1.25 * d_head / (n_heads + families.n_kv_heads_of(module, config)))
     ids = torch.tensor([0, *FAR], device=lens.device)[:, None].repeat(1, n_tokens)
     generator = torch.Generator().manual_seed(0)
     rotated: dict[tuple[int, str], Tensor] = {}
@@ -119,13 +118,12 @@ def _rotated(lens: Any) -> list[Tensor]:
         def put(value: Tensor, hook: Any) -> Tensor:
             n_vectors = value[0].numel() // d_head
             vectors = torch.eye(d_head)[(first + torch.arange(n_vectors)) % d_head]
-            return vectors.view(1, *value.shape[1:]).to(value.device, value.dtype).expand_as(value)
+            return _to_all_rows(vectors.view(1, *value.shape[1:]), value)
 
         return put
 
     def put_random(value: Tensor, hook: Any) -> Tensor:
-        values = torch.randn(value[:1].shape, generator=generator).to(value.device, value.dtype)
-        return values.expand_as(value)
+        return _to_all_rows(torch.randn(value[:1].shape, generator=generator), value)
 
     def keep(layer: int, point: str) -> Any:
         return lambda value, hook: rotated.__setitem__((layer, point), value)
@@ -144,6 +142,11 @@ def _rotated(lens: Any) -> list[Tensor]:
         torch.cat([rotated[layer, point].flatten(1, 2) for point in _ROTATED], dim=1).cpu().double()
         for layer in range(len(attentions))
     ]
+
+
+def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:
+    """values [1, …] in each row of a tensor of its own, since a model may write into it (OLMo's clip_qkv does)."""
+    return values.to(like.device, like.dtype).expand_as(like).clone()
 
 
 def _splits_queries_and_keys(attention: Any) -> bool:
@@ -180,8 +183,9 @@ def _without_norms(attentions: Sequence[Any]) -> Iterator[None]:
     norms = [
         module
         for attention in attentions
-        for module in attention.original_component.modules()
-        if "norm" in type(module).__name__.lower()
+        for name, module in attention.original_component.named_modules()
+        # The parametrizations of a weight (weight_norm) act on no query and no key.
+        if "norm" in type(module).__name__.lower() and "parametrizations" not in name.split(".")
     ]
     handles = [module.register_forward_hook(lambda _module, inputs, _out: inputs[0]) for module in norms]
     try:

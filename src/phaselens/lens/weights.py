@@ -110,7 +110,8 @@ def weight_of(lens: Any, layer: int | None, name: str) -> Tensor:
         does = f"rounds its input to {served.rounding}" if served.rounding else "norms its input"
         raise InputError(
             f"{lens.info.label}: the module of {name} in layer {layer} {does} before it multiplies, so that no weight "
-            f"reproduces it; use projection({name!r}), which has both"
+            f"reproduces it; use projection({name!r}) of a layer's view or projection_of({layer}, {name!r}) of the "
+            "model, which have both"
         )
     target: Any = lens if layer is None else lens.blocks[layer]
     try:
@@ -203,7 +204,7 @@ def _attention_part(attention: Any, weight: str, module: Any) -> _Part:
     n_heads = int(config.num_attention_heads)
     if weight == "W_O":
         return _Part(module, _unchanged, lambda matrix: matrix.unflatten(0, (n_heads, -1)))
-    n_out = n_heads if weight == "W_Q" else int(getattr(config, "num_key_value_heads", None) or n_heads)
+    n_out = n_heads if weight == "W_Q" else families.n_kv_heads_of(attention.original_component, config)
 
     def by_head(matrix: Tensor) -> Tensor:
         return matrix.unflatten(-1, (n_out, -1)).permute(1, 0, 2)

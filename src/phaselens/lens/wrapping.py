@@ -38,7 +38,8 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTr
     """Build the bridge around a loaded Hugging Face model, in place; `phaselens.load` does the rest.
 
     Raises:
-        RefusedModel: for a checkpoint that TransformerLens' adapter of the family refuses.
+        RefusedModel: for a checkpoint that TransformerLens' adapter of the family refuses, or whose unembedding has no
+            plain weight.
     """
     keep_freed_memory()
     model.eval()
@@ -51,7 +52,7 @@ def wrap(model: Any, tokenizer: Any = None, name: str | None = None) -> HookedTr
             model_name=name or model.config.name_or_path or model.config.model_type,
             post_adapter_hook=_install_components,
         )
-    except NotImplementedError as error:
+    except (NotImplementedError, AssertionError) as error:
         raise RefusedModel(f"{model.config.model_type}: {error}") from error
     model.set_attn_implementation(interface.NAME)
     # The builder makes plain bridges; this adds methods and no state that it would have had to set up.

@@ -57,7 +57,7 @@ class Prompt:
         return str(self)
 
     def __str__(self) -> str:
-        head = f"{len(self)} tokens of {self.lens.info.label!r}:"
+        head = f"{len(self)} token{'s' if len(self) > 1 else ''} of {self.lens.info.label!r}:"
         tokens = " ".join([head, *(f"{place}{word}" for place, word in enumerate(self.words))])
         return "\n".join([tokens, *(f"note: {note}" for note in self.notes)])
 

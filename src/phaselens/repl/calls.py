@@ -130,6 +130,8 @@ def _meant(key: str, value: Any, named: Sequence[str]) -> str:
     similar = [name for name in named if name.startswith(key) or key.startswith(name)]
     candidates = [synonym] if synonym in named else similar
     if len(candidates) == 1:
+        if key == "prepend_bos":
+            value = "always" if value else "never"
         return f"did you mean {candidates[0]}={brief(value)}?"
     hint = close_matches(key, named)
     return hint if hint.endswith("?") else f"{hint}."
