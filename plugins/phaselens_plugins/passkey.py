@@ -147,8 +147,8 @@ class Passkey(Task[PasskeyParams]):
                         self.warn(
                             f"prompts of {length} tokens are null: shorter than the question with its key"
                         )
-                    else:
-                        self.hidden[each.id] = made
+                        break  # a twin without its prompt says nothing
+                    self.hidden[each.id] = made
         if not self.hidden:
             raise InputError(
                 f"lengths {self.params.lengths!r}: no prompt of these lengths can be made; give others"

@@ -42,6 +42,18 @@ def test_a_written_bos_is_there_once(adds_bos: bool, adds_eos: bool, bos: str, w
     assert (tokens.full_length, tokens.cut, tokens.n_written_bos) == (4, False, written.count("<s>"))
 
 
+@pytest.mark.parametrize("bos", ["auto", "always"])
+@pytest.mark.parametrize("space", [" ", "\n\n", "\t "])
+def test_white_space_before_a_written_bos_hides_no_second_one(bos: str, space: str) -> None:
+    encoder = Encoder(tiny_tokenizer(), bos=bos)
+    tokens = encoder.tokens(Text("t", f"{space}<s>ab"), 99)
+    assert (tokens.ids, tokens.n_written_bos) == (tuple(encoder("ab")), 1)
+    assert encoder(f"{space}ab")[0] == 0
+    assert len(encoder(f"{space}ab")) == 3 + len(space)
+    never = Encoder(tiny_tokenizer(), bos="never")
+    assert len(never(f"{space}<s>ab")) == 3 + len(space)
+
+
 def test_never_keeps_what_is_written() -> None:
     encoder = Encoder(tiny_tokenizer(), bos="never")
     assert encoder("<s><s>ab") == [0, 0, 12, 13]

@@ -247,6 +247,15 @@ def test_compatibility_mode_keeps_the_logits_and_refuses_the_statistics(tokens):
         lens.stream(tokens, [("blocks.0.attn.hook_sink", lambda v, hook: None)])
 
 
+def test_a_point_of_the_models_own_attention_is_refused_where_that_does_not_run(tokens):
+    lens = phaselens.load(tiny_model("llama"), check=False)
+    lens.set_use_attn_result(True)
+    name = "blocks.0.attn.hook_attended"
+    with pytest.raises(phaselens.RefusedModel, match="hook_attended cannot be served under use_attn_result"):
+        lens.stream(tokens, [(name, lambda value, hook: 0 * value)])
+    assert name not in lens.run_with_cache(tokens)[1]
+
+
 def test_stream_leaves_no_hook_behind(tokens):
     lens = lens_of("llama")
     point = lens.require_hook("blocks.0.attn.hook_sink")

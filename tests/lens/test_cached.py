@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import AutoModelForCausalLM, DynamicCache, OlmoConfig, StaticCache
 
 import phaselens
 from phaselens.errors import InputError
@@ -180,6 +180,41 @@ def test_sinks_while_generating_beyond_a_window():
     assert bool((whole[0][:, :, :7] > 0).all())
 
 
+@pytest.mark.parametrize("family", SLIDING_FIRST)
+def test_transformers_generates_with_a_static_cache(family):
+    """It then makes the masks itself, and pads show in the positions alone; a prompt without pads gets no mask."""
+    lens, n_pads = lens_of(family), 4
+    prompts = tokens_of(2, 12)
+    mask = (torch.arange(12)[None] >= torch.tensor([[n_pads], [0]])).long()
+    options: dict[str, Any] = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 1,
+    }
+    for sink_position in (0, 2):
+        parts: dict[str, list[Tensor]] = {}
+        names = [f"blocks.{layer}.{point}" for layer in range(2) for point in POINTS["streamed"]]
+
+        def keep(name: str, parts: dict[str, list[Tensor]] = parts) -> Any:
+            return lambda statistic, hook: parts.setdefault(name, []).append(statistic.clone())
+
+        generate = lens.original_model.generate
+        with lens.streaming(sink_position=sink_position), lens.hooks([(name, keep(name)) for name in names]):
+            texts = generate(prompts, attention_mask=mask, cache_implementation="static", **options)
+        assert texts[1:].tolist() == generate(prompts[1:], cache_implementation="static", **options).tolist()
+        for row, start in ((0, n_pads), (1, 0)):
+            own = texts[row : row + 1, start:-1]
+            _, alone = pass_through(
+                lens, own, [own.shape[1]], POINTS["streamed"], None, sink_position=sink_position
+            )
+            for name, (value,) in alone.items():
+                together = joined(name, parts[name], 15)[row : row + 1]
+                if not name.endswith("hook_distance"):
+                    together = together[..., start:]
+                torch.testing.assert_close(together, value, atol=1e-5, rtol=0, msg=name)
+
+
 def test_an_edit_cannot_bring_back_a_key_that_has_left_the_cache():
     lens, tokens = lens_of("mistral"), tokens_of()
     cache = cache_of("dynamic", lens)
@@ -246,6 +281,24 @@ def test_every_edit_does_the_same_with_a_cache(family):
                 cached = decoded(lens, edits, chunks, cache_of("dynamic", lens))
                 message = f"{point} at {positions}, chunks {chunks}"
                 torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0, msg=message)
+
+
+@pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale")
+@pytest.mark.parametrize("point", ["hook_normalized", "hook_scale"])
+def test_edits_inside_a_norm_that_has_no_weights(point):
+    """As OLMo's."""
+    config = OlmoConfig(
+        vocab_size=67, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64, pad_token_id=None, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    lens = phaselens.load(AutoModelForCausalLM.from_config(config).double(), check=False)
+    same = lens.stream(tokens_of(), [("ln_final.hook_scale", lambda scale, hook: scale.clone())])
+    torch.testing.assert_close(same, lens.stream(tokens_of()), atol=1e-5, rtol=0)
+    edits = [Edit(f"blocks.1.ln1.{point}", changed, [2, 9])]
+    expected = decoded(lens, edits, [N], None)
+    assert not torch.allclose(expected, decoded(lens, [], [N], None), atol=1e-4)
+    cached = decoded(lens, edits, [10, 1, 9], cache_of("dynamic", lens))
+    torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["gpt-neox", "mistral"])

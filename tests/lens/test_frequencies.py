@@ -16,7 +16,7 @@ from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import checks, frequencies
 from phaselens.plugin import Condition, Edit
 from phaselens.runs import applied
-from phaselens.testing import tiny_model
+from phaselens.testing import tiny_model, tiny_tokenizer
 
 N_CTX = 32
 _BASE = {"rope_theta": 1e4}
@@ -133,6 +133,21 @@ def test_generation_follows_a_fresh_model(rope_type, lengths):
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
+def test_transformers_own_generation_follows_a_fresh_model(rope_type):
+    lens = phaselens.load(fresh(rope_type), tokenizer=tiny_tokenizer(), check=False)
+    for length in (N_CTX - 4, N_CTX + 4):
+        generated = lens.hf_generate(
+            text(length), 8, do_sample=False, stop_at_eos=False, return_type="tokens"
+        )
+        expected = text(length)
+        for _ in range(8):
+            with torch.no_grad():
+                logits = fresh(rope_type)(expected, use_cache=False).logits
+            expected = torch.cat([expected, logits[:, -1:].argmax(-1)], -1)
+        assert torch.equal(generated, expected)
+
+
+@pytest.mark.parametrize("rope_type", BY_LENGTH)
 def test_keys_of_another_rotation_are_refused(rope_type):
     lens = lens_of(rope_type)
     tokens = text(N_CTX + 4)
@@ -178,8 +193,6 @@ def test_conditions_of_a_batch(rope_type):
 
 def test_texts_that_transformer_lens_pads():
     """A list of strings, padded on the right and without a mask, as `lens(texts)` does it."""
-    from phaselens.testing import tiny_tokenizer
-
     lens = phaselens.load(fresh("dynamic"), tokenizer=tiny_tokenizer(), check=False)
     lens.tokenizer.pad_token = lens.tokenizer.eos_token
     texts = ["a short one", "and one that is a good deal longer than the trained length of this model"]

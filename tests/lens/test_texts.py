@@ -141,6 +141,15 @@ def test_generated_text_comes_back_as_text() -> None:
     assert len(output.scores) == 4
 
 
+def test_transformers_own_generation_without_a_cache() -> None:
+    """By default TransformerLens leaves the cache on."""
+    lens = lens_with("adds BOS")
+    rows: list[int] = []
+    with lens.hooks([("blocks.0.hook_resid_pre", lambda residual, hook: rows.append(residual.shape[1]))]):
+        lens.hf_generate("to be", 3, do_sample=False, use_past_kv_cache=False, stop_at_eos=False)
+    assert rows == [6, 7, 8]
+
+
 def test_prepend_bos_is_an_override_of_one_call() -> None:
     lens = lens_with("adds none")
     assert lens.to_tokens("ab", prepend_bos=True).tolist() == [[0, 12, 13]]

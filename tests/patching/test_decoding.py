@@ -72,6 +72,45 @@ def test_an_ablation_writes_to_its_positions_and_to_no_decoded_token():
     assert all(bool((value != 0).any()) for value in seen[1:])
 
 
+ON_PADDED = {**EDITS, "a number": {"point": "blocks.1.hook_mlp_out", "pos": [0, 3], "value": 0.5}}
+ON_PADDED["a mean"] = {"point": "blocks.0.attn.hook_v", "pos": [0, 3], "value": "mean"}
+
+
+@pytest.mark.parametrize("name", ON_PADDED)
+def test_pads_on_the_left_do_not_shift_an_edit(name):
+    """A batch of prompts is generated from so: a position counts a text's own tokens."""
+    made = experiment("mistral")
+    arguments = dict(ON_PADDED[name])
+    make = made.ablate if "value" in arguments else made.patch
+    make(arguments.pop("point", None), **arguments)
+    own = torch.cat([made.edited.tokens, torch.tensor([[20, 31, 7]])], -1)
+    n_tokens, n_pads = own.shape[1], 5
+    tokens = torch.cat([torch.nn.functional.pad(own, (n_pads, 0)), torch.arange(n_tokens + n_pads)[None]])
+    mask = torch.ones_like(tokens)
+    mask[0, :n_pads] = 0
+    ids = (mask.cumsum(-1) - 1).clamp(min=1 - mask)
+    expected = logits_of(made, own, [n_tokens], cached=False)
+    model = made.lens.original_model
+    for chunks in ([n_tokens + n_pads], [3, 1, 4, n_tokens + n_pads - 9, 1]):
+        if name == "a mean" and len(chunks) > 1:
+            continue
+        cache = DynamicCache(config=model.config)
+        logits, start = [], 0
+        with torch.no_grad(), made.lens.hooks(fwd_hooks=made.hooks()):
+            for size in chunks:
+                end = start + size
+                out = model(
+                    tokens[:, start:end],
+                    attention_mask=mask[:, :end],
+                    position_ids=ids[:, start:end],
+                    past_key_values=cache,
+                )
+                logits.append(out.logits)
+                start = end
+        together = torch.cat(logits, 1)[:1, n_pads:]
+        torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_a_mean_over_positions_needs_the_whole_text():
     made = experiment()
     made.ablate("blocks.0.attn.hook_k", value="mean")

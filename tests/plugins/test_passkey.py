@@ -454,6 +454,17 @@ def test_learned_positions_beyond_n_ctx_are_null_with_the_reason() -> None:
     assert (summary["coverage"], summary["exact_beyond"]) == (0.5, None)
 
 
+def test_a_twin_without_its_prompt_is_not_run() -> None:
+    """Its question may be shorter than that of the prompt."""
+    lens = tiny_lens("llama")
+    for length in (112, 120, 128, 136):
+        run_of = phaselens.run(
+            lens, metrics={"passkey": {"lengths": str(length), "symbols": "ab"}}, texts=TEXTS
+        )
+        for failure in run_of.metrics["passkey"].failures:
+            assert "no prompt of these lengths can be made" in failure.message
+
+
 def test_lengths_that_are_too_short_or_too_long_are_null_with_the_reason(planted: Any) -> None:
     found = run(planted, lengths="20, 60, 90", n=1, longest=80)
     assert [row["coverage"] for row in rows(found, "accuracy")] == [0.0, 1.0, 0.0]

@@ -39,8 +39,8 @@ class Encoder:
     """Turns texts into token ids under a BOS policy. Runs, prompts, `to_tokens` and tasks all use it.
 
     In front stands what the model's own tokenizer puts there (`auto`), one BOS token (`always`), or nothing (`never`).
-    A text that itself begins with the BOS token has it once under `auto` and `always`; under `never` a BOS token that
-    is written in the text is part of the text, and stays.
+    A text that itself begins with the BOS token has it once under `auto` and `always`, without the white space before
+    it, if there is any; under `never` a BOS token that is written in the text is part of the text, and stays.
 
     Behind a text nothing is added: an EOS token that a tokenizer appends is left out, since what is predicted after it
     does not continue the text. An EOS token that is written in the text stays.
@@ -130,13 +130,20 @@ class Encoder:
 
     def _read(self, text: str) -> tuple[list[int], int]:
         """Ids of a text, and how many BOS tokens are written at its start."""
-        body = self._bare(text)
+        body = self._bare(self._from_bos(text))
         own = min(self._n_always_first, self._n_leading_bos(body))
         n_written = self._n_leading_bos(body) - own
         n_kept = n_written
         if self.bos != "never":
             n_kept = 0 if self.bos_token_id in self.front else min(n_written, 1)
         return [*self.front, *body[own + n_written - n_kept :]], n_written
+
+    def _from_bos(self, text: str) -> str:
+        """The text without white space before a BOS token that is written in it, which would else be a second one."""
+        stripped = text.lstrip()
+        if self.bos == "never" or stripped == text:
+            return text
+        return stripped if self._n_leading_bos(self._bare(stripped)) > self._n_always_first else text
 
     def _bare(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -66,22 +66,33 @@ class SkippingBlock:
         if self._is_unheard() and (not self.attn.nulled or kwargs.get("position_embeddings") is not None):
             if self.attn.nulled:
                 kwargs["position_embeddings"] = self.attn.without_rotation(kwargs["position_embeddings"])
-            with plain_modules(self._inside.places):
+            with standing(self._inside.places, plain=True):
                 return super().forward(*args, **kwargs)  # type: ignore[misc]
+        # Also where a hook of an unheard forward through this block runs a forward of its own.
+        with standing(self._inside.places, plain=False):
+            return self._heard(*args, **kwargs)
+
+    def _heard(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run the block with all of its hook points."""
         mid = self._point("hook_resid_mid")
         if mid is None or not is_hooked(mid):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         branch = self._point("hook_mlp_out")
         seen: dict[str, Tensor] = {}
+
+        def note(**tensors: Tensor) -> None:
+            if self._mid_edit is seen:  # and not that of a forward within a hook
+                seen.update(tensors)
+
         # Registered last, these see what all other hooks made of the value. The second is added as TransformerLens
         # does it, since some blocks (Granite's) ask it whether anybody listens before they fire the point.
-        handle = mid.register_forward_hook(lambda _m, given, out: seen.update(before=given[0], mid=out))
-        listener = branch.add_hook(lambda out, hook: seen.update(branch=out))
+        handle = mid.register_forward_hook(lambda _m, given, out: note(before=given[0], mid=out))
+        listener = branch.add_hook(lambda out, hook: note(branch=out))
+        outer, self._mid_edit = getattr(self, "_mid_edit", None), seen
         try:
-            self._mid_edit = seen
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         finally:
-            self._mid_edit = None
+            self._mid_edit = outer
             handle.remove()
             listener.hook.remove()
             branch.fwd_hooks = [other for other in branch.fwd_hooks if other is not listener]
@@ -143,16 +154,19 @@ def own_module(child: Any) -> Any:
 
 
 @contextmanager
-def plain_modules(places: Sequence[Place]) -> Iterator[None]:
-    """Inside, the model's own modules stand at `places`, as before it was wrapped.
+def standing(places: Sequence[Place], *, plain: bool) -> Iterator[None]:
+    """Inside, the model's own modules stand at `places`, as before it was wrapped (`plain`), or the bridge components.
 
     Even where nobody listens, a bridge costs some 15 µs a component; on two tokens, that is a sixth of a forward.
     """
-    taken = [place for place in places if place[0].get(place[1]) is place[2]]
+    replaced = []
     try:
-        for children, name, bridge in taken:
-            children[name] = own_module(bridge)
+        for children, name, bridge in places:
+            current = children.get(name)
+            if current is (bridge if plain else own_module(bridge)):
+                replaced.append((children, name, current))
+                children[name] = own_module(bridge) if plain else bridge
         yield
     finally:
-        for children, name, bridge in taken:
-            children[name] = bridge
+        for children, name, module in replaced:
+            children[name] = module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,8 @@ from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
 from phaselens.errors import InputError, RefusedModel, close_matches
 from phaselens.lens.components import (
+    DELEGATED,
     N_DISTANCES,
-    STATISTICS,
     AttentionReplay,
     Request,
     StreamingAttention,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from phaselens.lens.losses import Unembedding
 
 HookFn = Callable[..., Any]
+
+_SEGMENT = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
 
 
 class HookedTransformer(ReadsTexts):
@@ -175,11 +178,8 @@ class HookedTransformer(ReadsTexts):
                 with torch.no_grad():
                     normed: Tensor = self.ln_final(residual)
                     return normed
-            if start_at_layer is not None:
-                self._setup_start_at_layer(residual, start_at_layer)
-            self._stop_before(stop_at_layer)
             asked = self.streaming(lengths=lengths, sink_position=sink_position, n_distances=n_distances)
-            with torch.no_grad(), asked:
+            with torch.no_grad(), asked, self._between(residual, start_at_layer, stop_at_layer):
                 if unembed:
                     logits: Tensor = model(**inputs, use_cache=False).logits
                     return logits
@@ -189,9 +189,6 @@ class HookedTransformer(ReadsTexts):
             reached: Tensor = stopped.layer_output
             return reached
         finally:
-            if start_at_layer is not None:
-                self._teardown_start_at_layer()
-            self._stop_before(None)
             for point, handle in added:
                 handle.hook.remove()
                 point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
@@ -224,11 +221,34 @@ class HookedTransformer(ReadsTexts):
             )
         return {"input_ids": tokens.to(self.device)}
 
-    def _stop_before(self, layer: int | None) -> None:
-        if layer is not None and not -self.info.n_layers <= layer <= self.info.n_layers:
-            raise InputError(f"stop_at_layer {layer}: {self.info.label} has {self.info.n_layers} layers")
+    @contextmanager
+    def _between(
+        self, residual: Tensor | None = None, start: int | None = None, stop: int | None = None
+    ) -> Iterator[None]:
+        """Inside, forwards run from layer `start`, on `residual`, until layer `stop`; by default, all layers. Outside,
+        they run as before: a hook may run a forward of its own within one of some layers."""
+        n_layers = self.info.n_layers
+        if stop is not None and not -n_layers <= stop <= n_layers:
+            raise InputError(f"stop_at_layer {stop}: {self.info.label} has {n_layers} layers")
+        before = self._segment()
+        try:
+            self._set_segment((None, None, stop if stop is None or stop >= 0 else stop + n_layers))
+            if start is not None:
+                self._setup_start_at_layer(residual, start)
+            yield
+        finally:
+            self._set_segment(before)
+
+    def _segment(self) -> tuple[Any, ...]:
+        """What TransformerLens notes in every block of the layers that a forward runs."""
+        return tuple(getattr(self.blocks[0], name, None) for name in _SEGMENT)
+
+    def _set_segment(self, segment: tuple[Any, ...]) -> None:
+        if all(new is old for new, old in zip(segment, self._segment(), strict=True)):
+            return
         for block in self.blocks:
-            block._stop_at_layer_idx = layer if layer is None or layer >= 0 else layer + self.info.n_layers
+            for name, value in zip(_SEGMENT, segment, strict=True):
+                setattr(block, name, value)
 
     @property
     def hook_dict(self) -> dict[str, Any]:
@@ -237,7 +257,7 @@ class HookedTransformer(ReadsTexts):
         points: dict[str, Any] = super().hook_dict
         if not self._no_statistics_because():
             return points
-        return {name: point for name, point in points.items() if not name.endswith(STATISTICS)}
+        return {name: point for name, point in points.items() if not name.endswith(DELEGATED)}
 
     def _no_statistics_because(self) -> str:
         return str(self.blocks[0].attn.own_computation_reason())
@@ -249,7 +269,7 @@ class HookedTransformer(ReadsTexts):
             RefusedModel: for a statistic that cannot be served under the present options.
         """
         reason = self._no_statistics_because()
-        unserved = [name for name in names if name.endswith(STATISTICS)]
+        unserved = [name for name in names if name.endswith(DELEGATED)]
         if reason and unserved:
             raise RefusedModel(f"{unserved[0]} cannot be served under {reason}; switch that off")
         super()._check_hook_fireable(*names)
@@ -264,16 +284,36 @@ class HookedTransformer(ReadsTexts):
             kwargs["use_past_kv_cache"] = False
         return super()._generate_tokens(current_tokens, *args, **kwargs)
 
+    @signed_as(TransformerBridge.hf_generate)
+    def hf_generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
+        """TransformerLens' `hf_generate`, without a cache where `generate` does without, and where
+        `use_past_kv_cache=False` asks for it; texts are read by the lens' BOS policy."""
+        asked = inspect.signature(TransformerBridge.hf_generate).bind(self, input, *args, **kwargs)
+        asked.apply_defaults()
+        options = asked.arguments | asked.arguments["generation_kwargs"]
+        for name in ("self", "input", "generation_kwargs"):
+            del options[name]
+        tokens = input if isinstance(input, Tensor) else self.to_tokens(input, truncate=False)
+        n_start = tokens.shape[1] if len(tokens) == 1 else 1
+        n_end = tokens.shape[1] + int(options["max_new_tokens"])
+        if not same_regime(self.original_model, n_start, n_end):
+            options["use_past_kv_cache"] = False
+        if not options["use_past_kv_cache"]:
+            options["use_cache"] = False
+        return super().hf_generate(input, **options)
+
     @signed_as(TransformerBridge.forward)
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' forward of texts, tokens or embeddings. Of several texts that are padded, no pad counts, and
         each keeps the rotation of its own length."""
-        lengths = self.padded_lengths(input, kwargs)
-        if lengths is None:
-            return super().forward(input, *args, **kwargs)
-        request = self._request
-        with self.streaming(
-            lengths=lengths, sink_position=request.sink_position, n_distances=request.n_distances
+        request, lengths = self._request, self.padded_lengths(input, kwargs)
+        if lengths is None and not request.rows.running:  # a forward within a hook is of another batch
+            lengths = request.rows.lengths
+        with (
+            self._between(),
+            self.streaming(
+                lengths=lengths, sink_position=request.sink_position, n_distances=request.n_distances
+            ),
         ):
             return super().forward(input, *args, **kwargs)
 

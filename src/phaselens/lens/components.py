@@ -22,6 +22,8 @@ from phaselens.lens.native import watch_parts
 from phaselens.lens.rows import Rows
 
 STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
+DELEGATED = (*STATISTICS, "hook_attended")
+"""Points that fire only where the model's own attention runs, and not TransformerLens'."""
 N_DISTANCES = 64
 """Distances of `hook_distance`, where nobody asks for another number."""
 
@@ -156,20 +158,22 @@ class StreamingAttention:
             kwargs["position_embeddings"] = self._apply_position_embedding_hooks(
                 kwargs["position_embeddings"]
             )
+        rot_k_fired = False
         if is_hooked(self.hook_rot_k):
             # Families name the argument differently: past_key_values, layer_past, …
             for name, value in kwargs.items():
                 if isinstance(value, Cache):
                     kwargs[name] = _CacheTap(value, self.hook_rot_k)
-                    self._rot_k_fired = True
+                    rot_k_fired = True
         module = self.original_component
         fused = self._watch_fused_projection()
-        interface.own(module, self)
+        # A hook may run a forward of its own, which comes through here while this one is not over.
+        outer, self._rot_k_fired = self._rot_k_fired, rot_k_fired
         try:
-            out = module(*args, **kwargs)
+            with interface.owned(module, self):
+                out = module(*args, **kwargs)
         finally:
-            interface.disown(module)
-            self._rot_k_fired = False
+            self._rot_k_fired = outer
             if fused is not None:
                 fused.remove()
         if replay is not None:
@@ -219,7 +223,7 @@ class StreamingAttention:
                 f"{self.name}: {why} is not available for DroPE models with query or key norms; "
                 "load the model without it"
             )
-        unserved = self.hooked_statistics()
+        unserved = [name for name in DELEGATED if is_hooked(getattr(self, name))]
         if unserved:
             raise RefusedModel(
                 f"{self.name}: {', '.join(unserved)} cannot be served under {why}; switch that off"

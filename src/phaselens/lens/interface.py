@@ -12,7 +12,8 @@ It fires the hook points inside attention and picks, layer by layer, the cheapes
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,16 +73,20 @@ def attend_hooked(
     scores_kw: dict[str, Any] = {"scale": scaling, "mask": attention_mask, "softcap": softcap, "sinks": s_aux}
     reference = module.__dict__.get(OWNER)
     owner: StreamingAttention | None = reference() if reference is not None else None
-    slots = KeySlots.all_of(key) if owner is None else KeySlots.of(owner.request.rows, key)
+    note_mask(module, attention_mask)
+    if owner is None:
+        if attention_mask is None and query.shape[2] > 1:
+            # transformers leaves the mask out where the first query stands at the first key; a static cache then has
+            # room for keys that come later.
+            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
+
+    slots = KeySlots.of(owner.request.rows, key)
     if attention_mask is None and 1 < query.shape[2] < slots.n_kept:
         raise RefusedModel(
             f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
             "which key the first query stands at is unknown"
         )
-    note_mask(module, attention_mask)
-    if owner is None:
-        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
-
     query, key = owner.fire_rotated(query, key)
     out, pattern = _observed(owner, slots, module, query, key, value, scores_kw, dropout, is_causal, kwargs)
     return owner.hook_attended(out), pattern
@@ -302,14 +307,18 @@ def _sink_by_text(
     return sink
 
 
-def own(module: Any, owner: StreamingAttention) -> None:
-    """Let calls of `module` fire `owner`'s hook points, until `disown`."""
+@contextmanager
+def owned(module: Any, owner: StreamingAttention) -> Iterator[None]:
+    """Inside, calls of `module` fire `owner`'s hook points. It can be entered again by a forward within a hook."""
+    before = module.__dict__.get(OWNER)
     module.__dict__[OWNER] = weakref.ref(owner)
-
-
-def disown(module: Any) -> None:
-    """End what `own` began."""
-    module.__dict__.pop(OWNER, None)
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__[OWNER]
+        else:
+            module.__dict__[OWNER] = before
 
 
 AttentionInterface.register(NAME, attend_hooked)

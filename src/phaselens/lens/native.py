@@ -45,6 +45,13 @@ class NativeNorm:
         out: Tensor = self.hook_out(self.original_component(self.hook_in(hidden_states)))
         return out
 
+    def _apply_weight_and_bias(self: Any, hidden_states: Tensor, input_dtype: Any) -> Tensor:
+        """The rest of an edited norm, where the norm has weights (OLMo's has none)."""
+        if getattr(self.original_component, "weight", None) is None:
+            return hidden_states.to(input_dtype)
+        scaled: Tensor = super()._apply_weight_and_bias(hidden_states, input_dtype)  # type: ignore[misc]
+        return scaled
+
 
 class NativeGateUp:
     """Mixed into the bridge of an MLP whose gate and up projections are one: the model's own module.

@@ -25,6 +25,8 @@ class _Call:
     mask: Tensor | None
     position_ids: Tensor | None
     device: torch.device
+    #: Whether there is a mask that does not say which tokens are pads: by query and key, or one for each kind of layer.
+    masks_pairs: bool = False
 
 
 class Rows:
@@ -34,7 +36,8 @@ class Rows:
     """
 
     def __init__(self) -> None:
-        self._call: _Call | None = None
+        #: The calls that are running, the innermost last: a hook may run a forward of its own. None: not followed.
+        self._calls: list[_Call | None] = []
         #: [batch], the real tokens of right-padded texts that come without an attention mask.
         self.lengths: Tensor | None = None
 
@@ -43,6 +46,10 @@ class Rows:
         body.register_forward_pre_hook(self._begin, with_kwargs=True)
         body.register_forward_hook(self._end, always_call=True)
 
+    @property
+    def _call(self) -> _Call | None:
+        return self._calls[-1] if self._calls else None
+
     def _begin(self, _body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = kwargs.get("input_ids")
         if tokens is None and args:
@@ -50,20 +57,23 @@ class Rows:
         if tokens is None:
             tokens = kwargs.get("inputs_embeds")
         if tokens is None:
-            self._call = None
+            self._calls.append(None)
             return
         mask, position_ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
         cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
-        self._call = _Call(
+        by_token = isinstance(mask, Tensor) and mask.dim() == 2
+        call = _Call(
             n_past=0 if cache is None else int(cache.get_seq_length()),
             n_new=tokens.shape[1],
-            mask=mask if isinstance(mask, Tensor) and mask.dim() == 2 else None,
+            mask=mask if by_token else None,
             position_ids=_as_matrix(position_ids),
             device=tokens.device,
+            masks_pairs=mask is not None and not by_token,
         )
+        self._calls.append(call)
 
     def _end(self, *_: Any) -> None:
-        self._call = None
+        self._calls.pop()
 
     @property
     def running(self) -> bool:
@@ -94,13 +104,25 @@ class Rows:
         call = self._require_call()
         return self._slot_positions(call)[:, call.n_past :]
 
+    def starts(self) -> list[int]:
+        """The absolute position of each text's first row in this call, counted on to the left where that is a pad. One
+        entry stands for all texts where they agree."""
+        call = self._require_call()
+        if call.mask is None and call.position_ids is None:
+            return [call.n_past]
+        positions = self.positions()
+        real = positions >= 0
+        first = real.int().argmax(-1, keepdim=True)
+        starts = torch.where(real.any(-1), (positions.gather(-1, first) - first)[:, 0], -call.n_new).tolist()
+        return starts[:1] if len(set(starts)) == 1 else starts
+
     def real(self) -> Tensor | None:
         """[batch or 1, pos], True where a row of this call is a text's own token; None where all of them are."""
         call = self._require_call()
         if self.lengths is not None:
             slots = torch.arange(call.n_past, call.n_past + call.n_new, device=call.device)
             return slots[None, :] < self.lengths.to(call.device)[:, None]
-        if call.mask is None:
+        if call.mask is None and not call.masks_pairs:
             return None
         return self.positions() >= 0
 
@@ -147,8 +169,13 @@ class Rows:
         if call.position_ids is None:
             return slots
         ids = call.position_ids
-        # Of slots in the cache only their number is known: they are taken to lead up to the first new one.
-        past = slots[:, : call.n_past] - call.n_past + ids[:, :1]
+        if call.masks_pairs:
+            # Pads stand on the left, under ids that say nothing: positions are counted back from the last one.
+            counted = slots - slots[:, -1:] + ids[:, -1:]
+            past, ids = counted[:, : call.n_past], torch.where(counted[:, call.n_past :] < 0, -1, ids)
+        else:
+            # Of slots in the cache only their number is known: they are taken to lead up to the first new one.
+            past = slots[:, : call.n_past] - call.n_past + ids[:, :1]
         return torch.cat([torch.where(past >= 0, past, -1), ids], -1)
 
 

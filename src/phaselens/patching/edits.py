@@ -139,14 +139,24 @@ class Rotation(Edit):
 
 def _writer(target: Target, name: str, value: Tensor | float | str, rows: Rows) -> Callable[..., Tensor]:
     def write(old: Tensor, hook: Any) -> Tensor:
-        start = rows.n_past if rows.running else 0
-        if isinstance(value, str) and start:
+        import torch
+
+        n_past, starts = (rows.n_past, rows.starts()) if rows.running else (0, [0])
+        if isinstance(value, str) and n_past:
             raise InputError(
                 f"{name}: a mean over positions needs the whole text in one pass; run without a cache "
                 "(use_past_kv_cache=False)"
             )
-        new = old.mean(1, keepdim=True).expand_as(old) if isinstance(value, str) else value
-        return target.write(name, old, new, start)
+        if len(starts) == 1:
+            return write_text(old, starts[0], n_past)
+        return torch.cat([write_text(old[i : i + 1], start, n_past) for i, start in enumerate(starts)])
+
+    def write_text(old: Tensor, start: int, n_past: int) -> Tensor:
+        n_pads = max(0, n_past - start)
+        if isinstance(value, str):
+            mean = old[:, n_pads:].mean(1, keepdim=True)
+            return target.write(name, old, mean.expand(-1, old.shape[1] - n_pads, *old.shape[2:]), start)
+        return target.write(name, old, value, start, n_pads)
 
     return write
 

@@ -142,14 +142,16 @@ class Target:
             return replace(self, positions=self.given)
         return replace(self, positions=chosen(self.given, n_tokens, "pos", "the prompt"))
 
-    def write(self, name: str, old: Tensor, new: Tensor | float, start: int = 0) -> Tensor:
+    def write(self, name: str, old: Tensor, new: Tensor | float, start: int = 0, n_pads: int = 0) -> Tensor:
         """A copy of `old` with `new` at the target's places.
 
         Args:
             name: of the hook point.
-            old: an activation whose first row stands at position `start`: behind a KV cache, that is not 0.
+            old: an activation whose first row stands at position `start`: behind a KV cache, that is not 0, and it is
+                negative for a pad.
             new: a number, or a tensor of a whole prompt, [1, …], whose rows stand at positions 0, 1, …
             start: see `old`.
+            n_pads: how many pads stand on the left of the text, as keys of a matrix.
         """
         import torch
 
@@ -157,11 +159,11 @@ class Target:
         end = start + old.shape[axis]
         n_given = end if not isinstance(new, torch.Tensor) else new.shape[axis]
         positions = range(n_given) if self.positions is None else self.positions
-        written = [position for position in positions if start <= position < min(end, n_given)]
+        written = [position for position in positions if max(start, 0) <= position < min(end, n_given)]
         if not written:
             return old
         if isinstance(new, torch.Tensor) and is_matrix(name):
-            new = _with_keys(name, new, old.shape[-1])
+            new = _with_keys(name, new, old.shape[-1], n_pads)
         rows = torch.tensor(written, device=old.device)
         to, source = self._pick(name, rows - start), self._pick(name, rows)
         edited = old.clone()
@@ -180,12 +182,13 @@ class Target:
         return (every, heads[:, None], rows) if is_matrix(name) else (every, rows[:, None], heads)
 
 
-def _with_keys(name: str, matrix: Tensor, n_keys: int) -> Tensor:
-    """Scores or weights [1, head, query, key] for as many keys: those after the prompt are hidden from its queries."""
+def _with_keys(name: str, matrix: Tensor, n_keys: int, n_pads: int) -> Tensor:
+    """Scores or weights [1, head, query, key] for as many keys, the first of them pads: these, and those after the
+    prompt, are hidden from its queries."""
     from torch.nn.functional import pad
 
     hidden = 0.0 if name.endswith("hook_pattern") else float("-inf")
-    return pad(matrix, (0, n_keys - matrix.shape[-1]), value=hidden)
+    return pad(matrix, (n_pads, n_keys - n_pads - matrix.shape[-1]), value=hidden)
 
 
 def target(

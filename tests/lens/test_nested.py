@@ -1,0 +1,131 @@
+"""A hook may run a forward of its own: neither of the two changes what the other computes or shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import phaselens
+from phaselens.testing import tiny_model
+from tests.lens.test_cached import POINTS, lens_of, tokens_of
+
+SHOWN = (*POINTS["streamed"], "attn.hook_rot_k", "hook_resid_mid", "hook_resid_post")
+
+
+def other_tokens() -> Tensor:
+    return tokens_of(3, 9)
+
+
+class Nested:
+    """A hook that runs `forward` once, wherever it is put; `busy` while that runs."""
+
+    def __init__(self, forward: Any) -> None:
+        self.forward = forward
+        self.busy = False
+
+    def __call__(self, value: Tensor, hook: Any) -> None:
+        if self.busy:
+            return
+        self.busy = True
+        try:
+            self.forward()
+        finally:
+            self.busy = False
+
+
+def shown(lens: Any, nested: Nested | None, point: str, chunks: list[int]) -> tuple[Tensor, dict[str, Any]]:
+    """Logits, and the activations that fire outside of the nested forward."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(value: Tensor, hook: Any) -> None:
+            if nested is None or not nested.busy:
+                seen.setdefault(name, []).append(value.clone())
+
+        return hook
+
+    names = [f"blocks.{layer}.{shown}" for layer in range(2) for shown in SHOWN]
+    hooks: list[Any] = [] if nested is None else [(f"blocks.1.{point}", nested)]
+    hooks += [(name, keep(name)) for name in names]
+    cache = DynamicCache(config=lens.original_model.config) if len(chunks) > 1 else None
+    logits, start = [], 0
+    with torch.no_grad(), lens.streaming(sink_position=3), lens.hooks(fwd_hooks=hooks):
+        for size in chunks:
+            tokens = tokens_of()[:, start : start + size]
+            out = lens.original_model(tokens, past_key_values=cache, use_cache=cache is not None)
+            logits.append(out.logits)
+            start += size
+    return torch.cat(logits, 1), seen
+
+
+FORWARDS: dict[str, Any] = {
+    "whole": lambda lens: lens.stream(other_tokens()),
+    "stopped": lambda lens: lens.stream(other_tokens(), stop_at_layer=1),
+    "called": lambda lens: lens(other_tokens()),
+}
+
+
+@pytest.mark.parametrize("chunks", [[20], [9, 1, 10]])
+@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("point", ["hook_resid_pre", "attn.hook_q", "attn.hook_rot_k", "attn.hook_pattern"])
+def test_the_outer_forward_goes_on_as_if_it_were_alone(point: str, forward: str, chunks: list[int]) -> None:
+    lens = lens_of("mistral")
+    # A hook on the pattern changes how it is computed.
+    silent = Nested(lambda: None)
+    expected, expected_seen = shown(lens, silent, point, chunks)
+    logits, seen = shown(lens, Nested(lambda: FORWARDS[forward](lens)), point, chunks)
+    assert torch.equal(logits, expected)
+    assert seen.keys() == expected_seen.keys()
+    for name, values in expected_seen.items():
+        assert len(seen[name]) == len(values), name
+        assert all(map(torch.equal, seen[name], values)), name
+
+
+def test_a_forward_of_some_layers_goes_on_where_it_was() -> None:
+    lens = lens_of("llama")
+    nested = Nested(lambda: lens.stream(other_tokens()))
+    below = lens.stream(tokens_of(), stop_at_layer=1)
+    hooks = [("blocks.0.hook_resid_pre", nested)]
+    assert torch.equal(lens.stream(tokens_of(), hooks, stop_at_layer=1), below)
+    hooks = [("blocks.1.hook_resid_pre", nested)]
+    resumed = lens.stream(hooks=hooks, residual=below, start_at_layer=1)
+    assert torch.equal(resumed, lens.stream(residual=below, start_at_layer=1))
+    whole = lens.stream(other_tokens(), unembed=True)
+    inner: list[Tensor] = []
+    hooks = [("blocks.0.hook_resid_pre", Nested(lambda: inner.append(lens(other_tokens()))))]
+    lens.stream(tokens_of(), hooks, stop_at_layer=1, lengths=torch.tensor([20, 4]))
+    assert torch.equal(inner[0], whole)
+
+
+def test_the_inner_forward_shows_what_it_shows_alone() -> None:
+    lens = lens_of("llama")
+    inner: list[Tensor] = []
+    hook = ("blocks.1.attn.hook_sink", lambda sink, hook: inner.append(sink))
+    lens.stream(other_tokens(), [hook])
+    lens.stream(tokens_of(), [("blocks.1.hook_in", Nested(lambda: lens.stream(other_tokens(), [hook])))])
+    assert len(inner) == 2
+    assert torch.equal(*inner)
+
+
+def test_an_edit_between_attention_and_mlp_is_the_outer_forwards_own() -> None:
+    lens = lens_of("llama")
+    nested = Nested(lambda: lens.stream(other_tokens()))
+    double = ("blocks.1.hook_resid_mid", lambda value, hook: None if nested.busy else 2 * value)
+    expected = lens.stream(tokens_of(), [double])
+    assert torch.equal(lens.stream(tokens_of(), [double, ("blocks.1.hook_mlp_out", nested)]), expected)
+
+
+def test_each_rotation_keeps_to_its_own_texts() -> None:
+    parameters = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+    lens = phaselens.load(
+        tiny_model("llama", max_position_embeddings=12, rope_parameters=parameters), check=False
+    )
+    nested = Nested(lambda: lens.stream(other_tokens()))
+    lengths = torch.tensor([5, 20])
+    expected = lens.stream(tokens_of(), lengths=lengths)
+    # The embedding's hook runs before the rotation is computed.
+    assert torch.equal(lens.stream(tokens_of(), [("hook_embed", nested)], lengths=lengths), expected)
