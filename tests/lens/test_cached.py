@@ -309,3 +309,16 @@ def test_edited_keys_while_decoding(family):
     expected = decoded(lens, edits, [N], None)
     cached = decoded(lens, edits, [10] + [1] * 10, cache_of("dynamic", lens))
     torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0)
+
+
+def test_an_interrupted_forward_is_forgotten():
+    """PyTorch runs no hook after a KeyboardInterrupt, so that the call would seem to go on."""
+    lens, tokens = lens_of("llama"), tokens_of()
+
+    def interrupt(value: Tensor, hook: Any) -> None:
+        raise KeyboardInterrupt
+
+    for run in (lens.stream, lens):
+        with lens.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", interrupt)]), pytest.raises(KeyboardInterrupt):
+            run(tokens)
+        assert not lens.rows.running

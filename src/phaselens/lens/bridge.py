@@ -86,12 +86,13 @@ class HookedTransformer(ReadsTexts):
         if n_distances < 1:
             raise InputError(f"{n_distances} distances: at least 1, a query's own key")
         request, rows = self._request, self._request.rows
-        before = (request.sink_position, request.n_distances, rows.lengths)
+        before, depth = (request.sink_position, request.n_distances, rows.lengths), rows.depth
         request.sink_position, request.n_distances, rows.lengths = sink_position, n_distances, lengths
         try:
             yield
         finally:
             request.sink_position, request.n_distances, rows.lengths = before
+            rows.unwind(depth)
 
     @property
     def rows(self) -> Rows:

@@ -76,6 +76,15 @@ class Rows:
         self._calls.pop()
 
     @property
+    def depth(self) -> int:
+        """How many calls are under way, one within another."""
+        return len(self._calls)
+
+    def unwind(self, depth: int) -> None:
+        """Forget calls that were interrupted: PyTorch runs no hook after a KeyboardInterrupt."""
+        del self._calls[depth:]
+
+    @property
     def running(self) -> bool:
         """Whether a forward of the model's body is under way."""
         return self._call is not None
