@@ -69,6 +69,9 @@ class Metric(ABC, Generic[P]):
     its tables at the end (`compute`). State goes into `self.per_text`, or into attributes made in
     `setup`; then `merge` must know them too. What cannot be measured is None in a table, with a reason
     given to `self.warn`.
+
+    Draw random numbers from a generator of your own, made from `self.seed` in `setup`: the global ones of PyTorch and
+    NumPy belong to all metrics of the run, so that what one draws changes what the next one gets.
     """
 
     name: ClassVar[str]

@@ -118,7 +118,7 @@ def run(
             vars(error)["run"] = result
         raise
     used = used_plugins([model for model in given if isinstance(model, str)], texts)
-    result.warnings.extend(plugins().run_finished(result, [*_installed(chosen), *used]))
+    result.warnings.extend(plugins().run_finished(result.apart(), [*_installed(chosen), *used]))
     return result
 
 
