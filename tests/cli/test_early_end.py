@@ -15,6 +15,7 @@ import pytest
 
 import phaselens
 from phaselens.errors import ModelError
+from phaselens.runs import Observer
 from tests.cli.conftest import Phaselens
 from tests.toys import letters, save_checkpoint, toy_lens
 
@@ -47,6 +48,33 @@ def no_header(folder: Path) -> None:
 def appended(folder: Path) -> None:
     with (folder / "model.safetensors").open("ab") as handle:
         handle.write(b"more")
+
+
+def with_another_header(folder: Path, **changes: Any) -> None:
+    """The same bytes under a header in which one tensor is said to be something else."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["lm_head.weight"].update(changes)
+    new = json.dumps(header).encode()
+    new += b" " * (-len(new) % 8)
+    file.write_bytes(len(new).to_bytes(8, "little") + new + content[end:])
+
+
+def with_another_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def without_a_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def a_link_to_nowhere(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "gone")
 
 
 def sharded(folder: Path) -> dict[str, Any]:
@@ -85,6 +113,14 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (without_a_shard, "is named in model.safetensors.index.json and is not there"),
     (with_a_cut_shard, "bytes where its header describes"),
     (with_a_wrong_index, "which does not hold it"),
+    (lambda folder: with_another_header(folder, shape=[1, 2]), "invalid shape, data type, or offset"),
+    (lambda folder: with_another_header(folder, data_offsets=[8, 0]), "invalid offset for tensor"),
+    (lambda folder: with_another_header(folder, dtype="Q3"), "unknown variant `Q3`"),
+    (a_link_to_nowhere, "model.safetensors is no file, or a link that leads nowhere"),
+    (lambda folder: with_another_config(folder, model_type="nonsense"), "`nonsense`"),
+    (lambda folder: with_another_config(folder, num_hidden_layers="two"), "'num_hidden_layers'"),
+    (without_a_tokenizer, "holds no tokenizer files; copy them there"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{oh"), "tokenizer.json is not valid JSON"),
     (lambda folder: (folder / "config.json").write_text("{oh"), "config.json is not valid JSON"),
     (lambda folder: (folder / "config.json").write_text("[]"), "holds a JSON list and no object"),
     (lambda folder: (folder / "model.safetensors").unlink(), "no \\*.safetensors beside it"),
@@ -98,7 +134,7 @@ def test_a_damaged_second_model_is_found_before_the_first_is_measured(
     damage(second)
     seen: list[str] = []
 
-    class Watch(phaselens.runs.Observer):  # type: ignore[name-defined, misc]
+    class Watch(Observer):
         def measuring(self, label: str, n_tokens: int) -> None:
             seen.append(label)
 
@@ -133,6 +169,12 @@ def lose_a_tensor(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_weights_of_other_shapes_are_named_so(second: Path) -> None:
+    with_another_config(second, intermediate_size=8)
+    with pytest.raises(ModelError, match=r"its weights have other shapes than its config\.json says"):
+        phaselens.load(second)
+
+
 def test_a_model_that_fails_later_leaves_the_finished_ones(lens: Any, second: Path) -> None:
     lose_a_tensor(second)
     with pytest.raises(ModelError, match="lacks 1 of the model's tensors") as caught:
@@ -156,7 +198,7 @@ def test_a_model_that_fails_later_leaves_the_finished_ones(lens: Any, second: Pa
 def test_an_interrupt_leaves_the_finished_ones_and_no_half_of_another(lens: Any) -> None:
     other = toy_lens(label="other")
 
-    class Stop(phaselens.runs.Observer):  # type: ignore[name-defined, misc]
+    class Stop(Observer):
         def measuring(self, label: str, n_tokens: int) -> None:
             if label == "other":
                 raise KeyboardInterrupt
