@@ -15,6 +15,7 @@ import pytest
 
 import phaselens
 from phaselens.errors import ModelError
+from phaselens.plugin import plugins
 from phaselens.runs import Observer
 from tests.cli.conftest import Phaselens
 from tests.toys import letters, save_checkpoint, toy_lens
@@ -208,6 +209,36 @@ def test_an_interrupt_leaves_the_finished_ones_and_no_half_of_another(lens: Any)
     part: Any = caught.value.run  # type: ignore[attr-defined]
     assert [str(failure) for failure in part.errors] == ["other: not measured: interrupted"]
     assert set(part.table("sinks", "texts").column("model").to_pylist()) == {"whole"}
+
+
+def test_an_interrupt_while_plugins_are_told_leaves_all(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Any, run: Any, names: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(plugins()), "run_finished", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        phaselens.run(lens, metrics="sinks", texts=[letters(4)])
+    part: Any = caught.value.run  # type: ignore[attr-defined]
+    assert ([model.info.label for model in part.models], part.errors) == (["whole"], [])
+
+
+@pytest.mark.parametrize("form", ["json", "table", "csv", "markdown"])
+def test_an_interrupt_in_the_middle_of_printing_leaves_the_output_whole(
+    phaselens: Phaselens, checkpoint: Path, texts: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("run", checkpoint, "-p", "sinks", "--texts", texts, "--format", form)
+    alone = phaselens(*arguments)
+    module = sys.modules["phaselens.cli.run"]
+    print_at_once = module._print_at_once
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        print_at_once(*given, **options)
+
+    monkeypatch.setattr(module, "_print_at_once", interrupted)
+    done = phaselens(*arguments)
+    assert (done.code, done.out) == (130, alone.out)
+    assert done.err.endswith("phaselens: error: interrupted\n")
 
 
 @pytest.mark.parametrize("form", ["json", "table", "csv", "markdown"])

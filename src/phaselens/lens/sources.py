@@ -73,7 +73,7 @@ def resolve(source: str) -> str:
     looks_like_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
     if looks_like_path:
         raise ModelError(
-            f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or one of {BUNDLED}"
+            f"model {source!r}: no such folder; name a checkpoint folder, a hub id, or {' or '.join(BUNDLED)}"
         )
     if not is_hub_id(source):
         raise ModelError(

@@ -113,13 +113,13 @@ def run(
             lens = model if not isinstance(model, str) else _load(model, label, options, observer)
             _measure_one(lens, corpus, chosen, options, observer, result)
             del lens
+        used = used_plugins([model for model in given if isinstance(model, str)], texts)
+        result.warnings.extend(plugins().run_finished(result.apart(), [*_installed(chosen), *used]))
     except BaseException as error:
         result.end_early(error, labels)
         if result.models:
             vars(error)["run"] = result
         raise
-    used = used_plugins([model for model in given if isinstance(model, str)], texts)
-    result.warnings.extend(plugins().run_finished(result.apart(), [*_installed(chosen), *used]))
     return result
 
 
