@@ -107,7 +107,6 @@ def test_what_is_being_printed_is_printed_whole() -> None:
     """Also without a buffer, where a signal in the middle of a write loses what is left of it."""
     printing = """
 from phaselens.cli.outcome import patient_interrupt
-print("ready", flush=True)
 try:
     with patient_interrupt():
         print("x" * 1_000_000)
@@ -115,16 +114,14 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", printing], stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-    )
-    assert process.stdout is not None
-    assert process.stdout.read(6) == b"ready\n"
-    assert process.stdout.read(1) == b"x"  # it is writing, and will fill the pipe
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
-    out, complaints = process.communicate(timeout=60)
+    command = [sys.executable, "-u", "-c", printing]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"x"  # it is writing, and will fill the pipe
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        out, complaints = process.communicate(timeout=60)
     assert complaints == b""
     assert out == b"x" * 999_999 + b"\nwhole\ninterrupted\n"
 
