@@ -33,13 +33,9 @@ def require_whole(folder: Path, source: str, *, complete: bool = True) -> None:
         path = folder / file
         if not path.is_file():
             if complete:
-                missing = (
-                    f"shard {file} is named in {_INDEX} and"
-                    if tensors
-                    else f"{file} is no file, or a link that"
-                )
-                end = "is not there" if tensors else "leads nowhere"
-                raise ModelError(f"model {source!r}: {missing} {end}; fetch or copy it too")
+                indexed = f"shard {file} is named in {_INDEX} and is not there"
+                problem = indexed if tensors else f"{file} is no file, or a link that leads nowhere"
+                raise ModelError(f"model {source!r}: {problem}; fetch or copy it too")
             continue
         header = read_header(path, source)
         _require_sound(path, source)
