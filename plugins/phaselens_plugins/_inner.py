@@ -112,9 +112,9 @@ class Inner:
         """Hand each metric the points that it asked for."""
         for metric in self.metrics:
             wanted = set(_in_layer(metric.hooks(), layer.index))
-            mine = {name: tensor for name, tensor in layer.items() if name in wanted}
+            mine = layer.apart(wanted)
             if mine:
-                metric.update(replace(layer, activations=mine))
+                metric.update(mine)
 
     def merge(self, other: Inner) -> None:
         """Take over what the same metrics gathered on other texts."""

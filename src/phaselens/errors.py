@@ -74,6 +74,14 @@ def require_whole(name: str, value: Any, least: int) -> None:
         raise InputError(f"expected {name} as a whole number of at least {least}, received {value!r}")
 
 
+def require_tensor(name: str, value: Any) -> None:
+    """InputError unless `value` is a PyTorch tensor."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise InputError(f"expected {name} as a tensor, received {type(value).__name__}")
+
+
 def require_number(name: str, value: Any, least: float | None = None) -> None:
     """InputError unless `value` is one number (of Python or numpy, or a tensor without dimensions) and not NaN."""
     is_number = not isinstance(value, bool | str | bytes) and hasattr(value, "__float__")

@@ -15,6 +15,8 @@ import pytest
 
 import phaselens
 from phaselens.errors import ModelError
+from phaselens.plugin import plugins
+from phaselens.runs import Observer
 from tests.cli.conftest import Phaselens
 from tests.toys import letters, save_checkpoint, toy_lens
 
@@ -47,6 +49,33 @@ def no_header(folder: Path) -> None:
 def appended(folder: Path) -> None:
     with (folder / "model.safetensors").open("ab") as handle:
         handle.write(b"more")
+
+
+def with_another_header(folder: Path, **changes: Any) -> None:
+    """The same bytes under a header in which one tensor is said to be something else."""
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["lm_head.weight"].update(changes)
+    new = json.dumps(header).encode()
+    new += b" " * (-len(new) % 8)
+    file.write_bytes(len(new).to_bytes(8, "little") + new + content[end:])
+
+
+def with_another_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def without_a_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def a_link_to_nowhere(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(folder / "gone")
 
 
 def sharded(folder: Path) -> dict[str, Any]:
@@ -85,6 +114,14 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (without_a_shard, "is named in model.safetensors.index.json and is not there"),
     (with_a_cut_shard, "bytes where its header describes"),
     (with_a_wrong_index, "which does not hold it"),
+    (lambda folder: with_another_header(folder, shape=[1, 2]), "invalid shape, data type, or offset"),
+    (lambda folder: with_another_header(folder, data_offsets=[8, 0]), "invalid offset for tensor"),
+    (lambda folder: with_another_header(folder, dtype="Q3"), "unknown variant `Q3`"),
+    (a_link_to_nowhere, "model.safetensors is no file, or a link that leads nowhere"),
+    (lambda folder: with_another_config(folder, model_type="nonsense"), "`nonsense`"),
+    (lambda folder: with_another_config(folder, num_hidden_layers="two"), "'num_hidden_layers'"),
+    (without_a_tokenizer, "holds no tokenizer files; copy them there"),
+    (lambda folder: (folder / "tokenizer.json").write_text("{oh"), "tokenizer.json is not valid JSON"),
     (lambda folder: (folder / "config.json").write_text("{oh"), "config.json is not valid JSON"),
     (lambda folder: (folder / "config.json").write_text("[]"), "holds a JSON list and no object"),
     (lambda folder: (folder / "model.safetensors").unlink(), "no \\*.safetensors beside it"),
@@ -98,7 +135,7 @@ def test_a_damaged_second_model_is_found_before_the_first_is_measured(
     damage(second)
     seen: list[str] = []
 
-    class Watch(phaselens.runs.Observer):  # type: ignore[name-defined, misc]
+    class Watch(Observer):
         def measuring(self, label: str, n_tokens: int) -> None:
             seen.append(label)
 
@@ -133,6 +170,12 @@ def lose_a_tensor(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def test_weights_of_other_shapes_are_named_so(second: Path) -> None:
+    with_another_config(second, intermediate_size=8)
+    with pytest.raises(ModelError, match=r"its weights have other shapes than its config\.json says"):
+        phaselens.load(second)
+
+
 def test_a_model_that_fails_later_leaves_the_finished_ones(lens: Any, second: Path) -> None:
     lose_a_tensor(second)
     with pytest.raises(ModelError, match="lacks 1 of the model's tensors") as caught:
@@ -156,7 +199,7 @@ def test_a_model_that_fails_later_leaves_the_finished_ones(lens: Any, second: Pa
 def test_an_interrupt_leaves_the_finished_ones_and_no_half_of_another(lens: Any) -> None:
     other = toy_lens(label="other")
 
-    class Stop(phaselens.runs.Observer):  # type: ignore[name-defined, misc]
+    class Stop(Observer):
         def measuring(self, label: str, n_tokens: int) -> None:
             if label == "other":
                 raise KeyboardInterrupt
@@ -166,6 +209,36 @@ def test_an_interrupt_leaves_the_finished_ones_and_no_half_of_another(lens: Any)
     part: Any = caught.value.run  # type: ignore[attr-defined]
     assert [str(failure) for failure in part.errors] == ["other: not measured: interrupted"]
     assert set(part.table("sinks", "texts").column("model").to_pylist()) == {"whole"}
+
+
+def test_an_interrupt_while_plugins_are_told_leaves_all(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Any, run: Any, names: Any) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(plugins()), "run_finished", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        phaselens.run(lens, metrics="sinks", texts=[letters(4)])
+    part: Any = caught.value.run  # type: ignore[attr-defined]
+    assert ([model.info.label for model in part.models], part.errors) == (["whole"], [])
+
+
+@pytest.mark.parametrize("form", ["json", "table", "csv", "markdown"])
+def test_an_interrupt_in_the_middle_of_printing_leaves_the_output_whole(
+    phaselens: Phaselens, checkpoint: Path, texts: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("run", checkpoint, "-p", "sinks", "--texts", texts, "--format", form)
+    alone = phaselens(*arguments)
+    module = sys.modules["phaselens.cli.run"]
+    print_at_once = module._print_at_once
+
+    def interrupted(*given: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        print_at_once(*given, **options)
+
+    monkeypatch.setattr(module, "_print_at_once", interrupted)
+    done = phaselens(*arguments)
+    assert (done.code, done.out) == (130, alone.out)
+    assert done.err.endswith("phaselens: error: interrupted\n")
 
 
 @pytest.mark.parametrize("form", ["json", "table", "csv", "markdown"])

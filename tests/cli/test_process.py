@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from phaselens.cli.outcome import insistent_interrupt, patient_interrupt
+
 HEAVY = ("torch", "transformers", "transformer_lens", "numpy", "pyarrow", "matplotlib", "scipy")
 
 
@@ -94,3 +96,53 @@ except KeyboardInterrupt:
         [sys.executable, "-c", deaf], capture_output=True, text=True, check=True, timeout=40
     )
     assert (done.stdout, done.stderr) == ("swallowed\nheard\n", "")
+
+
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.01)
+
+
+def test_what_is_being_printed_is_printed_whole() -> None:
+    """Also without a buffer, where a signal in the middle of a write loses what is left of it."""
+    printing = """
+from phaselens.cli.outcome import patient_interrupt
+try:
+    with patient_interrupt():
+        print("x" * 1_000_000)
+        print("whole")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    command = [sys.executable, "-u", "-c", printing]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"x"  # it is writing, and will fill the pipe
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        out, complaints = process.communicate(timeout=60)
+    assert complaints == b""
+    assert out == b"x" * 999_999 + b"\nwhole\ninterrupted\n"
+
+
+def test_without_ctrl_c_nothing_is_raised_after_printing() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with patient_interrupt():
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def answered_by_an_error() -> None:
+    try:
+        ctrl_c()
+    except KeyboardInterrupt:
+        raise ImportError("cannot load module more than once per process") from None
+
+
+def test_an_error_by_which_a_library_answers_an_interrupt_is_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt), insistent_interrupt():
+        answered_by_an_error()
+    with pytest.raises(ImportError), insistent_interrupt():
+        raise ImportError("its own")

@@ -10,6 +10,7 @@ import torch
 
 import phaselens
 from phaselens import attention, spectrum, uncertainty
+from phaselens.data import Encoder, Text, pack, texts_from
 from phaselens.errors import InputError
 from phaselens.runs import ModelSpec, Options
 from phaselens.testing import tiny_model
@@ -182,6 +183,48 @@ def test_stream_has_no_logits_below_the_top(lens: Any) -> None:
         lens.stream([[0, 5]])
 
 
+STREAMS: list[tuple[dict[str, Any], str]] = [
+    ({"lengths": "two"}, r"lengths: expected a tensor \[batch\] of whole numbers, got str"),
+    ({"lengths": torch.tensor([2.0])}, "lengths: expected"),
+    ({"sink_position": 1.5}, "sink_position as a whole number"),
+    ({"sink_position": -1}, "sink position -1: positions are counted from 0"),
+    ({"n_distances": True}, "n_distances as a whole number"),
+    ({"unembed": "no"}, "unembed as True or False"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), STREAMS, ids=range(len(STREAMS)))
+def test_stream_refuses_what_it_would_ignore(lens: Any, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        lens.stream(torch.tensor([[0, 5]]), **arguments)
+
+
+@pytest.mark.parametrize("layer", [-1, 2, True, 1.5])
+@pytest.mark.parametrize("name", ["attn.W_O", "ln1.weight"])
+def test_layers_are_not_counted_from_the_end(lens: Any, layer: Any, name: str) -> None:
+    with pytest.raises(InputError, match=f"llama has layers 0 to 1, and no layer {layer}"):
+        lens.weight_of(layer, name)
+
+
+ENCODINGS: list[tuple[Callable[[Encoder], Any], str]] = [
+    (lambda encoder: encoder.tokens(Text("a", "a b c"), -1), "max_tokens as a whole number of at least 1"),
+    (lambda encoder: encoder.tokens(Text("a", "a b c"), None), "max_tokens"),  # type: ignore[arg-type]
+    (lambda encoder: encoder.tokens("a b c", 4), "takes a phaselens.data.Text and got str"),  # type: ignore[arg-type]
+    (lambda encoder: Encoder(encoder.tokenizer, bos_token_id="<s>"), "bos_token_id as a whole number"),  # type: ignore[arg-type]
+    (lambda encoder: Encoder(None), "a Hugging Face tokenizer and got NoneType"),
+    (lambda encoder: Text(3, "a"), "a Text's id is of type int"),  # type: ignore[arg-type]
+    (lambda encoder: Text("a", None), "a Text's text is of type NoneType"),  # type: ignore[arg-type]
+    (lambda encoder: texts_from(["a", "b"], True), "limit as a whole number"),
+    (lambda encoder: pack([3, 4], -1), "batch_tokens as a whole number of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), ENCODINGS, ids=range(len(ENCODINGS)))
+def test_texts_and_tokens_say_what_they_take(lens: Any, call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call(lens.encoder())
+
+
 def qkv() -> tuple[torch.Tensor, torch.Tensor]:
     x = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     return x, attention.attend(x, x, x, scale=0.5)[1]
@@ -210,6 +253,12 @@ PURE: list[tuple[Callable[[], Any], str]] = [
     (lambda: attention.summarise(qkv()[0], qkv()[0], qkv()[1], entropy="no", scale=0.5), "entropy as True or False"),  # type: ignore[arg-type]
     (lambda: attention.query_mean(ROWS, torch.tensor([4.5])), "lengths .* received torch.float32"),
     (lambda: attention.query_mean(ROWS, LENGTHS, first=-1), "first as a whole number of at least 0"),
+    (lambda: attention.query_mean(ROWS, LENGTHS, last=1.5), "last as a whole number"),  # type: ignore[arg-type]
+    (lambda: attention.query_mean(ROWS, LENGTHS, last=-1), "last as a whole number of at least 0"),
+    (lambda: attention.query_mean([[[1.0]]], LENGTHS), "rows as a tensor, received list"),  # type: ignore[arg-type]
+    (lambda: attention.sink_score(ROWS, LENGTHS, window=0), "window of at least 1 key"),
+    (lambda: attention.sink_score(ROWS, LENGTHS, window=True), "window as a whole number"),
+    (lambda: attention.sink_score(None, LENGTHS), "sink as a tensor"),  # type: ignore[arg-type]
     (lambda: attention.sink_score(ROWS, LENGTHS, position=-1), "position as a whole number"),
     (lambda: attention.normalised_entropy(ROWS, window=0), "window as a whole number"),
     (lambda: attention.massive_cells(torch.rand(2, 4), over="perhead"), "global or per_head, received 'perhead'"),  # type: ignore[arg-type]

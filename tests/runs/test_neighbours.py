@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import phaselens
-from phaselens.plugin import CausalMetric, Edit, LayerView, Outcome
+from phaselens.plugin import Batch, CausalMetric, Edit, LayerView, Outcome, Prompt, plugins
 from phaselens.plugin.views import lazy_copy
 from tests.runs.conditions import causal, zero
 from tests.runs.metrics import Probe, probe
 from tests.toys import letters, toy_lens
 
 TEXTS = [letters(length, length) for length in (4, 9, 2, 6)]
+OFF = zero("blocks.1.hook_mlp_out", 0, layer=1)
 POINTS = ("blocks.{layer}.hook_resid_pre", "blocks.{layer}.attn.hook_q", "blocks.{layer}.hook_resid_post")
 
 WRITES: dict[str, Callable[[torch.Tensor], Any]] = {
@@ -148,24 +149,130 @@ def test_outcomes_and_batches_of_conditions_are_each_metrics_own(lens: Any) -> N
     assert torch.equal(lens.blocks[0].attn.W_O, weight)
 
 
-@pytest.mark.parametrize("change", [
-    lambda: torch.set_default_dtype(torch.float64),
-    lambda: torch.set_grad_enabled(True),
-])  # fmt: skip
-def test_pytorchs_defaults_are_put_back(lens: Any, change: Callable[[], Any]) -> None:
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "dtype": (torch.get_default_dtype, lambda: torch.set_default_dtype(torch.float64)),
+    "device": (torch.get_default_device, lambda: torch.set_default_device("meta")),
+    "gradients": (torch.is_grad_enabled, lambda: torch.set_grad_enabled(True)),
+    "threads": (torch.get_num_threads, lambda: torch.set_num_threads(torch.get_num_threads() + 1)),
+    "precision": (
+        torch.get_float32_matmul_precision,
+        lambda: torch.set_float32_matmul_precision("medium"),
+    ),
+    "determinism": (
+        torch.are_deterministic_algorithms_enabled,
+        lambda: torch.use_deterministic_algorithms(True),
+    ),
+    "kernels": (
+        torch.backends.cuda.flash_sdp_enabled,
+        lambda: torch.backends.cuda.enable_flash_sdp(False),
+    ),
+    "autocast": (
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda: torch.set_autocast_enabled("cpu", True),
+    ),
+    "oneDNN": (lambda: torch.backends.mkldnn.enabled, lambda: torch.backends.mkldnn.set_flags(False)),
+    "NumPy's errors": (np.geterr, lambda: np.seterr(all="raise")),
+}
+
+
+@pytest.mark.parametrize(("read", "change"), SETTINGS.values(), ids=SETTINGS.keys())
+def test_settings_of_the_process_are_put_back(
+    lens: Any, read: Callable[[], Any], change: Callable[[], Any]
+) -> None:
+    before, seen = read(), []
+
     def update(self: Probe, layer: LayerView) -> None:
         change()
-
-    before = torch.get_default_dtype(), torch.is_grad_enabled()
-    seen: list[Any] = []
+        assert read() != seen[0]
 
     def look(self: Probe, layer: LayerView) -> None:
-        seen.append((torch.get_default_dtype(), torch.is_grad_enabled()))
+        seen.append(read())
 
-    measured(
+    def compute(self: Probe) -> dict[str, Any]:
+        change()
+        return {}
+
+    looker = probe(update=look, compute=lambda self: {})
+    together = measured(lens, looker, probe(name="offender", update=update, compute=compute), "bos-norm")
+    assert json.loads(together["offender"])["errors"] == []
+    assert read() == before
+    assert all(value == seen[0] for value in seen)
+    assert together["bos-norm"] == measured(lens, "bos-norm")["bos-norm"]
+
+
+def test_the_mapping_of_activations_itself_gives_no_way_to_the_others(lens: Any) -> None:
+    def update(self: Probe, layer: LayerView) -> None:
+        for tensor in (*layer.activations.values(), *layer.values()):
+            tensor.mul_(3.0)
+
+    victim = probe(points=POINTS)
+    alone = measured(lens, victim, "bos-norm")
+    together = measured(
         lens,
-        probe(name="offender", update=update, compute=lambda self: {}),
-        probe(update=look, compute=lambda self: {}),
+        probe(name="offender", points=POINTS, update=update, compute=lambda self: {}),
+        victim,
+        "bos-norm",
     )
-    assert set(seen) == {(torch.float32, False)}
-    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before
+    assert {name: together[name] for name in alone} == alone
+
+
+def test_metrics_inside_another_have_views_of_their_own() -> None:
+    tokens, states = torch.arange(6).view(2, 3), torch.ones(2, 3, 4)
+    view = LayerView(0, Batch(("a", "b"), (0, 1), (3, 2), tokens), {"x": states, "y": states + 1})
+    first, second = view.apart(["x"]), view.apart(["x", "y", "z"])
+    assert (list(first), list(second)) == (["x"], ["x", "y"])
+    first["x"].zero_()
+    first.batch.tokens.zero_()
+    assert (second["x"] == 1).all()
+    assert (view["x"] == 1).all()
+    assert second.batch.tokens.tolist() == view.batch.tokens.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_edits_of_one_condition_have_batches_of_their_own(lens: Any) -> None:
+    seen: list[torch.Tensor] = []
+
+    def to(tensor: torch.Tensor, site: Any) -> torch.Tensor:
+        seen.append(site.batch.tokens.clone())
+        site.batch.tokens.fill_(6)
+        return tensor * 0
+
+    points = ("blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out")
+    measured(lens, causal(type(OFF)("both", [Edit(point, to) for point in points])))
+    assert len(seen) > 1
+    assert all((tokens != 6).any() for tokens in seen)
+
+
+def test_what_prompts_sets_on_the_tokenizer_stays_with_that_metric(lens: Any) -> None:
+    def setting(self: CausalMetric[Any], tokenizer: Any) -> list[Prompt]:
+        tokenizer.add_tokens(["a b c"])
+        tokenizer.pad_token, tokenizer.padding_side = "</s>", "left"
+        return [Prompt("mine", [0, 5, 7])]
+
+    def reading(self: CausalMetric[Any], tokenizer: Any) -> list[Prompt]:
+        return [Prompt("mine", tokenizer("a b c d")["input_ids"])]
+
+    victim = causal(OFF, name="victim", prompts=reading)
+    alone = measured(lens, victim, "bos-norm")
+    together = measured(lens, causal(OFF, name="offender", prompts=setting), victim)
+    assert together["victim"] == alone["victim"]
+    assert len(lens.text_tokenizer) == len(toy_lens().text_tokenizer)
+    assert measured(lens, "bos-norm")["bos-norm"] == alone["bos-norm"]
+
+
+def test_a_listener_changes_no_result(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(run: Any, names: Any) -> list[str]:
+        for result in run.metrics.values():
+            for table in result.tables.values():
+                table.rows[:] = []
+            result.tables.clear()
+            result.failures.append("none")
+        for text in run.texts:
+            text.n_tokens.clear()
+        run.options["positions"]["llama"] = "nope"
+        for changed in (run.texts, run.models, run.warnings, run.errors):
+            changed.append(changed)
+        return []
+
+    alone = phaselens.run(lens, metrics=["bos-norm", "sinks"], texts=TEXTS)
+    monkeypatch.setattr(type(plugins()), "run_finished", lambda self, run, names: spoil(run, names))
+    assert phaselens.run(lens, metrics=["bos-norm", "sinks"], texts=TEXTS) == alone

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from phaselens.attention._gather import require_lengths
-from phaselens.errors import require_flag, require_whole
+from phaselens.attention._problem import require_window
+from phaselens.errors import require_flag, require_tensor, require_whole
 
 
 def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0, last: int | None = None) -> Tensor:
@@ -21,8 +22,11 @@ def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0, last: int | Non
     >>> query_mean(rows, torch.tensor([3]), first=1)
     tensor([[0.3750]], dtype=torch.float64)
     """
+    require_tensor("rows", rows)
     require_lengths(lengths)
     require_whole("first", first, 0)
+    if last is not None:
+        require_whole("last", last, 0)
     if rows.ndim != 3 or lengths.shape != rows.shape[:1]:
         raise ValueError(
             "expected rows [batch, head, query] and lengths [batch], "
@@ -63,6 +67,9 @@ def sink_score(
     """
     require_whole("position", position, 0)
     require_flag("include_query0", include_query0)
+    require_tensor("sink", sink)
+    if window is not None:
+        require_window(window)
     last = None if window is None else position + window - 1
     return query_mean(sink, lengths, first=max(position, 0 if include_query0 else 1), last=last)
 
@@ -80,6 +87,7 @@ def normalised_entropy(entropy: Tensor, *, window: int | None = None) -> Tensor:
     >>> normalised_entropy(torch.tensor([0.0, 0.0, 1.0986123]))
     tensor([   nan, 0.0000, 1.0000], dtype=torch.float64)
     """
+    require_tensor("entropy", entropy)
     seen = torch.arange(1, entropy.shape[-1] + 1, dtype=torch.float64, device=entropy.device)
     if window is not None:
         require_whole("window", window, 1)

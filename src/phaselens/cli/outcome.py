@@ -91,11 +91,39 @@ def insistent_interrupt() -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
+    except Exception as error:
+        if _repeats:  # a library answered Ctrl-C by an error of its own, as NumPy does while it is imported
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         interrupt_was_heard()
         sys.unraisablehook = hook
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def patient_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C waits until the end, so that what is printed is printed whole.
+
+    A signal that arrives in the middle of a write also cuts that write short, and without a buffer (PYTHONUNBUFFERED)
+    Python does not write what is left; so it is kept from this thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: waiting.append(number))
+    can_block = hasattr(signal, "pthread_sigmask")
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if can_block else set()
+    try:
+        yield
+    finally:
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt
 
 
 #: Interrupts that will be repeated, unless the first one arrives.

@@ -112,11 +112,16 @@ def _print_finished_part(error: BaseException, given: dict[str, Any], table: str
     """What was complete when the run ended early, with a line for each metric that had failed by then."""
     from phaselens.cli.outcome import interrupt_was_heard
 
-    finished: Run | None = getattr(error, "run", None)
-    if finished is None:
-        return
     if isinstance(error, KeyboardInterrupt):
         interrupt_was_heard()
+    finished: Run | None = None
+    cause: BaseException | None = error
+    while (
+        finished is None and cause is not None
+    ):  # Ctrl-C may have been repeated while the first was answered
+        finished, cause = getattr(cause, "run", None), cause.__context__
+    if finished is None:
+        return
     _print(finished, given["form"], table, quiet=given["quiet"])
     _failures(finished, debug=given["debug"])
 
@@ -179,6 +184,16 @@ def _measured(
 
 
 def _print(finished: Run, form: str, table: str | None, *, quiet: bool) -> None:
+    """Print the run whole, also where Ctrl-C comes in the middle of it."""
+    from phaselens.cli.outcome import patient_interrupt
+
+    with patient_interrupt():
+        _print_at_once(finished, form, table, quiet=quiet)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+def _print_at_once(finished: Run, form: str, table: str | None, *, quiet: bool) -> None:
     from phaselens.cli.outcome import say
     from phaselens.report import formats, tables
 

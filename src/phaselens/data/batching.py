@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from phaselens.errors import require_whole
+
 #: Pads are computed and thrown away. A batch ends where they would be more than a quarter of its tokens, unless it
 #: is small, when another forward would cost more than its pads.
 MOST_PADS = 0.25
@@ -19,6 +21,7 @@ def pack(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     >>> pack([3, 9, 4, 8], batch_tokens=18)
     [[1, 3], [2, 0]]
     """
+    require_whole("batch_tokens", batch_tokens, 1)
     batches: list[list[int]] = []
     n_real = 0
     for index in sorted(range(len(lengths)), key=lambda each: (-lengths[each], each)):

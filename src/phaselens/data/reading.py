@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, require_whole
 
 BUNDLED = "bundled"
 
@@ -23,6 +23,13 @@ class Text:
 
     id: str
     text: str
+
+    def __post_init__(self) -> None:
+        for name in ("id", "text"):
+            if not isinstance(getattr(self, name), str):
+                raise InputError(
+                    f"a Text's {name} is of type {type(getattr(self, name)).__name__}; give a str"
+                )
 
     @cached_property
     def sha256(self) -> str:
@@ -64,6 +71,8 @@ def texts_from(given: str | Iterable[str | Text], limit: int | None = None) -> l
     >>> [text.id for text in texts_from(["one text", Text("mine", "another")])]
     ['0', 'mine']
     """
+    if limit is not None:
+        require_whole("limit", limit, 1)
     if isinstance(given, str):
         return read_texts(given, limit)
     if isinstance(given, Mapping | bytes | Text) or not isinstance(given, Iterable):

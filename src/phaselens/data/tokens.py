@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from phaselens.data.reading import Text
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, require_whole
 
 #: `auto`: as the model's own tokenizer does; `always`: BOS first; `never`: no special token is added.
 BOS_POLICIES = ("auto", "always", "never")
@@ -65,7 +65,14 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, *, bos: str = "auto", bos_token_id: int | None = None) -> None:
-        if bos not in BOS_POLICIES:
+        if not callable(tokenizer):
+            raise InputError(
+                f"Encoder takes a Hugging Face tokenizer and got {type(tokenizer).__name__}; a lens has one as "
+                "text_tokenizer"
+            )
+        if bos_token_id is not None:
+            require_whole("bos_token_id", bos_token_id, 0)
+        if not isinstance(bos, str) or bos not in BOS_POLICIES:
             raise InputError(f"bos is {bos!r}; {close_matches(str(bos), BOS_POLICIES)}")
         self.bos = bos
         self.tokenizer = tokenizer
@@ -95,8 +102,13 @@ class Encoder:
         """The first `max_tokens` tokens of a text.
 
         Raises:
-            InputError: where it has none.
+            InputError: where it has none, and for what is no `Text` or no whole number of at least 1.
         """
+        if not isinstance(text, Text):
+            raise InputError(
+                f"tokens takes a phaselens.data.Text and got {type(text).__name__}; call encoder(text)"
+            )
+        require_whole("max_tokens", max_tokens, 1)
         ids, n_written_bos = self._read(text.text)
         if not ids:
             raise InputError(f"text {text.id!r} has no tokens (bos: {self.bos}); remove it or give it words")

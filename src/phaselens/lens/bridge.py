@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from phaselens.errors import InputError, RefusedModel, close_matches
+from phaselens.errors import InputError, RefusedModel, close_matches, require_flag, require_whole
 from phaselens.lens.components import (
     DELEGATED,
     N_DISTANCES,
@@ -81,10 +81,15 @@ class HookedTransformer(ReadsTexts):
             sink_position: absolute position of the key.
             n_distances: `hook_distance` holds distances 0 … n_distances − 1.
         """
-        if sink_position < 0:
+        if isinstance(sink_position, int) and sink_position < 0:
             raise InputError(f"sink position {sink_position}: positions are counted from 0")
-        if n_distances < 1:
-            raise InputError(f"{n_distances} distances: at least 1, a query's own key")
+        require_whole("sink_position", sink_position, 0)
+        require_whole("n_distances", n_distances, 1)
+        if lengths is not None and (
+            not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.is_floating_point()
+        ):
+            found = list(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
+            raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {found}")
         request, rows = self._request, self._request.rows
         before, depth = (request.sink_position, request.n_distances, rows.lengths), rows.depth
         request.sink_position, request.n_distances, rows.lengths = sink_position, n_distances, lengths
@@ -163,6 +168,7 @@ class HookedTransformer(ReadsTexts):
         >>> tuple(final.shape), tuple(sinks[0].shape)
         ((1, 4, 32), (1, 4, 4))
         """
+        require_flag("unembed", unembed)
         if unembed and stop_at_layer is not None:
             raise InputError("stream: with stop_at_layer there are no logits; leave unembed out")
         inputs = self._inputs(tokens, residual, start_at_layer)

@@ -12,6 +12,8 @@ from phaselens.errors import ModelError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+#: One of them is in every checkpoint with a tokenizer.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "spiece.model")
 _AGAIN = "fetch or copy it again"
 
 
@@ -31,16 +33,29 @@ def require_whole(folder: Path, source: str, *, complete: bool = True) -> None:
         path = folder / file
         if not path.is_file():
             if complete:
-                raise ModelError(
-                    f"model {source!r}: shard {file} is named in {_INDEX} and is not there; fetch or copy it too"
-                )
+                indexed = f"shard {file} is named in {_INDEX} and is not there"
+                problem = indexed if tensors else f"{file} is no file, or a link that leads nowhere"
+                raise ModelError(f"model {source!r}: {problem}; fetch or copy it too")
             continue
         header = read_header(path, source)
+        _require_sound(path, source)
         missing = sorted(tensors - header.keys())
         if missing:
             raise ModelError(
                 f"model {source!r}: {_INDEX} says that {missing[0]} is in {file}, which does not hold it; {_AGAIN}"
             )
+
+
+def require_tokenizer(folder: Path, source: str) -> None:
+    """ModelError where the folder holds no tokenizer, or one whose JSON cannot be read."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(
+            f"model {source!r} has no tokenizer for the texts: {folder} holds no tokenizer files; copy them there, or "
+            "use phaselens.load(…, tokenizer=…)"
+        )
+    for name in TOKENIZER_FILES:
+        if name.endswith(".json") and (folder / name).is_file():
+            _read_json(folder / name, source)
 
 
 def _weight_files(folder: Path, source: str) -> dict[str, set[str]]:
@@ -99,6 +114,19 @@ def read_header(path: Path, source: str) -> dict[str, dict[str, Any]]:
     if size != 8 + length + end:
         raise _damaged(path, source, f"it has {size:,} bytes where its header describes {8 + length + end:,}")
     return tensors
+
+
+def _require_sound(path: Path, source: str) -> None:
+    """ModelError where dtypes, shapes and offsets of the header do not fit each other; the library that loads the file
+    compares them when it opens it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        problem = str(error).removeprefix("Error while deserializing header: ")
+        raise _damaged(path, source, problem if len(problem) <= 100 else problem[:99] + "…") from error
 
 
 def _unloadable(path: Path, source: str) -> str:

@@ -192,6 +192,11 @@ def explained(source: str) -> Iterator[None]:
             f"model {source!r}: not enough memory; use a smaller dtype (--dtype bf16)"
         ) from short
     except RuntimeError as wrong:
+        if "ignore_mismatched_sizes" in str(wrong):
+            raise ModelError(
+                f"model {source!r} could not be loaded: its weights have other shapes than its config.json says; take "
+                "both from one checkpoint"
+            ) from wrong
         if "memory" in str(wrong).lower():
             raise ModelError(f"model {source!r}: not enough memory ({_line(wrong)})") from wrong
         raise ModelError(f"model {source!r} could not be loaded: {_line(wrong)}") from wrong
@@ -254,6 +259,23 @@ def require_readable(folder: str, source: str, revision: str | None, allow_pickl
         headers.require_whole(Path(config).parent, source, complete=offline)
 
 
+def require_complete(folder: str, source: str) -> None:
+    """Find out what else would stop a run on a checkpoint folder: a config that transformers does not know, a
+    tokenizer that is not there. For a hub id nothing is asked.
+
+    Raises:
+        ModelError: with what is wrong.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        return
+    headers.require_tokenizer(path, source)
+    with explained(source):
+        from transformers import AutoConfig
+
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
 def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a checkpoint that cannot fit, reading only its headers.
 
@@ -306,7 +328,8 @@ def load_tokenizer(source: str, tokenizer: Any, revision: str | None) -> tuple[A
     from transformers import AutoTokenizer
 
     where = tokenizer or source
-    if tokenizer is None and Path(source).is_dir() and not _has_tokenizer(Path(source)):
+    own_files = [Path(source, name) for name in headers.TOKENIZER_FILES]
+    if tokenizer is None and Path(source).is_dir() and not any(file.is_file() for file in own_files):
         return None, f"{source} holds no tokenizer files; name one with tokenizer=…"
     try:
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False), None
@@ -314,11 +337,6 @@ def load_tokenizer(source: str, tokenizer: Any, revision: str | None) -> tuple[A
         if tokenizer is not None:
             raise ModelError(f"tokenizer {where!r} could not be loaded: {_line(wrong)}") from wrong
         return None, f"no tokenizer could be loaded from {where}: {_line(wrong)}"
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "spiece.model")
-    return any((folder / name).is_file() for name in names)
 
 
 @contextmanager

@@ -97,6 +97,13 @@ def projection(lens: Any, layer: int | None, name: str) -> Projection:
     return Projection(part.shaped(matrix), bias, rounding, norm)
 
 
+def _require_layer(lens: Any, layer: int | None) -> None:
+    """InputError for a layer that the model does not have; Python would count −1 from the end."""
+    n_layers = len(lens.blocks)
+    if layer is not None and (isinstance(layer, bool) or layer not in range(n_layers)):
+        raise InputError(f"{lens.info.label} has layers 0 to {n_layers - 1}, and no layer {layer!r}")
+
+
 def weight_of(lens: Any, layer: int | None, name: str) -> Tensor:
     """The weight that TransformerLens calls `blocks.{layer}.{name}`; a projection's reproduces its module.
 
@@ -175,6 +182,7 @@ def read_head_outputs(lens: Any) -> tuple[str, ...]:
 
 def _part(lens: Any, layer: int | None, name: str) -> _Part | None:
     """The module behind a projection's name, or None where there is no such projection."""
+    _require_layer(lens, layer)
     if layer is None or name.count(".") != 1:
         return None
     component_name, weight = name.split(".")

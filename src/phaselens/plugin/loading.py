@@ -19,6 +19,7 @@ from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.mistakes import kind_of, mistake, source_of
 from phaselens.plugin.offers import NamedModel, NamedTexts
 from phaselens.plugin.registry import Registered
+from phaselens.plugin.settings import settings_kept
 
 if TYPE_CHECKING:
     import click
@@ -134,7 +135,7 @@ def blamed(origin: Registered) -> Iterator[None]:
     """Whatever the plugin raises, `sys.exit` included, becomes an InputError that names its distribution; what it
     prints goes to stderr."""
     try:
-        with contextlib.redirect_stdout(sys.stderr), defaults_kept():
+        with contextlib.redirect_stdout(sys.stderr), settings_kept():
             yield
     except KeyboardInterrupt:
         raise
@@ -159,31 +160,6 @@ def _place_in_plugin(error: BaseException) -> str | None:
             place = f"{file}:{step.tb_lineno}"
         step = step.tb_next
     return place
-
-
-@contextlib.contextmanager
-def defaults_kept() -> Iterator[None]:
-    """Whatever a plugin does inside to PyTorch's default dtype or to its gradient mode is undone at the end: it would
-    change what every other metric computes."""
-    before = _defaults()
-    try:
-        yield
-    finally:
-        after = _defaults()
-        if after != before and after is not None:
-            import torch
-
-            dtype, gradients = before or (torch.float32, True)
-            torch.set_default_dtype(dtype)
-            torch.set_grad_enabled(gradients)
-
-
-def _defaults() -> tuple[Any, bool] | None:
-    """The default dtype, and whether gradients are on; None while nobody has imported PyTorch."""
-    torch = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "get_default_dtype"):
-        return None
-    return torch.get_default_dtype(), torch.is_grad_enabled()
 
 
 def told(error: BaseException) -> str:

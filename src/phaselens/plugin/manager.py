@@ -17,6 +17,7 @@ from phaselens.plugin.metric import Metric
 from phaselens.plugin.offers import NamedModel, NamedTexts
 from phaselens.plugin.probe import Probes
 from phaselens.plugin.registry import OWN, Registered, Selection, installed
+from phaselens.plugin.settings import settings_kept
 
 if TYPE_CHECKING:
     import click
@@ -133,7 +134,8 @@ class Plugins:
             loaded = self._loaded.get(module)
             try:
                 if loaded is not None:
-                    loaded.call("phaselens_run_finished", run=run)
+                    with settings_kept():
+                        loaded.call("phaselens_run_finished", run=run)
             except FAULTS as error:  # its own failure must not take the results with it
                 failed.append(f"{name}: phaselens_run_finished failed: {told(error)}")
         return failed

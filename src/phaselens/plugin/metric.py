@@ -50,6 +50,19 @@ class Display:
     before: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("value", "title", "table", "strong_means"):
+            _require_text(name, getattr(self, name))
+        for name in ("low", "high", "null", "by_head"):
+            if getattr(self, name) is not None:
+                _require_text(name, getattr(self, name))
+        if not isinstance(self.percent, bool):
+            raise mistake(f"Display(percent={self.percent!r}): give True or False")
+        if isinstance(self.digits, bool) or not isinstance(self.digits, int) or self.digits < 0:
+            raise mistake(f"Display(digits={self.digits!r}): give a whole number from 0")
+        if self.strong is not None and (
+            isinstance(self.strong, bool) or not isinstance(self.strong, int | float)
+        ):
+            raise mistake(f"Display(strong={self.strong!r}): give a number")
         for name in ("also", "summary", "before"):
             for pair in getattr(self, name):
                 if not (
@@ -62,6 +75,11 @@ class Display:
             raise mistake(f"Display(rows={self.rows!r}): give 'layer' or 'condition'")
 
 
+def _require_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise mistake(f"Display({name}=…) is {kind_of(value)}; give text")
+
+
 class Metric(ABC, Generic[P]):
     """One metric measuring one model. Subclass it; `hooks`, `update` and `compute` are all that is needed.
 
@@ -69,6 +87,9 @@ class Metric(ABC, Generic[P]):
     its tables at the end (`compute`). State goes into `self.per_text`, or into attributes made in
     `setup`; then `merge` must know them too. What cannot be measured is None in a table, with a reason
     given to `self.warn`.
+
+    Draw random numbers from a generator of your own, made from `self.seed` in `setup`: the global ones of PyTorch and
+    NumPy belong to all metrics of the run, so that what one draws changes what the next one gets.
     """
 
     name: ClassVar[str]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -84,6 +84,28 @@ def _no_projection(name: str) -> Projection:
     raise LookupError(f"no model stands behind this layer, so it has no projection {name!r}")
 
 
+class _Own(Mapping[str, "Tensor"]):
+    """Tensors by name, each as a lazy copy that is made when it is first asked for."""
+
+    def __init__(self, shared: Mapping[str, Tensor]) -> None:
+        self._shared = shared
+        self._copies: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._copies:
+            self._copies[name] = lazy_copy(self._shared[name])
+        return self._copies[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shared)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shared
+
+    def __len__(self) -> int:
+        return len(self._shared)
+
+
 @dataclass(frozen=True)
 class LayerView(Mapping[str, "Tensor"]):
     """The hooked activations of one layer for one batch, by name without `blocks.{layer}.`.
@@ -106,16 +128,13 @@ class LayerView(Mapping[str, "Tensor"]):
     weight: Callable[[str], Tensor] = field(default=_no_weight, repr=False)
     projection: Callable[[str], Projection] = field(default=_no_projection, repr=False)
 
-    @cached_property
-    def _own(self) -> dict[str, Tensor]:
-        return {}
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "activations", _Own(self.activations))
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._own:
-            if name not in self.activations:
-                raise UnknownPoint(name, self.index, list(self.activations))
-            self._own[name] = lazy_copy(self.activations[name])
-        return self._own[name]
+        if name not in self.activations:
+            raise UnknownPoint(name, self.index, list(self.activations))
+        return self.activations[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self.activations
@@ -125,6 +144,12 @@ class LayerView(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self.activations)
+
+    def apart(self, names: Collection[str]) -> LayerView:
+        """The same layer with the points in `names` only, for a metric inside this one: what it writes into its tensors
+        does not reach this view."""
+        kept = {name: self[name] for name in self if name in names}
+        return replace(self, activations=kept, batch=self.batch.apart())
 
     def float64(self, name: str) -> Tensor:
         """`self[name]` in float64 (on the CPU where the device has no float64), so that sums do not

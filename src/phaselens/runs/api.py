@@ -25,6 +25,7 @@ from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
 from phaselens.runs.sources import (
     load_model,
     named_texts,
+    require_complete,
     require_device_and_dtype,
     require_model,
     used_plugins,
@@ -112,13 +113,13 @@ def run(
             lens = model if not isinstance(model, str) else _load(model, label, options, observer)
             _measure_one(lens, corpus, chosen, options, observer, result)
             del lens
+        used = used_plugins([model for model in given if isinstance(model, str)], texts)
+        result.warnings.extend(plugins().run_finished(result.apart(), [*_installed(chosen), *used]))
     except BaseException as error:
         result.end_early(error, labels)
         if result.models:
             vars(error)["run"] = result
         raise
-    used = used_plugins([model for model in given if isinstance(model, str)], texts)
-    result.warnings.extend(plugins().run_finished(result, [*_installed(chosen), *used]))
     return result
 
 
@@ -170,9 +171,10 @@ def _require_present(models: Sequence[str | HookedTransformer], options: Options
     if any(isinstance(model, str) for model in models):
         require_device_and_dtype(options.device, options.dtype)
     if len(models) > 1:
-        for model in models:
-            if isinstance(model, str):
-                require_model(ModelSpec.parse(model))
+        named = [ModelSpec.parse(model) for model in models if isinstance(model, str)]
+        for require in (require_model, require_complete):  # the second takes seconds to import what it needs
+            for spec in named:
+                require(spec)
 
 
 def _load(model: str, label: str, options: Options, observer: Observer) -> HookedTransformer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,10 @@ def _ask(lens: HookedTransformer, metric: CausalMetric[Any], how: Interventions)
     for condition in asked:
         Editor(lens, condition.edits)  # complains of points that are not there
     metric.losses.conditions = {condition.key: condition for condition in asked}
-    return prompts_of(metric, lens.text_tokenizer)
+    if type(metric).prompts is CausalMetric.prompts:
+        return None
+    # Who sets its pad token or its side would otherwise change how texts are read from then on.
+    return prompts_of(metric, copy.deepcopy(lens.text_tokenizer))
 
 
 def _own_task(prompts: Sequence[Prompt], measured: Measured, how: Interventions) -> _Task:
@@ -126,7 +130,7 @@ def _branch(
     done: Callable[[], None],
 ) -> Branch:
     metric = _metric(measured)
-    editor = Editor(lens, condition.edits, batch.apart())
+    editor = Editor(lens, condition.edits, batch)
 
     def take(final: Tensor) -> None:
         for outcome in _outcomes(lens, batch, final, task):

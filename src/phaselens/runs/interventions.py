@@ -105,7 +105,8 @@ class Editor:
         weight = functools.partial(weight_of, self._lens, edit.layer)
         given = lazy_copy(tensor)
         before = given._version
-        new = edit.to(given, Site(edit.point, edit.layer, lazy_copy(positions), self._batch, weight))
+        batch = None if self._batch is None else self._batch.apart()
+        new = edit.to(given, Site(edit.point, edit.layer, lazy_copy(positions), batch, weight))
         if given._version != before:
             raise InputError(f"the edit of {edit.point} changed its tensor in place; return a new one")
         if not isinstance(new, torch.Tensor) or new.shape != tensor.shape:

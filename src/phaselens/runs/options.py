@@ -40,7 +40,7 @@ class ModelSpec:
             label, source = named["label"], named["source"]
         if "@" in source and not Path(source).exists():
             source, _, revision = source.partition("@")
-            if Path(source).is_dir():
+            if source and Path(source).is_dir():
                 raise InputError(f"model {text!r}: a folder has no revisions; leave {'@' + revision!r} out")
             if not revision:
                 raise InputError(f"model {text!r}: nothing follows the @; write SOURCE@REVISION or SOURCE")

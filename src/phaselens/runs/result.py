@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from phaselens.errors import InputError, close_matches
@@ -146,6 +147,14 @@ class MetricResult:
                 del self.tables[name]
             table.rows = kept
 
+    def apart(self) -> MetricResult:
+        """The same result in lists of its own; cells and parameters cannot be changed."""
+        tables = {
+            name: replace(table, rows=list(table.rows), not_finite=dict(table.not_finite))
+            for name, table in self.tables.items()
+        }
+        return replace(self, tables=tables, failures=list(self.failures))
+
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
@@ -180,6 +189,19 @@ class Run:
     def failed(self) -> list[str]:
         """Names of the metrics that failed on some model."""
         return [name for name, result in self.metrics.items() if result.status == "failed"]
+
+    def apart(self) -> Run:
+        """The same run for another reader: what one of them changes does not reach the other."""
+        return replace(
+            self,
+            models=list(self.models),
+            texts=[replace(text, n_tokens=dict(text.n_tokens), cut=dict(text.cut)) for text in self.texts],
+            metrics={name: result.apart() for name, result in self.metrics.items()},
+            warnings=list(self.warnings),
+            options=deepcopy(self.options),
+            versions=dict(self.versions),
+            errors=list(self.errors),
+        )
 
     def end_early(self, error: BaseException, labels: Sequence[str]) -> None:
         """Keep what is complete, and say why the other models of `labels` are not in it."""

@@ -68,6 +68,14 @@ def require_model(spec: ModelSpec) -> None:
         require_readable(resolve(spec.source), spec.source, spec.revision)
 
 
+def require_complete(spec: ModelSpec) -> None:
+    """ModelError if a checkpoint folder has a config or a tokenizer with which no run is possible."""
+    from phaselens.lens import sources
+
+    if _of_plugin(spec.source) is None:
+        sources.require_complete(sources.resolve(spec.source), spec.source)
+
+
 def named_texts(source: str) -> str | Iterable[str | Text]:
     """The texts that a plugin offers under this name, or `source` itself, which then names a file."""
     named = None if Path(source).exists() else plugins().texts(source)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from phaselens.data import Tokens
 from phaselens.errors import InputError, PhaseLensError
 from phaselens.plugin import Batch, Metric
-from phaselens.plugin.loading import FAULTS, defaults_kept
+from phaselens.plugin.loading import FAULTS
 from phaselens.plugin.mistakes import raised_at
+from phaselens.plugin.settings import settings_kept
 from phaselens.runs.result import Failure, MetricResult
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class Measured:
 def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
     """A metric's own failure ends that metric, not the run; nor does what it sets reach the others."""
     try:
-        with defaults_kept():
+        with settings_kept():
             yield
     except TooLarge:
         raise
