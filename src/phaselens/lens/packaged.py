@@ -102,20 +102,35 @@ def resolve(name: str) -> str:
     return str(folder)
 
 
+def names() -> tuple[str, ...]:
+    """The packaged models that this version of PhaseLens can load: a twin without its adapter is none of them."""
+    return tuple(name for name, model in MODELS.items() if model.adapter is None or not _missing(name))
+
+
+def _missing(name: str) -> str:
+    """The first file of a twin's adapter that this installation lacks; empty where it has all."""
+    folder = _adapter_path(name)
+    files = ("adapter_config.json", "adapter_model.safetensors")
+    return next((file for file in files if not (folder / file).is_file()), "")
+
+
+def _adapter_path(name: str) -> Path:
+    return Path(str(resources.files("phaselens.data") / "models" / str(MODELS[name].adapter)))
+
+
 def adapter_folder(name: str) -> Path:
     """The folder of a twin's adapter.
 
     Raises:
         ModelError: where this installation holds none.
     """
-    folder = Path(str(resources.files("phaselens.data") / "models" / str(MODELS[name].adapter)))
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (folder / file).is_file():
-            raise ModelError(
-                f"model {name!r}: its adapter ({file}) is not part of this version of PhaseLens; train it with "
-                "python -m tools.recalibrate, from the source tree"
-            )
-    return folder
+    file = _missing(name)
+    if file:
+        raise ModelError(
+            f"model {name!r}: its adapter ({file}) is not part of this version of PhaseLens; train it with "
+            "python -m tools.recalibrate, from the source tree"
+        )
+    return _adapter_path(name)
 
 
 def cache_root() -> Path:

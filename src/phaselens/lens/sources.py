@@ -18,7 +18,7 @@ from phaselens.lens import headers, packaged
 
 BUNDLED = ("rope", "drope")
 # Every name that `load` takes without a folder or a hub.
-NAMES = (*BUNDLED, *packaged.MODELS)
+NAMES = (*BUNDLED, *packaged.names())
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
