@@ -291,3 +291,17 @@ def test_identical_heads_in_any_batch_give_the_same_numbers_alone():
         alone = attention.summarise(q[part], k[part], one, position=0, entropy=True, received=True, scale=0.8)
         for name in ("sink", "entropy", "received"):
             assert worst(getattr(whole, name)[part], getattr(alone, name)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_what_is_asked_for_beside_it_changes_no_bit_of_a_statistic(dtype):
+    generator = torch.Generator().manual_seed(5)
+    q, k = (torch.randn(2, 4, 40, 16, generator=generator).to(dtype) for _ in range(2))
+    _, lse = attention.attend(q, k, k, scale=0.25)
+    asked = {"position": 1, "entropy": True, "received": True, "distances": 5, "refine": True}
+    together = attention.summarise(q, k, lse, scale=0.25, **asked)
+    names = {"position": "sink", "distances": "distance", "refine": "lse"}
+    for option, value in asked.items():
+        alone = attention.summarise(q, k, lse, scale=0.25, **{option: value})
+        name = names.get(option, option)
+        assert torch.equal(getattr(alone, name), getattr(together, name)), name

@@ -88,6 +88,37 @@ def test_whichever_layer_it_writes_into(lens: Any, layers: tuple[int, ...]) -> N
     assert {name: together[name] for name in alone} == alone
 
 
+@pytest.mark.parametrize("point", ["hook_pattern", "hook_attn_scores"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_a_metric_that_reads_the_matrix_changes_no_other_to_the_bit(family: str, point: str) -> None:
+    reader = probe(
+        name="reader",
+        points=(f"blocks.{{layer}}.attn.{point}",),
+        update=lambda self, layer: None,
+        compute=lambda self: {},
+    )
+    others = ["sinks", "bos-norm", "attention-patterns", "bos-write"]
+    lens = toy_lens(family)
+    assert measured(lens, reader, *others).items() >= measured(lens, *others).items()
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt-oss", marks=pytest.mark.slow)])
+def test_a_metric_alone_and_beside_all_others_gives_the_same_bits(family: str) -> None:
+    names = [
+        "sinks",
+        "bos-norm",
+        "compression",
+        "massive-activations",
+        "massive-values",
+        "attention-patterns",
+    ]
+    names += ["bos-write", "layer-balance"]
+    lens = toy_lens(family)
+    together = measured(lens, *names)
+    for name in names:
+        assert measured(lens, name)[name] == together[name]
+
+
 def test_a_metric_sees_its_own_writes(lens: Any) -> None:
     seen: list[float] = []
 

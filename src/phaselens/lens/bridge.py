@@ -72,7 +72,12 @@ class HookedTransformer(ReadsTexts):
 
     @contextmanager
     def streaming(
-        self, *, lengths: Tensor | None = None, sink_position: int = 0, n_distances: int = N_DISTANCES
+        self,
+        *,
+        lengths: Tensor | None = None,
+        sink_position: int = 0,
+        n_distances: int = N_DISTANCES,
+        reads_only: bool = False,
     ) -> Iterator[None]:
         """Say, for the forwards inside, how long each text is and what `hook_sink` and `hook_distance` measure.
 
@@ -80,23 +85,28 @@ class HookedTransformer(ReadsTexts):
             lengths: [batch], number of real tokens of each right-padded text; None where nothing is padded.
             sink_position: absolute position of the key.
             n_distances: `hook_distance` holds distances 0 … n_distances − 1.
+            reads_only: hooks write into no activation in place. A layer whose matrix is hooked, and not edited, then
+                computes to the bit what it computes without.
         """
         if isinstance(sink_position, int) and sink_position < 0:
             raise InputError(f"sink position {sink_position}: positions are counted from 0")
         require_whole("sink_position", sink_position, 0)
         require_whole("n_distances", n_distances, 1)
+        require_flag("reads_only", reads_only)
         if lengths is not None and (
             not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.is_floating_point()
         ):
             found = list(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
             raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {found}")
         request, rows = self._request, self._request.rows
-        before, depth = (request.sink_position, request.n_distances, rows.lengths), rows.depth
-        request.sink_position, request.n_distances, rows.lengths = sink_position, n_distances, lengths
+        before, lengths_before, depth = vars(request).copy(), rows.lengths, rows.depth
+        vars(request).update(sink_position=sink_position, n_distances=n_distances, reads_only=reads_only)
+        rows.lengths = lengths
         try:
             yield
         finally:
-            request.sink_position, request.n_distances, rows.lengths = before
+            vars(request).update(before)
+            rows.lengths = lengths_before
             rows.unwind(depth)
 
     @property
@@ -139,6 +149,7 @@ class HookedTransformer(ReadsTexts):
         lengths: Tensor | None = None,
         sink_position: int = 0,
         n_distances: int = N_DISTANCES,
+        reads_only: bool = False,
     ) -> Tensor:
         """One forward without gradient, KV cache or (unless asked for) unembedding.
 
@@ -150,7 +161,7 @@ class HookedTransformer(ReadsTexts):
             start_at_layer: the first layer to run, on `residual`; n_layers for the final norm alone.
             stop_at_layer: the layer to stop before; n_layers to stop before the final norm.
             unembed: return logits [batch, pos, d_vocab].
-            lengths, sink_position, n_distances: as in `streaming`.
+            lengths, sink_position, n_distances, reads_only: as in `streaming`.
 
         Returns:
             The final norm's output [batch, pos, d_model]; with `stop_at_layer`, the residual entering that layer; with
@@ -185,7 +196,9 @@ class HookedTransformer(ReadsTexts):
                 with torch.no_grad():
                     normed: Tensor = self.ln_final(residual)
                     return normed
-            asked = self.streaming(lengths=lengths, sink_position=sink_position, n_distances=n_distances)
+            asked = self.streaming(
+                lengths=lengths, sink_position=sink_position, n_distances=n_distances, reads_only=reads_only
+            )
             with torch.no_grad(), asked, self._between(residual, start_at_layer, stop_at_layer):
                 if unembed:
                     logits: Tensor = model(**inputs, use_cache=False).logits
@@ -316,12 +329,8 @@ class HookedTransformer(ReadsTexts):
         request, lengths = self._request, self.padded_lengths(input, kwargs)
         if lengths is None and not request.rows.running:  # a forward within a hook is of another batch
             lengths = request.rows.lengths
-        with (
-            self._between(),
-            self.streaming(
-                lengths=lengths, sink_position=request.sink_position, n_distances=request.n_distances
-            ),
-        ):
+        asked = {name: value for name, value in vars(request).items() if name != "rows"}
+        with self._between(), self.streaming(lengths=lengths, **asked):
             return super().forward(input, *args, **kwargs)
 
     def describe_hooks(self, *, every: bool = False) -> list[HookPointInfo]:

@@ -34,11 +34,13 @@ class Request:
 
     ``sink_position`` is the absolute position of the key that `hook_sink` measures; ``n_distances`` how many distances
     `hook_distance` has; ``rows`` knows where the rows of the running forward stand, and which of them are pads, whose
-    queries are left out of `hook_received` and `hook_distance`.
+    queries are left out of `hook_received` and `hook_distance`. ``reads_only`` says that hooks write into nothing in
+    place: a matrix that is looked at and not edited then leaves no trace in what the layer computes.
     """
 
     sink_position: int = 0
     n_distances: int = N_DISTANCES
+    reads_only: bool = False
     rows: Rows = field(default_factory=Rows)
 
 

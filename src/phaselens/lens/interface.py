@@ -111,10 +111,13 @@ def _observed(
     if not explicit and not wanted and native:
         return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
     key, value, scores_kw = slots.crop(key), slots.crop(value), slots.crop_mask(scores_kw)
+    pattern = None
     if explicit:
-        return _explicit(owner, slots, query, key, value, scores_kw)
+        scores, pattern, edited = _fire_matrix(owner, slots, query, key, scores_kw)
+        if edited or not owner.request.reads_only or _needs_gradient(query, key, value):
+            return _from_matrix(owner, slots, scores, pattern, value, scores_kw)
     if not wanted:
-        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
+        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), pattern
     if _needs_gradient(query, key, value):
         # The fused kernel's log-sum-exp carries no gradient. The output keeps its own; the statistics are constants,
         # on which a backward pass fails loudly instead of being wrong.
@@ -127,7 +130,7 @@ def _observed(
     with torch.no_grad():
         out, lse = attention.attend(query, key, value, **scores_kw)
         _fire_statistics(owner, slots, wanted, query, key, lse, scores_kw)
-    return out.transpose(1, 2).contiguous(), None
+    return out.transpose(1, 2).contiguous(), pattern
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:
@@ -173,24 +176,36 @@ def _weigh(pattern: Tensor, value: Tensor) -> Tensor:
     return pattern.to(value.dtype) @ value.repeat_interleave(groups, dim=1)
 
 
-def _explicit(
-    owner: StreamingAttention,
-    slots: KeySlots,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scores_kw: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
-    """The matrix itself, because somebody looks at it; statistics then follow its edits.
+def _fire_matrix(
+    owner: StreamingAttention, slots: KeySlots, query: Tensor, key: Tensor, scores_kw: dict[str, Any]
+) -> tuple[Tensor, Tensor, bool]:
+    """Scores and weights [batch, head, query, key], because somebody looks at them, and whether a hook edited them.
 
     Hooks see a column for every position of the text so far. Those of keys that a sliding cache has let go are hidden,
     as the window hides them without a cache.
     """
-    scores = attention.explicit_scores(query, key, **_without_sinks(scores_kw))
-    scores = owner.hook_attn_scores(slots.with_dropped(scores, -torch.inf))
+    built = slots.with_dropped(attention.explicit_scores(query, key, **_without_sinks(scores_kw)), -torch.inf)
+    version = built._version
+    scores = owner.hook_attn_scores(built)
+    edited = scores is not built or built._version != version
     _require_untouched(owner, "hook_attn_scores", scores[..., : slots.n_dropped], -torch.inf)
-    pattern = owner.hook_pattern(attention.explicit_pattern(scores, sinks=scores_kw["sinks"]))
+    built = attention.explicit_pattern(scores, sinks=scores_kw["sinks"])
+    version = built._version
+    pattern = owner.hook_pattern(built)
+    edited = edited or pattern is not built or built._version != version
     _require_untouched(owner, "hook_pattern", pattern[..., : slots.n_dropped], 0.0)
+    return scores, pattern, edited
+
+
+def _from_matrix(
+    owner: StreamingAttention,
+    slots: KeySlots,
+    scores: Tensor,
+    pattern: Tensor,
+    value: Tensor,
+    scores_kw: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """The output, and all that is streamed elsewhere, from the matrix itself: they follow its edits."""
     out = _weigh(pattern[..., slots.n_dropped :], value).transpose(1, 2).contiguous()
     wanted = owner.hooked_statistics()
     if wanted:

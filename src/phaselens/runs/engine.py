@@ -158,6 +158,7 @@ def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured],
                 sink_position=sink_position,
                 n_distances=max(measured.n_distances for measured in working),
                 unembed=any(name.startswith("unembed.") for name in names),
+                reads_only=True,  # metrics get copies
             )
         layers.hand_out()
     layers.require_all(names)
