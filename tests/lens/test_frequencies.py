@@ -86,6 +86,16 @@ def padded(lengths: list[int]) -> Tensor:
     return torch.cat([torch.nn.functional.pad(text(n), (0, longest - n)) for n in lengths])
 
 
+def continued(rope_type: str, length: int, n_new: int) -> Tensor:
+    """A text and its likeliest next tokens, each said by a fresh model that is given the text so far and no cache."""
+    tokens = text(length)
+    for _ in range(n_new):
+        with torch.no_grad():
+            logits = fresh(rope_type)(tokens, use_cache=False).logits
+        tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], -1)
+    return tokens
+
+
 LENGTHS = st.integers(2, 2 * N_CTX) | st.sampled_from([N_CTX - 1, N_CTX, N_CTX + 1])
 
 
@@ -124,12 +134,7 @@ def test_generation_follows_a_fresh_model(rope_type, lengths):
         generated = lens.generate(
             text(length), max_new_tokens=8, do_sample=False, verbose=False, stop_at_eos=False
         )
-        expected = text(length)
-        for _ in range(8):
-            with torch.no_grad():
-                logits = fresh(rope_type)(expected, use_cache=False).logits
-            expected = torch.cat([expected, logits[:, -1:].argmax(-1)], -1)
-        assert torch.equal(generated, expected)
+        assert torch.equal(generated, continued(rope_type, length, 8))
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
@@ -139,12 +144,7 @@ def test_transformers_own_generation_follows_a_fresh_model(rope_type):
         generated = lens.hf_generate(
             text(length), 8, do_sample=False, stop_at_eos=False, return_type="tokens"
         )
-        expected = text(length)
-        for _ in range(8):
-            with torch.no_grad():
-                logits = fresh(rope_type)(expected, use_cache=False).logits
-            expected = torch.cat([expected, logits[:, -1:].argmax(-1)], -1)
-        assert torch.equal(generated, expected)
+        assert torch.equal(generated, continued(rope_type, length, 8))
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tools.recalibrate.recipe import Recipe
-from tools.train_pair.corpus import books
+from tools.train_pair.corpus import books, held_out_windows, is_prepared, windows_at, write_streams
+
+__all__ = ["batch", "held_out_windows", "open_stream", "prepare"]
 
 Stream = npt.NDArray[Any]
 Rows = npt.NDArray[np.int64]
@@ -34,27 +35,17 @@ def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], tokenizer: Any
         "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
         "dtype": "uint16" if len(tokenizer) <= 1 << 16 else "uint32",
     }
-    record = cache / "books.json"
-    if record.exists():
-        earlier = json.loads(record.read_text(encoding="utf-8"))
-        if {key: earlier[key] for key in facts} != facts:
-            raise ValueError(
-                f"{cache} was prepared from other books or another tokenizer; choose another --cache"
-            )
+    if is_prepared(cache, facts, "another tokenizer"):
         return
-    cache.mkdir(parents=True, exist_ok=True)
-    sizes = {}
+    streams = {}
     for name, paths in (("train", training), ("held_out", held)):
         texts = [path.read_text(encoding="utf-8") for path in paths]
         encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         stream = np.concatenate([np.asarray(encoding.ids, dtype=facts["dtype"]) for encoding in encodings])
         if (stream == tokenizer.bos_token_id).any():
             raise ValueError(f"the {name} books spell out {tokenizer.bos_token!r}; remove it from them")
-        stream.tofile(cache / f"{name}.bin")
-        sizes[f"{name}_tokens"] = int(stream.size)
-    partial = record.with_suffix(".tmp")
-    partial.write_text(json.dumps(facts | sizes, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, record)
+        streams[name] = stream
+    write_streams(cache, streams, facts)
 
 
 def open_stream(cache: Path, name: str) -> Stream:
@@ -71,17 +62,4 @@ def batch(stream: Stream, recipe: Recipe, bos: int, step: int) -> Rows:
     rng = np.random.default_rng((recipe.seed, step))
     length = recipe.lengths[step % len(recipe.lengths)]
     starts = rng.integers(0, stream.size - length, size=recipe.batch_tokens // length)
-    return _windows(stream, starts, length, bos)
-
-
-def held_out_windows(stream: Stream, n_windows: int, length: int, bos: int) -> Rows:
-    """`n_windows` evenly spaced windows, [n_windows, length], BOS first in each."""
-    starts = np.linspace(0, stream.size - length, n_windows, dtype=np.int64)
-    return _windows(stream, starts, length, bos)
-
-
-def _windows(stream: Stream, starts: npt.NDArray[np.int64], length: int, bos: int) -> Rows:
-    rows = np.full((len(starts), length), bos, dtype=np.int64)
-    for row, start in zip(rows, starts, strict=True):
-        row[1:] = stream[start : start + length - 1]
-    return rows
+    return windows_at(stream, starts, length, bos)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,30 +82,47 @@ def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], vocab_size: in
 
     `books.json` comes last, so its presence says that the others are whole.
     """
-    record = cache / "books.json"
     training, held = books(corpus, held_out)
-    names = {
-        "training": [p.stem for p in training],
-        "held_out": [p.stem for p in held],
+    facts = {
+        "training": [path.stem for path in training],
+        "held_out": [path.stem for path in held],
         "vocab_size": vocab_size,
     }
-    if record.exists():
-        known = json.loads(record.read_text(encoding="utf-8"))
-        if {key: known[key] for key in names} != names:
-            raise ValueError(
-                f"{cache} was prepared from other books or another vocabulary; choose another --cache"
-            )
+    if is_prepared(cache, facts, "another vocabulary"):
         return
-    cache.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(training, vocab_size)
     tokenizer.save_pretrained(str(cache / "tokenizer"))
+    streams = {
+        name: encode_books(tokenizer, paths) for name, paths in (("train", training), ("held_out", held))
+    }
+    write_streams(cache, streams, facts)
+
+
+def is_prepared(cache: Path, facts: dict[str, Any], otherwise: str) -> bool:
+    """Whether a finished cache is there.
+
+    Raises:
+        ValueError: for one of other books, or of what `otherwise` names.
+    """
+    record = cache / "books.json"
+    if not record.exists():
+        return False
+    earlier = json.loads(record.read_text(encoding="utf-8"))
+    if {key: earlier[key] for key in facts} != facts:
+        raise ValueError(f"{cache} was prepared from other books or {otherwise}; choose another --cache")
+    return True
+
+
+def write_streams(cache: Path, streams: dict[str, npt.NDArray[Any]], facts: dict[str, Any]) -> None:
+    """Write each stream, and then `books.json` with the facts and the streams' sizes."""
+    cache.mkdir(parents=True, exist_ok=True)
     sizes = {}
-    for name, paths in (("train", training), ("held_out", held)):
-        stream = encode_books(tokenizer, paths)
+    for name, stream in streams.items():
         stream.tofile(cache / f"{name}.bin")
         sizes[f"{name}_tokens"] = int(stream.size)
+    record = cache / "books.json"
     partial = record.with_suffix(".tmp")
-    partial.write_text(json.dumps(names | sizes, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(facts | sizes, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, record)
 
 
@@ -113,8 +131,19 @@ def open_stream(cache: Path, name: str) -> Tokens:
     return np.memmap(cache / f"{name}.bin", dtype=np.uint16, mode="r")
 
 
-def held_out_windows(stream: Tokens, n_windows: int, length: int) -> npt.NDArray[np.int64]:
-    """`n_windows` evenly spaced windows of plain text, [n_windows, length], each with `<s>` put first."""
+def held_out_windows(
+    stream: npt.NDArray[Any], n_windows: int, length: int, bos: int = BOS_ID
+) -> npt.NDArray[np.int64]:
+    """`n_windows` evenly spaced windows of plain text, [n_windows, length], BOS first in each."""
     starts = np.linspace(0, stream.size - length, n_windows, dtype=np.int64)
-    rows = np.stack([np.asarray(stream[start : start + length - 1]) for start in starts])
-    return np.concatenate([np.full((n_windows, 1), BOS_ID), rows], axis=1).astype(np.int64)
+    return windows_at(stream, starts, length, bos)
+
+
+def windows_at(
+    stream: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int, bos: int
+) -> npt.NDArray[np.int64]:
+    """The windows of a stream that begin at `starts`, [window, length], BOS first in each."""
+    rows = np.full((len(starts), length), bos, dtype=np.int64)
+    for row, start in zip(rows, starts, strict=True):
+        row[1:] = stream[start : start + length - 1]
+    return rows

@@ -96,8 +96,8 @@ class HookedTransformer(ReadsTexts):
         if lengths is not None and (
             not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.is_floating_point()
         ):
-            found = list(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
-            raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {found}")
+            received = list(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
+            raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {received}")
         request, rows = self._request, self._request.rows
         before, lengths_before, depth = vars(request).copy(), rows.lengths, rows.depth
         vars(request).update(sink_position=sink_position, n_distances=n_distances, reads_only=reads_only)

@@ -11,6 +11,7 @@ It fires the hook points inside attention and picks, layer by layer, the cheapes
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,12 +75,13 @@ def attend_hooked(
     reference = module.__dict__.get(OWNER)
     owner: StreamingAttention | None = reference() if reference is not None else None
     note_mask(module, attention_mask)
+    plain = functools.partial(_plain, module, dropout, is_causal, kwargs)
     if owner is None:
         if attention_mask is None and query.shape[2] > 1:
             # transformers leaves the mask out where the first query stands at the first key; a static cache then has
             # room for keys that come later.
             key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
+        return plain(query, key, value, scores_kw), None
 
     slots = KeySlots.of(owner.request.rows, key)
     if attention_mask is None and 1 < query.shape[2] < slots.n_kept:
@@ -88,28 +90,26 @@ def attend_hooked(
             "which key the first query stands at is unknown"
         )
     query, key = owner.fire_rotated(query, key)
-    out, pattern = _observed(owner, slots, module, query, key, value, scores_kw, dropout, is_causal, kwargs)
+    out, pattern = _observed(owner, slots, plain, query, key, value, scores_kw)
     return owner.hook_attended(out), pattern
 
 
 def _observed(
     owner: StreamingAttention,
     slots: KeySlots,
-    module: Any,
+    plain: Callable[[Tensor, Tensor, Tensor, dict[str, Any]], Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scores_kw: dict[str, Any],
-    dropout: float,
-    is_causal: bool | None,
-    kwargs: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend by the cheapest computation that serves whoever listens to the owner's statistics or matrix."""
+    """Attend by the cheapest computation that serves whoever listens to the owner's statistics or matrix; `plain` is
+    what the model itself computes."""
     explicit = is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern)
     wanted = owner.hooked_statistics()
     native = scores_kw["softcap"] is None and scores_kw["sinks"] is None
     if not explicit and not wanted and native:
-        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), None
+        return plain(query, key, value, scores_kw), None
     key, value, scores_kw = slots.crop(key), slots.crop(value), slots.crop_mask(scores_kw)
     pattern = None
     if explicit:
@@ -117,11 +117,11 @@ def _observed(
         if edited or not owner.request.reads_only or _needs_gradient(query, key, value):
             return _from_matrix(owner, slots, scores, pattern, value, scores_kw)
     if not wanted:
-        return _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs), pattern
+        return plain(query, key, value, scores_kw), pattern
     if _needs_gradient(query, key, value):
         # The fused kernel's log-sum-exp carries no gradient. The output keeps its own; the statistics are constants,
         # on which a backward pass fails loudly instead of being wrong.
-        out = _plain(module, query, key, value, scores_kw, dropout, is_causal, kwargs)
+        out = plain(query, key, value, scores_kw)
         with torch.no_grad():
             query, key, value = query.detach(), key.detach(), value.detach()
             _, lse = attention.attend(query, key, value, **scores_kw)
@@ -139,13 +139,13 @@ def _needs_gradient(*tensors: Tensor) -> bool:
 
 def _plain(
     module: Any,
+    dropout: float,
+    is_causal: bool | None,
+    kwargs: dict[str, Any],
     query: Tensor,
     key: Tensor,
     value: Tensor,
     scores_kw: dict[str, Any],
-    dropout: float,
-    is_causal: bool | None,
-    kwargs: dict[str, Any],
 ) -> Tensor:
     """What the model itself computes, [batch, query, head, d_head]."""
     if scores_kw["softcap"] is None and scores_kw["sinks"] is None:

@@ -53,8 +53,7 @@ def read_rotations(lens: Any, positions: Sequence[str]) -> tuple[Rotation | None
     try:
         for attention in attentions:
             attention.nulled = False
-        with _unchanged_rotary_state(lens.original_model):
-            rotated = _rotated(lens)
+        rotated = _rotated(lens)
     finally:
         for attention, was_nulled in zip(attentions, nulled, strict=True):
             attention.nulled = was_nulled
@@ -193,29 +192,3 @@ def _without_norms(attentions: Sequence[Any]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _unchanged_rotary_state(model: Any) -> Iterator[None]:
-    """Put frequencies and lengths that rotary modules keep between forwards back as they were.
-
-    Some register a new buffer (dynamic NTK), some write into the one that they have (longrope).
-    """
-    modules = [
-        module for module in model.modules() if any(name.endswith("inv_freq") for name in module._buffers)
-    ]
-    attributes = [vars(module).copy() for module in modules]
-    buffers = [dict(module._buffers) for module in modules]
-    contents = [
-        {name: buffer.clone() for name, buffer in kept.items() if buffer is not None} for kept in buffers
-    ]
-    try:
-        yield
-    finally:
-        for module, plain, kept, content in zip(modules, attributes, buffers, contents, strict=True):
-            vars(module).clear()
-            vars(module).update(plain)
-            module._buffers.clear()
-            module._buffers.update(kept)
-            for name, values in content.items():
-                kept[name].copy_(values)
