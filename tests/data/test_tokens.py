@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 from tests.toys import toy_tokenizer
 
-from phaselens.data import Encoder, Text, encode
+from phaselens.data import Encoder, Text, Tokens
 from phaselens.errors import InputError
 from phaselens.testing import tiny_tokenizer
 
 TEXT = Text("t", "a b c")
 PLAIN = (3, 4, 5)
+
+
+def encode(tokenizer: Any, text: Text, *, bos: str, bos_token_id: int | None, max_tokens: int) -> Tokens:
+    return Encoder(tokenizer, bos=bos, bos_token_id=bos_token_id).tokens(text, max_tokens)
 
 
 @pytest.mark.parametrize(

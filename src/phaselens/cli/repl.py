@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 def repl(models: tuple[str, ...], **given: Any) -> None:
     """Patch activations by hand, in IPython.
 
-    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, smollm2-drope, smollm2-rope, a checkpoint
-    folder, a plugin's model or a hub id. None means: rope drope. Inside, guide() lists what there is; everything is
-    also in `phaselens.patching`.
+    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, a checkpoint folder, a plugin's
+    model or a hub id. None means: rope drope. Inside, guide() lists what there is; everything is also in
+    `phaselens.patching`.
     """
     from phaselens.cli.outcome import only_results_on_stdout
     from phaselens.report.progress import ProgressBar

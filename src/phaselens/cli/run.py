@@ -80,9 +80,9 @@ _POSITIVE = click.IntRange(min=1)
 def run(ctx: click.Context, /, models: tuple[str, ...], **given: Any) -> int:
     """Measure metrics on models, side by side, on the same texts.
 
-    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, smollm2-drope, smollm2-rope, a checkpoint
-    folder, a plugin's model or a hub id. None means: rope drope. Name a metric with -p; `phaselens run -p NAME
-    --help` shows its parameters, `phaselens plugins` lists all.
+    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, a checkpoint folder, a plugin's
+    model or a hub id. None means: rope drope. Name a metric with -p; `phaselens run -p NAME --help` shows its
+    parameters, `phaselens plugins` lists all.
     """
     flags = metric_flags(ctx).values(given)
     names = options.split_names(given["names"]) or metrics_in_files(ctx)

@@ -3,6 +3,6 @@ models."""
 
 from phaselens.data.batching import pack
 from phaselens.data.reading import Text, read_texts, texts_from
-from phaselens.data.tokens import BOS_POLICIES, Encoder, Tokens, encode
+from phaselens.data.tokens import BOS_POLICIES, Encoder, Tokens
 
-__all__ = ["BOS_POLICIES", "Encoder", "Text", "Tokens", "encode", "pack", "read_texts", "texts_from"]
+__all__ = ["BOS_POLICIES", "Encoder", "Text", "Tokens", "pack", "read_texts", "texts_from"]

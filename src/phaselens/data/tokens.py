@@ -195,12 +195,3 @@ def named(ids: Sequence[str]) -> str:
     shown = ", ".join(map(repr, ids[:_MOST_NAMES]))
     more = f" and {len(ids) - _MOST_NAMES} more" if len(ids) > _MOST_NAMES else ""
     return f"text{'' if len(ids) == 1 else 's'} {shown}{more}"
-
-
-def encode(tokenizer: Any, text: Text, *, bos: str, bos_token_id: int | None, max_tokens: int) -> Tokens:
-    """`text` as the first `max_tokens` tokens of a Hugging Face tokenizer; see `Encoder`.
-
-    Raises:
-        InputError: where it has none.
-    """
-    return Encoder(tokenizer, bos=bos, bos_token_id=bos_token_id).tokens(text, max_tokens)

@@ -44,9 +44,9 @@ def load(
     """Load a decoder-only language model and check that what the lens sees is what the model does.
 
     Args:
-        source: ``"rope"`` or ``"drope"`` (the bundled pair); ``"smollm2"``, ``"smollm2-drope"`` or ``"smollm2-rope"``
-            (from the extra ``phaselens[smollm2]``); a checkpoint folder; a hub id (the only thing here that can reach
-            the network); or a Hugging Face model object, which is wrapped in place.
+        source: ``"rope"`` or ``"drope"`` (the bundled pair); ``"smollm2"`` (from the extra ``phaselens[smollm2]``); a
+            checkpoint folder; a hub id (the only thing here that can reach the network); or a Hugging Face model
+            object, which is wrapped in place.
         label: the name used in tables; by default the last part of `source`.
         positions: ``"auto"`` as the checkpoint is; ``"nope"`` nulls the rotation of any rotary model (cos=1, sin=0),
             without recalibration.
