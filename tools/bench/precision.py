@@ -66,7 +66,6 @@ def errors(q: Tensor, k: Tensor) -> dict[str, float]:
     received = pattern.sum(-2)
     pairs = {
         "lse": (attention.refine_lse(q, k, lse, scale=1.0), exact_lse, exact_lse.abs().clamp(min=1.0)),
-        "sink alone": (attention.sink_mass(q, k, lse, scale=1.0), pattern[..., 0], 1.0),
         "sink": (found.sink, pattern[..., 0], 1.0),
         "entropy": (found.entropy, torch.special.entr(pattern).sum(-1), 1.0),
         "received": (found.received, received, received.clamp(min=1.0)),
@@ -93,7 +92,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    names = ("lse", "sink alone", "sink", "entropy", "received")
+    names = ("lse", "sink", "entropy", "received")
     worst: dict[tuple[str, int], dict[str, float]] = {}
     for d in chosen.d_head:
         print(f"d_head {d}, {chosen.tokens} tokens, {chosen.heads} heads")
