@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import phaselens
-from phaselens.data import encode, texts_from
+from phaselens.data import Encoder, texts_from
 from phaselens.plugin import BASELINE, Outcome, plugins
 from phaselens.runs import gather
 from phaselens.testing import check_metric
@@ -265,7 +265,8 @@ def test_norms_that_are_nan_leave_no_layer_and_no_condition() -> None:
     metric = plugins().metric(METRIC)
     asked = metric(lens.info, metric.Params())
     texts = texts_from(TEXTS)
-    tokens = [encode(lens.text_tokenizer, text, bos="auto", bos_token_id=0, max_tokens=512) for text in texts]
+    encoder = Encoder(lens.text_tokenizer, bos_token_id=0)
+    tokens = [encoder.tokens(text, 512) for text in texts]
     gather(lens, tokens, asked, [[0, 1, 2, 3]])
     assert asked.conditions() == []
     found = run(METRIC, lens, params={"seeds": 0})

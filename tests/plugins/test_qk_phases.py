@@ -26,13 +26,11 @@ def lens() -> Any:
 
 def first_condition(lens: Any, name: str) -> Condition:
     """A condition as a run on TEXTS declares it."""
-    from phaselens.data import encode, texts_from
+    from phaselens.data import Encoder, texts_from
     from phaselens.runs import gather
 
-    texts = [
-        encode(lens.text_tokenizer, text, bos="auto", bos_token_id=0, max_tokens=512)
-        for text in texts_from(TEXTS)
-    ]
+    encoder = Encoder(lens.text_tokenizer, bos_token_id=0)
+    texts = [encoder.tokens(text, 512) for text in texts_from(TEXTS)]
     metric = QkDisruption(lens.info, QkParams(conditions=name))
     gather(lens, texts, metric, [[0, 1, 2, 3]])
     return next(one for one in metric.conditions() if one.name == name)
