@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +47,20 @@ def lens_of(family: str, **overrides):
 @pytest.fixture
 def tokens() -> Tensor:
     return text()
+
+
+@pytest.fixture
+def read_for_digests(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were read for their digests since the test began, in order."""
+    files: list[Path] = []
+    digest = hashlib.file_digest
+
+    def counted(handle: Any, algorithm: str) -> Any:
+        files.append(Path(handle.name))
+        return digest(handle, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    return files
 
 
 def by_distance(pattern: Tensor, n: int) -> Tensor:

@@ -139,6 +139,12 @@ def cache_folders(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "phaselens" / "dequantised").iterdir())
 
 
+def flip_last_byte(file: Path) -> None:
+    """Damage that leaves the size as it is."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 def refuse_to_read(*_: object) -> None:
     raise AssertionError("the GGUF file was dequantised again")
 
@@ -174,16 +180,18 @@ def test_a_second_load_reads_the_cache(package, tmp_path, monkeypatch) -> None:
     [
         lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
         lambda folder: os.truncate(folder / "model.safetensors", 20_000),
+        lambda folder: flip_last_byte(folder / "model.safetensors"),
         lambda folder: (folder / "tokenizer.json").unlink(),
         lambda folder: (folder / "config.json").write_text("{}"),
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text("{}"),
         lambda folder: (folder / "manifest.json").write_text("[1]"),
     ],
-    ids=["short", "cut", "no tokenizer", "config", "no manifest", "empty manifest", "list"],
+    ids=["short", "cut", "flipped", "no tokenizer", "config", "no manifest", "empty manifest", "list"],
 )
 def test_a_damaged_cache_is_rebuilt(package, tmp_path, damage) -> None:
     folder = Path(packaged.resolve("smollm2"))
+    assert packaged.resolve("smollm2") == str(folder)
     damage(folder)
     assert packaged.resolve("smollm2") == str(folder)
     stored = load_file(folder / "model.safetensors")
@@ -275,6 +283,20 @@ def test_a_run_says_the_protocol(package) -> None:
     for part in ("4 bits", "--bos always", "<|im_start|>"):
         assert part in note
     assert run.models[0].info.as_dict()["note"] in note
+
+
+def test_a_run_reads_its_files_once_for_their_digests(package, tmp_path, read_for_digests) -> None:
+    """To find the cache, to check it, and for the record."""
+    import hashlib
+
+    packaged.resolve("smollm2")
+    read_for_digests.clear()
+    run = phaselens.run(["smollm2", "rope"], metrics=["sinks"], texts=["Call me Ishmael."])
+    (folder,) = cache_folders(tmp_path)
+    assert read_for_digests.count(folder / "model.safetensors") == 1
+    assert len(read_for_digests) == len(set(read_for_digests))
+    stored = (folder / "model.safetensors").read_bytes()
+    assert run.models[0].info.files["model.safetensors"] == hashlib.sha256(stored).hexdigest()
 
 
 # Adapters

@@ -7,7 +7,6 @@ same weights plus a low-rank adapter that is shipped with PhaseLens (`phaselens.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from phaselens.errors import ModelError
+from phaselens.lens.digests import sha256
 
 # Part of the cache's folder name: raise it when what is written there changes.
 _CACHE_FORMAT = 1
@@ -94,9 +94,7 @@ def resolve(name: str) -> str:
     if model.adapter is not None:
         adapter_folder(name)
     gguf = _gguf_file(name, model.package)
-    with gguf.open("rb") as handle:
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    folder = cache_root() / "dequantised" / f"{digest}-v{_CACHE_FORMAT}"
+    folder = cache_root() / "dequantised" / f"{sha256(gguf)}-v{_CACHE_FORMAT}"
     if not _is_whole(folder):
         _dequantise(name, model.package, gguf, folder)
     return str(folder)
@@ -172,14 +170,9 @@ def _is_whole(folder: Path) -> bool:
     """Whether a cache folder holds every file that its manifest lists, unchanged."""
     try:
         listed: dict[str, str] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        return bool(listed) and all(_sha256(folder / file) == digest for file, digest in listed.items())
+        return bool(listed) and all(sha256(folder / file) == digest for file, digest in listed.items())
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _dequantise(name: str, package: Package, gguf: Path, folder: Path) -> None:
@@ -193,7 +186,7 @@ def _dequantise(name: str, package: Package, gguf: Path, folder: Path) -> None:
         _remove_abandoned(folder)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
         _write_checkpoint(model, tokenizer, partial)
-        digests = {file.name: _sha256(file) for file in sorted(partial.iterdir())}
+        digests = {file.name: sha256(file) for file in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
         _put_in_place(partial, folder)
     except (OSError, SafetensorError) as failed:

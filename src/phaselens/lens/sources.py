@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches
 from phaselens.lens import headers, packaged
+from phaselens.lens.digests import sha256
 
 BUNDLED = ("rope", "drope")
 # Every name that `load` takes without a folder or a hub.
@@ -310,11 +310,7 @@ def hash_files(folder: str) -> dict[str, str]:
     )
     if sum(f.stat().st_size for f in files) > _HASH_UP_TO_BYTES:
         return {}
-    hashes = {}
-    for file in files:
-        with file.open("rb") as handle:
-            hashes[file.name] = hashlib.file_digest(handle, "sha256").hexdigest()
-    return hashes
+    return {file.name: sha256(file) for file in files}
 
 
 def load_tokenizer(source: str, tokenizer: Any, revision: str | None) -> tuple[Any, str | None]:

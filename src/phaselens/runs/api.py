@@ -25,7 +25,6 @@ from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
 from phaselens.runs.sources import (
     load_model,
     named_texts,
-    require_complete,
     require_device_and_dtype,
     require_model,
     used_plugins,
@@ -167,14 +166,19 @@ def _labels(models: Sequence[str | HookedTransformer]) -> list[str]:
 
 
 def _require_present(models: Sequence[str | HookedTransformer], options: Options) -> None:
-    """A model that is not there, or is damaged, stops the run before the first one has been measured for minutes."""
-    if any(isinstance(model, str) for model in models):
+    """Stop the run on a missing or damaged model before the first model has been measured for minutes."""
+    specs = [ModelSpec.parse(model) for model in models if isinstance(model, str)]
+    if specs:
         require_device_and_dtype(options.device, options.dtype)
-    if len(models) > 1:
-        named = [ModelSpec.parse(model) for model in models if isinstance(model, str)]
-        for require in (require_model, require_complete):  # the second takes seconds to import what it needs
-            for spec in named:
-                require(spec)
+    if len(models) == 1:
+        return
+    from phaselens.lens.sources import require_complete
+
+    # All headers first: what `require_complete` needs takes seconds to import.
+    folders = [(spec, require_model(spec)) for spec in specs]
+    for spec, folder in folders:
+        if folder is not None:
+            require_complete(folder, spec.source)
 
 
 def _load(model: str, label: str, options: Options, observer: Observer) -> HookedTransformer:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.data import Text
 from phaselens.errors import InputError, ModelError
-from phaselens.lens.packaged import MODELS as PACKAGED_MODELS
 from phaselens.plugin import NamedModel, plugins
 from phaselens.plugin.loading import FAULTS, told
 from phaselens.runs.options import DEFAULT_MODELS, ModelSpec
@@ -60,20 +59,22 @@ def require_device_and_dtype(device: str, dtype: str) -> None:
     resolve_dtype(dtype, resolve_device(device), None)
 
 
-def require_model(spec: ModelSpec) -> None:
-    """ModelError if nothing of this name can be loaded, or what is there is damaged. Reads headers only."""
+def require_model(spec: ModelSpec) -> str | None:
+    """Check that a model can be loaded, by headers alone.
+
+    Returns:
+        The checkpoint folder or hub id that the name stands for; None for a plugin's model.
+
+    Raises:
+        ModelError: where nothing of this name can be loaded, or what can is damaged.
+    """
     from phaselens.lens.sources import require_readable, resolve
 
-    if _of_plugin(spec.source) is None:
-        require_readable(resolve(spec.source), spec.source, spec.revision)
-
-
-def require_complete(spec: ModelSpec) -> None:
-    """ModelError if a checkpoint folder has a config or a tokenizer with which no run is possible."""
-    from phaselens.lens import sources
-
-    if _of_plugin(spec.source) is None:
-        sources.require_complete(sources.resolve(spec.source), spec.source)
+    if _of_plugin(spec.source) is not None:
+        return None
+    folder = resolve(spec.source)
+    require_readable(folder, spec.source, spec.revision)
+    return folder
 
 
 def named_texts(source: str) -> str | Iterable[str | Text]:
@@ -100,6 +101,8 @@ def used_plugins(models: Iterable[str], texts: object) -> list[str]:
 
 def _of_plugin(source: str) -> NamedModel | None:
     """Names that PhaseLens itself resolves, and paths, go before a plugin's."""
+    from phaselens.lens.packaged import MODELS as PACKAGED_MODELS
+
     if source in DEFAULT_MODELS or source in PACKAGED_MODELS or Path(source).exists():
         return None
     return plugins().model(source)
