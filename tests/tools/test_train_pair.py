@@ -15,6 +15,8 @@ from tools.train_pair.model import build, null_rotation
 from tools.train_pair.recipe import Recipe
 from tools.train_pair.train import Run
 
+from tests.tools.books import same, write_books
+
 TINY = Recipe(
     vocab_size=300,
     n_layers=2,
@@ -38,8 +40,6 @@ TINY = Recipe(
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("books")
-    rng = np.random.default_rng(0)
     words = [
         "the",
         "ship",
@@ -55,10 +55,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "her",
         "captain",
     ]
-    for name in ("one", "two", "kept"):
-        lines = (" ".join(rng.choice(words, size=12)).capitalize() + "." for _ in range(400))
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
+    return write_books(tmp_path_factory.mktemp("books"), words, n_lines=400)
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +67,6 @@ def cache(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
     return run.model.state_dict()
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_tokenizer_puts_bos_first_and_round_trips(cache: Path) -> None:
@@ -102,9 +95,14 @@ def test_a_missing_held_out_book_is_refused(books: Path, tmp_path: Path) -> None
         corpus.prepare(books, tmp_path / "cache", ("dracula",), 300)
 
 
-def test_a_cache_of_other_books_is_refused(books: Path, cache: Path) -> None:
+def test_a_cache_of_other_books_is_refused(books: Path, cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="choose another"):
         corpus.prepare(books, cache, ("one",), TINY.vocab_size)
+    (tmp_path / "books.json").write_text(
+        '{"training": ["one", "two"], "held_out": ["kept"], "dtype": "uint16"}'
+    )
+    with pytest.raises(ValueError, match="another vocabulary; choose another --cache"):
+        corpus.prepare(books, tmp_path, ("kept",), TINY.vocab_size)
 
 
 def test_copies_are_what_the_marks_promise() -> None:
@@ -221,10 +219,12 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(cache: Path, tmp_path: Path
     whole.run()
     killed = Run(TINY, "trunk", tmp_path / "killed", cache)
     killed.run(stop_step=6)
-    # Steps after the last checkpoint are lost in a kill: step 7 and 8, one of them logged, leave no trace.
+    # Steps after the last checkpoint are lost in a kill: what was logged of them, half a line too, leaves no trace.
     for _ in range(2):
         killed.train_step()
     killed.log(0.0)
+    with (tmp_path / "killed" / "log.jsonl").open("a") as log:
+        log.write('{"phase": "trunk", "step": 9, "los')
     resumed = Run(TINY, "trunk", tmp_path / "killed", cache)
     assert resumed.step == 6
     resumed.run()

@@ -17,8 +17,8 @@ from tools.recalibrate.loss import next_token_loss
 from tools.recalibrate.measure import held_out_loss, sinks_and_spike
 from tools.recalibrate.network import adapt, trainable
 from tools.recalibrate.recipe import Recipe
+from tools.train_pair.train import LOG, trim_log
 
-LOG = "log.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
@@ -133,16 +133,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         if own:
-            self._trim_log()
-
-    def _trim_log(self) -> None:
-        """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
-        log = self.folder / LOG
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= self.step]
-        partial = log.with_suffix(".tmp")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(partial, log)
+            trim_log(self.folder / LOG, self.step)
 
     def save(self) -> None:
         """Write a checkpoint, complete or not at all, and delete the one before unless it is to be kept."""

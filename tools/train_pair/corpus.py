@@ -108,7 +108,7 @@ def is_prepared(cache: Path, facts: dict[str, Any], otherwise: str) -> bool:
     if not record.exists():
         return False
     earlier = json.loads(record.read_text(encoding="utf-8"))
-    if {key: earlier[key] for key in facts} != facts:
+    if {key: earlier.get(key) for key in facts} != facts:
         raise ValueError(f"{cache} was prepared from other books or {otherwise}; choose another --cache")
     return True
 

@@ -63,7 +63,7 @@ class Run:
         own = folder / CHECKPOINT
         if own.exists():
             self._load(own)
-            self._trim_log()
+            trim_log(self.folder / LOG, self.step)
         elif phase != "trunk":
             if trunk is None:
                 raise ValueError(f"{phase} starts from a trunk's checkpoint: give its folder")
@@ -78,15 +78,6 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.branch_step, self.seconds = state["step"], state["branch_step"], state["seconds"]
-
-    def _trim_log(self) -> None:
-        """Drop what a killed run logged after its last checkpoint: those steps are taken again."""
-        log = self.folder / LOG
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-        partial = log.with_suffix(".tmp")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(partial, log)
 
     def save(self) -> None:
         state = {
@@ -179,6 +170,15 @@ class Run:
                 self.snapshot()
             if last or self.due(self.recipe.checkpoint_tokens):
                 self.save()
+
+
+def trim_log(log: Path, step: int) -> None:
+    """Drop what a killed run logged after its checkpoint at `step`, half a line too: those steps are taken again."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    partial = log.with_suffix(".tmp")
+    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(partial, log)
 
 
 def _line(row: dict[str, Any]) -> str:
