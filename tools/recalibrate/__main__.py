@@ -15,8 +15,7 @@ import torch
 from tools.recalibrate import corpus, network
 from tools.recalibrate.recipe import POSITIONS, PRECISIONS, Recipe
 from tools.recalibrate.train import Run, Upkeep
-
-HELD_OUT = ("dracula", "the-adventures-of-sherlock-holmes")
+from tools.train_pair.corpus import HELD_OUT
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,12 +63,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> Run:
     args = parser().parse_args(argv)
     torch.set_num_threads(args.threads)
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(args).items()}
-    recipe = Recipe(**{f.name: options[f.name] for f in dataclasses.fields(Recipe) if f.name in options})
+    options = vars(args)
+    recipe = Recipe.from_dict(
+        {f.name: options[f.name] for f in dataclasses.fields(Recipe) if f.name in options}
+    )
     upkeep = Upkeep(**{f.name: options[f.name] for f in dataclasses.fields(Upkeep)})
     model, tokenizer = network.load(args.model, args.device)
     cache = args.cache or args.out / "cache"
-    corpus.prepare(args.corpus, cache, options["held_out"], tokenizer)
+    corpus.prepare(args.corpus, cache, tuple(args.held_out), tokenizer)
     run = Run(model, tokenizer.bos_token_id, recipe, args.out, cache, upkeep, args.branch_from, args.compile)
     run.run(args.stop_step)
     if run.step == recipe.n_steps:

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from tools.recalibrate.recipe import Recipe
-from tools.train_pair.corpus import books, held_out_windows, is_prepared, windows_at, write_streams
+from tools.train_pair.corpus import (
+    books,
+    held_out_windows,
+    is_prepared,
+    open_stream,
+    windows_at,
+    write_streams,
+)
 
 __all__ = ["batch", "held_out_windows", "open_stream", "prepare"]
 
@@ -46,12 +53,6 @@ def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], tokenizer: Any
             raise ValueError(f"the {name} books spell out {tokenizer.bos_token!r}; remove it from them")
         streams[name] = stream
     write_streams(cache, streams, facts)
-
-
-def open_stream(cache: Path, name: str) -> Stream:
-    """The stream `train` or `held_out`, [tokens], mapped from disk."""
-    dtype = json.loads((cache / "books.json").read_text(encoding="utf-8"))["dtype"]
-    return np.memmap(cache / f"{name}.bin", dtype=dtype, mode="r")
 
 
 def batch(stream: Stream, recipe: Recipe, bos: int, step: int) -> Rows:

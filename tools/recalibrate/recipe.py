@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
-from typing import Any
+
+from tools.train_pair.recipe import RecipeFile
 
 POSITIONS = ("nope", "rope")
 PRECISIONS = ("bf16", "fp32")
@@ -15,7 +14,7 @@ _SCHEDULE_END = ("tokens", "cooldown_tokens", "final_lr_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Recipe(RecipeFile):
     """Everything that determines the trained adapter, apart from the model and the books.
 
     Attributes:
@@ -83,20 +82,3 @@ class Recipe:
         """Whether both take the same steps before either cools down."""
         shared = {name: getattr(self, name) for name in _SCHEDULE_END}
         return dataclasses.replace(other, **shared) == self
-
-    def replace(self, **changes: Any) -> Recipe:
-        """A copy with some values changed; an unknown name raises TypeError."""
-        return dataclasses.replace(self, **changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def read(cls, path: Path) -> Recipe:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

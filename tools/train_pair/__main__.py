@@ -14,7 +14,6 @@ from tools.train_pair.recipe import Recipe
 from tools.train_pair.train import Phase, Run
 
 HERE = Path(__file__).parent
-HELD_OUT = ("dracula", "the-adventures-of-sherlock-holmes")
 PHASES: tuple[Phase, ...] = ("trunk", "rope", "drope")
 
 
@@ -27,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--cache", type=Path, help="tokenizer and token streams (default: OUT/cache)")
     p.add_argument("--recipe", type=Path, default=HERE / "recipes" / "pair.json", help="the numbers, as JSON")
     p.add_argument(
-        "--held-out", nargs="+", default=list(HELD_OUT), help="books (without .txt) never trained on"
+        "--held-out", nargs="+", default=list(corpus.HELD_OUT), help="books (without .txt) never trained on"
     )
     p.add_argument("--phase", choices=("prepare", *PHASES, "export", "all"), default="all")
     p.add_argument("--trunk-tokens", type=int, help="branch after this many tokens instead of the recipe's")

@@ -19,6 +19,9 @@ BOS, EOS, MARK = "<s>", "</s>", "<copy>"
 SPECIAL = (BOS, EOS, MARK)
 BOS_ID, EOS_ID, MARK_ID = 0, 1, 2
 
+# Books that are never trained on, unless others are named.
+HELD_OUT = ("dracula", "the-adventures-of-sherlock-holmes")
+
 
 def books(corpus: Path, held_out: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
     """The text files of `corpus`, sorted: those to train on, and those held out (named without suffix)."""
@@ -126,9 +129,11 @@ def write_streams(cache: Path, streams: dict[str, npt.NDArray[Any]], facts: dict
     os.replace(partial, record)
 
 
-def open_stream(cache: Path, name: str) -> Tokens:
-    """A prepared stream, [tokens], mapped from disk."""
-    return np.memmap(cache / f"{name}.bin", dtype=np.uint16, mode="r")
+def open_stream(cache: Path, name: str) -> npt.NDArray[Any]:
+    """A prepared stream, `train` or `held_out`, [tokens], mapped from disk."""
+    record = json.loads((cache / "books.json").read_text(encoding="utf-8"))
+    # The pair's own vocabulary always fits, so its record names no dtype.
+    return np.memmap(cache / f"{name}.bin", dtype=record.get("dtype", "uint16"), mode="r")
 
 
 def held_out_windows(

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tools.train_pair.corpus import BOS_ID, EOS_ID
 from tools.train_pair.recipe import Recipe
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
-
-
-class NullRotation(nn.Module):
-    """Stands in for the rotary embedding: cos = 1, sin = 0, [1, position, d_head] each."""
-
-    def __init__(self, d_head: int) -> None:
-        super().__init__()
-        self.d_head = d_head
-
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ones = torch.ones(1, position_ids.shape[-1], self.d_head, dtype=x.dtype, device=x.device)
-        return ones, torch.zeros_like(ones)
 
 
 def llama_config(recipe: Recipe) -> LlamaConfig:
@@ -48,7 +38,29 @@ def build(recipe: Recipe) -> LlamaForCausalLM:
     return model
 
 
-def null_rotation(model: LlamaForCausalLM) -> None:
-    """Turn a rotary model into its DroPE form in place; weights and their names stay as they are."""
-    config = model.config
-    model.model.rotary_emb = NullRotation(config.hidden_size // config.num_attention_heads)
+class NullRotation(nn.Module):
+    """Stands in for a rotary embedding: cos = its attention factor, sin = 0, whatever the positions."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+
+    def forward(self, x: Tensor, position_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """cos and sin in the shape and type that the rotary embedding returns."""
+        cos, sin = self.rotary(x, position_ids, **kwargs)
+        factor = float(getattr(self.rotary, "attention_scaling", 1.0))
+        return torch.full_like(cos, factor), torch.zeros_like(sin)
+
+
+def null_rotation(model: Any) -> None:
+    """Null the rotation of a Llama-type model in place; weights and their names stay as they are.
+
+    Raises:
+        ValueError: for a model whose decoder has no `rotary_emb`.
+    """
+    if not isinstance(getattr(model.model, "rotary_emb", None), nn.Module):
+        raise ValueError(
+            f"{type(model).__name__} has no model.rotary_emb, whose rotation could be nulled; "
+            "use a Llama-type model"
+        )
+    model.model.rotary_emb = NullRotation(model.model.rotary_emb)

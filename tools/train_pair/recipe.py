@@ -5,10 +5,44 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, Self
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class RecipeFile:
+    """What every recipe can do: be changed, and be read from and written to JSON, whose lists are its tuples."""
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some values changed; an unknown name raises TypeError."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The recipe with these values and the defaults for all others.
+
+        Raises:
+            ValueError: for a name that is not in the recipe.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise ValueError(f"unknown recipe entries {unknown}; known: {sorted(names)}")
+        return cls(
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe(RecipeFile):
     """Sizes are in tokens unless the name says steps; learning rates are AdamW's."""
 
     seed: int = 0
@@ -84,25 +118,3 @@ class Recipe:
         if left >= self.decay_tokens:
             return self.lr
         return self.lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * left / self.decay_tokens)
-
-    def replace(self, **changes: object) -> Recipe:
-        """A copy with some numbers changed; an unknown name raises TypeError."""
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
-
-    def to_dict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, object]) -> Recipe:
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown recipe entries {unknown}; known: {sorted(known)}")
-        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return cls(**tuples)  # type: ignore[arg-type]
-
-    @classmethod
-    def read(cls, path: Path) -> Recipe:
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

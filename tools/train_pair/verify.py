@@ -110,7 +110,7 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="python -m tools.train_pair.verify", description=__doc__)
     p.add_argument("--corpus", type=Path, required=True)
     p.add_argument("--pair", type=Path, help="folder with rope/ and drope/ (default: the bundled pair)")
-    p.add_argument("--held-out", nargs="+", default=["dracula", "the-adventures-of-sherlock-holmes"])
+    p.add_argument("--held-out", nargs="+", default=list(corpus.HELD_OUT))
     p.add_argument("--count", type=int, default=128)
     p.add_argument("--length", type=int, default=256)
     args = p.parse_args()
