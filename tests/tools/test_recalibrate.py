@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ from tools.recalibrate.loss import CHUNK, next_token_loss
 from tools.recalibrate.measure import sinks_and_spike
 from tools.recalibrate.recipe import Recipe
 from tools.recalibrate.train import CHECKPOINTS, Run, Upkeep, checkpoints
+from tools.train_pair import corpus as pair_corpus
 from tools.train_pair.corpus import train_tokenizer
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+from phaselens.errors import ModelError
+from tests.tools.books import same, write_books
 
 pytest.importorskip("peft")
 
@@ -47,13 +53,8 @@ OFTEN = Upkeep(
 
 @pytest.fixture(scope="module")
 def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("books")
-    rng = np.random.default_rng(0)
     words = ["the", "ship", "sailed", "north", "and", "a", "grey", "sea", "rose", "to", "meet", "her"]
-    for name in ("one", "two", "kept"):
-        lines = (" ".join(rng.choice(words, size=12)).capitalize() + "." for _ in range(100))
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
+    return write_books(tmp_path_factory.mktemp("books"), words, n_lines=100)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +104,6 @@ def values(run: Run) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in run.parameters.items()}
 
 
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
 def rows(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -143,6 +140,13 @@ def test_a_cache_of_other_books_or_another_tokenizer_is_refused(
         corpus.prepare(books, cache, ("one",), tokenizer)
     with pytest.raises(ValueError, match="choose another --cache"):
         corpus.prepare(books, cache, ("kept",), train_tokenizer([books / "one.txt"], 280))
+
+
+def test_a_cache_of_the_pairs_recipe_is_refused(books: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Its record names neither a vocabulary's digest nor a dtype."""
+    pair_corpus.prepare(books, tmp_path, ("kept",), 300)
+    with pytest.raises(ValueError, match=r"another tokenizer; choose another --cache"):
+        corpus.prepare(books, tmp_path, ("kept",), network.load(str(checkpoint))[1])
 
 
 def test_a_book_that_spells_out_bos_is_refused(books: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -196,6 +200,44 @@ def test_the_loss_and_its_gradient_are_cross_entropys() -> None:
     expected = functional.cross_entropy(logits, tokens[:, 1:].flatten())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(gradient, torch.autograd.grad(3 * expected, hidden)[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_loss_without_a_gradient_computes_none() -> None:
+    torch.manual_seed(0)
+    head, tokens = torch.randn(50, 8), torch.randint(0, 50, (2, CHUNK))
+    hidden = torch.randn(2, CHUNK, 8, requires_grad=True)
+    products = 2 * (CHUNK - 1) * 50 * 8
+    with FlopCounterMode(display=False) as counted:
+        trained = next_token_loss(hidden, head, tokens)
+    assert counted.get_total_flops() == 2 * 2 * products
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        held_out = next_token_loss(hidden, head, tokens)
+    assert counted.get_total_flops() == 2 * products
+    assert torch.equal(held_out, trained.detach())
+
+
+@pytest.mark.parametrize("name", ["smollm2-drope", "smollm2-rope"])
+def test_a_model_with_an_adapter_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is smollm2 with an adapter.*recalibrate smollm2$"):
+        network.load(name)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """transformers would fill it at random, and the adapter be trained on that."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of the model's tensors .*layers\.1\.mlp\.up_proj"):
+        network.load(str(tmp_path))
+
+
+def test_a_model_is_loaded_in_float32_with_fused_attention(checkpoint: Path) -> None:
+    model, _ = network.load(str(checkpoint))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_first_adapter_changes_nothing_and_the_rest_is_frozen(checkpoint: Path) -> None:

@@ -12,23 +12,25 @@ CHUNK = 128
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of `hidden @ head.T` against `targets`; the gradient is made on the way forward."""
+    """Mean cross-entropy of `hidden @ head.T` against `targets`; a gradient, if needed, is made on the way forward."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
         rows = hidden.detach().to(head.dtype)
-        gradient = torch.empty_like(rows)
+        gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         exact = torch.promote_types(head.dtype, torch.float32)
         for start in range(0, len(rows), CHUNK):
             part, target = rows[start : start + CHUNK], targets[start : start + CHUNK, None]
             log_p = torch.log_softmax(part @ head.T, dim=-1, dtype=exact)
             total -= log_p.gather(1, target).double().sum()
-            p = log_p.exp_()
-            p.scatter_add_(1, target, torch.full_like(target, -1.0, dtype=p.dtype))
-            gradient[start : start + CHUNK] = p.to(head.dtype) @ head
-        ctx.save_for_backward(gradient)
-        ctx.hidden_dtype = hidden.dtype
+            if gradient is not None:
+                p = log_p.exp_()
+                p.scatter_add_(1, target, torch.full_like(target, -1.0, dtype=p.dtype))
+                gradient[start : start + CHUNK] = p.to(head.dtype) @ head
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+            ctx.hidden_dtype = hidden.dtype
         return (total / len(rows)).to(exact)
 
     @staticmethod

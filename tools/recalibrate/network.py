@@ -7,53 +7,44 @@ from typing import Any
 
 import torch
 from tools.recalibrate.recipe import Recipe
-from torch import Tensor, nn
+from tools.train_pair.model import null_rotation
+from torch import nn
 
-from phaselens.lens import sources
-
-
-class NullRotation(nn.Module):
-    """Stands in for a rotary embedding: cos = its attention factor, sin = 0, whatever the positions."""
-
-    def __init__(self, rotary: nn.Module) -> None:
-        super().__init__()
-        self.rotary = rotary
-
-    def forward(self, x: Tensor, position_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """cos and sin in the shape and type that the rotary embedding returns."""
-        cos, sin = self.rotary(x, position_ids, **kwargs)
-        factor = float(getattr(self.rotary, "attention_scaling", 1.0))
-        return torch.full_like(cos, factor), torch.zeros_like(sin)
-
-
-def null_rotation(model: Any) -> None:
-    """Null the rotation of a Llama-type model in place; weights and their names stay as they are.
-
-    Raises:
-        ValueError: for a model whose decoder has no `rotary_emb`.
-    """
-    if not isinstance(getattr(model.model, "rotary_emb", None), nn.Module):
-        raise ValueError(
-            f"{type(model).__name__} has no model.rotary_emb, whose rotation could be nulled; "
-            "recalibrate a Llama-type model"
-        )
-    model.model.rotary_emb = NullRotation(model.model.rotary_emb)
+from phaselens.lens import packaged, sources
 
 
 def load(source: str, device: str = "cpu") -> tuple[Any, Any]:
     """The model in float32 and its tokenizer: by folder, hub id, or a name that `phaselens.load` takes.
 
     Raises:
-        ValueError: for a tokenizer without a BOS token.
+        ModelError: for a model that is not there, or whose checkpoint lacks some of its weights.
+        ValueError: for a model that already has an adapter, and for a tokenizer without a BOS token.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
+    _refuse_adapter(source)
     folder = sources.resolve(source)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model = sources.load_pretrained(folder, source, torch.float32, torch.device(device), None, False, False)
+    model.set_attn_implementation("sdpa")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.bos_token_id is None:
         raise ValueError(f"{source}: its tokenizer has no BOS token, with which every sequence starts here")
-    return model.to(device), tokenizer
+    return model, tokenizer
+
+
+def _refuse_adapter(source: str) -> None:
+    """ValueError for a name whose model is another one plus an adapter: only the other one would be loaded."""
+    twin = packaged.MODELS.get(source)
+    if twin is None or twin.adapter is None:
+        return
+    base = next(
+        name
+        for name, model in packaged.MODELS.items()
+        if model.adapter is None and model.package == twin.package
+    )
+    raise ValueError(
+        f"{source} is {base} with an adapter, on which no second one can be trained; recalibrate {base}"
+    )
 
 
 def adapt(model: Any, recipe: Recipe) -> Any:
