@@ -8,7 +8,6 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch import nn
-from transformers import AutoModelForCausalLM, BitNetConfig
 
 import phaselens
 from phaselens.errors import InputError
@@ -18,21 +17,6 @@ from tests.lens.quantised import Curved, Normed, Packed
 
 NAMES = ("attn.W_Q", "attn.W_K", "attn.W_V", "attn.W_O", "mlp.W_in", "mlp.W_gate", "mlp.W_out")
 TOKENS = torch.randint(2, 67, (2, 12), generator=torch.Generator().manual_seed(3))
-
-
-def tiny_bitnet(dtype=torch.float64):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(
-            BitNetConfig(
-                vocab_size=67, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                num_key_value_heads=2, max_position_embeddings=128, bos_token_id=0, eos_token_id=1, pad_token_id=None,
-            )
-        )  # fmt: skip
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.uniform_(-0.3, 0.3) if parameter.dim() > 1 else parameter.uniform_(0.5, 2.0)
-    return model.to(dtype).eval()
 
 
 def replaced(make, dtype=torch.float64, family="llama-gqa"):
@@ -165,15 +149,15 @@ class _Mixing(nn.Module):
 
 def test_what_stands_before_the_output_projection_is_measured():
     assert phaselens.load(tiny_model("gpt2")).info.head_outputs == ("same", "same")
-    assert phaselens.load(tiny_bitnet()).info.head_outputs == ("scaled", "scaled")
-    model = tiny_bitnet()
+    assert phaselens.load(tiny_model("bitnet", dtype=torch.float64)).info.head_outputs == ("scaled", "scaled")
+    model = tiny_model("bitnet", dtype=torch.float64)
     model.model.layers[1].self_attn.attn_sub_norm = _Mixing()
     assert phaselens.load(model).info.head_outputs == ("scaled", "mixed")
 
 
 def test_the_self_check_compares_what_heads_write_with_what_attention_gives():
     name = "what the heads write adds up to the output of attention"
-    for model in (tiny_model("gpt-neox"), tiny_bitnet(torch.float32), replaced(Packed, torch.float32)):
+    for model in (tiny_model("gpt-neox"), tiny_model("bitnet"), replaced(Packed, torch.float32)):
         (result,) = (result for result in run_checks(phaselens.load(model)) if result.name == name)
         assert result.ok
         assert result.measured < 2e-5
@@ -186,7 +170,7 @@ def test_the_self_check_compares_what_heads_write_with_what_attention_gives():
 
 
 def test_a_checkpoint_that_transformer_lens_refuses_is_refused_in_words():
-    model = tiny_bitnet()
+    model = tiny_model("bitnet", dtype=torch.float64)
     model.model.layers[0].self_attn.o_proj = Packed(model.model.layers[0].self_attn.o_proj)
     with pytest.raises(phaselens.RefusedModel, match="bitnet: BitNet checkpoint stores packed weights"):
         phaselens.load(model)
@@ -217,7 +201,7 @@ def test_an_edit_of_what_heads_read_reaches_the_norm_that_follows():
     from phaselens.plugin import Edit
     from phaselens.runs import applied
 
-    lens = phaselens.load(tiny_bitnet())
+    lens = phaselens.load(tiny_model("bitnet", dtype=torch.float64))
     clean = both_sides(lens)[0][0]
     with applied(lens, [Edit("blocks.0.attn.hook_attended", 0.0, heads=[1])]):
         edited = both_sides(lens)[0][0]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,18 +16,10 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 import phaselens
 from phaselens.testing import tiny_model
 from tests.lens.quantised import Curved, Normed, Packed
-from tests.lens.test_weights import replaced, tiny_bitnet
+from tests.lens.test_weights import replaced
 from tests.toys import letters, toy_tokenizer
 
 TEXTS = [letters(9), letters(17, 3)]
-
-
-def with_output(make: Any) -> Any:
-    """A BitNet whose output projections are made by `make`."""
-    model = tiny_bitnet()
-    for layer in model.model.layers:
-        layer.self_attn.o_proj = make(layer.self_attn.o_proj)
-    return model
 
 
 class Gated(LlamaAttention):
@@ -55,16 +51,59 @@ def gated() -> Any:
     return model
 
 
+def bitnet() -> Any:
+    """transformers' module of BitNet layers; its import loads torch's compiler, which warns of its own internals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return importlib.import_module("transformers.integrations.bitnet")
+
+
+def bit_linear(linear: torch.nn.Linear, **options: Any) -> Any:
+    """transformers' AutoBitLinear, with an output scale and norm gains that are not 1."""
+    module = bitnet().AutoBitLinear(32, 32, bias=False, dtype=torch.float64, **options)
+    module.weight = linear.weight
+    with torch.no_grad():
+        if not module.online_quant:
+            module.weight_scale.fill_(0.7)
+        if module.rms_norm is not None:
+            module.rms_norm.weight.copy_(torch.linspace(0.5, 2.0, 32))
+    return module
+
+
+def bit_input(module: Any, inputs: torch.Tensor) -> torch.Tensor:
+    return bitnet().ActQuant.apply(inputs if module.rms_norm is None else module.rms_norm(inputs))
+
+
+def bit_weight(module: Any) -> torch.Tensor:
+    if module.online_quant:
+        return bitnet().WeightQuant.apply(module.weight)
+    return module.weight * module.weight_scale
+
+
+def adapted() -> Any:
+    """A Llama with a low-rank adapter at its output projections."""
+    peft = pytest.importorskip("peft")
+    model = tiny_model("llama-gqa", dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        model.add_adapter(peft.LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False))
+    return model.to(torch.float64).eval()
+
+
 MODELS = {
     "a gate before it": (gated, lambda module, x: x, lambda module: module.weight),
-    "a norm before it": (tiny_bitnet, lambda module, x: x, lambda module: module.weight),
+    "a norm before it": (
+        lambda: tiny_model("bitnet", dtype=torch.float64),
+        lambda module, x: x,
+        lambda module: module.weight,
+    ),
     "rounded inputs": (
         lambda: replaced(Packed),
         lambda module, x: module.rounded(x),
         lambda module: module.dense,
     ),
     "a norm before it, rounded inputs": (
-        lambda: with_output(Rounded),
+        lambda: replaced(Rounded, family="bitnet"),
         lambda module, x: module.rounded(x),
         lambda module: module.weight,
     ),
@@ -72,6 +111,22 @@ MODELS = {
         lambda: replaced(Normed),
         lambda module, x: module.rms_norm(x),
         lambda module: module.weight,
+    ),
+    "AutoBitLinear": (lambda: replaced(bit_linear), bit_input, bit_weight),
+    "AutoBitLinear with a norm": (
+        lambda: replaced(functools.partial(bit_linear, use_rms_norm=True)),
+        bit_input,
+        bit_weight,
+    ),
+    "AutoBitLinear with a norm, its weight rounded too": (
+        lambda: replaced(functools.partial(bit_linear, use_rms_norm=True, online_quant=True)),
+        bit_input,
+        bit_weight,
+    ),
+    "a low-rank adapter": (
+        adapted,
+        lambda module, x: x,
+        lambda module: module(torch.eye(32, dtype=torch.float64)).T,
     ),
 }
 
@@ -121,9 +176,8 @@ def reference(model: Any, text: str, multiplied: Any, dense: Any) -> list[dict[s
         with torch.no_grad():
             weight = dense(module).detach().T.unflatten(0, (4, 8)).double()
             product = multiplied(module, seen[index, "o_in"])
-            smooth = (
-                module.rms_norm(seen[index, "o_in"]) if isinstance(module, Normed) else seen[index, "o_in"]
-            )
+            norm = getattr(module, "rms_norm", None)
+            smooth = seen[index, "o_in"] if norm is None else norm(seen[index, "o_in"])
         pattern = patterns[index][0].double()
         v = seen[index, "v"].unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
         read = torch.einsum("hqk,khd->qhd", pattern, v)
@@ -148,6 +202,14 @@ def measured(model: Any) -> phaselens.Run:
     return phaselens.run(lens, metrics=["bos-write"], texts=TEXTS)
 
 
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """transformers compiles the rounding of AutoBitLinear, which takes a C++ compiler and seconds."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", MODELS)
 def test_writes_are_the_modules_own(name: str) -> None:
     make, multiplied, dense = MODELS[name]
@@ -170,7 +232,7 @@ def test_writes_are_the_modules_own(name: str) -> None:
 
 def test_uniform_attention_writes_its_null() -> None:
     """With all scores equal, position 0 writes what the null says, factors of a norm included."""
-    model = tiny_bitnet()
+    model = tiny_model("bitnet", dtype=torch.float64)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight.zero_()
@@ -192,7 +254,7 @@ def test_a_projection_that_is_no_product_leaves_out_what_needs_it() -> None:
 
 
 def test_a_norm_that_mixes_entries_leaves_out_position_0_alone() -> None:
-    model = tiny_bitnet()
+    model = tiny_model("bitnet", dtype=torch.float64)
     model.model.layers[1].self_attn.attn_sub_norm = torch.nn.LayerNorm(32, dtype=torch.float64)
     found = measured(model)
     for row in found.rows("bos-write", "texts").records():
@@ -203,7 +265,7 @@ def test_a_norm_that_mixes_entries_leaves_out_position_0_alone() -> None:
 
 def test_heads_that_read_nothing_leave_their_factor_unknown() -> None:
     """Values that cancel to exactly zero hide the factor; where no value is at stake, nothing is written."""
-    model = tiny_bitnet()
+    model = tiny_model("bitnet", dtype=torch.float64)
     with torch.no_grad():
         model.model.layers[0].self_attn.v_proj.weight[3] = 0.0
     found = measured(model)
