@@ -48,27 +48,13 @@ def save_checkpoint(folder: Path, family: str = "llama", *, seed: int = 0, **ove
 
 def toy_info(*, n_layers: int = 2, n_heads: int = 2, window: int | None = None, label: str = "toy") -> Any:
     """The facts of a model that does not exist, for metrics that are fed by hand."""
-    from phaselens.lens.info import ModelInfo
+    from phaselens.testing import model_info
 
-    return ModelInfo(
-        label=label,
-        source=label,
-        family="toy",
-        architecture="Toy",
+    return model_info(
         n_layers=n_layers,
         n_heads=n_heads,
-        n_kv_heads=n_heads,
-        d_head=4,
-        d_model=8,
-        d_vocab=67,
-        n_ctx=None,
-        positions=("nope",) * n_layers,
+        positions="nope",
         windows=(window,) * n_layers,
-        scales=(0.5,) * n_layers,
-        softcap=None,
-        dtype="float32",
-        device="cpu",
-        attention_path="none",
-        bos_token_id=0,
-        bos_policy="tokenizer adds BOS",
+        label=label,
+        source=label,
     )

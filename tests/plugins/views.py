@@ -8,22 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phaselens.plugin import Batch, LayerView, Metric, ModelInfo, Projection, Rotation
+from phaselens.plugin import Batch, LayerView, Metric, ModelInfo, Projection
+from phaselens.testing import model_info
 
 
 def info(n_layers: int = 1, n_heads: int = 2, d_head: int = 4, **facts: Any) -> ModelInfo:
     """Facts of a model that exists only in its activations."""
-    plain: dict[str, Any] = {
-        "label": "made", "source": "made", "family": "llama", "architecture": "Made", "n_layers": n_layers,
-        "n_heads": n_heads, "n_kv_heads": n_heads, "d_head": d_head, "d_model": n_heads * d_head, "d_vocab": 10,
-        "n_ctx": None, "positions": ("rope",) * n_layers, "windows": (None,) * n_layers,
-        "scales": (1.0,) * n_layers, "softcap": None, "dtype": "float32", "device": "cpu",
-        "attention_path": "streaming", "bos_token_id": 0, "bos_policy": "auto",
-    }  # fmt: skip
-    half = d_head // 2
-    halves = Rotation(tuple((low, low + half) for low in range(half)), d_head)
-    plain |= {"rotations": (halves,) * n_layers, "head_outputs": ("same",) * n_layers}
-    return ModelInfo(**plain | facts)
+    return model_info(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_head=d_head,
+        d_model=n_heads * d_head,
+        scales=(1.0,) * n_layers,
+        **facts,
+    )
 
 
 def view(
