@@ -44,7 +44,7 @@ def says_which_queries(column: Column, before: list[Column]) -> bool:
 
 
 def columns_of_texts(metric: type[Metric[Any]]) -> Iterator[tuple[str, Column, list[Column]]]:
-    """Name, column and the columns before it, of the tables by text and by distance; other tables are means of these."""
+    """Name, column and the columns before it, of tables by text and by distance; others are their means."""
     for table in metric.tables:
         if not {"text", "distance"} & {column.name for column in table.columns}:
             continue
@@ -79,7 +79,7 @@ def test_the_page_defines_what_a_query_sees() -> None:
 
 
 def test_the_page_says_that_a_nulled_rotation_keeps_the_attention_factor() -> None:
-    (statement,) = (part for part in SHARED.split(" - ") if part.startswith("`--positions nope`"))
+    (statement,) = (part for part in SHARED.split(" - ") if part.startswith("`--positions LABEL=nope`"))
     for part in (
         "cos = 1 and sin = 0, both times the **attention factor**",
         "YaRN and longrope",
