@@ -46,6 +46,15 @@ def save_checkpoint(folder: Path, family: str = "llama", *, seed: int = 0, **ove
     return folder
 
 
+def save_in_hub_cache(cache: Path, name: str, family: str = "llama", **overrides: Any) -> Path:
+    """The same as a cached repository of the hub, under `cache` (HF_HUB_CACHE); the folder of its one revision."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    return save_checkpoint(repository / "snapshots" / commit, family, **overrides)
+
+
 def toy_info(*, n_layers: int = 2, n_heads: int = 2, window: int | None = None, label: str = "toy") -> Any:
     """The facts of a model that does not exist, for metrics that are fed by hand."""
     from phaselens.testing import model_info

@@ -55,7 +55,8 @@ if TYPE_CHECKING:
 
 NORM = "norm"
 VALUES = (
-    Value("write", NORM, "attention on position 0 times ‖v₀‖", "the same under uniform attention"),
+    Value("write", NORM, "attn, the attention on position 0 of the queries ≥ 1 that see it, times ‖v₀‖",
+          "the same under uniform attention"),
     Value("attn", "share of attention", "attention on position 0, mean over the queries ≥ 1 that see it",
           "uniform attention"),
     Value("value_norm", NORM, "‖v₀‖, before the output projection",

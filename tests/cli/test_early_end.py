@@ -18,7 +18,7 @@ from phaselens.errors import ModelError
 from phaselens.plugin import plugins
 from phaselens.runs import Observer
 from tests.cli.conftest import Phaselens
-from tests.toys import letters, save_checkpoint, toy_lens
+from tests.toys import letters, save_in_hub_cache, toy_lens
 
 Fails = Callable[..., str]
 
@@ -348,6 +348,41 @@ def test_ctrl_c_prints_the_models_that_are_finished(
         assert "second: not measured: interrupted" in out
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The labels of the models whose measurement began, in order."""
+    module = sys.modules["phaselens.runs.api"]
+    measure, labels = module.measure, []
+
+    def noted(lens: Any, *arguments: Any, **options: Any) -> Any:
+        labels.append(lens.info.label)
+        return measure(lens, *arguments, **options)
+
+    monkeypatch.setattr(module, "measure", noted)
+    return labels
+
+
+@pytest.mark.parametrize("form", ["json", "table"])
+@pytest.mark.parametrize("kind", ["folder", "owner/second", "second"])
+def test_the_command_finds_a_truncated_second_checkpoint_before_it_measures_the_first(
+    phaselens: Phaselens, fails: Fails, checkpoint: Path, texts: Path, tmp_path: Path, kind: str, form: str,
+    measured: list[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Folders, and hub ids in the local cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    files = save_in_hub_cache(tmp_path, kind)
+    second = str(files) if kind == "folder" else kind
+    arguments = ("run", checkpoint, f"second={second}", "-p", "sinks", "--texts", texts, "--format", form)
+    assert phaselens(*arguments).code == 0
+    assert measured == ["tiny", "second"]
+    measured.clear()
+    truncated(files)
+    message = fails(3, *arguments)
+    assert f"model '{second}': its safetensors file cannot be read (model.safetensors: it has" in message
+    assert message.endswith("it is truncated or damaged, fetch or copy it again")
+    assert measured == []
+
+
 HUB = """
 import os, sys
 from phaselens.cli import main
@@ -369,11 +404,7 @@ def hub(cache: Path, *arguments: object) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "label=gpt2", "gpt2@main"])
 def test_gpt2_is_a_hub_id(tmp_path: Path, texts: Path, name: str) -> None:
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    repository = tmp_path / "hub" / "models--gpt2"
-    save_checkpoint(repository / "snapshots" / commit, "gpt2")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    save_in_hub_cache(tmp_path / "hub", "gpt2", "gpt2")
     done = hub(tmp_path, "run", name, "-p", "sinks", "--texts", texts, "--format", "json")
     assert (done.returncode, done.stderr) == (0, "")
     (model,) = json.loads(done.stdout)["models"]

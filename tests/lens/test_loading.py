@@ -16,6 +16,7 @@ from phaselens.lens import sources
 from phaselens.testing import tiny_model, tiny_tokenizer
 from tests.lens.conftest import text
 from tests.marks import first_quick
+from tests.toys import save_in_hub_cache
 
 
 @pytest.fixture(scope="module")
@@ -360,3 +361,23 @@ def test_a_hub_id_that_cannot_be_fetched_fails_at_once(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     refused("nobody/nothing", "the hub at .* cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("name", "label"), [("gpt2", "gpt2"), ("gpt2-medium", "gpt2-medium"), ("owner/gpt2", "gpt2")]
+)
+def test_a_hub_id_loads_from_the_local_cache_with_and_without_an_owner(name, label, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    files = save_in_hub_cache(tmp_path, name, "gpt2")
+    by_name, by_folder = phaselens.load(name), phaselens.load(files)
+    assert (by_name.info.source, by_name.info.label, by_name.info.family) == (name, label, "gpt2")
+    assert torch.equal(by_name.stream(text(9), unembed=True), by_folder.stream(text(9), unembed=True))
+    assert by_name.to_tokens("a b").tolist() == [[0, 3, 4]]
+
+
+def test_a_hub_id_without_an_owner_that_is_not_cached_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    refused(
+        "gpt2",
+        "model 'gpt2': .* nor a hub id in the local cache, and HF_HUB_OFFLINE is set; unset it to fetch",
+    )

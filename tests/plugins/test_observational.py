@@ -10,6 +10,7 @@ import torch
 
 import phaselens
 from phaselens.runs import Run
+from phaselens_plugins.compression import Compression
 from tests.marks import first_quick
 from tests.toys import letters, toy_lens
 
@@ -92,9 +93,9 @@ def test_bos_norm(found: Run, dense: list[dict[str, np.ndarray]]) -> None:
 def test_compression(found: Run, dense: list[dict[str, np.ndarray]]) -> None:
     for row, seen, at in each(found, "compression", dense):
         x = seen[at + "hook_resid_post"]
+        entropy = spectral_entropy(x)
         p = np.linalg.svd(x, compute_uv=False) ** 2
         p = p / p.sum()
-        entropy = -(p * np.log(p)).sum()
         assert abs(row["entropy"] - entropy) <= row["entropy_error"] + 1e-12
         assert row["entropy_error"] < 1e-8
         assert close(row["entropy_normalised"], entropy / np.log(min(x.shape)))
@@ -102,6 +103,36 @@ def test_compression(found: Run, dense: list[dict[str, np.ndarray]]) -> None:
         assert close(row["effective_rank"], np.exp(entropy))
         assert row["entropy_bound"] is None or row["entropy"] <= row["entropy_bound"]
         assert row["anisotropy_bound"] <= row["anisotropy"]
+
+
+def spectral_entropy(x: np.ndarray) -> float:
+    """Of x [pos, d_model], by singular values in float64."""
+    p = np.linalg.svd(x, compute_uv=False) ** 2
+    p = p / p.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def test_entropy_error_bounds_the_arithmetic_and_not_the_forward() -> None:
+    """In bfloat16 the rows of the forward are rounded; their entropy is exact, and far from that in float64."""
+    rounded, exact = toy_lens("llama-gqa", dtype=torch.bfloat16), toy_lens("llama-gqa", dtype=torch.bfloat16)
+    exact.original_model.double()
+    rows: list[np.ndarray] = []
+    tables = [
+        texts_table(run(model, metrics=["compression"], batch_tokens=1), "compression")
+        for model in (rounded, exact)
+    ]
+    for row, in_float64 in zip(*tables, strict=True):
+        ids = torch.tensor([rounded.text_tokenizer(TEXTS[int(row["text"])])["input_ids"]])
+        point = f"blocks.{row['layer']}.hook_resid_post"
+        rounded.stream(ids, [(point, lambda x, hook: rows.append(x[0].double().numpy()))])
+        of_rows = spectral_entropy(rows.pop())
+        assert abs(row["entropy"] - of_rows) <= row["entropy_error"] + 1e-12
+        assert abs(row["entropy"] - in_float64["entropy"]) > 1e3 * row["entropy_error"]
+    (column,) = (each for each in Compression.spec("texts").columns if each.name == "entropy_error")
+    assert (
+        "from Gram matrix and eigenvalues; that of the forward, in the model's dtype, is not in it"
+        in column.help
+    )
 
 
 def test_massive_activations(found: Run, dense: list[dict[str, np.ndarray]]) -> None:

@@ -14,7 +14,7 @@ import pexpect
 import pytest
 from click.testing import CliRunner
 
-from tests.toys import save_checkpoint
+from tests.toys import save_checkpoint, save_in_hub_cache
 
 MAIN = "import sys; from phaselens.cli import main; sys.exit(main())"
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b\][^\x07]*\x07|\r")
@@ -156,3 +156,43 @@ def test_a_model_that_is_not_there_ends_before_ipython_starts(tmp_path):
 
     assert run_to_exit_code(["repl", str(tmp_path / "nothing")]) == 3
     assert run_to_exit_code(["repl", "rope", "--positions", "other=nope"]) == 2
+
+
+@pytest.mark.parametrize(("argument", "label"), [("gpt2", "gpt2"), ("mine=gpt2@main", "mine")])
+def test_a_hub_id_without_an_owner_opens_a_session(argument, label, tmp_path, monkeypatch):
+    """From a cache; the shell itself is left out."""
+    from phaselens.cli.outcome import run_to_exit_code
+
+    opened = {}
+
+    class Shell:
+        def __init__(self, session, loads, **options):
+            opened.update(models=session.models, loads=loads, **options)
+
+        def show_banner(self):
+            opened["shown"] = True
+
+        def mainloop(self):
+            opened["ran"] = True
+
+    monkeypatch.setattr("phaselens.repl.shell.make_shell", Shell)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    save_in_hub_cache(tmp_path, "gpt2", "gpt2")
+    assert run_to_exit_code(["repl", argument]) == 0
+    assert (list(opened["models"]), opened["shown"], opened["ran"]) == ([label], True, True)
+    assert opened["models"][label].info.source == "gpt2"
+    assert opened["banner"].startswith(f"{label}: GPT2LMHeadModel, 2 layers")
+    extra = "" if label == "gpt2" else ", label='mine', revision='main'"
+    assert opened["loads"] == {label: f"phaselens.load('gpt2'{extra})"}
+
+
+def test_a_hub_id_that_is_not_cached_is_told_in_a_line(tmp_path, monkeypatch, capsys):
+    from phaselens.cli.outcome import run_to_exit_code
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert run_to_exit_code(["repl", "gpt2"]) == 3
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("phaselens: error: model 'gpt2': neither one of")
+    assert "nor a hub id in the local cache, and HF_HUB_OFFLINE is set" in shown.err
+    assert shown.err.count("\n") == 1

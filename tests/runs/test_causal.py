@@ -276,6 +276,37 @@ def test_repeats_are_averaged_and_controls_contrasted(lens: Any) -> None:
     assert (rows["noise"]["n_seeds"], rows["off"]["n_seeds"]) == (3, 1)
 
 
+def test_d_z_weighs_texts_of_unequal_lengths_by_their_predicted_tokens(lens: Any) -> None:
+    """As if every predicted token carried its text's difference; n − 1 counts texts."""
+
+    def weighted(differences: list[float], tokens: list[int]) -> float:
+        each = np.repeat(differences, tokens)
+        return float(each.mean() / each.std() * np.sqrt((len(tokens) - 1) / len(tokens)))
+
+    control = zero("blocks.2.hook_mlp_out", name="other", layer=1, control_for="off")
+    run_of_both = run(lens, causal(zero("blocks.1.hook_mlp_out", layer=1), control))
+    texts = run_of_both.rows("causal", "texts").records()
+    loss = {
+        name: [row["loss"] for row in texts if row["condition"] == name]
+        for name in ("baseline", "off", "other")
+    }
+    tokens = [row["n_predicted"] for row in texts if row["condition"] == "baseline"]
+    assert tokens == [4, 9, 2, 6]
+
+    def difference(of: str, to: str) -> list[float]:
+        return [a - b for a, b in zip(loss[of], loss[to], strict=True)]
+
+    rows = {row["condition"]: row for row in run_of_both.rows("causal", "conditions").records()}
+    (contrast,) = run_of_both.rows("causal", "contrasts").records()
+    for value, differences in (
+        (rows["off"]["d_z"], difference("off", "baseline")),
+        (rows["other"]["d_z"], difference("other", "baseline")),
+        (contrast["d_z"], difference("off", "other")),
+    ):
+        assert value == pytest.approx(weighted(differences, tokens), rel=1e-9)
+        assert value != pytest.approx(weighted(differences, [1] * len(tokens)), rel=1e-2)
+
+
 def test_perplexity_weighs_tokens_and_names_the_other_weighting(lens: Any) -> None:
     found = run(lens, causal(zero("blocks.1.hook_mlp_out")))
     texts = [one for one in found.rows("causal", "texts").records() if one["condition"] == "baseline"]

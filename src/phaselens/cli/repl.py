@@ -76,11 +76,12 @@ def repl(models: tuple[str, ...], **given: Any) -> None:
 
 
 def _load_call(spec: ModelSpec, how: dict[str, Any]) -> str:
-    """The call that loads the model again, what is usual left out."""
+    """The call that loads the model again, with its label; defaults are left out."""
     from phaselens.plugin import plugins
+    from phaselens.runs import ModelSpec
 
     said = {name: value for name, value in how.items() if value != "auto"}
-    if said["label"] == spec.short:
+    if said["label"] == ModelSpec(spec.source).short:
         del said["label"]
     if spec.source not in ("rope", "drope") and plugins().model(spec.source) is not None:
         extra = "".join(f", {name}={value!r}" for name, value in said.items())
