@@ -63,6 +63,18 @@ def close_matches(name: str, known: Iterable[str], *, otherwise: str = "") -> st
     return f"known: {', '.join(names)}" if names else "none is known"
 
 
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number; True and False are none."""
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one number: of Python, of numpy, or a tensor without dimensions; True and False are none."""
+    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+        return False
+    return getattr(value, "shape", ()) == ()
+
+
 def require_whole(name: str, value: Any, least: int) -> None:
     """InputError unless `value` is a whole number of at least `least`; True and False are none.
 
@@ -70,7 +82,7 @@ def require_whole(name: str, value: Any, least: int) -> None:
     Traceback (most recent call last):
     phaselens.errors.InputError: expected width as a whole number of at least 1, received 2.5
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if not is_whole(value) or value < least:
         raise InputError(f"expected {name} as a whole number of at least {least}, received {value!r}")
 
 
@@ -83,9 +95,8 @@ def require_tensor(name: str, value: Any) -> None:
 
 
 def require_number(name: str, value: Any, least: float | None = None) -> None:
-    """InputError unless `value` is one number (of Python or numpy, or a tensor without dimensions) and not NaN."""
-    is_number = not isinstance(value, bool | str | bytes) and hasattr(value, "__float__")
-    if not is_number or getattr(value, "shape", ()) != ():
+    """InputError unless `value` is one number, as `is_number` has it, and not NaN."""
+    if not is_number(value):
         raise InputError(f"expected {name} as a number, received {value!r}")
     if value != value or (least is not None and value < least):
         bound = "" if least is None else f" of at least {least:g}"
