@@ -118,9 +118,11 @@ class Options:
 
     def require_agreement(self, info: ModelInfo) -> None:
         """InputError if device, dtype or positions ask of a model that is loaded already to be another than it is."""
-        device, dtype = self.device, self.dtype.removeprefix("torch.")
+        from phaselens.lens.sources import DTYPES
+
+        device, dtype = self.device, self.dtype
         same_device = device == info.device or f"{device}:0" == info.device
-        same_dtype = _DTYPE_NAMES.get(dtype, dtype) == info.dtype
+        same_dtype = str(DTYPES.get(dtype)) == f"torch.{info.dtype}"
         nulled = self.positions.get(info.label) == "nope" and set(info.positions) != {"nope"}
         for name, asked, agrees, present in (
             ("device", device, device == "auto" or same_device, info.device),
@@ -151,9 +153,6 @@ class Chosen:
         """The metric's name."""
         return self.metric.name
 
-
-#: Short names of dtypes.
-_DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 MetricRequest = str | type[Metric[Any]] | tuple[str | type[Metric[Any]], Mapping[str, Any]]
 
