@@ -118,8 +118,6 @@ def _has_exact_lse(q: Tensor) -> bool:
 
 
 def _distance(longest: int, whole: bool = True) -> Make:
-    if longest < 1:
-        raise ValueError(f"expected at least 1 distance, received {longest}")
     return lambda problem, real: Distance(problem, real, longest, whole)
 
 
