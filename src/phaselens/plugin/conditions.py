@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, is_number, is_whole
-from phaselens.plugin.mistakes import kind_of
+from phaselens.plugin.mistakes import is_list_like, kind_of
 from phaselens.plugin.views import Batch
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _require_places(what: str, places: Any) -> None:
     """InputError unless it is None or a collection of whole numbers from 0."""
     if places is None:
         return
-    if isinstance(places, str | bytes | Mapping) or not isinstance(places, Collection):
+    if not is_list_like(places, Collection):
         example = f"[{places!r}]" if is_whole(places) else "[0]"
         raise InputError(
             f"{what} are a list of whole numbers from 0, such as {example}; found {kind_of(places)}"
@@ -136,7 +136,7 @@ class Condition:
         edits: Any = self.edits
         if isinstance(edits, Edit):
             raise InputError(f"condition {self.name!r}: its edits are one Edit; give a list: [Edit(…)]")
-        if isinstance(edits, str | Mapping) or not isinstance(edits, Collection):
+        if not is_list_like(edits, Collection):
             raise InputError(f"condition {self.name!r}: its edits are {kind_of(edits)}; give a list of Edits")
         for edit in edits:
             if not isinstance(edit, Edit):

@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ import pluggy
 from phaselens.errors import InputError
 from phaselens.plugin import hookspecs
 from phaselens.plugin.metric import Metric, require_metric
-from phaselens.plugin.mistakes import innermost_line, kind_of, mistake, source_of
+from phaselens.plugin.mistakes import innermost_line, is_list_like, kind_of, mistake, source_of
 from phaselens.plugin.offers import NamedModel, NamedTexts
 from phaselens.plugin.registry import Registered
 from phaselens.plugin.settings import settings_kept
@@ -69,7 +69,7 @@ class Loaded:
         """All that the hook returns, in one list."""
         offered: list[Any] = []
         for answer in getattr(self._manager.hook, hook)(**arguments):
-            if isinstance(answer, str | Mapping) or not isinstance(answer, Iterable):
+            if not is_list_like(answer):
                 raise mistake(f"{hook}() returned {kind_of(answer)}; return a list", self._place_of(hook))
             offered += answer
         return offered

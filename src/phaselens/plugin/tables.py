@@ -8,7 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, close_matches
-from phaselens.plugin.mistakes import kind_of, mistake
+from phaselens.plugin.mistakes import is_list_like, kind_of, mistake
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -64,7 +64,7 @@ class TableSpec:
 
     def build(self, rows: Iterable[Sequence[Any]]) -> Table:
         """A table of these columns. A number that is NaN or infinite becomes null, and is counted."""
-        if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        if not is_list_like(rows):
             raise mistake(
                 f"table {self.name}: its rows are {kind_of(rows)}; give a list of rows, each a tuple of cells"
             )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from phaselens.data import Tokens, pack
 from phaselens.errors import InputError, MetricError
 from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
-from phaselens.plugin.returned import hook_names, require_constructed, tables_of
+from phaselens.plugin.returned import hook_names, require_constructed, require_defined, tables_of
 from phaselens.runs.causal import Interventions, intervene
 from phaselens.runs.interventions import projection_of, weight_of
 from phaselens.runs.options import Chosen
@@ -44,7 +44,8 @@ def measure(
     at_work: list[Measured] = []
     for one in chosen:
         with guarded(results[one.name], lens.info.label, "construct"):
-            one.metric.define(one.params)  # before a metric is made of parameters that it cannot define
+            # Before a metric is made of parameters that it cannot define.
+            require_defined(one.metric, one.params)
             at_work.append(_at_work(lens, one.metric(lens.info, one.params, seed), results[one.name]))
     passes = _passes(at_work)
     batches = pack([len(text.ids) for text in texts], batch_tokens)
@@ -77,9 +78,10 @@ def gather(
         MetricError: what the metric raised, with its traceback.
     """
     result = MetricResult(type(metric), metric.params, "")
+    require_defined(type(metric), metric.params)
     measured = _at_work(lens, metric, result)
     for indices in batches:
-        _forward(lens, batch_of(lens, texts, indices), [measured], metric.sink_position)
+        _forward(lens, batch_of(lens, texts, indices), [measured], measured.sink_position)
     _raise_failures(result)
 
 
