@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError, is_number, is_whole
-from phaselens.plugin.mistakes import is_list_like, kind_of
+from phaselens.errors import InputError, is_list_like, is_number, is_whole
+from phaselens.plugin.mistakes import kind_of
 from phaselens.plugin.views import Batch
 
 if TYPE_CHECKING:
@@ -177,6 +177,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
             raise InputError(f"a prompt's id is {kind_of(self.id)}; give text")
+        if self.ids is None:
+            raise InputError(f"prompt {self.id!r}: its ids are None; give a list of token ids")
         _require_places(f"prompt {self.id!r}: its ids", self.ids)
         if not is_whole(self.scored_from):
             raise InputError(

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, is_list_like
 from phaselens.plugin import hookspecs
 from phaselens.plugin.metric import Metric, require_metric
-from phaselens.plugin.mistakes import innermost_line, is_list_like, kind_of, mistake, source_of
+from phaselens.plugin.mistakes import innermost_line, kind_of, mistake, source_of
 from phaselens.plugin.offers import NamedModel, NamedTexts
 from phaselens.plugin.registry import Registered
 from phaselens.plugin.settings import settings_kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any
 
@@ -59,11 +59,6 @@ def kind_of(value: Any) -> str:
     shown = repr(value)
     name = type(value).__name__
     return f"the {name} {shown}" if len(shown) <= 60 and not shown.startswith("<") else f"a {name}"
-
-
-def is_list_like(value: Any, kind: type = Iterable) -> bool:
-    """Whether its items can be taken one by one (of a Collection: counted, and again), and it is no text or mapping."""
-    return isinstance(value, kind) and not isinstance(value, str | bytes | Mapping)
 
 
 def source_of(thing: Any) -> str | None:

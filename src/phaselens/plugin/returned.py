@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, is_list_like
 from phaselens.plugin.causal import CausalMetric
 from phaselens.plugin.conditions import BASELINE, Condition, Prompt
 from phaselens.plugin.metric import Metric
-from phaselens.plugin.mistakes import is_list_like, kind_of, mistake, source_of
+from phaselens.plugin.mistakes import kind_of, mistake, source_of
 from phaselens.plugin.params import Params
 from phaselens.plugin.tables import Table
 

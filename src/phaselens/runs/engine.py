@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Tokens, pack
-from phaselens.errors import InputError, MetricError
+from phaselens.errors import InputError, MetricError, brief, is_list_like, require_kind, require_wholes
+from phaselens.lens.info import require_lens
 from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
 from phaselens.plugin.returned import hook_names, require_constructed, require_defined, tables_of
 from phaselens.runs.causal import Interventions, intervene
@@ -77,6 +78,7 @@ def gather(
     Raises:
         MetricError: what the metric raised, with its traceback.
     """
+    _require_fed(lens, texts, metric, Metric, batches)
     result = MetricResult(type(metric), metric.params, "")
     require_defined(type(metric), metric.params)
     measured = _at_work(lens, metric, result)
@@ -96,9 +98,23 @@ def gather_losses(
     Raises:
         MetricError: what the metric raised, with its traceback.
     """
+    _require_fed(lens, texts, metric, CausalMetric, batches)
     result = MetricResult(type(metric), metric.params, "")
     intervene(lens, texts, batches, [Measured(metric, result)], Interventions(bos=lens.bos))
     _raise_failures(result)
+
+
+def _require_fed(lens: Any, texts: Any, metric: Any, kind: type, batches: Any) -> None:
+    """InputError unless `metric` can be fed with the texts in these batches."""
+    require_lens("lens", lens)
+    require_kind("metric", metric, kind, "made for the lens")
+    for name, listed in (("texts", texts), ("batches", batches)):
+        if not is_list_like(listed, Collection):
+            raise InputError(f"expected {name} as a list, received {brief(listed)}")
+    for text in texts:
+        require_kind("each of texts", text, Tokens, "from lens.encoder().tokens(text, n)")
+    for indices in batches:
+        require_wholes("each of batches", indices, 0)
 
 
 def _at_work(lens: HookedTransformer, metric: Metric[Any], result: MetricResult) -> Measured:

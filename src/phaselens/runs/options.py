@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phaselens.data import BOS_POLICIES
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.mistakes import kind_of
 
@@ -27,6 +27,12 @@ class ModelSpec:
     label: str | None = None
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        require_text("source", self.source)
+        for name, value in (("label", self.label), ("revision", self.revision)):
+            if value is not None:
+                require_text(name, value)
+
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
         """The parts of `text`. What exists as a path is taken as one, whatever signs it contains.
@@ -34,6 +40,7 @@ class ModelSpec:
         >>> ModelSpec.parse("base=org/model@v1.0")
         ModelSpec(source='org/model', label='base', revision='v1.0')
         """
+        require_text("a model's name", text)
         label, source, revision = None, text, None
         named = None if Path(source).exists() else _LABEL.fullmatch(source)
         if named:

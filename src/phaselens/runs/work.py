@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Tokens
-from phaselens.errors import InputError, PhaseLensError
+from phaselens.errors import InputError, PhaseLensError, require_kind, require_text
 from phaselens.plugin import Batch, Metric
 from phaselens.plugin.loading import FAULTS
 from phaselens.plugin.mistakes import raised_at
@@ -56,6 +56,9 @@ class Measured:
 @contextmanager
 def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
     """A metric's own failure ends that metric, not the run; nor does what it sets reach the others."""
+    require_kind("result", result, MetricResult, "of the metric that is guarded")
+    require_text("label", label)
+    require_text("stage", stage)
     try:
         with settings_kept():
             yield
