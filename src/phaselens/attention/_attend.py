@@ -9,6 +9,7 @@ from torch import Tensor
 
 from phaselens.attention import _kernels
 from phaselens.attention._problem import Problem, SoftmaxOptions, no_gradient
+from phaselens.errors import require_tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]) -
 
 
 def check_values(k: Tensor, v: Tensor) -> None:
+    require_tensor("v", v)
     if v.ndim != 4 or v.shape[:3] != k.shape[:3] or v.dtype != k.dtype:
         front = ", ".join(str(size) for size in k.shape[:3])
         raise ValueError(

@@ -6,7 +6,7 @@ mixes pairs of dimensions, so only the norm of a pair is the same before and aft
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phaselens.errors import InputError, require_number, require_whole
+from phaselens.errors import (
+    InputError,
+    brief,
+    is_list_like,
+    is_whole,
+    require_number,
+    require_tensor,
+    require_whole,
+)
 
 _FEW = 16
 """Squares added in single precision before their sum is widened."""
@@ -26,6 +34,7 @@ def norm_matrix(states: Tensor) -> Tensor:
     >>> norm_matrix(torch.tensor([[[3.0, 0.0]], [[4.0, 1.0]]])).tolist()
     [[5.0, 1.0]]
     """
+    require_tensor("states", states, "pos", "head", "d_head")
     wide = states if states.dtype == torch.float64 else states.float()
     squares = wide.flatten(1).square()
     # Sums of a few in their own precision, all of those in float64.
@@ -46,8 +55,9 @@ def massive_cells(
     >>> massive_cells(M, 1.5).sum().item(), massive_cells(M, 1.5, "per_head").sum().item()
     (4, 1)
     """
+    require_tensor("norms", norms, "head", "d_head")
     if over not in ("global", "per_head"):
-        raise InputError(f"expected over as global or per_head, received {over!r}")
+        raise InputError(f"expected over as global or per_head, received {brief(over)}")
     require_number("multiple", multiple, 0)
     mean = norms.mean() if over == "global" else norms.mean(-1, keepdim=True)
     return norms > multiple * mean
@@ -61,11 +71,30 @@ def pair_norms(norms: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
     >>> pair_norms(torch.tensor([[3.0, 0.0, 4.0, 1.0]]), [(0, 2)]).tolist()
     [[5.0]]
     """
+    require_tensor("norms", norms, "…", "d_head")
+    _require_pairs(pairs, norms.shape[-1])
     first, second = torch.tensor(pairs, dtype=torch.long, device=norms.device).view(-1, 2).unbind(-1)
     return torch.hypot(norms[..., first], norms[..., second])
 
 
-@lru_cache(maxsize=65536)
+def _require_pairs(pairs: Sequence[tuple[int, int]], d_head: int) -> None:
+    """InputError unless they are pairs of dimensions of a head."""
+    if not is_list_like(pairs, Collection):
+        raise InputError(f"expected pairs as a list of pairs of dimensions, received {brief(pairs)}")
+    for pair in pairs:
+        if not _is_pair(pair, d_head):
+            raise InputError(
+                f"expected each of pairs as two dimensions from 0 to {d_head - 1}, received {brief(pair)}"
+            )
+
+
+def _is_pair(pair: object, d_head: int) -> bool:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        return False
+    first, second = pair
+    return is_whole(first) and is_whole(second) and 0 <= first < d_head and 0 <= second < d_head
+
+
 def gaussian_massive_share(n_tokens: int, multiple: float) -> float:
     """Share of cells whose norm over `n_tokens` Gaussian values is more than `multiple` times the mean cell's.
 
@@ -74,10 +103,15 @@ def gaussian_massive_share(n_tokens: int, multiple: float) -> float:
     >>> round(gaussian_massive_share(1, 5.0), 6), gaussian_massive_share(64, 5.0) < 1e-280
     (6.6e-05, True)
     """
-    from scipy.special import gammaincc, gammaln
-
     require_whole("n_tokens", n_tokens, 0)
     require_number("multiple", multiple, 0)
+    return _gaussian_massive_share(n_tokens, multiple)
+
+
+@lru_cache(maxsize=65536)
+def _gaussian_massive_share(n_tokens: int, multiple: float) -> float:
+    from scipy.special import gammaincc, gammaln
+
     if n_tokens < 1:
         return float("nan")
     mean = np.sqrt(2) * np.exp(gammaln((n_tokens + 1) / 2) - gammaln(n_tokens / 2))

@@ -10,7 +10,7 @@ from torch import Tensor
 from phaselens.attention._attend import check_values
 from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.attention._strips import mix
-from phaselens.errors import InputError
+from phaselens.errors import InputError, require_tensor
 
 
 def explicit(
@@ -28,8 +28,8 @@ def explicit(
     >>> pattern[0, 0, 1].tolist()
     [0.5, 0.5, 0.0]
     """
-    check_values(k, v)
     problem = Problem(q, k, **options)
+    check_values(k, v)
     scores = _scores(problem)
     pattern = explicit_pattern(scores, sinks=problem.sinks).to(q.dtype)
     return mix(pattern, v), scores, pattern
@@ -68,6 +68,9 @@ def explicit_pattern(scores: Tensor, *, sinks: Tensor | None = None) -> Tensor:
     `sinks` [head] takes part in the sum and is dropped: its rows sum to less than 1. A query that sees
     nothing gets a row of zeros.
     """
+    require_tensor("scores", scores, "batch", "head", "query", "key")
+    if sinks is not None:
+        require_tensor("sinks", sinks)
     if sinks is not None and sinks.shape != scores.shape[1:2]:
         raise InputError(f"expected sinks [head] = {tuple(scores.shape[1:2])}, received {tuple(sinks.shape)}")
     blind = (scores == -torch.inf).all(-1, keepdim=True)

@@ -57,7 +57,7 @@ def gather_near(
 
 
 def _pass(problem: Problem, lse: Tensor, large: Tensor, gatherers: Sequence[Gatherer]) -> None:
-    if gatherers and not large.all():
+    if not large.all():
         for strip in strips(problem, lse):
             for gatherer in gatherers:
                 gatherer.add(strip)
@@ -66,7 +66,7 @@ def _pass(problem: Problem, lse: Tensor, large: Tensor, gatherers: Sequence[Gath
 def _redo_large(
     problem: Problem, large: Tensor, makes: Sequence[Make], found: Sequence[Gatherer], real: Tensor | None
 ) -> None:
-    for batch, head in large.nonzero().tolist() if makes else []:
+    for batch, head in large.nonzero().tolist():
         redone = redo(problem, batch, head, makes, real)
         for gatherer, exact in zip(found, redone, strict=True):
             gatherer.found[batch, head] = exact.to(gatherer.found.dtype)

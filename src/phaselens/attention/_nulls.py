@@ -12,7 +12,6 @@ from phaselens.attention._problem import require_window
 from phaselens.errors import require_flag, require_whole
 
 
-@lru_cache(maxsize=65536)
 def uniform_sink(
     n_tokens: int, include_query0: bool = False, position: int = 0, window: int | None = None
 ) -> float | None:
@@ -30,6 +29,12 @@ def uniform_sink(
     _check(n_tokens, window)
     require_whole("position", position, 0)
     require_flag("include_query0", include_query0)
+    return _uniform_sink(n_tokens, include_query0, position, window)
+
+
+# Behind the checks: a cache takes True for 1, and what cannot be hashed it refuses in words of its own.
+@lru_cache(maxsize=65536)
+def _uniform_sink(n_tokens: int, include_query0: bool, position: int, window: int | None) -> float | None:
     first = max(position, 0 if include_query0 else 1)
     last = n_tokens if window is None else min(n_tokens, position + window)
     if first >= last:
@@ -62,7 +67,6 @@ def uniform_sink_rows(n_tokens: int, window: int | None = None) -> Tensor:
     return shares
 
 
-@lru_cache(maxsize=65536)
 def uniform_entropy(n_tokens: int, window: int | None = None) -> float:
     """Mean row entropy in nats of uniform attention, ln(T!) / T without a window; row 0, which is 0, counts.
 
@@ -70,6 +74,11 @@ def uniform_entropy(n_tokens: int, window: int | None = None) -> float:
     0.794513
     """
     _check(n_tokens, window)
+    return _uniform_entropy(n_tokens, window)
+
+
+@lru_cache(maxsize=65536)
+def _uniform_entropy(n_tokens: int, window: int | None) -> float:
     return math.fsum(math.log(seen) for seen in _seen(0, n_tokens, window)) / n_tokens
 
 

@@ -9,7 +9,7 @@ from typing import Required, TypedDict
 import torch
 from torch import Tensor
 
-from phaselens.errors import InputError, require_number, require_whole
+from phaselens.errors import InputError, require_number, require_tensor, require_whole
 
 
 class SoftmaxOptions(TypedDict, total=False):
@@ -61,6 +61,9 @@ class Problem:
             require_window(self.window)
         if self.softcap is not None:
             require_number("softcap", self.softcap)
+        for name, tensor in (("mask", self.mask), ("sinks", self.sinks)):
+            if tensor is not None:
+                require_tensor(name, tensor)
         if q.ndim != 4 or k.ndim != 4:
             raise ValueError(
                 "expected q [batch, head, query, d_head] and k [batch, kv_head, key, d_head], "

@@ -87,7 +87,7 @@ def normalised_entropy(entropy: Tensor, *, window: int | None = None) -> Tensor:
     >>> normalised_entropy(torch.tensor([0.0, 0.0, 1.0986123]))
     tensor([   nan, 0.0000, 1.0000], dtype=torch.float64)
     """
-    require_tensor("entropy", entropy)
+    require_tensor("entropy", entropy, "…", "query")
     seen = torch.arange(1, entropy.shape[-1] + 1, dtype=torch.float64, device=entropy.device)
     if window is not None:
         require_whole("window", window, 1)
@@ -107,6 +107,7 @@ def concentration(received: Tensor, lengths: Tensor) -> Tensor:
     >>> concentration(torch.tensor([[[3.0, 0.0, 0.0]]]), torch.tensor([3])).item()
     1.0
     """
+    require_tensor("received", received)
     require_lengths(lengths)
     if received.ndim != 3 or lengths.shape != received.shape[:1]:
         raise ValueError(

@@ -23,7 +23,7 @@ from phaselens.attention._gather import (
 from phaselens.attention._guard import beyond_single
 from phaselens.attention._problem import Problem, SoftmaxOptions, no_gradient
 from phaselens.attention._strips import strips
-from phaselens.errors import InputError, require_flag, require_whole
+from phaselens.errors import InputError, require_flag, require_tensor, require_whole
 
 _TOGETHER = 16
 """Keys scored beside the wanted one: a matrix product rounds as the fused kernel does, a single dot may not."""
@@ -81,6 +81,10 @@ def summarise(
         require_flag(name, flag)
     if distances is not None:
         require_whole("distances", distances, 1)
+    if real is not None:
+        require_tensor("real", real)
+        if real.dtype != torch.bool:
+            raise InputError(f"expected real [batch, query] as a bool tensor, received {real.dtype}")
     if real is not None and (lengths is not None or real.shape != (q.shape[0], q.shape[2])):
         raise ValueError(
             f"expected either lengths or real [batch, query] = {(q.shape[0], q.shape[2])}, received real "
@@ -89,8 +93,7 @@ def summarise(
     real = real_queries(problem, lengths) if real is None else real
     makes: dict[str, Make] = {}
     if position is not None:
-        if isinstance(position, bool) or not isinstance(position, int):
-            raise InputError(f"expected position as a whole number, received {position!r}")
+        require_whole("position", position)
         if not 0 <= position < problem.n_keys:
             raise ValueError(f"expected a position in 0 … {problem.n_keys - 1}, received {position}")
         # By one way or the other whatever else is asked for: the last digits must not depend on that.
@@ -118,8 +121,6 @@ def _has_exact_lse(q: Tensor) -> bool:
 
 
 def _distance(longest: int, whole: bool = True) -> Make:
-    if longest < 1:
-        raise ValueError(f"expected at least 1 distance, received {longest}")
     return lambda problem, real: Distance(problem, real, longest, whole)
 
 
@@ -140,6 +141,7 @@ def sink_mass(
     >>> [round(value, 4) for value in sink_mass(x, x, lse, scale=1.0)[0, 0].tolist()]
     [1.0, 0.5, 0.3333, 0.25]
     """
+    require_whole("position", position)
     return _there(summarise(q, k, lse, position=position, **options).sink)
 
 
@@ -239,8 +241,7 @@ def window_mass(
     [0.0, 0.0, 0.3333, 0.5, 0.4]
     """
     problem = _checked("window_mass", q, k, lse, options)
-    if not isinstance(width, int) or isinstance(width, bool):
-        raise InputError(f"expected width as a whole number, received {width!r}")
+    require_whole("width", width)
     require_flag("include_self", include_self)
     require_flag("exclude_first", exclude_first)
     if width < 0 or (width == 0 and not include_self):
@@ -280,6 +281,7 @@ def _refined(problem: Problem, lse: Tensor, large: Tensor) -> Tensor:
 def _checked(name: str, q: Tensor, k: Tensor, lse: Tensor, options: SoftmaxOptions) -> Problem:
     no_gradient(name, q, k, lse, options.get("sinks"))
     problem = Problem(q, k, **options)
+    require_tensor("lse", lse)
     if lse.shape != q.shape[:3]:
         raise ValueError(
             f"expected lse [batch, head, query] = {tuple(q.shape[:3])}, received {tuple(lse.shape)}"

@@ -10,6 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from phaselens.errors import InputError, require_tensor
+
+_W_O = ("head", "d_head", "d_model")
+_FACTOR = ("head", "row", "d_head")
 _ROWS = 256
 """Tokens taken together, so that they stay in a CPU's cache."""
 
@@ -23,6 +27,7 @@ def triangular(w_o: Tensor) -> Tensor:
     >>> R[0].abs().tolist()
     [[5.0, 0.0], [0.0, 2.0]]
     """
+    require_tensor("w_o", w_o, *_W_O)
     factor: Tensor = torch.linalg.qr(w_o.double().transpose(-1, -2), mode="r").R
     return factor
 
@@ -33,6 +38,9 @@ def head_norms(z: Tensor, factor: Tensor) -> Tensor:
     >>> head_norms(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[5.0, 0.0], [0.0, 2.0]]], dtype=torch.float64)).tolist()
     [[5.0]]
     """
+    require_tensor("z", z, "pos", "head", "d_head")
+    require_tensor("factor", factor, *_FACTOR)
+    _require_sizes("factor", factor, (z.shape[1], factor.shape[1], z.shape[2]))
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
     right = factor.to(dtype).transpose(-1, -2)
     n_rows = _ROWS if z.device.type == "cpu" else max(1, len(z))
@@ -65,6 +73,11 @@ def writes(mass: Tensor, value: Tensor, w_o: Tensor) -> Writes:
     >>> found.heads.tolist(), round(found.layer.item(), 4)
     ([1.5, 0.5], 1.7071)
     """
+    require_tensor("mass", mass, "head", "query")
+    require_tensor("value", value, "head", "d_head")
+    require_tensor("w_o", w_o, *_W_O)
+    _require_sizes("value", value, w_o.shape[:2])
+    _require_sizes("mass", mass, (len(w_o), mass.shape[1]))
     written = torch.einsum("hd,hdm->hm", value.double(), w_o.double())
     norms = torch.linalg.vector_norm(written, dim=-1)
     mass = mass.double()
@@ -92,9 +105,21 @@ def scaled_writes(mass: Tensor, values: Tensor, w_o: Tensor, factor: Tensor) -> 
     >>> heads.tolist(), round(layer.item(), 4)
     ([2.5, 0.5], 2.7071)
     """
+    require_tensor("mass", mass, "head", "query")
+    require_tensor("values", values, "query", "head", "d_head")
+    require_tensor("w_o", w_o, *_W_O)
+    require_tensor("factor", factor, *_FACTOR)
+    _require_sizes("mass", mass, (len(w_o), mass.shape[1]))
+    _require_sizes("values", values, (mass.shape[1], *w_o.shape[:2]))
     by_query = mass.double().T
     # A key without attention writes nothing, whatever its factors.
     weighed = torch.where(by_query[..., None] == 0, 0.0, by_query[..., None] * values.double())
     flat = w_o.double().flatten(0, 1)
     layer = torch.linalg.vector_norm(weighed.flatten(1) @ flat, dim=-1)
     return head_norms(weighed, factor).mean(0), layer.mean()
+
+
+def _require_sizes(name: str, tensor: Tensor, sizes: tuple[int, ...]) -> None:
+    """InputError unless the tensor has the sizes that another one calls for."""
+    if tensor.shape != sizes:
+        raise InputError(f"expected {name} of shape {tuple(sizes)}, received {tuple(tensor.shape)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from phaselens.errors import require_whole
+from phaselens.errors import require_whole, require_wholes
 
 #: Pads are computed and thrown away. A batch ends where they would be more than a quarter of its tokens, unless it
 #: is small, when another forward would cost more than its pads.
@@ -21,6 +21,7 @@ def pack(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     >>> pack([3, 9, 4, 8], batch_tokens=18)
     [[1, 3], [2, 0]]
     """
+    require_wholes("lengths", lengths, 0)
     require_whole("batch_tokens", batch_tokens, 1)
     batches: list[list[int]] = []
     n_real = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from phaselens.errors import InputError, require_whole
+from phaselens.errors import InputError, brief, require_whole
 
 BUNDLED = "bundled"
 
@@ -42,6 +43,12 @@ def read_texts(source: str, limit: int | None = None) -> list[Text]:
     with `text` and optionally `id` a line). Blank lines are skipped. Only the first `limit` are read.
     InputError says which line cannot be used.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"texts: expected source as `bundled` or the name of a .txt or .jsonl file, received {brief(source)}"
+        )
+    if limit is not None:
+        require_whole("limit", limit, 1)
     if source == BUNDLED:
         path = Path(str(files("phaselens.data") / "texts" / "bundled.jsonl"))
     else:

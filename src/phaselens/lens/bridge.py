@@ -21,7 +21,7 @@ from phaselens.lens.components import (
     StreamingAttention,
 )
 from phaselens.lens.frequencies import same_regime
-from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks, position_axis
+from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks, hooked_points, position_axis
 from phaselens.lens.projection import Projection
 from phaselens.lens.rows import Rows
 from phaselens.lens.texts import ReadsTexts, signed_as
@@ -130,6 +130,7 @@ class HookedTransformer(ReadsTexts):
         >>> bool(torch.equal(first, second))
         True
         """
+        require_whole("layer", layer)
         if not 0 <= layer < self.info.n_layers:
             raise InputError(
                 f"attention_replay({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}"
@@ -180,11 +181,14 @@ class HookedTransformer(ReadsTexts):
         ((1, 4, 32), (1, 4, 4))
         """
         require_flag("unembed", unembed)
+        for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
+            if layer is not None:
+                require_whole(name, layer)
         if unembed and stop_at_layer is not None:
             raise InputError("stream: with stop_at_layer there are no logits; leave unembed out")
         inputs = self._inputs(tokens, residual, start_at_layer)
         model = self.original_model
-        handles = [(self.require_hook(name), hook) for name, hook in hooks]
+        handles = hooked_points(self, hooks)
         added = []
         try:
             if stop_at_layer == self.info.n_layers:

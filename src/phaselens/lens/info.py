@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from phaselens.errors import InputError, brief
+
 
 @dataclass(frozen=True)
 class Rotation:
@@ -105,3 +107,11 @@ class ModelInfo:
         if len(kinds) == 1:
             return self.positions[0]
         return ", ".join(f"{kind} {self.positions.count(kind)}" for kind in kinds)
+
+
+def require_lens(name: str, candidate: Any) -> None:
+    """InputError unless it is a loaded model. It is known by its `info`: to import its class would import torch."""
+    if not isinstance(getattr(candidate, "info", None), ModelInfo):
+        raise InputError(
+            f"expected {name} as a lens made by phaselens.load(model), received {brief(candidate)}"
+        )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from phaselens.errors import InputError, brief, is_list_like
 
 
 @dataclass(frozen=True)
@@ -170,3 +173,23 @@ def _runs(layers: list[int]) -> str:
     if layers == list(range(layers[0], layers[-1] + 1)):
         return f"{{{layers[0]}..{layers[-1]}}}"
     return "{" + ",".join(map(str, layers)) + "}"
+
+
+def hooked_points(lens: Any, hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
+    """Pairs of a hook point and a function, from pairs of its name and the function.
+
+    Raises:
+        InputError: for anything else, and for a hook point that the model does not have.
+    """
+    if not is_list_like(hooks):
+        raise InputError(f"expected hooks as a list of pairs (name, function), received {brief(hooks)}")
+    points = []
+    for pair in hooks:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise InputError(f"expected each of hooks as a pair (name, function), received {brief(pair)}")
+        name, hook = pair
+        point = lens.require_hook(name)
+        if not callable(hook):
+            raise InputError(f"expected a function for the hook point {name}, received {brief(hook)}")
+        points.append((point, hook))
+    return points

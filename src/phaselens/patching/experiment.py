@@ -78,7 +78,7 @@ class Experiment:
             InputError: for prompts of another model or of two lengths.
         """
         require_prompt(clean, "clean")
-        aligned = None if corrupt is None else align(clean, require_prompt(corrupt, "corrupt"))
+        aligned = None if corrupt is None else align(clean, corrupt)
         if clean.lens is not self.lens:
             raise InputError(
                 f"these edits are {self.lens.info.label}'s; make another Experiment for {clean.lens.info.label}"

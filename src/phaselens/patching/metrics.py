@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, require_function, require_tensor, require_text, require_whole
+from phaselens.lens.info import require_lens
 from phaselens.patching.points import brief
 from phaselens.patching.prompts import token_text
 
@@ -32,6 +33,15 @@ class LogitMetric:
     function: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     shortest: int = field(default=1, repr=False)
 
+    def __post_init__(self) -> None:
+        require_text("name", self.name)
+        require_function("compute", self.compute)
+        if self.code is not None:
+            require_text("code", self.code)
+        if self.function is not None:
+            require_function("function", self.function)
+        require_whole("shortest", self.shortest, 1)
+
     def misfit(self, n_tokens: int) -> str | None:
         """Why a prompt of `n_tokens` tokens has no such number, or None where it has."""
         if n_tokens >= self.shortest:
@@ -47,6 +57,7 @@ class LogitMetric:
         """
         import torch
 
+        require_tensor("logits", logits, "batch", "pos", "d_vocab")
         given = self.compute(logits.to(torch.promote_types(logits.dtype, torch.float32)), tokens)
         if not isinstance(given, torch.Tensor) or given.shape != logits.shape[:1]:
             found = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
@@ -74,6 +85,7 @@ def logit_diff(lens: HookedTransformer, a: str | int, b: str | int, pos: int = -
     """
     if isinstance(pos, bool) or not isinstance(pos, Integral):
         raise InputError(f"logit_diff: pos={brief(pos)}; give one position, a whole number")
+    require_lens("lens", lens)
     pos = int(pos)
     first, second = token_id(lens, a), token_id(lens, b)
     if first == second:
@@ -114,6 +126,7 @@ def token_id(lens: HookedTransformer, token: str | int) -> int:
 
 
 def _mean_loss(logits: Tensor, tokens: Tensor) -> Tensor:
+    require_tensor("tokens", tokens, "1", "pos")
     if logits.shape[1] < 2:
         raise InputError("loss: the prompt has one token, so none is predicted")
     logged = logits[:, :-1].log_softmax(-1)

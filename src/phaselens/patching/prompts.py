@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text
 from phaselens.errors import InputError
+from phaselens.lens.info import require_lens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,6 +79,7 @@ def prompt(lens: HookedTransformer, text: str, *, bos: str | None = None) -> Pro
     >>> prompt(tiny_lens(), "to be").words
     ["'<s>'", "'t'", "'o'", "' '", "'b'", "'e'"]
     """
+    require_lens("lens", lens)
     if not isinstance(text, str):
         raise InputError(f"a prompt is a text, got {type(text).__name__}; write prompt(model, 'text')")
     if lens.text_tokenizer is None:
@@ -142,6 +144,8 @@ def align(clean: Prompt, corrupt: Prompt) -> Alignment:
     >>> align(prompt(lens, "to be"), prompt(lens, "to do")).differing
     (4, 5)
     """
+    require_prompt(clean, "clean")
+    require_prompt(corrupt, "corrupt")
     if clean.lens is not corrupt.lens:
         raise InputError(
             f"clean is a prompt of {clean.lens.info.label!r} and corrupt of {corrupt.lens.info.label!r}; "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, brief, is_list_like, require_kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,6 +140,10 @@ def stack(sweeps: Sequence[Sweep]) -> np.ma.MaskedArray[Any, Any]:
     """
     import numpy as np
 
+    if not is_list_like(sweeps, Collection):
+        raise InputError(f"stack: expected sweeps as a list of Sweeps, received {brief(sweeps)}")
+    for sweep in sweeps:
+        require_kind("each of sweeps", sweep, Sweep, "from Experiment.sweep or attribution")
     if not sweeps:
         raise InputError("stack: no sweep was given")
     shapes = {(one.axes, one.layers, one.grid().shape) for one in sweeps}
@@ -224,6 +228,8 @@ def agreement(one: Sweep, other: Sweep) -> Agreement:
     import numpy as np
     from scipy import stats
 
+    for name, sweep in (("one", one), ("other", other)):
+        require_kind(name, sweep, Sweep, "from Experiment.sweep or attribution")
     same = ("what", "by", "layers", "metric", "base")
     differing = [name for name in same[:-1] if getattr(one, name) != getattr(other, name)]
     if differing or one.values.shape != other.values.shape:

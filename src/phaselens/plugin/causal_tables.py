@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, require_function, require_kind, require_whole
 from phaselens.plugin.conditions import BASELINE, Condition
 from phaselens.plugin.losses import Losses
 from phaselens.plugin.tables import Column, TableSpec, interval_help
@@ -117,6 +117,9 @@ class CausalTables:
     """
 
     def __init__(self, losses: Losses, seed: int, warn: Callable[[str], None]) -> None:
+        require_kind("losses", losses, Losses, "as a causal metric keeps them")
+        require_whole("seed", seed, 0)
+        require_function("warn", warn)
         self._losses = losses
         self._seed = seed
         self._warn = warn

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, is_list_like, is_number, is_whole
 from phaselens.plugin.mistakes import kind_of
 from phaselens.plugin.views import Batch
 
@@ -76,7 +76,7 @@ class Edit:
             raise InputError(
                 f"edit of {self.point}: it is a measurement, and nothing in the model follows from it"
             )
-        if not callable(self.to) and not _is_number(self.to):
+        if not callable(self.to) and not is_number(self.to):
             raise InputError(
                 f"edit of {self.point}: `to` is {kind_of(self.to)}; give a number, or a function (tensor, site)"
             )
@@ -93,32 +93,23 @@ class Edit:
         """Itself, or one edit for every layer where the point says `{layer}`."""
         if "{layer}" not in self.point:
             return [self]
-        points = [self.point.replace("{layer}", str(layer)) for layer in range(n_layers)]
-        return [Edit(point, self.to, self.positions, self.heads) for point in points]
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is one number: of Python, of numpy, or a tensor without dimensions."""
-    if isinstance(value, str | bytes | bool) or not hasattr(value, "__float__"):
-        return False
-    return getattr(value, "shape", ()) == ()
-
-
-def _is_whole(value: Any) -> bool:
-    return not isinstance(value, bool) and isinstance(value, Integral)
+        edits = [copy.copy(self) for _ in range(n_layers)]  # copies: all but the point has been checked
+        for layer, edit in enumerate(edits):
+            object.__setattr__(edit, "point", self.point.replace("{layer}", str(layer)))
+        return edits
 
 
 def _require_places(what: str, places: Any) -> None:
     """InputError unless it is None or a collection of whole numbers from 0."""
     if places is None:
         return
-    if isinstance(places, str | bytes | Mapping) or not isinstance(places, Collection):
-        example = f"[{places!r}]" if _is_whole(places) else "[0]"
+    if not is_list_like(places, Collection):
+        example = f"[{places!r}]" if is_whole(places) else "[0]"
         raise InputError(
             f"{what} are a list of whole numbers from 0, such as {example}; found {kind_of(places)}"
         )
     for value in places:
-        if not _is_whole(value) or value < 0:
+        if not is_whole(value) or value < 0:
             raise InputError(f"{what} are whole numbers from 0, found {value!r}")
 
 
@@ -145,14 +136,14 @@ class Condition:
         edits: Any = self.edits
         if isinstance(edits, Edit):
             raise InputError(f"condition {self.name!r}: its edits are one Edit; give a list: [Edit(…)]")
-        if isinstance(edits, str | Mapping) or not isinstance(edits, Collection):
+        if not is_list_like(edits, Collection):
             raise InputError(f"condition {self.name!r}: its edits are {kind_of(edits)}; give a list of Edits")
         for edit in edits:
             if not isinstance(edit, Edit):
                 raise InputError(f"condition {self.name!r}: {kind_of(edit)} among its edits; give Edits only")
         for field_name, least in (("layer", 0), ("seed", None)):
             value = getattr(self, field_name)
-            if value is not None and (not _is_whole(value) or (least is not None and value < least)):
+            if value is not None and (not is_whole(value) or (least is not None and value < least)):
                 raise InputError(
                     f"condition {self.name!r}: its {field_name} is {kind_of(value)}; give a whole number, or None"
                 )
@@ -186,8 +177,10 @@ class Prompt:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
             raise InputError(f"a prompt's id is {kind_of(self.id)}; give text")
+        if self.ids is None:
+            raise InputError(f"prompt {self.id!r}: its ids are None; give a list of token ids")
         _require_places(f"prompt {self.id!r}: its ids", self.ids)
-        if not _is_whole(self.scored_from):
+        if not is_whole(self.scored_from):
             raise InputError(
                 f"prompt {self.id!r}: scored_from is {kind_of(self.scored_from)}; give a whole number"
             )

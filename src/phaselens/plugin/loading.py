@@ -6,17 +6,17 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, is_list_like
 from phaselens.plugin import hookspecs
 from phaselens.plugin.metric import Metric, require_metric
-from phaselens.plugin.mistakes import kind_of, mistake, source_of
+from phaselens.plugin.mistakes import innermost_line, kind_of, mistake, source_of
 from phaselens.plugin.offers import NamedModel, NamedTexts
 from phaselens.plugin.registry import Registered
 from phaselens.plugin.settings import settings_kept
@@ -69,7 +69,7 @@ class Loaded:
         """All that the hook returns, in one list."""
         offered: list[Any] = []
         for answer in getattr(self._manager.hook, hook)(**arguments):
-            if isinstance(answer, str | Mapping) or not isinstance(answer, Iterable):
+            if not is_list_like(answer):
                 raise mistake(f"{hook}() returned {kind_of(answer)}; return a list", self._place_of(hook))
             offered += answer
         return offered
@@ -150,16 +150,13 @@ def blamed(origin: Registered) -> Iterator[None]:
 def _place_in_plugin(error: BaseException) -> str | None:
     """`file:line` of the innermost call outside of PhaseLens and of what imports modules."""
     named: str | None = getattr(error, "where", None)
-    if named is not None:
-        return named
-    place, step = None, error.__traceback__
-    while step is not None:
-        file, module = step.tb_frame.f_code.co_filename, str(step.tb_frame.f_globals.get("__name__", ""))
-        ours = module.partition(".")[0] in ("phaselens", "importlib", "pluggy", "contextlib")
-        if not ours and not file.startswith("<frozen"):
-            place = f"{file}:{step.tb_lineno}"
-        step = step.tb_next
-    return place
+    return named if named is not None else innermost_line(error, _is_in_plugin)
+
+
+def _is_in_plugin(frame: FrameType) -> bool:
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    ours = package in ("phaselens", "importlib", "pluggy", "contextlib")
+    return not ours and not frame.f_code.co_filename.startswith("<frozen")
 
 
 def told(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from phaselens.errors import close_matches
+from phaselens.errors import close_matches, is_list_like, require_text
 from phaselens.lens.info import ModelInfo
 from phaselens.plugin import params as parameters
 from phaselens.plugin.mistakes import UnknownName, kind_of, mistake, source_of
@@ -64,6 +64,10 @@ class Display:
         ):
             raise mistake(f"Display(strong={self.strong!r}): give a number")
         for name in ("also", "summary", "before"):
+            if not is_list_like(getattr(self, name)):
+                raise mistake(
+                    f"Display({name}=…) is {kind_of(getattr(self, name))}; give pairs (column, heading)"
+                )
             for pair in getattr(self, name):
                 if not (
                     isinstance(pair, tuple | list)
@@ -178,6 +182,7 @@ class Metric(ABC, Generic[P]):
 
 def require_metric(candidate: Any, origin: str) -> type[Metric[Any]]:
     """`candidate` if it is a usable Metric class, else TypeError that names `origin` and what is missing."""
+    require_text("origin", origin)
     if not (isinstance(candidate, type) and issubclass(candidate, Metric)):
         raise mistake(f"{origin}: {candidate!r} is no subclass of phaselens.plugin.Metric")
     for attribute, kind, example in _ATTRIBUTES:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 
@@ -73,12 +75,17 @@ def source_of(thing: Any) -> str | None:
 def raised_at(error: BaseException, author: type) -> str | None:
     """`file:line` of the innermost call in the files of class `author`; None where the error arose elsewhere."""
     files = set(_files_of(author))
-    place, step = None, error.__traceback__
-    while step is not None:
-        if step.tb_frame.f_code.co_filename in files:
-            place = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
-        step = step.tb_next
-    return place
+    return innermost_line(error, lambda frame: frame.f_code.co_filename in files)
+
+
+def innermost_line(error: BaseException, accepted: Callable[[FrameType], bool]) -> str | None:
+    """`file:line` of the innermost call in the traceback whose frame is `accepted`; None where none is."""
+    lines = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if accepted(frame)
+    ]
+    return lines[-1] if lines else None
 
 
 def _files_of(author: type) -> Iterable[str]:

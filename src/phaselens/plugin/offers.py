@@ -24,7 +24,11 @@ class NamedModel:
     adapters: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require_offer(self, self.name, "load", self.load)
+        _require_offer(self, "load", self.load)
+        if not isinstance(self.adapters, Mapping):
+            raise TypeError(
+                f"NamedModel {self.name!r}: adapters is {self.adapters!r}; give a dict from class names to adapters"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,14 @@ class NamedTexts:
     help: str = ""
 
     def __post_init__(self) -> None:
-        _require_offer(self, self.name, "read", self.read)
+        _require_offer(self, "read", self.read)
 
 
-def _require_offer(offer: Any, name: Any, method: str, function: Any) -> None:
-    kind = type(offer).__name__
+def _require_offer(offer: NamedModel | NamedTexts, method: str, function: Any) -> None:
+    kind, name = type(offer).__name__, offer.name
     if not isinstance(name, str) or not name:
         raise TypeError(f"{kind}: its name is {name!r}; give text")
     if not callable(function):
         raise TypeError(f"{kind} {name!r}: {method} is {function!r}; give a function without arguments")
+    if not isinstance(offer.help, str):
+        raise TypeError(f"{kind} {name!r}: help is {offer.help!r}; give text")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, is_number
 
 _KEY = "phaselens"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -34,6 +34,11 @@ def param(
         isinstance(choices, tuple | list) and all(isinstance(choice, str) for choice in choices)
     ):
         raise TypeError(f"param(choices={choices!r}): give a tuple of texts")
+    if unit is not None and not isinstance(unit, str):
+        raise TypeError(f"param(unit={unit!r}): give text, or None")
+    for name, bound in (("minimum", minimum), ("maximum", maximum)):
+        if bound is not None and not is_number(bound):
+            raise TypeError(f"param({name}={bound!r}): give a number, or None")
     if minimum is not None and maximum is not None and minimum > maximum:
         raise TypeError(f"param(minimum={minimum}, maximum={maximum}): nothing lies between them")
     limits = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "choices": choices}

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, is_list_like
 from phaselens.plugin.causal import CausalMetric
 from phaselens.plugin.conditions import BASELINE, Condition, Prompt
 from phaselens.plugin.metric import Metric
 from phaselens.plugin.mistakes import kind_of, mistake, source_of
+from phaselens.plugin.params import Params
 from phaselens.plugin.tables import Table
 
 
+def require_defined(metric: type[Metric[Any]], params: Params) -> None:
+    """TypeError where `define` does not give text; whatever it raises for parameters that it cannot define."""
+    definition = metric.define(params)
+    if not isinstance(definition, str):
+        raise mistake(
+            f"define() returned {kind_of(definition)}; return one line of text", source_of(metric.define)
+        )
+
+
 def require_constructed(metric: Metric[Any]) -> None:
-    """TypeError where an `__init__` of the metric's own left out that of `Metric`, or a property is no number."""
+    """TypeError where an `__init__` of the metric's own left out that of `Metric`, or a property is not a number."""
     if not hasattr(metric, "warnings"):
         raise mistake(
             f"{type(metric).__name__}.__init__ does not call super().__init__(model, params, seed); make state in "
@@ -28,11 +38,6 @@ def require_constructed(metric: Metric[Any]) -> None:
                 f"{name} is {kind_of(value)}; it must be a whole number of at least {least}",
                 _place_of(metric, name),
             )
-    definition = metric.define(metric.params)
-    if not isinstance(definition, str):
-        raise mistake(
-            f"define() returned {kind_of(definition)}; return one line of text", _place_of(metric, "define")
-        )
 
 
 def hook_names(metric: Metric[Any]) -> list[str]:
@@ -82,7 +87,6 @@ def conditions_of(metric: CausalMetric[Any]) -> list[Condition]:
 
 def _require_controls(metric: CausalMetric[Any], conditions: Sequence[Condition]) -> None:
     """InputError for a control of nothing: its contrast would silently be missing."""
-    names = {condition.name for condition in conditions}
     layers_of: dict[str, set[int | None]] = {}
     control_of: dict[tuple[str, int | None], str | None] = {}
     for condition in conditions:
@@ -107,8 +111,8 @@ def _require_controls(metric: CausalMetric[Any], conditions: Sequence[Condition]
             raise _unfit(
                 metric, f"condition {condition.name!r} is the control of itself; name another condition"
             )
-        if target not in names:
-            others = names - {condition.name}
+        if target not in layers_of:
+            others = layers_of.keys() - {condition.name}
             raise _unfit(
                 metric,
                 f"condition {condition.name!r}: control_for is {target!r}, which is no condition of this metric; "
@@ -168,7 +172,7 @@ def tables_of(metric: Metric[Any]) -> Mapping[str, Table]:
 
 def _listed(metric: Metric[Any], method: str, given: Any, expected: str) -> list[Any]:
     """What a method returned as a list; TypeError for text, a mapping, and what cannot be iterated over."""
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+    if not is_list_like(given):
         raise mistake(f"{method}() returned {kind_of(given)}; {expected}", _place_of(metric, method))
     return list(given)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, is_list_like, require_flag, require_text
 from phaselens.plugin.mistakes import kind_of, mistake
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class Column:
             raise mistake(f"a column's name is {kind_of(self.name)}; give text")
         if self.type not in (str, int, float):
             raise mistake(f"column {self.name}: its type is {kind_of(self.type)}; give str, int or float")
+        if self.unit is not None and not isinstance(self.unit, str):
+            raise mistake(f"column {self.name}: its unit is {kind_of(self.unit)}; give text, or None")
+        if not isinstance(self.help, str):
+            raise mistake(f"column {self.name}: its help is {kind_of(self.help)}; give text")
 
 
 def interval_help(over: str = "texts", *, paired: bool = False) -> str:
@@ -38,6 +42,8 @@ def interval_help(over: str = "texts", *, paired: bool = False) -> str:
     >>> interval_help("prompts")
     '95 % interval, percentile bootstrap over prompts: all resamples of up to 8, of more 10,000 drawn by the seed'
     """
+    require_text("over", over)
+    require_flag("paired", paired)
     kind = "paired percentile bootstrap" if paired else "percentile bootstrap"
     return f"95 % interval, {kind} over {over}: all resamples of up to 8, of more 10,000 drawn by the seed"
 
@@ -61,10 +67,12 @@ class TableSpec:
         columns: Any = self.columns
         if not isinstance(columns, tuple | list) or not all(isinstance(each, Column) for each in columns):
             raise mistake(f"table {self.name}: its columns are {kind_of(columns)}; give a tuple of Columns")
+        if not isinstance(self.help, str):
+            raise mistake(f"table {self.name}: its help is {kind_of(self.help)}; give text")
 
     def build(self, rows: Iterable[Sequence[Any]]) -> Table:
         """A table of these columns. A number that is NaN or infinite becomes null, and is counted."""
-        if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        if not is_list_like(rows):
             raise mistake(
                 f"table {self.name}: its rows are {kind_of(rows)}; give a list of rows, each a tuple of cells"
             )

@@ -8,9 +8,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Tokens, pack
-from phaselens.errors import InputError, MetricError
+from phaselens.errors import InputError, MetricError, brief, is_list_like, require_kind, require_wholes
+from phaselens.lens.info import require_lens
 from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
-from phaselens.plugin.returned import hook_names, require_constructed, tables_of
+from phaselens.plugin.returned import hook_names, require_constructed, require_defined, tables_of
 from phaselens.runs.causal import Interventions, intervene
 from phaselens.runs.interventions import projection_of, weight_of
 from phaselens.runs.options import Chosen
@@ -44,7 +45,8 @@ def measure(
     at_work: list[Measured] = []
     for one in chosen:
         with guarded(results[one.name], lens.info.label, "construct"):
-            one.metric.define(one.params)  # before a metric is made of parameters that it cannot define
+            # Before a metric is made of parameters that it cannot define.
+            require_defined(one.metric, one.params)
             at_work.append(_at_work(lens, one.metric(lens.info, one.params, seed), results[one.name]))
     passes = _passes(at_work)
     batches = pack([len(text.ids) for text in texts], batch_tokens)
@@ -76,10 +78,12 @@ def gather(
     Raises:
         MetricError: what the metric raised, with its traceback.
     """
+    _require_fed(lens, texts, metric, Metric, batches)
     result = MetricResult(type(metric), metric.params, "")
+    require_defined(type(metric), metric.params)
     measured = _at_work(lens, metric, result)
     for indices in batches:
-        _forward(lens, batch_of(lens, texts, indices), [measured], metric.sink_position)
+        _forward(lens, batch_of(lens, texts, indices), [measured], measured.sink_position)
     _raise_failures(result)
 
 
@@ -94,9 +98,23 @@ def gather_losses(
     Raises:
         MetricError: what the metric raised, with its traceback.
     """
+    _require_fed(lens, texts, metric, CausalMetric, batches)
     result = MetricResult(type(metric), metric.params, "")
     intervene(lens, texts, batches, [Measured(metric, result)], Interventions(bos=lens.bos))
     _raise_failures(result)
+
+
+def _require_fed(lens: Any, texts: Any, metric: Any, kind: type, batches: Any) -> None:
+    """InputError unless `metric` can be fed with the texts in these batches."""
+    require_lens("lens", lens)
+    require_kind("metric", metric, kind, "made for the lens")
+    for name, listed in (("texts", texts), ("batches", batches)):
+        if not is_list_like(listed, Collection):
+            raise InputError(f"expected {name} as a list, received {brief(listed)}")
+    for text in texts:
+        require_kind("each of texts", text, Tokens, "from lens.encoder().tokens(text, n)")
+    for indices in batches:
+        require_wholes("each of batches", indices, 0)
 
 
 def _at_work(lens: HookedTransformer, metric: Metric[Any], result: MetricResult) -> Measured:

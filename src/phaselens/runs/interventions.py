@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, require_kind
+from phaselens.lens.info import require_lens
 from phaselens.plugin import Batch, Condition, Edit, Proof, Site
 from phaselens.plugin.views import lazy_copy
 
@@ -185,6 +186,11 @@ def applied(
     >>> bool(torch.equal(edited, lens.stream(tokens))), proofs["blocks.0.hook_mlp_out"].changed
     (False, True)
     """
-    editor = Editor(lens, condition.edits if isinstance(condition, Condition) else condition, batch)
+    require_lens("lens", lens)
+    if not isinstance(condition, Condition):
+        condition = Condition("applied", condition)  # which checks the edits
+    if batch is not None:
+        require_kind("batch", batch, Batch, "as a run makes it")
+    editor = Editor(lens, condition.edits, batch)
     with lens.hooks(fwd_hooks=editor.hooks(lens.rows.positions)):
         yield editor.proofs

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phaselens.data import BOS_POLICIES
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.mistakes import kind_of
 
@@ -27,6 +27,12 @@ class ModelSpec:
     label: str | None = None
     revision: str | None = None
 
+    def __post_init__(self) -> None:
+        require_text("source", self.source)
+        for name, value in (("label", self.label), ("revision", self.revision)):
+            if value is not None:
+                require_text(name, value)
+
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
         """The parts of `text`. What exists as a path is taken as one, whatever signs it contains.
@@ -34,6 +40,7 @@ class ModelSpec:
         >>> ModelSpec.parse("base=org/model@v1.0")
         ModelSpec(source='org/model', label='base', revision='v1.0')
         """
+        require_text("a model's name", text)
         label, source, revision = None, text, None
         named = None if Path(source).exists() else _LABEL.fullmatch(source)
         if named:
@@ -118,9 +125,11 @@ class Options:
 
     def require_agreement(self, info: ModelInfo) -> None:
         """InputError if device, dtype or positions ask of a model that is loaded already to be another than it is."""
-        device, dtype = self.device, self.dtype.removeprefix("torch.")
+        from phaselens.lens.sources import DTYPES
+
+        device, dtype = self.device, self.dtype
         same_device = device == info.device or f"{device}:0" == info.device
-        same_dtype = _DTYPE_NAMES.get(dtype, dtype) == info.dtype
+        same_dtype = str(DTYPES.get(dtype)) == f"torch.{info.dtype}"
         nulled = self.positions.get(info.label) == "nope" and set(info.positions) != {"nope"}
         for name, asked, agrees, present in (
             ("device", device, device == "auto" or same_device, info.device),
@@ -151,9 +160,6 @@ class Chosen:
         """The metric's name."""
         return self.metric.name
 
-
-#: Short names of dtypes.
-_DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 MetricRequest = str | type[Metric[Any]] | tuple[str | type[Metric[Any]], Mapping[str, Any]]
 

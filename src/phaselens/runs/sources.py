@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.data import Text
-from phaselens.errors import InputError, ModelError
+from phaselens.errors import InputError, ModelError, require_kind
 from phaselens.plugin import NamedModel, plugins
 from phaselens.plugin.loading import FAULTS, told
 from phaselens.runs.options import DEFAULT_MODELS, ModelSpec
@@ -29,6 +29,7 @@ def load_model(
     """The lens of a model named by text; ModelError names the plugin where its own loading fails."""
     from phaselens.lens import load
 
+    require_kind("spec", spec, ModelSpec, "such as ModelSpec.parse('rope')")
     options: dict[str, Any] = {
         "positions": positions,
         "bos": bos,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Tokens
-from phaselens.errors import InputError, PhaseLensError
+from phaselens.errors import InputError, PhaseLensError, require_kind, require_text
 from phaselens.plugin import Batch, Metric
 from phaselens.plugin.loading import FAULTS
 from phaselens.plugin.mistakes import raised_at
@@ -56,6 +56,9 @@ class Measured:
 @contextmanager
 def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
     """A metric's own failure ends that metric, not the run; nor does what it sets reach the others."""
+    require_kind("result", result, MetricResult, "of the metric that is guarded")
+    require_text("label", label)
+    require_text("stage", stage)
     try:
         with settings_kept():
             yield
@@ -70,18 +73,15 @@ def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
 
 def _where(error: BaseException, author: type) -> str | None:
     """`file:line` in the author's file; none for what the metric says on purpose, by an InputError of its own."""
-    if isinstance(error, PhaseLensError) and not _raised_by_us(error):
-        return None
-    if isinstance(error, PhaseLensError) and author.__module__.startswith("phaselens_plugins."):
+    built_in = author.__module__.startswith("phaselens_plugins.")
+    if isinstance(error, PhaseLensError) and (built_in or not _raised_by_us(error)):
         return None
     return getattr(error, "where", None) or raised_at(error, author)
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    step = error.__traceback__
-    while step is not None and step.tb_next is not None:
-        step = step.tb_next
-    return step is not None and str(step.tb_frame.f_globals.get("__name__")).startswith("phaselens.")
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("phaselens.")
 
 
 def batch_of(lens: HookedTransformer, texts: Sequence[Tokens], indices: Sequence[int]) -> Batch:

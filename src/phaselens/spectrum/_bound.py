@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from phaselens.errors import require_kind, require_number
 from phaselens.spectrum._entropy import CHUNK, Spectrum, chunks
+from phaselens.spectrum._rows import require_matrix
 
 _ROWS = 128
 """Rows widened to float64 at a time, so that they stay in a CPU's cache."""
@@ -36,6 +38,7 @@ def compression_bound(x: Tensor) -> Bound:
     >>> round(found.anisotropy, 6), round(found.entropy, 6)
     (0.962264, 0.186837)
     """
+    require_matrix("x", x)
     missing = Bound(math.nan, math.nan, math.nan, math.nan)
     if len(x) < 2:
         return missing
@@ -58,6 +61,9 @@ def compression_bound(x: Tensor) -> Bound:
 
 def require_bound(found: Spectrum, bound: Bound, *, tolerance: float = 1e-6) -> None:
     """Raise ArithmeticError if `found` breaks its own `bound` by more than `tolerance`: then a number is wrong."""
+    require_kind("found", found, Spectrum, "from spectrum or spectra")
+    require_kind("bound", bound, Bound, "from compression_bound")
+    require_number("tolerance", tolerance, 0)
     if bound.anisotropy > found.anisotropy * (1 + tolerance):
         raise ArithmeticError(f"p1 = {found.anisotropy:.9g} is below its bound {bound.anisotropy:.9g}")
     if found.entropy > bound.entropy * (1 + tolerance) + tolerance * 1e-3 + found.error:

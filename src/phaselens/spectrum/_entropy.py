@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, require_number, require_whole
 from phaselens.spectrum._rows import require_matrix
 
 Floats = NDArray[np.float64]
@@ -62,7 +62,7 @@ def spectrum(x: Tensor) -> Spectrum:
     >>> round(found.entropy, 6), round(found.anisotropy, 6), round(found.entropy_normalised, 6)
     (0.181228, 0.962455, 0.164961)
     """
-    require_matrix(x)
+    require_matrix("x", x)
     if not x.numel():
         return NOTHING
     with _few_threads(min(x.shape)):
@@ -83,7 +83,7 @@ def spectra(x: Tensor, left_out: Tensor) -> tuple[Spectrum, Spectrum]:
     >>> [round(each.entropy, 4) for each in both]
     [0.1812, 0.8676]
     """
-    require_matrix(x)
+    require_matrix("x", x)
     if not isinstance(left_out, Tensor) or left_out.dtype != torch.bool or left_out.shape != x.shape[:1]:
         raise InputError(f"expected left_out as bool [pos] = ({len(x)},), received {left_out!r}")
     if not bool(left_out.any()):
@@ -188,6 +188,8 @@ def continuity_bound(distance: float, n: int) -> float:
     >>> continuity_bound(0.0, 10), round(continuity_bound(1e-9, 512), 10)
     (0.0, 2.8e-08)
     """
+    require_number("distance", distance, or_nan=True)
+    require_whole("n", n, 0)
     if distance <= 0 or n < 2:
         return 0.0
     if distance >= 1 - 1 / n:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phaselens.errors import require_whole
+from phaselens.errors import InputError, as_numbers, require_number, require_whole
 
 Floats = NDArray[np.float64]
 
@@ -24,7 +24,6 @@ _ALONE = 16
 """The largest norms, which are never put into a bin with others."""
 
 
-@lru_cache(maxsize=4096)
 def gaussian_max_ratio(n: int) -> float:
     """Expected largest |coordinate| of `n` independent Gaussian ones, over their median |coordinate|.
 
@@ -33,9 +32,14 @@ def gaussian_max_ratio(n: int) -> float:
     >>> round(gaussian_max_ratio(1_000_000), 2)
     7.41
     """
+    require_whole("n", n, 0)
+    return _gaussian_max_ratio(n)
+
+
+@lru_cache(maxsize=4096)
+def _gaussian_max_ratio(n: int) -> float:
     from scipy.special import erfc
 
-    require_whole("n", n, 0)
     if n < 1:
         return float("nan")
     x = np.linspace(1e-3, 12.0, 12_000)
@@ -52,6 +56,10 @@ def gaussian_exceedance(n: int, median: float, threshold: float, ratio: float) -
     """
     from scipy.special import erfc
 
+    require_whole("n", n, 0)
+    require_number("median", median, or_nan=True)
+    require_number("threshold", threshold, 0)
+    require_number("ratio", ratio, 0)
     if not median > 0:
         return 0.0 if median == 0 else float("nan")
     return float(n * erfc(max(threshold, ratio * median) * _MEDIAN_ABS / median / np.sqrt(2)))
@@ -76,12 +84,14 @@ def random_rows(norms: ArrayLike, d: int) -> Chance:
     (5.74, 4.0)
     """
     require_whole("d", d, 0)
-    squares = np.asarray(norms, dtype=np.float64) ** 2
+    squares = as_numbers("norms", norms) ** 2
+    if squares.ndim != 1:
+        raise InputError(f"expected norms [pos], received shape {squares.shape}")
     total = float(squares.sum())
     if not 0 < total < float("inf") or d < 1:
         return Chance(float("nan"), float("nan"))
     weight, count = _binned(squares * (d / total))
-    if len(np.atleast_1d(norms)) == 1 or d == 1:
+    if len(squares) == 1 or d == 1:
         return Chance(0.0, 1.0)
     return Chance(_entropy(weight, count, d), _first(weight, count, d))
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phaselens.errors import InputError, require_number, require_whole
+from phaselens.errors import InputError, require_number, require_tensor, require_whole
 
 _SAMPLE = 2000
 """Values looked at to learn about where a median is."""
@@ -21,11 +21,11 @@ _ROWS = 128
 """Rows widened to float64 at a time, so that they stay in a CPU's cache."""
 
 
-def require_matrix(x: Tensor) -> None:
+def require_matrix(name: str, x: Tensor) -> None:
     """InputError unless it is a tensor of two dimensions."""
     if not isinstance(x, Tensor) or x.ndim != 2:
         kind = f"a tensor {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise InputError(f"expected a tensor [pos, d_model], received {kind}")
+        raise InputError(f"expected {name} as a tensor [pos, d_model], received {kind}")
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -34,6 +34,7 @@ def row_norms(x: Tensor) -> Tensor:
     >>> row_norms(torch.tensor([[3.0, 4.0]])).tolist()
     [5.0]
     """
+    require_tensor("x", x, "…", "d_model")
     return torch.cat([torch.linalg.vector_norm(part.double(), dim=-1) for part in _parts(x)])
 
 
@@ -45,6 +46,7 @@ def median(values: Tensor) -> float:
     >>> median(torch.tensor([4.0, 1.0, 3.0, 2.0]))
     2.5
     """
+    require_tensor("values", values)
     flat = values.reshape(-1)
     n = flat.numel()
     if not n or bool(flat.amax().isnan()):  # a maximum is NaN where anything is
@@ -98,6 +100,7 @@ def bos_norm(norms: Tensor) -> BosNorm:
     >>> found.norm, found.ratio, found.ratio_median
     (10.0, 5.0, 10.0)
     """
+    require_tensor("norms", norms, "pos")
     missing = float("nan")
     if not len(norms):
         return BosNorm(missing, missing, missing, missing, missing)
@@ -119,6 +122,7 @@ def massive_rows(norms: Tensor, factor: float = 10.0) -> Tensor:
     >>> massive_rows(torch.tensor([50.0, 1.0, 2.0, 1.0])).tolist()
     [True, False, False, False]
     """
+    require_tensor("norms", norms, "pos")
     require_number("factor", factor, 0)
     middle = median(norms)
     if not middle > 0:  # 0, or NaN
@@ -156,7 +160,7 @@ def massive_activations(
     >>> found.values, found.positions, found.dimensions, found.ratio, found.n_massive
     ([-2000.0], [2], [5], 2000.0, 1)
     """
-    require_matrix(x)
+    require_matrix("x", x)
     require_whole("n", n, 1)
     require_number("threshold", threshold, 0)
     require_number("ratio", ratio, 0)
@@ -204,8 +208,8 @@ def balance(attn_out: Tensor, mlp_out: Tensor) -> Balance:
     >>> round(found.share.item(), 4), round(found.projection.item(), 4)
     (0.4286, 0.36)
     """
-    require_matrix(attn_out)
-    require_matrix(mlp_out)
+    require_matrix("attn_out", attn_out)
+    require_matrix("mlp_out", mlp_out)
     if attn_out.shape != mlp_out.shape:
         raise InputError(
             f"expected attn_out and mlp_out of one shape, received {tuple(attn_out.shape)} and {tuple(mlp_out.shape)}"

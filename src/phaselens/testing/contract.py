@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, brief, require_flag
 from phaselens.plugin import Metric, require_metric
 from phaselens.plugin.loading import FAULTS
 
@@ -42,6 +42,7 @@ def check_metric(
 
     Raises:
         AssertionError: naming each check that failed, with what was expected and found.
+        InputError: for what is no class, or no parameters.
     """
     failed = [one for one in examine(metric, parameters, allow_matrix=allow_matrix) if one.status == "failed"]
     if failed:
@@ -63,6 +64,13 @@ def examine(
     """
     from phaselens.testing import _checks
 
+    if not isinstance(metric, type):
+        raise InputError(
+            f"expected metric as a subclass of phaselens.plugin.Metric, received {brief(metric)}"
+        )
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise InputError(f"expected parameters as a dict from names to values, received {brief(parameters)}")
+    require_flag("allow_matrix", allow_matrix)
     findings: list[Finding] = []
     usable = _found("a usable class", lambda: _usable(metric))
     findings.append(usable)

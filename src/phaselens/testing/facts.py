@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from phaselens.errors import require_text, require_whole
 from phaselens.plugin import ModelInfo, Rotation
 
 
 def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", **others: Any) -> ModelInfo:
     """A `ModelInfo` without a model: `model_info(n_layers=3, windows=(7, None, None))`."""
+    for name, value in (("n_layers", n_layers), ("n_heads", n_heads), ("d_head", others.get("d_head", 8))):
+        require_whole(name, value, 1)
+    require_text("positions", positions)
     facts: dict[str, Any] = {
         "label": "imagined",
         "source": "imagined",

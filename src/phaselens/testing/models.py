@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import (
+    InputError,
+    brief,
+    close_matches,
+    require_flag,
+    require_number,
+    require_text,
+    require_whole,
+)
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 67,
@@ -92,13 +100,19 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
     >>> tiny_model("gpt2").config.n_layer
     2
     """
+    require_text("family", family)
+    require_whole("seed", seed, 0)
+    require_number("gain", gain)
     if family not in _RECIPES:
         raise InputError(f"no tiny model {family!r}; {close_matches(family, FAMILIES)}")
     import torch
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     from phaselens.lens import drope
 
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise InputError(f"expected dtype as a torch dtype, received {brief(dtype)}")
     name, special = _RECIPES[family]
     config_class = getattr(drope, name, None) or getattr(transformers, name)
     spelling = _SPELLINGS.get(name, {})
@@ -119,7 +133,10 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
         fields["layer_types"] = [
             ("sliding_attention", "full_attention")[layer % 2] for layer in range(n_layers)
         ]
-    config = config_class(**fields)
+    try:
+        config = config_class(**fields)
+    except StrictDataclassError as error:
+        raise InputError(f"tiny_model({family!r}): {name}: {' '.join(str(error).split())}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # The plain loop over experts, which also runs in float64; it matters to mixtures of experts only.
@@ -166,6 +183,8 @@ def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True, adds_eos: boo
     >>> tiny_tokenizer()("to be")["input_ids"]
     [0, 31, 26, 3, 13, 16]
     """
+    for name, flag in (("adds_bos", adds_bos), ("has_bos", has_bos), ("adds_eos", adds_eos)):
+        require_flag(name, flag)
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

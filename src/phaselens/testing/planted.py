@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, require_text, require_whole
 from phaselens.testing.models import tiny_model, tiny_tokenizer
 
 #: Where the truth is planted.
@@ -48,6 +48,8 @@ def plant(kind: str, *, positions: str = "auto", seed: int = 0) -> Planted:
     >>> truth.says
     'head 2 of layer 1 attends to all that it sees alike'
     """
+    require_text("kind", kind)
+    require_whole("seed", seed, 0)
     if kind not in _MAKERS:
         raise InputError(f"no planted truth {kind!r}; {close_matches(kind, _MAKERS)}")
     import torch

@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phaselens.errors import InputError, require_number, require_whole
+from phaselens.errors import InputError, as_numbers, brief, require_function, require_number, require_whole
 
 Masked: TypeAlias = "np.ma.MaskedArray[Any, np.dtype[np.float64]]"
 """An array whose missing entries are masked; `.tolist()` gives None for them."""
@@ -43,11 +43,16 @@ _ROUNDING = 1e-12
 """By how much a sum of probabilities may miss a tail, relatively, and still reach it."""
 
 
-def require_draws(confidence: float, n_resamples: int, seed: int) -> None:
-    """InputError for what says how to draw and cannot be used."""
+def require_confidence(confidence: float) -> None:
+    """InputError unless it is a share between 0 and 1, without the two."""
     require_number("confidence", confidence)
     if not 0 < confidence < 1:
         raise InputError(f"expected a confidence between 0 and 1, received {confidence}")
+
+
+def require_draws(confidence: float, n_resamples: int, seed: int) -> None:
+    """InputError for what says how to draw and cannot be used."""
+    require_confidence(confidence)
     if isinstance(n_resamples, int) and n_resamples < 1:
         raise InputError(f"expected at least 1 resample, received {n_resamples}")
     require_whole("n_resamples", n_resamples, 1)
@@ -86,8 +91,8 @@ def mean_interval(
     """
     table, there = _checked(values, present)
     require_draws(confidence, n_resamples, seed)
-    if transform is not None and not callable(transform):
-        raise InputError(f"expected transform as a function of means, received {transform!r}")
+    if transform is not None:
+        require_function("transform", transform)
     tails = ((1 - confidence) / 2, (1 + confidence) / 2)
     if transform is not None:
         return _transformed(table, there, transform, tails, n_resamples, seed)
@@ -133,20 +138,20 @@ def paired_interval(
     >>> round(float(mean), 3), round(float(low), 3), round(float(high), 3)
     (0.1, 0.1, 0.1)
     """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    a, b = as_numbers("first", first), as_numbers("second", second)
     if a.shape != b.shape:
         raise ValueError(f"expected two arrays of one shape [text, *cells], received {a.shape} and {b.shape}")
-    there = np.ones(a.shape, bool) if present is None else np.asarray(present, dtype=bool)
+    there = _where_present(present, a.shape)
     if there.shape == a.shape:
         a, b = np.where(there, a, 0.0), np.where(there, b, 0.0)
     return mean_interval(a - b, present=there, confidence=confidence, n_resamples=n_resamples, seed=seed)
 
 
 def _checked(values: ArrayLike, present: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    table = np.asarray(values, dtype=np.float64)
+    table = as_numbers("values", values)
     if table.ndim < 1:
         raise ValueError("expected values [text, *cells], received a single number")
-    there = np.ones(table.shape, bool) if present is None else np.asarray(present, dtype=bool)
+    there = _where_present(present, table.shape)
     if there.shape != table.shape:
         raise ValueError(f"expected present of the values' shape {table.shape}, received {there.shape}")
     bad = ~np.isfinite(table) & there
@@ -156,6 +161,15 @@ def _checked(values: ArrayLike, present: ArrayLike | None) -> tuple[NDArray[np.f
             "with a reason beside them"
         )
     return np.where(there, table, 0.0), there
+
+
+def _where_present(present: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    if present is None:
+        return np.ones(shape, bool)
+    there = np.asarray(present)
+    if there.dtype.kind not in "biuf":
+        raise InputError(f"expected present as an array of True and False, received {brief(present)}")
+    return there.astype(bool)
 
 
 def _missing(*shape: int) -> Masked:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from phaselens.errors import as_numbers
 from phaselens.uncertainty._bootstrap import N_RESAMPLES, Masked
 from phaselens.uncertainty._paired import (
     Floats,
@@ -86,7 +87,7 @@ def perplexity(loss: ArrayLike, weights: ArrayLike) -> Masked:
     >>> perplexity([[2.0, 800.0], [1.0, 800.0]], weights=[10, 30]).round(4).tolist()
     [3.4903, None]
     """
-    values, share = np.asarray(loss, dtype=np.float64), weights_of(weights, "weights")
+    values, share = as_numbers("loss", loss), weights_of(weights, "weights")
     if values.ndim < 1:
         raise ValueError("expected loss [text, *cells], received a single number")
     same_texts(loss=values, weights=share)

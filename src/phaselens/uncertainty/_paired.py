@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phaselens.errors import require_whole
+from phaselens.errors import as_numbers, require_whole
 from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, Resamples, require_draws, resamples
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -156,7 +156,7 @@ def _effect_sizes(found: Paired, column: Floats, share: Floats, scale: float) ->
 
 def table(values: ArrayLike, what: str, *axes: str) -> Floats:
     """`values` as float64 of these axes; ValueError says what was expected."""
-    array = np.asarray(values, dtype=np.float64)
+    array = as_numbers(what, values)
     if array.ndim != len(axes):
         raise ValueError(f"expected {what} [{', '.join(axes)}], received shape {array.shape}")
     return array

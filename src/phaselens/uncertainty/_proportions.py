@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from phaselens.uncertainty._bootstrap import FEWEST_TEXTS
+from phaselens.errors import require_whole
+from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, require_confidence
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Prop
     """
     from scipy.stats import binomtest
 
-    successes, n = operator.index(successes), operator.index(n)
+    require_whole("successes", successes)
+    require_whole("n", n)
+    successes, n = int(successes), int(n)
     if not 0 <= successes <= n:
         raise ValueError(f"expected 0 to n = {n} successes, received {successes}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"expected a confidence between 0 and 1, received {confidence}")
+    require_confidence(confidence)
     if n == 0:
         return Proportion(
             successes, n, None, None, None, dict.fromkeys(("value", "ci_low", "ci_high"), "no item")
@@ -78,6 +79,8 @@ def accuracy(correct: int, n_answered: int, n_asked: int, *, confidence: float =
     >>> found.of_asked.value, found.of_answered.value, found.coverage.value
     (0.2, 0.8, 0.25)
     """
+    for name, count in (("correct", correct), ("n_answered", n_answered), ("n_asked", n_asked)):
+        require_whole(name, count)
     if not 0 <= correct <= n_answered <= n_asked:
         raise ValueError(
             "expected 0 ≤ correct ≤ n_answered ≤ n_asked, "
