@@ -261,7 +261,7 @@ def test_a_point_of_the_models_own_attention_is_refused_where_that_does_not_run(
 @pytest.mark.parametrize(
     "option", ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"]
 )
-@pytest.mark.parametrize("family", ["llama", "gpt-neox", "gemma2"])
+@pytest.mark.parametrize("family", first_quick(["llama", "gpt-neox", "gemma2"]))
 def test_a_cache_of_everything_holds_what_a_cache_of_all_names_holds(family, option, tokens):
     """Under each of TransformerLens' options; those that replace the model's attention leave no statistics."""
     lens = phaselens.load(tiny_model(family), check=False)

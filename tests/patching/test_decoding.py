@@ -134,29 +134,28 @@ def test_a_condition_acts_at_its_positions_while_decoding():
     torch.testing.assert_close(cached, whole, atol=1e-5, rtol=0)
 
 
-CONDITIONS: dict[str, dict[str, Any]] = {
-    "bos-v": {"name": "bos-v"},
-    "its control": {"name": "bos-v", "which": "other position: all layers"},
-    "bos-mlp": {"name": "bos-mlp"},
-    "a layer off": {"name": "layer-ablation", "layer": 1},
-    "both": {"name": "combined", "which": "write layer + top-1"},
-    **{
-        f"qk {which}": {"name": "qk-disruption", "which": which}
+#: Of a metric, one of its conditions, in a layer.
+CONDITIONS = [
+    ("bos-v", "other position: all layers", None),
+    ("combined", "write layer + top-1", None),
+    ("layer-ablation", None, 1),
+    ("bos-v", None, None),
+    ("bos-mlp", None, None),
+    *(
+        ("qk-disruption", which, None)
         for which in ("top-1", "smallest", "top-1-random", "top-1-norm", "top-1-mean")
-    },
-}
+    ),
+]
 
 
-@pytest.mark.parametrize("arguments", CONDITIONS.values(), ids=CONDITIONS)
+@pytest.mark.parametrize(("name", "which", "layer"), first_quick(CONDITIONS, 3))
 @pytest.mark.parametrize("family", first_quick(["mistral", "gemma2", "gpt-oss"]))
-def test_every_condition_decodes_past_a_window_as_without_a_cache(family, arguments):
+def test_every_condition_decodes_past_a_window_as_without_a_cache(family, name, which, layer):
     """On a prompt, whose own tokens alone it edits, and on any text, where decoded tokens are edited too."""
     made = experiment(family)
     tokens = torch.cat([made.edited.tokens, torch.tensor([[20, 31, 7, 9]])], -1)
     plain = logits_of(made, tokens, [17], cached=False)
-    condition = find_condition(
-        made.lens, arguments["name"], arguments.get("which"), arguments.get("layer"), {}
-    )
+    condition = find_condition(made.lens, name, which, layer, {})
 
     def require_same_with_a_cache() -> None:
         expected = logits_of(made, tokens, [17], cached=False)
@@ -168,7 +167,7 @@ def test_every_condition_decodes_past_a_window_as_without_a_cache(family, argume
     if not condition.name.startswith("other position"):  # which is drawn for a text
         with applied(made.lens, condition):
             require_same_with_a_cache()
-    made.condition(**arguments)
+    made.condition(name, which, layer=layer)
     require_same_with_a_cache()
 
 
