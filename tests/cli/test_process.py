@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from phaselens.cli.outcome import insistent_interrupt, patient_interrupt
+from tests.lens.test_frequencies import N_CTX, ROPE_TYPES
+from tests.toys import letters, save_checkpoint
 
 HEAVY = ("torch", "transformers", "transformer_lens", "numpy", "pyarrow", "matplotlib", "scipy")
 
@@ -60,6 +65,45 @@ def test_json_of_a_real_process_stands_alone_on_stdout(checkpoint: Path, texts: 
     assert complaints == ""
     assert process.returncode == 0
     assert json.loads(out)["schema"] == "phaselens.run/1"
+
+
+@pytest.mark.slow
+def test_a_text_has_the_rows_of_a_process_of_its_own(tmp_path: Path) -> None:
+    """Dynamic rotation, texts below, above and at the trained length of 32, in two orders and batch by batch."""
+    parameters = {"rope_theta": 1e4} | ROPE_TYPES["dynamic"]
+    folder = save_checkpoint(
+        tmp_path / "dynamic", dtype=torch.float64, max_position_embeddings=N_CTX, rope_parameters=parameters
+    )
+
+    def rows(lengths: Sequence[int], *options: object) -> dict[int, list[list[Any]]]:
+        """Rows of the tables that have texts, without the text's name, by the text's tokens."""
+        texts = tmp_path / "texts.txt"
+        texts.write_text("\n".join(letters(n_tokens - 1, n_tokens) for n_tokens in lengths))
+        process = start("run", folder, "-p", "sinks", "--texts", texts, "--format", "json", *options)
+        out, complaints = process.communicate(timeout=300)
+        assert process.returncode == 0, complaints
+        run = json.loads(out)
+        n_tokens = {text["id"]: text["n_tokens"] for text in run["texts"]}
+        by_text: dict[int, list[list[Any]]] = {}
+        for name in ("texts", "strongest"):
+            table = run["metrics"]["sinks"]["tables"][name]
+            assert [column["name"] for column in table["columns"]][:2] == ["model", "text"]
+            for row in table["rows"]:
+                by_text.setdefault(n_tokens[row[1]], []).append([name, *row[2:]])
+        return by_text
+
+    lengths = (20, 64, 32)
+    backwards = rows(lengths[::-1], "--batch-tokens", 1)
+    # Of the longest text nothing stands beside or before it in that process.
+    alone = {64: backwards[64]} | {n_tokens: rows([n_tokens])[n_tokens] for n_tokens in (20, 32)}
+    for together in (backwards, rows(lengths)):
+        assert together.keys() == alone.keys()
+        for n_tokens, expected in alone.items():
+            assert len(together[n_tokens]) == len(expected) > 0
+            for row, own in zip(together[n_tokens], expected, strict=True):
+                assert row == [
+                    pytest.approx(cell, rel=1e-6) if isinstance(cell, float) else cell for cell in own
+                ]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 import phaselens
 from phaselens.lens.checks import capture
+from phaselens.lens.components import DELEGATED
 from phaselens.testing import tiny_model
 from tests.lens.conftest import LENGTH, by_distance, lens_of
 from tests.marks import first_quick
@@ -254,6 +255,22 @@ def test_a_point_of_the_models_own_attention_is_refused_where_that_does_not_run(
     with pytest.raises(phaselens.RefusedModel, match="hook_attended cannot be served under use_attn_result"):
         lens.stream(tokens, [(name, lambda value, hook: 0 * value)])
     assert name not in lens.run_with_cache(tokens)[1]
+
+
+@pytest.mark.filterwarnings("ignore:run_with_cache. skipped .* gated-off hook")
+@pytest.mark.parametrize(
+    "option", ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"]
+)
+@pytest.mark.parametrize("family", first_quick(["llama", "gpt-neox", "gemma2"]))
+def test_a_cache_of_everything_holds_what_a_cache_of_all_names_holds(family, option, tokens):
+    """Under each of TransformerLens' options; those that replace the model's attention leave no statistics."""
+    lens = phaselens.load(tiny_model(family), check=False)
+    getattr(lens, f"set_{option}")(True)
+    everything = set(lens.run_with_cache(tokens)[1])
+    assert everything == set(lens.run_with_cache(tokens, names_filter=list(lens.hook_dict))[1])
+    assert any(name.endswith(("hook_result", "_input", "hook_attn_in", "hook_mlp_in")) for name in everything)
+    served = {point for point in DELEGATED if f"blocks.1.attn.{point}" in everything}
+    assert served == (set(DELEGATED) if option == "use_hook_mlp_in" else set())
 
 
 def test_stream_leaves_no_hook_behind(tokens):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -48,8 +49,9 @@ def pass_through(
     *,
     sink_position: int = 0,
     mask: Tensor | None = None,
+    further: Sequence[str] = (),
 ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """Logits, and every activation of the points in all layers, chunk by chunk."""
+    """Logits, and every activation of the points in all layers and of `further` whole names, chunk by chunk."""
     seen: dict[str, list[Tensor]] = {}
     names = [
         name
@@ -57,6 +59,7 @@ def pass_through(
         for point in points
         if lens.find_hook(name := f"blocks.{layer}.{point}") is not None
     ]
+    names += further
 
     def keep(name: str) -> Any:
         return lambda value, hook: seen.setdefault(name, []).append(value.detach().clone())
@@ -122,6 +125,65 @@ def test_cached_equals_one_forward(family, points, kind):
             torch.testing.assert_close(cached, logits, atol=1e-5, rtol=0)
             for name, (value,) in whole.items():
                 torch.testing.assert_close(joined(name, parts[name]), value, atol=1e-5, rtol=0, msg=name)
+
+
+#: Experts; two rotations; norms and no rotation. And all the others.
+UNUSUAL_FIRST = ["gpt-oss", "gemma3", "llama-drope-qk-norm-nope"]
+UNUSUAL_FIRST += [family for family in FAMILIES if family not in UNUSUAL_FIRST]
+
+
+def is_flattened(name: str) -> bool:
+    """Whether a mixture of experts has the point in the shape [batch · pos, …]."""
+    return "router" in name or "expert" in name
+
+
+def fired_points(lens: Any) -> dict[str, torch.dtype]:
+    """Every hook point that fires with a tensor in a forward of the whole model, and the tensor's dtype."""
+    fired: dict[str, torch.dtype] = {}
+
+    def note(name: str) -> Any:
+        return lambda value, hook: fired.update({name: value.dtype}) if isinstance(value, Tensor) else None
+
+    aliases = [f"blocks.{layer}.{alias}" for layer in range(lens.info.n_layers) for alias in ALIASES]
+    hooks = [(name, note(name)) for name in [*lens.hook_dict, *aliases] if lens.find_hook(name) is not None]
+    lens.stream(tokens_of(), hooks, unembed=True)
+    return fired
+
+
+def require_same_chunks(
+    lens: Any, name: str, whole: list[Tensor], parts: list[Tensor], sizes: list[int]
+) -> None:
+    """What chunks of these sizes say together is what one forward says."""
+    for firing, value in enumerate(whole):  # Gemma 3's rotation fires once for each type of layer
+        pieces = parts[firing :: len(whole)]
+        if name.rsplit(".", 1)[-1] in (*MATRICES, *STATISTICS):
+            together = joined(name, pieces)
+        elif is_flattened(name):
+            together = torch.cat(
+                [piece.unflatten(0, (2, size)) for piece, size in zip(pieces, sizes, strict=True)], 1
+            )
+            value = value.unflatten(0, (2, N))
+        else:
+            together = torch.cat(pieces, lens.position_axis(name))
+        torch.testing.assert_close(together, value, atol=1e-5, rtol=0, msg=f"{name}, chunks {sizes}")
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("family", first_quick(UNUSUAL_FIRST, 3))
+def test_every_hook_point_shows_in_chunks_what_it_shows_in_one_forward(family, kind):
+    """Inside of MLPs, norms and projections, and outside of the layers, too."""
+    lens = lens_of(family)
+    names = list(fired_points(lens))
+    assert {"hook_embed", "ln_final.hook_out", "unembed.hook_out", "blocks.0.mlp.hook_in"} <= set(names)
+    inside = ("hook_in", "hook_out", "hook_attended", *STATISTICS)
+    assert {f"blocks.1.attn.{point}" for point in inside} <= set(names)
+    _, whole = pass_through(lens, tokens_of(), [N], (), None, further=names)
+    assert set(whole) == set(names)
+    for sizes in CHUNKS:
+        _, parts = pass_through(lens, tokens_of(), sizes, (), cache_of(kind, lens), further=names)
+        assert parts.keys() == whole.keys()
+        for name in names:
+            require_same_chunks(lens, name, whole[name], parts[name], sizes)
 
 
 @pytest.mark.parametrize("family", SLIDING_FIRST)
@@ -231,26 +293,18 @@ def test_an_edit_cannot_bring_back_a_key_that_has_left_the_cache():
             lens.original_model(tokens[:, 12:13], past_key_values=cache)
 
 
+LOGITS = ("unembed", "hook_unembed")
+
+
 def editable_points(lens: Any) -> list[str]:
-    """Points of layer 1, and those outside of the layers, that fire with a tensor of numbers."""
-    fired: list[str] = []
-
-    def note(name: str) -> Any:
-        return lambda value, hook: (
-            fired.append(name) if isinstance(value, Tensor) and value.is_floating_point() else None
-        )
-
-    names = [name for name in lens.hook_dict if not name.endswith(STATISTICS)]
-    names += [name for alias in ALIASES if (name := f"blocks.1.{alias}") not in names]
-    hooks = [(name, note(name)) for name in names if lens.find_hook(name) is not None]
-    lens.stream(tokens_of(), hooks, unembed=True)
-    outside = ("unembed", "hook_unembed")
+    """Points of layer 1, and those outside of the layers, that can be edited at positions."""
     return [
         name
-        for name in dict.fromkeys(fired)
-        if (name.startswith("blocks.1.") or not name.startswith(("blocks.", *outside)))
-        and "router" not in name
-        and "expert" not in name  # flattened, [batch · pos, …]
+        for name, dtype in fired_points(lens).items()
+        if dtype.is_floating_point
+        and not name.endswith(STATISTICS)
+        and not is_flattened(name)
+        and (name.startswith("blocks.1.") or not name.startswith(("blocks.", *LOGITS)))
     ]
 
 
@@ -268,19 +322,96 @@ def decoded(lens: Any, edits: list[Edit], chunks: list[int], cache: Any) -> Tens
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale")  # TransformerLens' word on rounding
-@pytest.mark.parametrize("family", [family for family in FAMILIES if "drope" not in family])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_edit_does_the_same_with_a_cache(family):
     lens = lens_of(family)
     points = editable_points(lens)
     assert {"blocks.1.attn.hook_rot_k", "blocks.1.attn.hook_pattern", "blocks.1.hook_mlp_out"} <= set(points)
     for point in points:
-        for positions in (None, [0], [2, 9]):
+        # Edits of all rows, and of the first, take the same way in a DroPE model as in the one it is made of.
+        for positions in ([2, 9],) if "drope" in family else (None, [0], [2, 9]):
             edits = [Edit(point, changed, positions)]
             expected = decoded(lens, edits, [N], None)
             for chunks in ([10, 1, 1, 1, 7], [5, 15]):
                 cached = decoded(lens, edits, chunks, cache_of("dynamic", lens))
                 message = f"{point} at {positions}, chunks {chunks}"
                 torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0, msg=message)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_edit_of_attention_does_the_same_with_a_static_cache(family):
+    """Where a point has heads, an edit of the last one."""
+    lens = lens_of(family)
+    n_heads = dict.fromkeys((*INSIDE, *MATRICES, "hook_attended"), lens.info.n_heads)
+    n_heads |= dict.fromkeys(("hook_k", "hook_v", "hook_rot_k"), lens.info.n_kv_heads)
+    for point in (name for name in editable_points(lens) if name.startswith("blocks.1.attn.")):
+        last = point.rsplit(".", 1)[-1]
+        edits = [Edit(point, changed, [2, 9], [n_heads[last] - 1] if last in n_heads else None)]
+        expected = decoded(lens, edits, [N], None)
+        cached = decoded(lens, edits, [9, 11], cache_of("static", lens))
+        torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0, msg=point)
+
+
+#: TransformerLens shows these of a router, and nothing of the model follows from them.
+READ_ONLY = ("router.hook_out", "hook_router_scores", "hook_expert_indices")
+
+
+@pytest.mark.parametrize("family", first_quick(UNUSUAL_FIRST))
+def test_hooks_on_experts_and_logits_do_the_same_with_a_cache(family):
+    """Points that TransformerLens' own hooks can change and a condition cannot."""
+    lens = lens_of(family)
+    points = [
+        name
+        for name in fired_points(lens)
+        if name.startswith(LOGITS) or (name.startswith("blocks.1.") and is_flattened(name))
+    ]
+    assert {"unembed.hook_in", "unembed.hook_out", "hook_unembed"} <= set(points)
+    assert ("blocks.1.mlp.hook_expert_weights" in points) == (family == "gpt-oss")
+    plain = decoded(lens, [], [N], None)
+
+    def change(value: Tensor, hook: Any) -> Tensor:
+        return 1.5 * value + 0.1 if value.is_floating_point() else value.flip(-1)
+
+    for point in points:
+        with lens.hooks(fwd_hooks=[(point, change)]):
+            expected = decoded(lens, [], [N], None)
+            cached = decoded(lens, [], [10, 1, 1, 1, 7], cache_of("dynamic", lens))
+        torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0, msg=point)
+        assert torch.allclose(expected, plain) == point.endswith(READ_ONLY), point
+        with pytest.raises(InputError, match=f"edit of {point}: "):
+            decoded(lens, [Edit(point, changed, [2])], [N], None)
+
+
+GENERATED = ("attn.hook_rot_k", "attn.hook_v", "attn.hook_pattern", "hook_resid_mid", "hook_mlp_out")
+
+
+@pytest.mark.parametrize("family", first_quick(UNUSUAL_FIRST))
+def test_edits_do_the_same_in_generation_with_and_without_a_cache(family):
+    """At the first token, within the prompt and at a token that is generated."""
+    lens = lens_of(family)
+    points = [name for point in GENERATED if (name := f"blocks.1.{point}") in editable_points(lens)]
+    assert len(points) >= 4
+
+    def generated(edits: list[Edit], use_past_kv_cache: bool) -> tuple[Tensor, Tensor]:
+        rows: list[Tensor] = []
+        last_row = ("unembed.hook_out", lambda logits, hook: rows.append(logits[:, -1].clone()))
+        with applied(lens, edits), lens.hooks(fwd_hooks=[last_row]):
+            tokens = lens.generate(
+                tokens_of(2, 9), max_new_tokens=5, do_sample=False, stop_at_eos=False, verbose=False,
+                use_past_kv_cache=use_past_kv_cache,
+            )  # fmt: skip
+        return tokens, torch.stack(rows, 1)
+
+    _, plain = generated([], True)
+    for point in points:
+        edits = [Edit(point, changed, [0, 5, 11], [0] if ".attn." in point else None)]
+        expected, logits = generated(edits, False)
+        tokens, cached = generated(edits, True)
+        assert torch.equal(tokens, expected), point
+        torch.testing.assert_close(cached, logits, atol=1e-5, rtol=0, msg=point)
+        assert not torch.allclose(logits, plain, atol=1e-4), point
 
 
 @pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale")

@@ -17,6 +17,7 @@ from phaselens.lens import checks, frequencies
 from phaselens.plugin import Condition, Edit
 from phaselens.runs import applied
 from phaselens.testing import tiny_model, tiny_tokenizer
+from tests.marks import first_quick
 
 N_CTX = 32
 _BASE = {"rope_theta": 1e4}
@@ -43,16 +44,35 @@ ROPE_TYPES: dict[str, dict[str, Any]] = {
 BY_LENGTH = ("dynamic", "longrope")
 
 
-def fresh(rope_type: str, dtype: torch.dtype = torch.float64) -> Any:
+#: What a family's configuration has in place of Llama's.
+OWN: dict[tuple[str, str], dict[str, Any]] = {
+    # The trained length stands beside the parameters of the rotation, and half of each head is rotated.
+    ("phi3", "longrope"): {"original_max_position_embeddings": N_CTX},
+    ("gpt-neox", "dynamic"): {"rope_parameters": {"partial_rotary_factor": 0.5}},
+    ("gpt-neox", "longrope"): {
+        "rope_parameters": {
+            "partial_rotary_factor": 0.5,
+            "short_factor": [1.0] * 2,
+            "long_factor": [2.0, 5.0],
+        }
+    },
+}
+
+
+def fresh(rope_type: str, dtype: torch.dtype = torch.float64, family: str = "llama") -> Any:
     n_ctx = N_CTX if rope_type in ("default", "dynamic") else 4 * N_CTX
-    parameters = _BASE | ROPE_TYPES[rope_type]
-    return tiny_model("llama", dtype=dtype, max_position_embeddings=n_ctx, rope_parameters=parameters)
+    own = OWN.get((family, rope_type), {})
+    parameters = _BASE | ROPE_TYPES[rope_type] | own.get("rope_parameters", {})
+    if "original_max_position_embeddings" in own:
+        del parameters["original_max_position_embeddings"]
+    options = {"max_position_embeddings": n_ctx, **own, "rope_parameters": parameters}
+    return tiny_model(family, dtype=dtype, **options)
 
 
 @functools.cache
-def lens_of(rope_type: str) -> phaselens.HookedTransformer:
+def lens_of(rope_type: str, family: str = "llama") -> phaselens.HookedTransformer:
     """One lens for all tests of a type: what one of them leaves in it shows in the next."""
-    return phaselens.load(fresh(rope_type), label=rope_type)
+    return phaselens.load(fresh(rope_type, family=family), label=rope_type)
 
 
 def text(length: int) -> Tensor:
@@ -60,17 +80,17 @@ def text(length: int) -> Tensor:
 
 
 @functools.cache
-def alone(rope_type: str, length: int) -> tuple[Tensor, Tensor]:
+def alone(rope_type: str, length: int, family: str = "llama") -> tuple[Tensor, Tensor]:
     """(logits, sink mass in layer 1 [head, query]) of a text in a model that has seen no other."""
-    model = fresh(rope_type)
+    model = fresh(rope_type, family=family)
     model.set_attn_implementation("eager")
     with torch.no_grad():
         out = model(text(length), output_attentions=True, use_cache=False)
     return out.logits[0], out.attentions[1][0, :, :, 0]
 
 
-def require_alone(rope_type: str, length: int, logits: Tensor, sink: Tensor) -> None:
-    expected_logits, expected_sink = alone(rope_type, length)
+def require_alone(rope_type: str, length: int, logits: Tensor, sink: Tensor, family: str = "llama") -> None:
+    expected_logits, expected_sink = alone(rope_type, length, family)
     torch.testing.assert_close(logits[:length], expected_logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(sink[:, :length], expected_sink, atol=1e-5, rtol=0)
 
@@ -86,9 +106,8 @@ def padded(lengths: list[int]) -> Tensor:
     return torch.cat([torch.nn.functional.pad(text(n), (0, longest - n)) for n in lengths])
 
 
-def continued(rope_type: str, length: int, n_new: int) -> Tensor:
-    """A text and its likeliest next tokens, each said by a fresh model that is given the text so far and no cache."""
-    tokens = text(length)
+def continued(rope_type: str, tokens: Tensor, n_new: int) -> Tensor:
+    """A text [1, pos] and its likeliest next tokens, each by a fresh model that is given all before it and no cache."""
     for _ in range(n_new):
         with torch.no_grad():
             logits = fresh(rope_type)(tokens, use_cache=False).logits
@@ -134,7 +153,7 @@ def test_generation_follows_a_fresh_model(rope_type, lengths):
         generated = lens.generate(
             text(length), max_new_tokens=8, do_sample=False, verbose=False, stop_at_eos=False
         )
-        assert torch.equal(generated, continued(rope_type, length, 8))
+        assert torch.equal(generated, continued(rope_type, text(length), 8))
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
@@ -144,7 +163,26 @@ def test_transformers_own_generation_follows_a_fresh_model(rope_type):
         generated = lens.hf_generate(
             text(length), 8, do_sample=False, stop_at_eos=False, return_type="tokens"
         )
-        assert torch.equal(generated, continued(rope_type, length, 8))
+        assert torch.equal(generated, continued(rope_type, text(length), 8))
+
+
+@pytest.mark.parametrize("rope_type", first_quick([*BY_LENGTH, "default", "linear", "yarn", "llama3"], 2))
+def test_texts_that_are_generated_side_by_side_are_continued_as_alone(rope_type):
+    """One is shorter than the trained length until it has grown, the other is longer from the start."""
+    lens = phaselens.load(fresh(rope_type), tokenizer=tiny_tokenizer(), check=False)
+    question = "to be or not to be that is the question whether it"
+    texts = {words: lens.to_tokens(words, truncate=False) for words in (question[:26], question[5:42])}
+    assert [tokens.shape[1] for tokens in texts.values()] == [27, 38]
+    expected = {words: continued(rope_type, tokens, 8)[0, -8:].tolist() for words, tokens in texts.items()}
+    options = {"max_new_tokens": 8, "do_sample": False, "stop_at_eos": False, "return_type": "tokens"}
+    for batch in (list(texts), list(texts)[::-1], *([words] for words in texts)):
+        streamed = lens.generate_stream(batch, max_tokens_per_yield=3, verbose=False, **options)
+        for tokens in (
+            lens.generate(batch, verbose=False, **options),
+            lens.hf_generate(batch, **options),
+            torch.cat(list(streamed), -1),
+        ):
+            assert [row[-8:].tolist() for row in tokens] == [expected[words] for words in batch]
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
@@ -230,6 +268,29 @@ def test_a_family_with_a_rotation_by_layer_type():
         with torch.no_grad():
             expected = model()(text(length), use_cache=False).logits[0]
         torch.testing.assert_close(logits[row, :length], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "rope_type"),
+    first_quick(
+        [
+            ("phi3", "longrope"),  # transformers gives it no dynamic one
+            *(
+                (family, rope_type)
+                for family in ("gpt-neox", "gpt-oss", "cohere2")
+                for rope_type in BY_LENGTH
+            ),
+        ],
+        3,
+    ),
+)
+def test_families_that_rotate_otherwise_than_llama(family, rope_type):
+    """In part, in some layers only, and with the trained length elsewhere in the configuration."""
+    lens = lens_of(rope_type, family)
+    for lengths in ([50, 20, N_CTX], [20, N_CTX + 1]):
+        logits, sink = stream(lens, padded(lengths), torch.tensor(lengths))
+        for row, length in enumerate(lengths):
+            require_alone(rope_type, length, logits[row], sink[row], family)
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)

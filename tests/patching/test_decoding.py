@@ -11,6 +11,9 @@ from transformers import DynamicCache
 
 from phaselens.errors import InputError
 from phaselens.patching import Experiment, prompt
+from phaselens.patching.named import find_condition
+from phaselens.runs import applied
+from tests.marks import first_quick
 from tests.patching.conftest import lens_of
 
 
@@ -129,6 +132,43 @@ def test_a_condition_acts_at_its_positions_while_decoding():
     whole = logits_of(made, tokens, [n_prompt + 2], cached=False)
     cached = logits_of(made, tokens, [n_prompt, 1, 1], cached=True)
     torch.testing.assert_close(cached, whole, atol=1e-5, rtol=0)
+
+
+#: Of a metric, one of its conditions, in a layer.
+CONDITIONS = [
+    ("bos-v", "other position: all layers", None),
+    ("combined", "write layer + top-1", None),
+    ("layer-ablation", None, 1),
+    ("bos-v", None, None),
+    ("bos-mlp", None, None),
+    *(
+        ("qk-disruption", which, None)
+        for which in ("top-1", "smallest", "top-1-random", "top-1-norm", "top-1-mean")
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "which", "layer"), first_quick(CONDITIONS, 3))
+@pytest.mark.parametrize("family", first_quick(["mistral", "gemma2", "gpt-oss"]))
+def test_every_condition_decodes_past_a_window_as_without_a_cache(family, name, which, layer):
+    """On a prompt, whose own tokens alone it edits, and on any text, where decoded tokens are edited too."""
+    made = experiment(family)
+    tokens = torch.cat([made.edited.tokens, torch.tensor([[20, 31, 7, 9]])], -1)
+    plain = logits_of(made, tokens, [17], cached=False)
+    condition = find_condition(made.lens, name, which, layer, {})
+
+    def require_same_with_a_cache() -> None:
+        expected = logits_of(made, tokens, [17], cached=False)
+        assert not torch.allclose(expected, plain, atol=1e-4)
+        for chunks in ([13, 1, 1, 1, 1], [5, *[1] * 7, 5]):  # the windows are 7
+            cached = logits_of(made, tokens, chunks, cached=True)
+            torch.testing.assert_close(cached, expected, atol=1e-5, rtol=0)
+
+    if not condition.name.startswith("other position"):  # which is drawn for a text
+        with applied(made.lens, condition):
+            require_same_with_a_cache()
+    made.condition(name, which, layer=layer)
+    require_same_with_a_cache()
 
 
 def test_points_with_heads_before_positions_are_refused():
