@@ -63,6 +63,11 @@ def close_matches(name: str, known: Iterable[str], *, otherwise: str = "") -> st
     return f"known: {', '.join(names)}" if names else "none is known"
 
 
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number, of Python or numpy; True and False are none."""
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+
+
 def require_whole(name: str, value: Any, least: int) -> None:
     """InputError unless `value` is a whole number of at least `least`; True and False are none.
 
@@ -70,7 +75,7 @@ def require_whole(name: str, value: Any, least: int) -> None:
     Traceback (most recent call last):
     phaselens.errors.InputError: expected width as a whole number of at least 1, received 2.5
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+    if not is_whole(value) or value < least:
         raise InputError(f"expected {name} as a whole number of at least {least}, received {value!r}")
 
 

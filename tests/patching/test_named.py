@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,6 +127,15 @@ def test_a_condition_that_cannot_write_anywhere_is_set_aside(experiment, monkeyp
 
 def test_a_layer_of_a_condition_counts_from_the_end_too(experiment):
     assert experiment.condition("bos-mlp", layer=-1).condition.layer == 2
+
+
+def test_a_layer_of_a_condition_may_be_a_number_of_numpy(experiment):
+    edit = experiment.condition("bos-mlp", layer=np.int64(1))
+    assert edit.condition.layer == 1
+    assert edit.code == "condition('bos-mlp', layer=1)"
+    for layer in (True, 1.0, np.float64(1)):
+        with pytest.raises(InputError, match="a condition has one layer; give a whole number"):
+            experiment.condition("bos-mlp", layer=layer)
 
 
 def test_sinks_follow_an_edited_pattern(experiment):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, is_whole
 from phaselens.patching import edits as steps
 from phaselens.patching.attribution import attribute
 from phaselens.patching.edits import Stack, call, unusual
@@ -238,7 +237,7 @@ class Experiment:
         Raises:
             InputError: for a position or number that cannot be.
         """
-        if isinstance(top, bool) or not isinstance(top, Integral) or not 1 <= top <= self.lens.info.d_vocab:
+        if not is_whole(top) or not 1 <= top <= self.lens.info.d_vocab:
             raise InputError(f"top={brief(top)}: give a number, 1 to {self.lens.info.d_vocab}")
         prompt = self.edited
         position = single(pos, len(prompt))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, is_whole
 from phaselens.patching.points import brief
 from phaselens.patching.prompts import token_text
 
@@ -72,7 +71,7 @@ def logit_diff(lens: HookedTransformer, a: str | int, b: str | int, pos: int = -
     >>> logit_diff(tiny_lens(), "a", "b").name
     "logit_diff('a', 'b')"
     """
-    if isinstance(pos, bool) or not isinstance(pos, Integral):
+    if not is_whole(pos):
         raise InputError(f"logit_diff: pos={brief(pos)}; give one position, a whole number")
     pos = int(pos)
     first, second = token_id(lens, a), token_id(lens, b)
@@ -96,10 +95,11 @@ def token_id(lens: HookedTransformer, token: str | int) -> int:
     Raises:
         InputError: with the tokens that it is, where it is none or several.
     """
-    if isinstance(token, Integral) and not isinstance(token, bool):
-        if not 0 <= token < lens.info.d_vocab:
-            raise InputError(f"token {token}: {lens.info.label} knows 0 to {lens.info.d_vocab - 1}")
-        return int(token)
+    if is_whole(token):
+        number = int(token)
+        if not 0 <= number < lens.info.d_vocab:
+            raise InputError(f"token {number}: {lens.info.label} knows 0 to {lens.info.d_vocab - 1}")
+        return number
     if not isinstance(token, str):
         raise InputError(f"a token is a text or an id, got {type(token).__name__}")
     if lens.text_tokenizer is None:

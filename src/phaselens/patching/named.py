@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phaselens.data import Text, Tokens, texts_from
-from phaselens.errors import InputError, MetricError, close_matches
+from phaselens.errors import InputError, MetricError, close_matches, is_whole
 from phaselens.patching.edits import Clean, Edit, counted
 from phaselens.patching.passes import Hook
 from phaselens.patching.points import brief
@@ -120,10 +120,12 @@ def find_condition(
         raise InputError(f"condition: a causal metric is named by a text, got {brief(name)}")
     if which is not None and not isinstance(which, str):
         raise InputError(f"which={brief(which)}: give the name of one of the conditions of {name}")
-    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
-        raise InputError(f"layer={brief(layer)}: a condition has one layer; give a whole number")
-    if layer is not None and -lens.info.n_layers <= layer < 0:
-        layer += lens.info.n_layers
+    if layer is not None:
+        if not is_whole(layer):
+            raise InputError(f"layer={brief(layer)}: a condition has one layer; give a whole number")
+        layer = int(layer)
+        if -lens.info.n_layers <= layer < 0:
+            layer += lens.info.n_layers
     kind = plugins().metric(name)
     if not issubclass(kind, CausalMetric):
         raise InputError(f"{name} changes nothing, so it has no condition; see metric({name!r})")

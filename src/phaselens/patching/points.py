@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, is_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,7 +85,7 @@ def numbers(given: Places, noun: str) -> tuple[int, ...] | None:
     except TypeError:  # an array without dimensions
         listed = [given]
     for number in listed:
-        if isinstance(number, bool) or not isinstance(number, Integral):
+        if not is_whole(number):
             raise InputError(f"{noun}={brief(number)}: give whole numbers, or 'all'")
     if not listed:
         raise InputError(f"{noun}: none is named; give a number, several, or 'all'")
@@ -114,7 +113,7 @@ def single(pos: Any, n: int) -> int:
     Raises:
         InputError: for none, for several, or for one that the prompt does not have.
     """
-    if isinstance(pos, bool) or not isinstance(pos, Integral):
+    if not is_whole(pos):
         raise InputError(f"pos={brief(pos)}: give one position, a whole number")
     return chosen(int(pos), n, "pos", "the prompt")[0]
 
