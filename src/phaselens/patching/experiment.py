@@ -124,11 +124,15 @@ class Experiment:
     ) -> steps.Edit:  # fmt: skip
         """Replace activations by `"zero"`, by a number, or by their `"mean"` over the run's own positions.
 
-        The other arguments are those of `patch`.
+        The other arguments are those of `patch`. Attention scores and weights have no such mean, since each query sees
+        other keys.
+
+        Raises:
+            InputError: as `patch` does, and for a value that cannot be written.
         """
         layer, pos, head = map(steps.kept, (layer, pos, head))
         where = target(self.lens, len(self.edited), point, what, layer, pos, head)
-        written = steps.require_value(value)
+        written = steps.require_value(value, where.names)
         require_rows(self.lens, self.edited.tokens, where.names)
         code = _call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
         return self._push(steps.Ablate(code, where, written))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, is_whole
-from phaselens.patching.points import brief
+from phaselens.patching.points import brief, counted
 from phaselens.patching.prompts import token_text
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ class LogitMetric:
         """Why a prompt of `n_tokens` tokens has no such number, or None where it has."""
         if n_tokens >= self.shortest:
             return None
-        tokens = "1 token" if n_tokens == 1 else f"{n_tokens} tokens"
-        return f"{self.name} needs a prompt of {self.shortest} tokens or more, and this one has {tokens}"
+        needed, tokens = f"{self.shortest} tokens or more", counted(n_tokens, "token")
+        return f"{self.name} needs a prompt of {needed}, and this one has {tokens}"
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """[batch], of logits [batch, pos, d_vocab].

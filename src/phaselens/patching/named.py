@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phaselens.data import Text, Tokens, texts_from
 from phaselens.errors import InputError, MetricError, close_matches, is_whole
-from phaselens.patching.edits import Clean, Edit, counted
+from phaselens.patching.edits import Clean, Edit
 from phaselens.patching.passes import Hook
-from phaselens.patching.points import brief
+from phaselens.patching.points import brief, counted
 from phaselens.patching.prompts import Prompt
 from phaselens.patching.results import Shown
 from phaselens.plugin import Batch, CausalMetric, Condition, Metric, plugins

@@ -56,6 +56,11 @@ def is_matrix(name: str) -> bool:
     return name.endswith(_MATRIX)
 
 
+def row_axis(name: str) -> int:
+    """Which dimension of the point's tensor has a row for each position: of queries, for a matrix."""
+    return 2 if is_matrix(name) else 1
+
+
 def n_heads_of(lens: HookedTransformer, name: str) -> int | None:
     """How many heads the tensor at this point has, or None where it has no axis of heads."""
     tail = name.rsplit(".", 1)[-1]
@@ -67,6 +72,11 @@ def n_heads_of(lens: HookedTransformer, name: str) -> int | None:
 def brief(value: Any) -> str:
     """A value as one short piece of a message: numbers and texts as Python writes them, others by their type."""
     return repr(value) if value is None or isinstance(value, int | float | str) else type(value).__name__
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: `1 token`, `6 tokens`."""
+    return f"{number} {noun if number == 1 else noun + 's'}"
 
 
 def numbers(given: Places, noun: str) -> tuple[int, ...] | None:
@@ -154,7 +164,7 @@ class Target:
         """
         import torch
 
-        axis = 2 if is_matrix(name) else 1
+        axis = row_axis(name)
         end = start + old.shape[axis]
         n_given = end if not isinstance(new, torch.Tensor) else new.shape[axis]
         positions = range(n_given) if self.positions is None else self.positions
@@ -231,7 +241,7 @@ def target(
             raise InputError(
                 f"{name} is a measurement, and nothing in the model follows from it; edit hook_pattern"
             )
-        if lens.position_axis(name) != (2 if is_matrix(name) else 1):
+        if lens.position_axis(name) != row_axis(name):
             raise InputError(
                 f"{name} holds its heads before its positions in this family; edit attn.hook_q, hook_k, hook_rot_q or "
                 "hook_rot_k of the layer instead"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text
 from phaselens.errors import InputError
+from phaselens.patching.points import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ class Prompt:
         return str(self)
 
     def __str__(self) -> str:
-        head = f"{len(self)} token{'s' if len(self) > 1 else ''} of {self.lens.info.label!r}:"
+        head = f"{counted(len(self), 'token')} of {self.lens.info.label!r}:"
         tokens = " ".join([head, *(f"{place}{word}" for place, word in enumerate(self.words))])
         return "\n".join([tokens, *(f"note: {note}" for note in self.notes)])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
+from phaselens.patching.points import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,7 +182,7 @@ class Outcome(Shown):
 
     def __str__(self) -> str:
         head = f"{self.run}, next token after position {self.pos} {self.word}"
-        after = f"after {len(self.edits)} edit{'' if len(self.edits) == 1 else 's'}"
+        after = f"after {counted(len(self.edits), 'edit')}"
         lines = [head, f"  {'before':>28}  {after:>28}"]
         for one, other in zip(self.top_before, self.top_after, strict=True):
             lines.append(f"  {one.text:>20} {one.before:7.4f}  {other.text:>20} {other.after:7.4f}")
