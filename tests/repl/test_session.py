@@ -306,7 +306,17 @@ MISFITS = [
     ("metric(threshold=0.3)", "metric: name the metric whose parameter threshold is"),
     ("metric('loss', threshold=0.3)", "metric: loss takes no parameters"),
     ("metric(5)", "a metric is logit_diff(…), loss or a function of logits, got int"),
+    (
+        "metric(__import__('numpy').zeros(3))",
+        "a metric is logit_diff(…), loss or a function of logits, got ndarray",
+    ),
+    ("metric(__import__('numpy').zeros(3), threshold=1)", "a metric is logit_diff(…), loss or a function of"),
+    ("metric(print, threshold=1)", "metric: a function takes no parameters"),
     ("ablate(what='mlp', to='mean')", "ablate has no argument 'to'; did you mean value='mean'?"),
+    (
+        "ablate(what='pattern', value='mean')",
+        "blocks.0.attn.hook_pattern: value='mean': the mean of its rows over queries lets a query attend to later",
+    ),
     ("patch(layers=3)", "patch has no argument 'layers'; did you mean layer=3? For example patch("),
     ("patch(what='mlp', position=2)", "patch has no argument 'position'; did you mean pos=2?"),
     ("patch(what='mlp', colour=2)", "patch has no argument 'colour'; known: head, layer, point, pos, what."),
