@@ -205,6 +205,11 @@ def call(name: str, /, *positional: Any, **arguments: Any) -> str:
     return f"{name}({', '.join(shown)})"
 
 
+def edit_call(verb: str, point: str | None, **arguments: Any) -> str:
+    """The call that makes an edit again, without the arguments that have their defaults."""
+    return call(verb, *(() if point is None else (point,)), **unusual(**arguments))
+
+
 def unusual(**arguments: Any) -> dict[str, Any]:
     """The arguments of an edit or a sweep that do not have their defaults."""
     usual = {"pos": "all", "value": "zero"}

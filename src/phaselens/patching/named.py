@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phaselens.data import Text, Tokens, texts_from
@@ -184,7 +184,8 @@ class Measured(Shown):
 
     `rows` are (layer, before, after, clean); a value is None where it is missing. `nulls` are the same with what the
     metric calls its null, the value of nothing at work, in each of the three runs; empty for a metric without one.
-    `warnings` say why something is missing; `set_aside` are the edits that did not fit the prompts.
+    `warnings` say why something is missing; `set_aside` are the edits that did not fit the prompts. `bos` is the
+    prompts' BOS policy.
     """
 
     metric: str
@@ -194,6 +195,7 @@ class Measured(Shown):
     warnings: tuple[str, ...] = ()
     nulls: tuple[Row, ...] = ()
     set_aside: tuple[str, ...] = ()
+    bos: str = field(kw_only=True)
 
     def __str__(self) -> str:
         """A table with the null of each run beside its value."""
@@ -215,7 +217,7 @@ class Measured(Shown):
             for line in cells
         ]
         unit = f", {self.unit}" if self.unit else ""
-        notes = [f"note: {warning}" for warning in self.warnings]
+        notes = [f"bos: {self.bos}", *(f"note: {warning}" for warning in self.warnings)]
         notes += [f"set aside: {edit}" for edit in self.set_aside]
         return "\n".join([f"{self.metric}: {self.column}{unit}", *lines, *notes])
 

@@ -94,6 +94,13 @@ def prompt(lens: HookedTransformer, text: str, *, bos: str | None = None) -> Pro
     return Prompt(lens, text, made.ids, encoder.bos, tuple(encoder.notes([made])))
 
 
+def bos_of(clean: Prompt, corrupt: Prompt | None = None) -> str:
+    """The BOS policy of one prompt or of two: `auto`, or where they differ `clean auto, corrupt never`."""
+    if corrupt is None or corrupt.bos == clean.bos:
+        return clean.bos
+    return f"clean {clean.bos}, corrupt {corrupt.bos}"
+
+
 def _longest(lens: HookedTransformer) -> int:
     learned = any("learned" in kind for kind in lens.info.positions)
     return lens.info.n_ctx if learned and lens.info.n_ctx else 1 << 30
