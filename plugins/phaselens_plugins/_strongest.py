@@ -34,13 +34,13 @@ def strongest_position(
     key = torch.arange(received.shape[-1], device=received.device)
     seeing = (lengths[:, None] - key)[:, None]
     real = seeing > 0
-    if window is not None:
-        seeing = seeing.clamp(max=window)
-    see_key_1 = (lengths - 1 if window is None else (lengths - 1).clamp(max=window))[:, None, None]
+    most = received.shape[-1] if window is None else window
+    seeing = seeing.clamp(max=most)
+    see_key_1 = (lengths - 1).clamp(max=most)[:, None, None]
     enough = seeing >= ((see_key_1 + 1) // 2).clamp(max=min_queries)
     scores = torch.where(real & (key > 0) & enough, received / seeing.clamp(min=1), -torch.inf)
     score = scores.amax(-1)
-    position = (scores == score[..., None]).double().argmax(-1).double()
+    position = scores.argmax(-1).double()
     usable = (lengths[:, None] > 1) & torch.where(real, received, 0.0).isfinite().all(-1)
     return torch.where(usable, position, torch.nan), torch.where(usable, score, torch.nan)
 

@@ -168,9 +168,14 @@ class BosWrite(Grid[Params]):
         )
 
     def setup(self) -> None:
-        """Triangular factors of the output projections, by layer."""
+        """Output projections, None where one is refused, and their triangular factors, by layer."""
         super().setup()
+        self.outputs: dict[int, Projection | None] = {}
         self.factors: dict[int, Tensor] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without projections, which hold the model's own modules; they are read again."""
+        return {**vars(self), "outputs": {}, "factors": {}}
 
     def hooks(self) -> Sequence[str]:
         """Attention on position 0, values, head outputs, and the output projection's result."""
@@ -178,12 +183,6 @@ class BosWrite(Grid[Params]):
         if "scaled" in self.model.head_outputs:
             points.append("hook_attended")
         return [f"blocks.{{layer}}.attn.{point}" for point in points]
-
-    def merge(self, other: Metric[Params]) -> None:
-        """Also the reasons for what is missing."""
-        super().merge(other)
-        for warning in other.warnings:
-            self.warn(warning)
 
     def update(self, layer: LayerView) -> None:
         """Writes of this layer for the texts of the batch."""
@@ -293,18 +292,20 @@ class BosWrite(Grid[Params]):
         return _FirstWrites(heads, layer, heads_null, layer_null)
 
     def _output(self, layer: LayerView) -> Projection | None:
-        """The layer's output projection, or None where it is refused; its triangular factors are made once a layer."""
+        """The layer's output projection, or None where it is refused; read once a layer, as are its factors."""
         from phaselens.attention import triangular
 
         index = layer.index or 0
-        try:
-            output = layer.projection("attn.W_O")
-        except InputError as error:
-            self.warn(f"all that needs the output projection is null in layer {index}: {error}")
-            return None
-        if index not in self.factors:
-            self.factors[index] = triangular(output.weight)
-        return output
+        if index not in self.outputs:
+            try:
+                output = layer.projection("attn.W_O")
+            except InputError as error:
+                self.warn(f"all that needs the output projection is null in layer {index}: {error}")
+                self.outputs[index] = None
+            else:
+                self.outputs[index] = output
+                self.factors[index] = triangular(output.weight)
+        return self.outputs[index]
 
     def _head_output(self, index: int) -> str:
         return self.model.head_outputs[index] if self.model.head_outputs else "same"
@@ -315,6 +316,7 @@ class BosWrite(Grid[Params]):
 
     def compute(self) -> Mapping[str, Table]:
         """All tables of this model."""
+        self.outputs.clear()
         self.factors.clear()
         self.explain("write")
         return {

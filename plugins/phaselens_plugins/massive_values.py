@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from phaselens.plugin import Rotation
+
 #: Tensors by the name they have in the tables: after the rotation, and before it (and before norms of q and k).
 POINTS = {
     "q": "attn.hook_rot_q",
@@ -46,6 +48,8 @@ POINTS = {
     "k_pre": "attn.hook_k",
 }
 DEFINITIONS = ("global", "per_head", "pairs")
+#: What is kept of a tensor of a text, in this order.
+KEPT = ("global", "per_head", "max_ratio", "null", "pairs", "null_pairs")
 CELLS = "cells"
 PAIRS = "pairs"
 SHARE = "share of cells"
@@ -196,37 +200,34 @@ class MassiveValues(Grid[ValueParams]):
             finite = bool(norms.isfinite().all())
             if not finite or not bool((norms > 0).any()):
                 result["problem"] = SHORT if not n_tokens else ZERO if finite else NOT_FINITE
-                result[tensor], result[f"{tensor}_pairs"] = [missing] * 4, [missing] * 2
+                result[tensor] = [missing] * len(KEPT)
                 continue
             counts = [float(massive_cells(norms, multiple, over).sum()) for over in ("global", "per_head")]
             null = norms.numel() * gaussian_massive_share(n_tokens, multiple)
-            result[tensor] = [*counts, float(norms.max() / norms.mean()), null]
-            result[f"{tensor}_pairs"] = [missing] * 2
+            of_pairs = [missing] * 2
             if tensor != "v" and pairs:
                 by_pair = pair_norms(norms, pairs)
-                if not bool((by_pair > 0).any()):
-                    continue
-                null = by_pair.numel() * gaussian_massive_share(2 * n_tokens, multiple)
-                result[f"{tensor}_pairs"] = [float(massive_cells(by_pair, multiple).sum()), null]
+                if bool((by_pair > 0).any()):
+                    null_pairs = by_pair.numel() * gaussian_massive_share(2 * n_tokens, multiple)
+                    of_pairs = [float(massive_cells(by_pair, multiple).sum()), null_pairs]
+            result[tensor] = [*counts, float(norms.max() / norms.mean()), null, *of_pairs]
         return result
 
     def _pairs(self, layer: int) -> tuple[tuple[int, int], ...]:
         """The dimensions of a head that this layer's rotation mixes."""
-        rotation = self.model.rotations[layer] if self.model.rotations else None
+        rotation = self._rotation(layer)
         return rotation.pairs if rotation is not None else ()
+
+    def _rotation(self, layer: int) -> Rotation | None:
+        return self.model.rotations[layer] if self.model.rotations else None
 
     def compute(self) -> Mapping[str, Table]:
         """All tables of this model."""
         self.explain("count")
         for tensor in POINTS:
-            found = self.per_text.stack(tensor)
-            for place, name in enumerate(("global", "per_head", "max_ratio", "null")):
-                self.derived[f"{tensor}.{name}"] = found[..., place]
-            by_pair = self.per_text.stack(f"{tensor}_pairs")
-            self.derived[f"{tensor}.pairs"], self.derived[f"{tensor}.null_pairs"] = (
-                by_pair[..., 0],
-                by_pair[..., 1],
-            )
+            numbers = self.per_text.stack(tensor)
+            for index, name in enumerate(KEPT):
+                self.derived[f"{tensor}.{name}"] = numbers[..., index]
         self._explain_pairs()
         return {
             "texts": self.table("texts", self._texts()),
@@ -245,7 +246,7 @@ class MassiveValues(Grid[ValueParams]):
 
         reasons: dict[str, list[str]] = {}
         for layer, kind in enumerate(self.model.positions):
-            rotation = self.model.rotations[layer] if self.model.rotations else None
+            rotation = self._rotation(layer)
             if rotation is not None and rotation.pairs:
                 continue
             if rotation is not None:
@@ -311,7 +312,7 @@ class MassiveValues(Grid[ValueParams]):
         columns: list[Sequence[float | None]] = []
         for tensor in POINTS:
             mean, low, high = intervals(self, self.values(f"{tensor}.{self.params.mean}"))
-            null = intervals(self, self.values(f"{tensor}.null"))[0]
+            null = intervals(self, self.values(f"{tensor}.null"), n_resamples=1)[0]
             n_cells = self._cells(tensor)
             columns += [mean, low, high, null, [None if one is None else one / n_cells for one in mean]]
         for layer, row in enumerate(zip(*columns, strict=True)):
@@ -326,7 +327,8 @@ class MassiveValues(Grid[ValueParams]):
                 n_texts = (~np.isnan(values)).sum(0)
                 is_pairs = definition == "pairs"
                 sizes = self._n_pairs(tensor) if is_pairs else np.full(values.shape[1], self._cells(tensor))
-                null = intervals(self, self.values(f"{tensor}.{'null_pairs' if is_pairs else 'null'}"))[0]
+                nulls = self.values(f"{tensor}.{'null_pairs' if is_pairs else 'null'}")
+                null = intervals(self, nulls, n_resamples=1)[0]
                 for layer, (mean, low, high) in enumerate(zip(*intervals(self, values), strict=True)):
                     share = None if mean is None else mean / sizes[layer]
                     yield layer, tensor, definition, mean, low, high, null[layer], share, n_texts[layer]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -50,8 +50,11 @@ def pass_through(
     sink_position: int = 0,
     mask: Tensor | None = None,
     further: Sequence[str] = (),
+    hooks: Sequence[tuple[str, Callable[..., Any]]] = (),
+    is_own: Callable[[], bool] = lambda: True,
 ) -> tuple[Tensor, dict[str, list[Tensor]]]:
-    """Logits, and every activation of the points in all layers and of `further` whole names, chunk by chunk."""
+    """Logits, and every activation of the points in all layers and of `further` whole names, chunk by chunk, while
+    `is_own`; `hooks` run first."""
     seen: dict[str, list[Tensor]] = {}
     names = [
         name
@@ -62,13 +65,17 @@ def pass_through(
     names += further
 
     def keep(name: str) -> Any:
-        return lambda value, hook: seen.setdefault(name, []).append(value.detach().clone())
+        def hook(value: Tensor, hook: Any) -> None:
+            if is_own():
+                seen.setdefault(name, []).append(value.detach().clone())
+
+        return hook
 
     logits, start = [], 0
     with (
         torch.no_grad(),
         lens.streaming(sink_position=sink_position),
-        lens.hooks(fwd_hooks=[(name, keep(name)) for name in names]),
+        lens.hooks(fwd_hooks=[*hooks, *((name, keep(name)) for name in names)]),
     ):
         for size in chunks:
             options: dict[str, Any] = {"past_key_values": cache, "use_cache": cache is not None}

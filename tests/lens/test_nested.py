@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 import phaselens
 from phaselens.testing import tiny_model
-from tests.lens.test_cached import POINTS, lens_of, tokens_of
+from tests.lens.test_cached import POINTS, lens_of, pass_through, tokens_of
 
 SHOWN = (*POINTS["streamed"], "attn.hook_rot_k", "hook_resid_mid", "hook_resid_post")
 
@@ -37,29 +37,13 @@ class Nested:
             self.busy = False
 
 
-def shown(lens: Any, nested: Nested | None, point: str, chunks: list[int]) -> tuple[Tensor, dict[str, Any]]:
+def shown(lens: Any, nested: Nested, point: str, chunks: list[int]) -> tuple[Tensor, dict[str, Any]]:
     """Logits, and the activations that fire outside of the nested forward."""
-    seen: dict[str, list[Tensor]] = {}
-
-    def keep(name: str) -> Any:
-        def hook(value: Tensor, hook: Any) -> None:
-            if nested is None or not nested.busy:
-                seen.setdefault(name, []).append(value.clone())
-
-        return hook
-
-    names = [f"blocks.{layer}.{shown}" for layer in range(2) for shown in SHOWN]
-    hooks: list[Any] = [] if nested is None else [(f"blocks.1.{point}", nested)]
-    hooks += [(name, keep(name)) for name in names]
     cache = DynamicCache(config=lens.original_model.config) if len(chunks) > 1 else None
-    logits, start = [], 0
-    with torch.no_grad(), lens.streaming(sink_position=3), lens.hooks(fwd_hooks=hooks):
-        for size in chunks:
-            tokens = tokens_of()[:, start : start + size]
-            out = lens.original_model(tokens, past_key_values=cache, use_cache=cache is not None)
-            logits.append(out.logits)
-            start += size
-    return torch.cat(logits, 1), seen
+    return pass_through(
+        lens, tokens_of(), chunks, SHOWN, cache, sink_position=3,
+        hooks=[(f"blocks.1.{point}", nested)], is_own=lambda: not nested.busy,
+    )  # fmt: skip
 
 
 FORWARDS: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -10,27 +11,32 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from phaselens.errors import InputError
-from phaselens.patching import Experiment, prompt
+from phaselens.patching import Experiment
 from phaselens.patching.named import find_condition
 from phaselens.runs import applied
 from tests.marks import first_quick
-from tests.patching.conftest import lens_of
+from tests.patching.conftest import experiment_of
+
+experiment = functools.partial(experiment_of, clean="to be or not", corrupt="to do or not")
 
 
-def experiment(family: str = "llama") -> Experiment:
-    lens = lens_of(family)
-    return Experiment(prompt(lens, "to be or not"), prompt(lens, "to do or not"))
-
-
-def logits_of(made: Experiment, tokens: Tensor, chunks: list[int], *, cached: bool) -> Tensor:
+def logits_of(
+    made: Experiment, tokens: Tensor, chunks: list[int], *, cached: bool, mask: Tensor | None = None
+) -> Tensor:
     model = made.lens.original_model
-    cache = DynamicCache(config=model.config) if cached else None
+    options: dict[str, Any] = {
+        "past_key_values": DynamicCache(config=model.config) if cached else None,
+        "use_cache": cached,
+    }
     logits, start = [], 0
     with torch.no_grad(), made.lens.hooks(fwd_hooks=made.hooks()):
         for size in chunks:
-            out = model(tokens[:, start : start + size], past_key_values=cache, use_cache=cached)
-            logits.append(out.logits)
-            start += size
+            end = start + size
+            if mask is not None:
+                ids = (mask.cumsum(-1) - 1).clamp(min=1 - mask)
+                options |= {"attention_mask": mask[:, :end], "position_ids": ids[:, start:end]}
+            logits.append(model(tokens[:, start:end], **options).logits)
+            start = end
     return torch.cat(logits, 1)
 
 
@@ -91,26 +97,11 @@ def test_pads_on_the_left_do_not_shift_an_edit(name):
     tokens = torch.cat([torch.nn.functional.pad(own, (n_pads, 0)), torch.arange(n_tokens + n_pads)[None]])
     mask = torch.ones_like(tokens)
     mask[0, :n_pads] = 0
-    ids = (mask.cumsum(-1) - 1).clamp(min=1 - mask)
     expected = logits_of(made, own, [n_tokens], cached=False)
-    model = made.lens.original_model
     for chunks in ([n_tokens + n_pads], [3, 1, 4, n_tokens + n_pads - 9, 1]):
         if name == "a mean" and len(chunks) > 1:
             continue
-        cache = DynamicCache(config=model.config)
-        logits, start = [], 0
-        with torch.no_grad(), made.lens.hooks(fwd_hooks=made.hooks()):
-            for size in chunks:
-                end = start + size
-                out = model(
-                    tokens[:, start:end],
-                    attention_mask=mask[:, :end],
-                    position_ids=ids[:, start:end],
-                    past_key_values=cache,
-                )
-                logits.append(out.logits)
-                start = end
-        together = torch.cat(logits, 1)[:1, n_pads:]
+        together = logits_of(made, tokens, chunks, cached=True, mask=mask)[:1, n_pads:]
         torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -73,6 +73,37 @@ def test_a_mean_ablation_is_over_positions_of_the_same_run(experiment):
     assert torch.equal(activation(experiment, name)[:, 2], before.mean(1))
 
 
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (
+            {"what": "pattern", "layer": 1},
+            "blocks.1.attn.hook_pattern: value='mean': the mean of its rows over queries lets a query attend to "
+            "later keys; write 'zero' or a number, or ablate hook_z or hook_v of the layer to their mean",
+        ),
+        (
+            {"point": "blocks.0.attn.hook_attn_scores", "pos": 3, "head": 1},
+            "blocks.0.attn.hook_attn_scores: value='mean': the mean of its rows over queries is -inf for every key "
+            "that is hidden from one of them; write 'zero' or a number, or ablate hook_z or hook_v of the layer to "
+            "their mean",
+        ),
+    ],
+)
+def test_attention_rows_have_no_mean_over_queries(experiment, place, message):
+    """What the two messages say is so."""
+    name = place.get("point", "blocks.1.attn.hook_pattern")
+    mean = activation(experiment, name).mean(2)
+    assert bool((mean[..., 1:] == -torch.inf).all() if "scores" in name else (mean > 0).all())
+    with pytest.raises(InputError) as error:
+        experiment.ablate(**place, value="mean")
+    assert str(error.value) == message
+    assert not experiment.patched()
+    for instead in ({"value": 0.5}, {"value": "zero"}):
+        experiment.ablate(**place, **instead)
+    for point in ("hook_z", "hook_v"):
+        experiment.ablate(f"blocks.1.attn.{point}", value="mean")
+
+
 def test_undo_takes_back_one_edit_after_the_other(experiment):
     bare = experiment.values()[0]
     experiment.patch(what="resid", layer=1, pos=4)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+import phaselens
 from phaselens.errors import InputError
 from phaselens.patching import Experiment, causal_names, metric_names, prompt
+from phaselens.plugin import plugins
 from tests.patching.conftest import experiment_of, lens_of
 
 
@@ -77,12 +80,19 @@ def test_a_metric_is_measured_without_and_with_the_edits(experiment):
     assert not any("intervals are null" in warning for warning in found.warnings)
 
 
-@pytest.mark.parametrize("name", ["sinks", "bos-norm", "compression"])
+def with_null() -> list[str]:
+    """Metrics by layer that have a null."""
+    displays = {name: plugins().metric(name).display for name in metric_names()}
+    return [
+        name
+        for name, display in displays.items()
+        if display is not None and display.rows == "layer" and display.null is not None
+    ]
+
+
+@pytest.mark.parametrize("name", with_null())
 def test_each_value_stands_beside_the_null_of_a_run_of_the_same_text(experiment, name):
     """The value and the null are those that `phaselens run` computes on the text."""
-    import phaselens
-    from phaselens.plugin import plugins
-
     measured = experiment.measure(name)
     display = plugins().metric(name).display
     for column, text in ((1, experiment.corrupt), (3, experiment.clean)):
@@ -96,7 +106,11 @@ def test_each_value_stands_beside_the_null_of_a_run_of_the_same_text(experiment,
         )
     lines = str(measured).splitlines()
     assert lines[1].split() == ["layer", "before", "null", "after", "null", "clean", "null"]
-    assert lines[2].split()[2] == f"{measured.nulls[0][1]:.4f}"
+    for line, values, nulls in zip(lines[2:], measured.rows, measured.nulls, strict=False):
+        assert None not in (*values, *nulls)
+        pairs = zip(values[1:], nulls[1:], strict=True)
+        assert line.split() == [str(values[0]), *(f"{number:.4f}" for pair in pairs for number in pair)]
+    assert len(measured.nulls) == 3
 
 
 def test_nulls_follow_the_edits(experiment):
@@ -128,6 +142,15 @@ def test_a_layer_of_a_condition_counts_from_the_end_too(experiment):
     assert experiment.condition("bos-mlp", layer=-1).condition.layer == 2
 
 
+def test_a_layer_of_a_condition_may_be_a_number_of_numpy(experiment):
+    edit = experiment.condition("bos-mlp", layer=np.int64(1))
+    assert edit.condition.layer == 1
+    assert edit.code == "condition('bos-mlp', layer=1)"
+    for layer in (True, 1.0, np.float64(1)):
+        with pytest.raises(InputError, match="a condition has one layer; give a whole number"):
+            experiment.condition("bos-mlp", layer=layer)
+
+
 def test_sinks_follow_an_edited_pattern(experiment):
     """All attention on position 0: every head is a sink."""
 
@@ -153,5 +176,6 @@ def test_a_causal_metric_is_a_condition_and_an_unknown_one_is_nothing(experiment
 def test_names_are_told_apart():
     assert "bos-mlp" in causal_names()
     assert "sinks" in metric_names()
+    assert {"attention-patterns", "bos-norm", "bos-write", "massive-values", "sinks"} <= set(with_null())
     assert not set(causal_names()) & set(metric_names())
     assert lens_of("llama") is not None

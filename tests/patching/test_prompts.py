@@ -113,3 +113,26 @@ def test_results_are_judged_after_the_text_and_not_after_an_appended_eos():
         Experiment(prompt(lens, "to be"), metric=logit_diff(lens, "a", "b")).run() for lens in (ends, plain)
     ]
     assert str(results[0]) == str(results[1])
+
+
+@pytest.mark.parametrize(
+    ("corrupt", "expected"),
+    [(None, "auto"), (("to do", None), "auto"), ((".to do", "never"), "clean auto, corrupt never")],
+)
+def test_every_result_says_the_policy_of_its_prompts(corrupt, expected):
+    lens = lens_of("llama")
+    experiment = Experiment(
+        prompt(lens, "to be"), None if corrupt is None else prompt(lens, corrupt[0], bos=corrupt[1])
+    )
+    results = [experiment.run(), experiment.measure("bos-norm")]
+    if corrupt is not None:
+        results += [experiment.sweep("mlp"), experiment.attribution("mlp")]
+    for result in results:
+        assert result.bos == expected
+        assert str(result).splitlines()[-1] == f"bos: {expected}"
+
+
+def test_the_policy_of_a_result_is_that_of_the_model():
+    lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer(), bos="never", check=False)
+    assert Experiment(prompt(lens, "to be")).run().bos == "never"
+    assert Experiment(prompt(lens, "to be", bos="always")).measure("sinks").bos == "always"

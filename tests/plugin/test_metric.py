@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import pytest
+import torch
 
 from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, require_metric
+from tests.plugins.views import info, view
 
 
 class Whole(Metric[Params]):
@@ -40,6 +42,25 @@ def test_what_is_missing_is_named() -> None:
         require_metric(Nameless, "here")
     with pytest.raises(TypeError, match="here: 'sinks' is no subclass"):
         require_metric("sinks", "here")
+
+
+def test_a_merged_metric_has_the_warnings_of_both() -> None:
+    """Those of the one that takes over come first, and none comes twice."""
+
+    class Cautious(Whole):
+        def update(self, layer: LayerView) -> None:
+            self.warn(f"null in layer {layer.index}")
+
+    def measured(*layers: int) -> Metric[Params]:
+        metric = Cautious(info(n_layers=4), Params())
+        for index in layers:
+            metric.update(view({"hook_resid_pre": torch.zeros(1, 2, 8)}, (2,), index))
+        return metric
+
+    first, second = measured(2, 0), measured(1, 2, 3)
+    first.merge(second)
+    assert first.warnings == [f"null in layer {index}" for index in (2, 0, 1, 3)]
+    assert second.warnings == [f"null in layer {index}" for index in (1, 2, 3)]
 
 
 def test_a_table_is_built_from_its_declaration() -> None:

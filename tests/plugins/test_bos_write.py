@@ -298,3 +298,64 @@ def test_a_factor_that_cannot_be_read_is_missing_and_said_so() -> None:
     metric.update(view(activations, (3,), weight=torch.eye(8).view(2, 4, 8)))
     written = [row["true_write"] for row in rows(metric, "texts")]
     assert written == pytest.approx([0.5 * 2.0 * 2.0, 0.5 * 2.0 * 3**0.5])
+
+
+def test_a_projection_is_read_once_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is refused. Each of the texts is a batch."""
+    from phaselens.lens import bridge
+
+    read: list[int | None] = []
+    projection = bridge.projection
+
+    def counting(lens: Any, layer: int | None, name: str) -> Any:
+        read.append(layer)
+        return projection(lens, layer, name)
+
+    curved = replaced(lambda linear: Curved(32, 32, bias=False, dtype=torch.float64))
+    for model in (replaced(Packed), curved):
+        lens = phaselens.load(model, label="tiny")
+        lens.text_tokenizer = toy_tokenizer()
+        together = phaselens.run(lens, metrics=["bos-write"], texts=TEXTS)
+        with monkeypatch.context() as patched:
+            patched.setattr(bridge, "projection", counting)
+            apart = phaselens.run(lens, metrics=["bos-write"], texts=TEXTS, batch_tokens=1)
+        assert read == [0, 1]
+        read.clear()
+        assert apart.warnings == together.warnings
+
+
+def test_a_measurement_can_be_stored_halfway_and_goes_on() -> None:
+    """Its projections hold the model's own modules, here a norm that cannot be pickled, and stay behind."""
+    import pickle
+    from dataclasses import replace
+
+    from phaselens.plugin import LayerView, Projection
+    from phaselens_plugins.bos_write import BosWrite
+    from tests.plugins.views import info, view
+
+    output = Projection(torch.eye(8).view(2, 4, 8), torch.zeros(8), norm=lambda inputs: 2 * inputs)
+
+    def layer(index: int) -> LayerView:
+        generator = torch.Generator().manual_seed(index)
+        shapes = {
+            "hook_sink": (2, 2, 5),
+            "hook_v": (2, 5, 2, 4),
+            "hook_z": (2, 5, 2, 4),
+            "hook_out": (2, 5, 8),
+        }
+        activations = {
+            f"attn.{name}": torch.rand(shape, generator=generator) for name, shape in shapes.items()
+        }
+        return replace(view(activations, (3, 5), index), projection=lambda name: output)
+
+    metric = BosWrite(info(n_layers=2), BosWrite.Params())
+    metric.update(layer(0))
+    restored = pickle.loads(pickle.dumps(metric))  # noqa: S301 - our own
+    assert metric.outputs == {0: output}
+    for each in (metric, restored):
+        each.update(layer(1))
+        each.update(layer(0))
+    assert not metric.warnings
+    assert {name: table.rows for name, table in restored.compute().items()} == {
+        name: table.rows for name, table in metric.compute().items()
+    }

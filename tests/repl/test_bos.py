@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import phaselens
 from phaselens.cli.outcome import run_to_exit_code
+from phaselens.data.tokens import BOS_POLICIES
 from phaselens.repl.script import script
 from phaselens.repl.session import Session
 from phaselens.testing import tiny_model, tiny_tokenizer
+from tests.runs.metrics import probe
 from tests.toys import save_checkpoint
 
 
@@ -51,3 +55,26 @@ def test_new_prompts_are_shown_with_their_notes(tmp_path: Path, capsys: Any) -> 
     assert (
         "note: text 'prompt' begins with the BOS token '<s>' as written; BOS is there exactly once" in shown
     )
+
+
+@pytest.mark.parametrize("bos", BOS_POLICIES)
+@pytest.mark.parametrize("options", [{}, {"adds_bos": False}], ids=["adds BOS", "adds none"])
+def test_a_prompt_has_the_tokens_of_a_run_and_of_the_lens(
+    tmp_path: Path, options: dict[str, Any], bos: str
+) -> None:
+    tokenizer = tiny_tokenizer(**options)
+    lens = phaselens.load(tiny_model("llama"), label="m", tokenizer=tokenizer, bos=bos, check=False)
+    session = Session({"m": lens}, str(tmp_path), quiet=True)
+    for text in ("to be", "<s>to be"):
+        exec(f"clean = m.prompt({text!r})", session.names)
+        ids = session.names["clean"].ids
+        plain = tuple(tokenizer("to be", add_special_tokens=False)["input_ids"])
+        has_bos = text.startswith("<s>") or bos == "always" or (bos == "auto" and not options)
+        assert ids == ((0, *plain) if has_bos else plain)
+        assert tuple(lens.to_tokens(text)[0].tolist()) == ids
+        assert lens.to_str_tokens(text) == [tokenizer.decode([token]) for token in ids]
+        ran: list[tuple[int, ...]] = []
+        reader = probe(update=lambda self, layer, ran=ran: ran.append(tuple(layer.batch.tokens[0].tolist())))
+        run = phaselens.run(lens, metrics=[reader], texts=[text])
+        assert set(ran) == {ids}
+        assert run.models[0].bos == session.names["clean"].bos == bos

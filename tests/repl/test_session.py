@@ -9,6 +9,7 @@ import pytest
 
 from phaselens.patching import Experiment, agreement, logit_diff, prompt
 from tests.marks import first_quick
+from tests.patching.test_named import with_null
 
 
 def test_prompts_are_shown_side_by_side_as_soon_as_there_are_two(lines):
@@ -274,11 +275,36 @@ def test_labels_that_mean_something_else_stay_out_of_the_way(lenses, tmp_path):
         assert session.mismatch.startswith("there is no prompt yet")
 
 
+@pytest.mark.parametrize("name", with_null())
+def test_every_metric_shows_the_null_of_each_run(ready, shell, name):
+    out, error = ready(f"metric({name!r})")
+    assert error == ""
+    measured = shell.user_ns["result"]
+    assert out == f"{measured}\n"
+    assert out.splitlines()[1].split() == ["layer", "before", "null", "after", "null", "clean", "null"]
+    assert [row[0] for row in measured.nulls] == [row[0] for row in measured.rows] == [0, 1, 2]
+    assert None not in (number for row in measured.nulls for number in row)
+
+
 def test_a_table_of_a_metric_shows_the_null_of_each_run(ready):
     out, _ = ready('metric("bos-norm")')
     assert out.splitlines()[1].split() == ["layer", "before", "null", "after", "null", "clean", "null"]
     assert out.splitlines()[2].split()[2::2] == ["1.0000"] * 3
     assert "null" in ready("run()")[0]
+
+
+@pytest.mark.parametrize("verb", ["sweep", "attribution"])
+@pytest.mark.parametrize("what", ["resid", "head"])
+def test_a_sweep_is_that_of_the_api(ready, shell, verb, what):
+    assert ready("patch(what='mlp', layer=0, pos=4)", f"{verb}(what={what!r})")[1] == ""
+    result, lens = shell.user_ns["result"], shell.user_ns["m"]
+    experiment = Experiment(prompt(lens, "to be or"), prompt(lens, "to do or"), logit_diff(lens, "e", "o"))
+    experiment.patch(what="mlp", layer=0, pos=4)
+    expected = getattr(experiment, verb)(what)
+    assert (result.what, result.by, result.kind) == (what, expected.by, expected.kind)
+    assert (result.base, result.clean) == (expected.base, expected.clean)
+    assert result.values.tolist() == expected.values.tolist()
+    assert result.effect.any()
 
 
 @pytest.mark.parametrize("verb", ["sweep", "attribution"])
@@ -306,7 +332,17 @@ MISFITS = [
     ("metric(threshold=0.3)", "metric: name the metric whose parameter threshold is"),
     ("metric('loss', threshold=0.3)", "metric: loss takes no parameters"),
     ("metric(5)", "a metric is logit_diff(…), loss or a function of logits, got int"),
+    (
+        "metric(__import__('numpy').zeros(3))",
+        "a metric is logit_diff(…), loss or a function of logits, got ndarray",
+    ),
+    ("metric(__import__('numpy').zeros(3), threshold=1)", "a metric is logit_diff(…), loss or a function of"),
+    ("metric(print, threshold=1)", "metric: a function takes no parameters"),
     ("ablate(what='mlp', to='mean')", "ablate has no argument 'to'; did you mean value='mean'?"),
+    (
+        "ablate(what='pattern', value='mean')",
+        "blocks.0.attn.hook_pattern: value='mean': the mean of its rows over queries lets a query attend to later",
+    ),
     ("patch(layers=3)", "patch has no argument 'layers'; did you mean layer=3? For example patch("),
     ("patch(what='mlp', position=2)", "patch has no argument 'position'; did you mean pos=2?"),
     ("patch(what='mlp', colour=2)", "patch has no argument 'colour'; known: head, layer, point, pos, what."),

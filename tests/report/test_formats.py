@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,13 @@ def test_markdown_tables_are_whole_whatever_a_label_holds() -> None:
     assert any("&lt;b>\\*x\\*&lt;/b> null" in line for line in grid)
     assert sum("● 62.5 %" in line for line in grid) == 1
     assert "- drope: a warning" in lines
+
+
+def test_markdown_names_the_bos_policy_above_its_warnings() -> None:
+    run = made_run("rope", "a*b")
+    assert formats.as_markdown(run).splitlines()[-3:] == ["bos: auto", "", "- drope: a warning"]
+    run.models[0] = replace(run.models[0], bos="never")
+    assert formats.as_markdown(run).splitlines()[-3] == "bos: rope never, a\\*b auto"
 
 
 def test_markdown_of_one_table() -> None:

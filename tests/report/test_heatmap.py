@@ -31,6 +31,7 @@ def swept(
         words,
         words,
         n_heads,
+        bos="auto",
         **options,
     )
 
@@ -50,6 +51,12 @@ def test_each_cell_shows_its_effect_and_a_head_that_is_not_there_is_a_dot():
     )
     assert text.splitlines()[3].split() == ["0", "+0.5000", "+0.0000", "·", "·"]
     assert text.splitlines()[4].split() == ["1", "-1.0000", "+2.0000", "·", "·"]
+
+
+def test_the_policy_stands_below():
+    sweep = swept([[1.5, 1.0], [0.0, 3.0]])
+    sweep = Sweep(**{**vars(sweep), "bos": "clean auto, corrupt never"})
+    assert heatmap.as_text(sweep).splitlines()[-1] == "bos: clean auto, corrupt never"
 
 
 def test_cells_that_were_not_measured_are_empty_and_not_zero():

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -99,6 +100,15 @@ def test_labels_and_messages_are_shown_as_they_are_never_as_markup() -> None:
 
 def test_warnings_stand_below() -> None:
     assert tables.as_text(made_run()).splitlines()[-1] == "note: drope: a warning"
+
+
+def test_the_bos_policy_stands_between_the_tables_and_the_warnings() -> None:
+    run = made_run("rope", "[red]drope")
+    assert tables.as_text(run).splitlines()[-2:] == ["bos: auto", "note: drope: a warning"]
+    run.models[1] = replace(run.models[1], bos="never")
+    assert tables.as_text(run).splitlines()[-2] == "bos: rope auto, [red]drope never"
+    run.models.clear()
+    assert "bos:" not in tables.as_text(run)
 
 
 def test_a_metric_without_a_display_shows_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:

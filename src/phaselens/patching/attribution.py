@@ -15,7 +15,7 @@ from phaselens.errors import InputError
 from phaselens.patching.metrics import LogitMetric
 from phaselens.patching.passes import Hook, captured
 from phaselens.patching.points import is_matrix, kind_point
-from phaselens.patching.prompts import Prompt
+from phaselens.patching.prompts import Prompt, bos_of
 from phaselens.patching.results import Sweep
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def attribute(
     return Sweep(
         what, by, base + estimate, base, reference, metric.name, tuple(layers),
         tuple(clean.words), tuple(corrupt.words), lens.info.n_heads, kind="attribution",
+        bos=bos_of(clean, corrupt),
     )  # fmt: skip
 
 

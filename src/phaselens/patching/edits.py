@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
 from phaselens.patching.passes import Hook
-from phaselens.patching.points import Places, Target, brief
+from phaselens.patching.points import Places, Target, brief, counted, is_matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,11 +40,6 @@ def numbered(noun: str, numbers: Sequence[int]) -> str:
     ('layer 5', 'layers 0–2')
     """
     return f"{noun if len(numbers) == 1 else noun + 's'} {ranges(numbers)}"
-
-
-def counted(number: int, noun: str) -> str:
-    """A number and its noun: `1 token`, `6 tokens`."""
-    return f"{number} {noun if number == 1 else noun + 's'}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,17 +164,34 @@ def _where(target: Target) -> str:
     return f"{shown} at {places}{heads}"
 
 
-def require_value(value: Any) -> float | str:
+def require_value(value: Any, names: Sequence[str]) -> float | str:
     """What an ablation may write: `"zero"`, `"mean"` or a number.
 
     Raises:
-        InputError: for anything else, infinite numbers among it.
+        InputError: for anything else, infinite numbers among it, and for the mean of a matrix.
     """
-    if isinstance(value, str) and value in ("zero", "mean"):
-        return 0.0 if value == "zero" else value
+    if isinstance(value, str) and value == "mean":
+        _require_mean(names)
+        return value
+    if isinstance(value, str) and value == "zero":
+        return 0.0
     if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     raise InputError(f"value={brief(value)}: write 'zero', 'mean' or a number")
+
+
+def _require_mean(names: Sequence[str]) -> None:
+    """InputError for a matrix of queries and keys: causal rows have no mean that could stand in for one of them."""
+    for name in filter(is_matrix, names):
+        reason = (
+            "lets a query attend to later keys"
+            if name.endswith("hook_pattern")
+            else "is -inf for every key that is hidden from one of them"
+        )
+        raise InputError(
+            f"{name}: value='mean': the mean of its rows over queries {reason}; write 'zero' or a number, or ablate "
+            "hook_z or hook_v of the layer to their mean"
+        )
 
 
 def call(name: str, /, *positional: Any, **arguments: Any) -> str:
@@ -191,6 +203,11 @@ def call(name: str, /, *positional: Any, **arguments: Any) -> str:
     shown = [_source(value) for value in positional]
     shown += [f"{key}={_source(value)}" for key, value in arguments.items()]
     return f"{name}({', '.join(shown)})"
+
+
+def edit_call(verb: str, point: str | None, **arguments: Any) -> str:
+    """The call that makes an edit again, without the arguments that have their defaults."""
+    return call(verb, *(() if point is None else (point,)), **unusual(**arguments))
 
 
 def unusual(**arguments: Any) -> dict[str, Any]:

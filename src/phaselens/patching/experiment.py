@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, is_whole
 from phaselens.patching import edits as steps
 from phaselens.patching.attribution import attribute
 from phaselens.patching.edits import Stack, call, unusual
@@ -15,7 +14,7 @@ from phaselens.patching.metrics import LogitMetric, as_metric, loss
 from phaselens.patching.named import Apply, ByLayer, Measured, Row, by_layer, find_condition, shown_column
 from phaselens.patching.passes import Hook, captured, require_rows, rotation, rotation_as, set_rotation
 from phaselens.patching.points import Places, brief, chosen, single, target
-from phaselens.patching.prompts import Alignment, Prompt, align, require_prompt, token_text
+from phaselens.patching.prompts import Alignment, Prompt, align, bos_of, require_prompt, token_text
 from phaselens.patching.results import Outcome, Sweep, Token
 from phaselens.patching.sweeps import axes_of, sweep
 from phaselens.plugin import plugins
@@ -116,7 +115,7 @@ class Experiment:
         layer, pos, head = map(steps.kept, (layer, pos, head))
         where = target(self.lens, len(self.edited), point, what, layer, pos, head)
         require_rows(self.lens, self.clean.tokens, where.names)  # what cannot be patched says so now
-        code = _call("patch", point, layer=layer, pos=pos, head=head, what=what)
+        code = steps.edit_call("patch", point, layer=layer, pos=pos, head=head, what=what)
         return self._push(steps.Patch(code, where))
 
     def ablate(
@@ -125,13 +124,17 @@ class Experiment:
     ) -> steps.Edit:  # fmt: skip
         """Replace activations by `"zero"`, by a number, or by their `"mean"` over the run's own positions.
 
-        The other arguments are those of `patch`.
+        The other arguments are those of `patch`. Attention scores and weights have no such mean, since each query sees
+        other keys.
+
+        Raises:
+            InputError: as `patch` does, and for a value that cannot be written.
         """
         layer, pos, head = map(steps.kept, (layer, pos, head))
         where = target(self.lens, len(self.edited), point, what, layer, pos, head)
-        written = steps.require_value(value)
+        written = steps.require_value(value, where.names)
         require_rows(self.lens, self.edited.tokens, where.names)
-        code = _call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
+        code = steps.edit_call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
         return self._push(steps.Ablate(code, where, written))
 
     def condition(
@@ -238,7 +241,7 @@ class Experiment:
         Raises:
             InputError: for a position or number that cannot be.
         """
-        if isinstance(top, bool) or not isinstance(top, Integral) or not 1 <= top <= self.lens.info.d_vocab:
+        if not is_whole(top) or not 1 <= top <= self.lens.info.d_vocab:
             raise InputError(f"top={brief(top)}: give a number, 1 to {self.lens.info.d_vocab}")
         prompt = self.edited
         position = single(pos, len(prompt))
@@ -275,6 +278,7 @@ class Experiment:
             tuple(map(str, edits.applied)),
             edits.set_aside,
             reason or "",
+            bos=bos_of(self.clean, self.corrupt),
         )
 
     def measure(self, name: str, **params: Any) -> Measured:
@@ -311,6 +315,7 @@ class Experiment:
             tuple(dict.fromkeys([*before.warnings, *after.warnings])),
             rows(lambda run: run.nulls),
             self.patched().set_aside,
+            bos=bos_of(self.clean, self.corrupt),
         )
 
     def hooks(self) -> list[Hook]:
@@ -389,8 +394,3 @@ class Experiment:
         if self.corrupt is None:
             raise InputError(f"{verb}: there is no corrupt prompt to put the clean run's activations into")
         return self.corrupt
-
-
-def _call(verb: str, point: str | None, **arguments: Any) -> str:
-    """The call that makes an edit again."""
-    return call(verb, *(() if point is None else (point,)), **unusual(**arguments))

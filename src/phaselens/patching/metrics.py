@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError, require_function, require_tensor, require_text, require_whole
+from phaselens.errors import (
+    InputError,
+    is_whole,
+    require_function,
+    require_tensor,
+    require_text,
+    require_whole,
+)
 from phaselens.lens.info import require_lens
-from phaselens.patching.points import brief
+from phaselens.patching.points import brief, counted
 from phaselens.patching.prompts import token_text
 
 if TYPE_CHECKING:
@@ -46,8 +52,8 @@ class LogitMetric:
         """Why a prompt of `n_tokens` tokens has no such number, or None where it has."""
         if n_tokens >= self.shortest:
             return None
-        tokens = "1 token" if n_tokens == 1 else f"{n_tokens} tokens"
-        return f"{self.name} needs a prompt of {self.shortest} tokens or more, and this one has {tokens}"
+        needed, tokens = f"{self.shortest} tokens or more", counted(n_tokens, "token")
+        return f"{self.name} needs a prompt of {needed}, and this one has {tokens}"
 
     def __call__(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """[batch], of logits [batch, pos, d_vocab].
@@ -83,7 +89,7 @@ def logit_diff(lens: HookedTransformer, a: str | int, b: str | int, pos: int = -
     >>> logit_diff(tiny_lens(), "a", "b").name
     "logit_diff('a', 'b')"
     """
-    if isinstance(pos, bool) or not isinstance(pos, Integral):
+    if not is_whole(pos):
         raise InputError(f"logit_diff: pos={brief(pos)}; give one position, a whole number")
     require_lens("lens", lens)
     pos = int(pos)
@@ -108,10 +114,11 @@ def token_id(lens: HookedTransformer, token: str | int) -> int:
     Raises:
         InputError: with the tokens that it is, where it is none or several.
     """
-    if isinstance(token, Integral) and not isinstance(token, bool):
-        if not 0 <= token < lens.info.d_vocab:
-            raise InputError(f"token {token}: {lens.info.label} knows 0 to {lens.info.d_vocab - 1}")
-        return int(token)
+    if is_whole(token):
+        number = int(token)
+        if not 0 <= number < lens.info.d_vocab:
+            raise InputError(f"token {number}: {lens.info.label} knows 0 to {lens.info.d_vocab - 1}")
+        return number
     if not isinstance(token, str):
         raise InputError(f"a token is a text or an id, got {type(token).__name__}")
     if lens.text_tokenizer is None:

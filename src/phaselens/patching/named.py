@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phaselens.data import Text, Tokens, texts_from
-from phaselens.errors import InputError, MetricError, close_matches
-from phaselens.patching.edits import Clean, Edit, counted
+from phaselens.errors import InputError, MetricError, close_matches, is_whole
+from phaselens.patching.edits import Clean, Edit
 from phaselens.patching.passes import Hook
-from phaselens.patching.points import brief
+from phaselens.patching.points import brief, counted
 from phaselens.patching.prompts import Prompt
 from phaselens.patching.results import Shown
 from phaselens.plugin import Batch, CausalMetric, Condition, Metric, plugins
@@ -120,10 +120,12 @@ def find_condition(
         raise InputError(f"condition: a causal metric is named by a text, got {brief(name)}")
     if which is not None and not isinstance(which, str):
         raise InputError(f"which={brief(which)}: give the name of one of the conditions of {name}")
-    if layer is not None and (isinstance(layer, bool) or not isinstance(layer, int)):
-        raise InputError(f"layer={brief(layer)}: a condition has one layer; give a whole number")
-    if layer is not None and -lens.info.n_layers <= layer < 0:
-        layer += lens.info.n_layers
+    if layer is not None:
+        if not is_whole(layer):
+            raise InputError(f"layer={brief(layer)}: a condition has one layer; give a whole number")
+        layer = int(layer)
+        if -lens.info.n_layers <= layer < 0:
+            layer += lens.info.n_layers
     kind = plugins().metric(name)
     if not issubclass(kind, CausalMetric):
         raise InputError(f"{name} changes nothing, so it has no condition; see metric({name!r})")
@@ -182,7 +184,8 @@ class Measured(Shown):
 
     `rows` are (layer, before, after, clean); a value is None where it is missing. `nulls` are the same with what the
     metric calls its null, the value of nothing at work, in each of the three runs; empty for a metric without one.
-    `warnings` say why something is missing; `set_aside` are the edits that did not fit the prompts.
+    `warnings` say why something is missing; `set_aside` are the edits that did not fit the prompts. `bos` is the
+    prompts' BOS policy.
     """
 
     metric: str
@@ -192,6 +195,7 @@ class Measured(Shown):
     warnings: tuple[str, ...] = ()
     nulls: tuple[Row, ...] = ()
     set_aside: tuple[str, ...] = ()
+    bos: str = field(kw_only=True)
 
     def __str__(self) -> str:
         """A table with the null of each run beside its value."""
@@ -213,7 +217,7 @@ class Measured(Shown):
             for line in cells
         ]
         unit = f", {self.unit}" if self.unit else ""
-        notes = [f"note: {warning}" for warning in self.warnings]
+        notes = [f"bos: {self.bos}", *(f"note: {warning}" for warning in self.warnings)]
         notes += [f"set aside: {edit}" for edit in self.set_aside]
         return "\n".join([f"{self.metric}: {self.column}{unit}", *lines, *notes])
 

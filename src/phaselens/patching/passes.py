@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
-from phaselens.patching.points import is_matrix, layer_of
+from phaselens.patching.points import layer_of, row_axis
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,8 +107,7 @@ def _check_shapes(
                 f"{name} does not fire in a run of {lens.info.label}; `phaselens hooks` lists those that do"
             )
         shape = shapes[name]
-        axis = 2 if is_matrix(name) else 1
-        if len(shape) < 3 or shape[axis] != n_tokens:
+        if len(shape) < 3 or shape[row_axis(name)] != n_tokens:
             raise InputError(
                 f"{name} is {shape}, with no row for each of the {n_tokens} positions; choose another point"
             )

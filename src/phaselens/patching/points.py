@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, is_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +56,11 @@ def is_matrix(name: str) -> bool:
     return name.endswith(_MATRIX)
 
 
+def row_axis(name: str) -> int:
+    """Which dimension of the point's tensor has a row for each position: of queries, for a matrix."""
+    return 2 if is_matrix(name) else 1
+
+
 def n_heads_of(lens: HookedTransformer, name: str) -> int | None:
     """How many heads the tensor at this point has, or None where it has no axis of heads."""
     tail = name.rsplit(".", 1)[-1]
@@ -68,6 +72,11 @@ def n_heads_of(lens: HookedTransformer, name: str) -> int | None:
 def brief(value: Any) -> str:
     """A value as one short piece of a message: numbers and texts as Python writes them, others by their type."""
     return repr(value) if value is None or isinstance(value, int | float | str) else type(value).__name__
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun: `1 token`, `6 tokens`."""
+    return f"{number} {noun if number == 1 else noun + 's'}"
 
 
 def numbers(given: Places, noun: str) -> tuple[int, ...] | None:
@@ -86,7 +95,7 @@ def numbers(given: Places, noun: str) -> tuple[int, ...] | None:
     except TypeError:  # an array without dimensions
         listed = [given]
     for number in listed:
-        if isinstance(number, bool) or not isinstance(number, Integral):
+        if not is_whole(number):
             raise InputError(f"{noun}={brief(number)}: give whole numbers, or 'all'")
     if not listed:
         raise InputError(f"{noun}: none is named; give a number, several, or 'all'")
@@ -114,7 +123,7 @@ def single(pos: Any, n: int) -> int:
     Raises:
         InputError: for none, for several, or for one that the prompt does not have.
     """
-    if isinstance(pos, bool) or not isinstance(pos, Integral):
+    if not is_whole(pos):
         raise InputError(f"pos={brief(pos)}: give one position, a whole number")
     return chosen(int(pos), n, "pos", "the prompt")[0]
 
@@ -155,7 +164,7 @@ class Target:
         """
         import torch
 
-        axis = 2 if is_matrix(name) else 1
+        axis = row_axis(name)
         end = start + old.shape[axis]
         n_given = end if not isinstance(new, torch.Tensor) else new.shape[axis]
         positions = range(n_given) if self.positions is None else self.positions
@@ -232,7 +241,7 @@ def target(
             raise InputError(
                 f"{name} is a measurement, and nothing in the model follows from it; edit hook_pattern"
             )
-        if lens.position_axis(name) != (2 if is_matrix(name) else 1):
+        if lens.position_axis(name) != row_axis(name):
             raise InputError(
                 f"{name} holds its heads before its positions in this family; edit attn.hook_q, hook_k, hook_rot_q or "
                 "hook_rot_k of the layer instead"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from phaselens.data import Text
 from phaselens.errors import InputError
 from phaselens.lens.info import require_lens
+from phaselens.patching.points import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +59,7 @@ class Prompt:
         return str(self)
 
     def __str__(self) -> str:
-        head = f"{len(self)} token{'s' if len(self) > 1 else ''} of {self.lens.info.label!r}:"
+        head = f"{counted(len(self), 'token')} of {self.lens.info.label!r}:"
         tokens = " ".join([head, *(f"{place}{word}" for place, word in enumerate(self.words))])
         return "\n".join([tokens, *(f"note: {note}" for note in self.notes)])
 
@@ -93,6 +94,13 @@ def prompt(lens: HookedTransformer, text: str, *, bos: str | None = None) -> Pro
             f"{lens.info.n_ctx}; shorten it"
         )
     return Prompt(lens, text, made.ids, encoder.bos, tuple(encoder.notes([made])))
+
+
+def bos_of(clean: Prompt, corrupt: Prompt | None = None) -> str:
+    """The BOS policy of one prompt or of two: `auto`, or where they differ `clean auto, corrupt never`."""
+    if corrupt is None or corrupt.bos == clean.bos:
+        return clean.bos
+    return f"clean {clean.bos}, corrupt {corrupt.bos}"
 
 
 def _longest(lens: HookedTransformer) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, brief, is_list_like, require_kind
+from phaselens.patching.points import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +38,7 @@ class Sweep(Shown):
     `clean` that of the clean run.
 
     With `kind` `"attribution"` the values are `base` plus the gradient's estimate of each cell's effect. `set_aside`
-    are the edits that did not fit the prompts and were not applied.
+    are the edits that did not fit the prompts and were not applied; `bos` is the prompts' BOS policy.
     """
 
     what: str
@@ -53,6 +54,7 @@ class Sweep(Shown):
     kind: str = "patching"
     interrupted: bool = False
     set_aside: tuple[str, ...] = ()
+    bos: str = field(kw_only=True)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -128,6 +130,7 @@ class Sweep(Shown):
             where = ", ".join(f"{axis} {cell[axis]}" for axis in self.axes)
             word = f" {self.clean_words[cell['pos']]}" if "pos" in cell else ""
             lines.append(f"  {where}{word}: {cell['effect']:+.4f}")
+        lines.append(f"bos: {self.bos}")
         lines += [f"set aside: {edit}" for edit in self.set_aside]
         return "\n".join(lines)
 
@@ -167,7 +170,7 @@ class Outcome(Shown):
 
     `top_before` and `top_after` are the most probable tokens at `pos`, most probable first. `clean` is the metric of
     the clean run. Loss and metric are None where there are none to measure; `reason` says why the metric is missing.
-    `edits` were applied; those in `set_aside` did not fit the prompts.
+    `edits` were applied; those in `set_aside` did not fit the prompts. `bos` is the prompts' BOS policy.
     """
 
     run: str
@@ -182,10 +185,11 @@ class Outcome(Shown):
     edits: tuple[str, ...]
     set_aside: tuple[str, ...] = ()
     reason: str = ""
+    bos: str = field(kw_only=True)
 
     def __str__(self) -> str:
         head = f"{self.run}, next token after position {self.pos} {self.word}"
-        after = f"after {len(self.edits)} edit{'' if len(self.edits) == 1 else 's'}"
+        after = f"after {counted(len(self.edits), 'edit')}"
         lines = [head, f"  {'before':>28}  {after:>28}"]
         for one, other in zip(self.top_before, self.top_after, strict=True):
             lines.append(f"  {one.text:>20} {one.before:7.4f}  {other.text:>20} {other.after:7.4f}")
@@ -195,6 +199,7 @@ class Outcome(Shown):
             clean = "" if self.clean is None else f" (clean run: {self.clean:.4f})"
             lines.append(f"{self.metric}: {self.value[0]:.4f} → {self.value[1]:.4f}{clean}")
         lines += [f"no metric: {self.reason}"] if self.reason else []
+        lines.append(f"bos: {self.bos}")
         lines += [f"set aside: {edit}" for edit in self.set_aside]
         return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from phaselens.errors import InputError, close_matches
 from phaselens.patching.metrics import LogitMetric
 from phaselens.patching.passes import Hook, Walk, keep
 from phaselens.patching.points import brief, is_matrix, kind_point, n_heads_of
-from phaselens.patching.prompts import Prompt
+from phaselens.patching.prompts import Prompt, bos_of
 from phaselens.patching.results import AXES, Sweep, empty
 from phaselens.runs import Observer
 
@@ -94,6 +94,7 @@ def sweep(
     return Sweep(
         what, by, values, base, reference, metric.name, tuple(layers),
         tuple(clean.words), tuple(corrupt.words), lens.info.n_heads, interrupted=interrupted,
+        bos=bos_of(clean, corrupt),
     )  # fmt: skip
 
 

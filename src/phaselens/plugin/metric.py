@@ -143,8 +143,10 @@ class Metric(ABC, Generic[P]):
         """The tables of this model, by name; each as declared in `tables` (see `self.table`)."""
 
     def merge(self, other: Metric[P]) -> None:
-        """Take over what `other`, the same metric on other texts, has gathered."""
+        """Take over what `other`, the same metric on other texts, has gathered, and its warnings."""
         self.per_text.merge(other.per_text)
+        for warning in other.warnings:
+            self.warn(warning)
 
     @classmethod
     def define(cls, params: P) -> str:

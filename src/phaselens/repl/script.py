@@ -86,10 +86,7 @@ def _prompt(prompt: Prompt | None) -> str:
 
 def metric_is_held(experiment: Experiment) -> bool:
     """Whether a script can make the experiment's metric again."""
-    metric = experiment.metric
-    return metric.code is not None or (
-        metric.function is not None and source_of(metric.function, _RESERVED) is not None
-    )
+    return _metric(experiment, set())[1]
 
 
 def _metric(experiment: Experiment, names: set[str]) -> tuple[list[str], bool]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +65,15 @@ class Session(Workspace):
             raise InputError(is_another_verb(name))
         if getattr(name, "__self__", None) is self:
             raise InputError(is_another_verb(name.__name__))
-        if name is None or name == "loss" or not isinstance(name, str):
-            if params and name is None:
+        is_loss = isinstance(name, str) and name == "loss"
+        if is_loss or not isinstance(name, str):
+            judge = loss if is_loss else None if name is None else as_metric(name)
+            if params and judge is None:
                 raise InputError(f"metric: name the metric whose parameter {next(iter(params))} is")
             if params:
-                raise InputError(f"metric: {name if name == 'loss' else 'a function'} takes no parameters")
-            if name is not None:
-                self.experiment.metric = loss if name == "loss" else as_metric(name)
+                raise InputError(f"metric: {'loss' if is_loss else 'a function'} takes no parameters")
+            if judge is not None:
+                self.experiment.metric = judge
                 self._difference = None
             self.say(f"metric: {self.experiment.metric.name}")
             if name is None and self.watched:
@@ -218,7 +219,7 @@ class Session(Workspace):
         sweeps: list[Sweep] = []
         for kind in kinds:
             if verb == "sweep":
-                with self._watching() as observer:
+                with ProgressBar(quiet=self.quiet) as observer:
                     sweeps.append(experiment.sweep(kind, by=by, layer=layer, observer=observer))
             else:
                 sweeps.append(experiment.attribution(kind, by=by, layer=layer))
@@ -233,11 +234,6 @@ class Session(Workspace):
             call(verb, kind, **unusual(by=by, layer=layer)) for kind in kinds[: len(sweeps)]
         )
         self.say(f"figure: {heatmap.save(sweeps, file or self._figure_file(verb, kinds))}", style="dim")
-
-    @contextmanager
-    def _watching(self) -> Iterator[ProgressBar]:
-        with ProgressBar(quiet=self.quiet) as bar:
-            yield bar
 
     def _compare(self, experiment: Experiment, sweep: Sweep) -> None:
         """Say how far attribution and patching of the same state agree, where both are known."""

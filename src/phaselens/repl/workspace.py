@@ -87,13 +87,17 @@ class Workspace:
     @property
     def bench(self) -> Bench:
         """That model's experiment, with the present prompts if they go together; it exists in every state."""
+        self._take_prompts()
+        return self._bench
+
+    @property
+    def _bench(self) -> Bench:
+        """The same with the last prompts that went together."""
         lens = self.lens
         if id(lens) not in self._benches:
             stand_in = Prompt(lens, "", (lens.info.bos_token_id or 0,))
             self._benches[id(lens)] = Bench(Experiment(stand_in, metric=self._metric_of(lens)), stand_in)
-        bench = self._benches[id(lens)]
-        self._take_prompts(bench.experiment)
-        return bench
+        return self._benches[id(lens)]
 
     @property
     def experiment(self) -> Experiment:
@@ -126,10 +130,13 @@ class Workspace:
             return str(error)
         return None
 
-    def _take_prompts(self, experiment: Experiment) -> None:
+    def _take_prompts(self) -> None:
         """Give the experiment the present prompts, if they go together, and say which edits no longer or again fit."""
+        if self.mismatch is not None:
+            return
         clean, corrupt = self.names.get("clean"), self.names.get("corrupt")
-        if (experiment.clean is clean and experiment.corrupt is corrupt) or self.mismatch is not None:
+        experiment = self._bench.experiment
+        if experiment.clean is clean and experiment.corrupt is corrupt:
             return
         assert isinstance(clean, Prompt)
         before = experiment.patched()
@@ -188,8 +195,7 @@ class Workspace:
         else:
             self._judged = (clean, corrupt)
             raise InputError(mismatch)
-        if self.mismatch is None:
-            self._take_prompts(self.experiment)
+        self._take_prompts()
 
     def _say_half(self, new: Prompt, name: str, old: Prompt) -> None:
         """Between two assignments: one prompt is new, the other is still that of before."""

@@ -19,7 +19,7 @@ from phaselens.report.conditions import (
     condition_lines,
     contrast_grid,
 )
-from phaselens.report.grid import MARK, layer_grid, plain_rows
+from phaselens.report.grid import MARK, bos_line, layer_grid, plain_rows
 from phaselens.runs import MetricResult, Run
 
 FORMATS = ("table", "json", "csv", "markdown")
@@ -84,6 +84,8 @@ def as_markdown(run: Run, name: str | None = None) -> str:
         lines += [f"### {metric}: {_cell(result.metric.title or metric)}", "", _cell(result.definition), ""]
         lines += _markdown_metric(run, metric, result)
         lines += [f"failed: {_cell(str(failure))}" for failure in result.failures]
+    if run.models:
+        lines += [_cell(bos_line(run)), ""]
     lines += [f"- {_cell(warning)}" for warning in run.warnings]
     return "\n".join(lines).rstrip()
 

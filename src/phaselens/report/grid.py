@@ -114,6 +114,14 @@ def _lines(run: Run, result: MetricResult, display: Display) -> list[list[str]]:
     return lines
 
 
+def bos_line(run: Run) -> str:
+    """The BOS policy of the run: `bos: auto`, or by model where they differ, `bos: rope auto, drope never`."""
+    policies = {model.info.label: model.bos for model in run.models}
+    if len(set(policies.values())) == 1:
+        return f"bos: {next(iter(policies.values()))}"
+    return "bos: " + ", ".join(f"{words.plain(label)} {policy}" for label, policy in policies.items())
+
+
 def plain_rows(run: Run, metric: str, table: str) -> tuple[Sequence[str], list[list[str]]]:
     """Any result table as texts: its column names and its rows."""
     found = run.rows(metric, table)

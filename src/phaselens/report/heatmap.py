@@ -79,7 +79,7 @@ def lines(sweep: Sweep, width: int) -> list[Text]:
         found.append(
             Text(f"9 is {limit:.4g}; a dot is a cell that is not there or was not measured", style="dim")
         )
-    return found
+    return [*found, Text(f"bos: {sweep.bos}", style="dim")]
 
 
 def _flat(sweep: Sweep) -> tuple[np.ma.MaskedArray[Any, Any], list[str], list[str], str]:

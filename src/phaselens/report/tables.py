@@ -21,7 +21,7 @@ from phaselens.report.conditions import (
     condition_lines,
     contrast_grid,
 )
-from phaselens.report.grid import MARK, Grid, layer_grid, plain_rows
+from phaselens.report.grid import MARK, Grid, bos_line, layer_grid, plain_rows
 from phaselens.report.spread import spread
 from phaselens.runs import MetricResult, Run
 
@@ -50,10 +50,12 @@ def as_text(run: Run) -> str:
 
 
 def print_run(run: Run, to: Console) -> None:
-    """Every metric's table, then the warnings."""
+    """Every metric's table, then the BOS policy and the warnings."""
     for name, result in run.metrics.items():
         for part in _metric(run, name, result, to):
             to.print(part)
+    if run.models:
+        to.print(Text(bos_line(run), style="dim"))
     for warning in run.warnings:
         to.print(Text(f"note: {words.plain(warning)}", style="dim"))
 
