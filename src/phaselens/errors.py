@@ -85,10 +85,10 @@ def is_list_like(value: Any, kind: type = Iterable) -> bool:
     return isinstance(value, kind) and not isinstance(value, str | bytes | Mapping)
 
 
-def brief(value: Any) -> str:
+def short_form(value: Any) -> str:
     """`value` as Python writes it, on one line; by its type where that is long, and for tensors and arrays.
 
-    >>> brief("x"), brief([0.5]), brief(list(range(99)))
+    >>> short_form("x"), short_form([0.5]), short_form(list(range(99)))
     ("'x'", '[0.5]', 'list')
     """
     if getattr(value, "shape", ()) != ():
@@ -106,13 +106,13 @@ def require_whole(name: str, value: Any, least: int | None = None) -> None:
     """
     if not is_whole(value) or (least is not None and value < least):
         bound = "" if least is None else f" of at least {least}"
-        raise InputError(f"expected {name} as a whole number{bound}, received {brief(value)}")
+        raise InputError(f"expected {name} as a whole number{bound}, received {short_form(value)}")
 
 
 def require_wholes(name: str, values: Any, least: int | None = None) -> None:
     """InputError unless `values` are a list, or the like, of whole numbers of at least `least`."""
     if not is_list_like(values, Collection):
-        raise InputError(f"expected {name} as a list of whole numbers, received {brief(values)}")
+        raise InputError(f"expected {name} as a list of whole numbers, received {short_form(values)}")
     for value in values:
         require_whole(f"each of {name}", value, least)
 
@@ -120,28 +120,28 @@ def require_wholes(name: str, values: Any, least: int | None = None) -> None:
 def require_number(name: str, value: Any, least: float | None = None, *, or_nan: bool = False) -> None:
     """InputError unless `value` is one number, as `is_number` has it, of at least `least`; NaN only where `or_nan`."""
     if not is_number(value):
-        raise InputError(f"expected {name} as a number, received {brief(value)}")
+        raise InputError(f"expected {name} as a number, received {short_form(value)}")
     if (value != value and not or_nan) or (least is not None and value < least):
         bound = "" if least is None else f" of at least {least:g}"
-        raise InputError(f"expected {name} as a number{bound}, received {brief(value)}")
+        raise InputError(f"expected {name} as a number{bound}, received {short_form(value)}")
 
 
 def require_text(name: str, value: Any) -> None:
     """InputError unless `value` is a str."""
     if not isinstance(value, str):
-        raise InputError(f"expected {name} as text, received {brief(value)}")
+        raise InputError(f"expected {name} as text, received {short_form(value)}")
 
 
 def require_flag(name: str, value: Any) -> None:
     """InputError unless `value` is True or False."""
     if not isinstance(value, bool):
-        raise InputError(f"expected {name} as True or False, received {brief(value)}")
+        raise InputError(f"expected {name} as True or False, received {short_form(value)}")
 
 
 def require_function(name: str, value: Any) -> None:
     """InputError unless `value` can be called."""
     if not callable(value):
-        raise InputError(f"expected {name} as a function, received {brief(value)}")
+        raise InputError(f"expected {name} as a function, received {short_form(value)}")
 
 
 def require_kind(name: str, value: Any, kind: type, how: str) -> None:
@@ -153,7 +153,7 @@ def require_kind(name: str, value: Any, kind: type, how: str) -> None:
     """
     if not isinstance(value, kind):
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise InputError(f"expected {name} as {article} {kind.__name__} {how}, received {brief(value)}")
+        raise InputError(f"expected {name} as {article} {kind.__name__} {how}, received {short_form(value)}")
 
 
 def require_tensor(name: str, value: Any, *axes: str) -> None:
@@ -196,4 +196,4 @@ def as_numbers(name: str, values: Any) -> NDArray[np.float64]:
             return array.astype(np.float64, copy=False)
     except (TypeError, ValueError):  # what numpy raises for values of which it makes no array
         pass
-    raise InputError(f"expected {name} as an array of numbers, received {brief(values)}")
+    raise InputError(f"expected {name} as an array of numbers, received {short_form(values)}")

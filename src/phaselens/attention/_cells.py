@@ -16,12 +16,12 @@ from torch import Tensor
 
 from phaselens.errors import (
     InputError,
-    brief,
     is_list_like,
     is_whole,
     require_number,
     require_tensor,
     require_whole,
+    short_form,
 )
 
 _FEW = 16
@@ -57,7 +57,7 @@ def massive_cells(
     """
     require_tensor("norms", norms, "head", "d_head")
     if over not in ("global", "per_head"):
-        raise InputError(f"expected over as global or per_head, received {brief(over)}")
+        raise InputError(f"expected over as global or per_head, received {short_form(over)}")
     require_number("multiple", multiple, 0)
     mean = norms.mean() if over == "global" else norms.mean(-1, keepdim=True)
     return norms > multiple * mean
@@ -80,11 +80,11 @@ def pair_norms(norms: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
 def _require_pairs(pairs: Sequence[tuple[int, int]], d_head: int) -> None:
     """InputError unless they are pairs of dimensions of a head."""
     if not is_list_like(pairs, Collection):
-        raise InputError(f"expected pairs as a list of pairs of dimensions, received {brief(pairs)}")
+        raise InputError(f"expected pairs as a list of pairs of dimensions, received {short_form(pairs)}")
     for pair in pairs:
         if not _is_pair(pair, d_head):
             raise InputError(
-                f"expected each of pairs as two dimensions from 0 to {d_head - 1}, received {brief(pair)}"
+                f"expected each of pairs as two dimensions from 0 to {d_head - 1}, received {short_form(pair)}"
             )
 
 

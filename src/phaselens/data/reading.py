@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from phaselens.errors import InputError, brief, require_whole
+from phaselens.errors import InputError, require_whole, short_form
 
 BUNDLED = "bundled"
 
@@ -45,7 +45,7 @@ def read_texts(source: str, limit: int | None = None) -> list[Text]:
     """
     if not isinstance(source, str | os.PathLike):
         raise InputError(
-            f"texts: expected source as `bundled` or the name of a .txt or .jsonl file, received {brief(source)}"
+            f"texts: expected source as `bundled` or the name of a .txt or .jsonl file, received {short_form(source)}"
         )
     if limit is not None:
         require_whole("limit", limit, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from phaselens.errors import InputError, brief
+from phaselens.errors import InputError, short_form
 
 
 @dataclass(frozen=True)
@@ -113,5 +113,5 @@ def require_lens(name: str, candidate: Any) -> None:
     """InputError unless it is a loaded model. It is known by its `info`: to import its class would import torch."""
     if not isinstance(getattr(candidate, "info", None), ModelInfo):
         raise InputError(
-            f"expected {name} as a lens made by phaselens.load(model), received {brief(candidate)}"
+            f"expected {name} as a lens made by phaselens.load(model), received {short_form(candidate)}"
         )

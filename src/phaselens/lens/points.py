@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phaselens.errors import InputError, brief, is_list_like
+from phaselens.errors import InputError, is_list_like, short_form
 
 
 @dataclass(frozen=True)
@@ -182,14 +182,16 @@ def hooked_points(lens: Any, hooks: Any) -> list[tuple[Any, Callable[..., Any]]]
         InputError: for anything else, and for a hook point that the model does not have.
     """
     if not is_list_like(hooks):
-        raise InputError(f"expected hooks as a list of pairs (name, function), received {brief(hooks)}")
+        raise InputError(f"expected hooks as a list of pairs (name, function), received {short_form(hooks)}")
     points = []
     for pair in hooks:
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise InputError(f"expected each of hooks as a pair (name, function), received {brief(pair)}")
+            raise InputError(
+                f"expected each of hooks as a pair (name, function), received {short_form(pair)}"
+            )
         name, hook = pair
         point = lens.require_hook(name)
         if not callable(hook):
-            raise InputError(f"expected a function for the hook point {name}, received {brief(hook)}")
+            raise InputError(f"expected a function for the hook point {name}, received {short_form(hook)}")
         points.append((point, hook))
     return points

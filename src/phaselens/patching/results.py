@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError, brief, is_list_like, require_kind
+from phaselens.errors import InputError, is_list_like, require_kind, short_form
 from phaselens.patching.points import counted
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def stack(sweeps: Sequence[Sweep]) -> np.ma.MaskedArray[Any, Any]:
     import numpy as np
 
     if not is_list_like(sweeps, Collection):
-        raise InputError(f"stack: expected sweeps as a list of Sweeps, received {brief(sweeps)}")
+        raise InputError(f"stack: expected sweeps as a list of Sweeps, received {short_form(sweeps)}")
     for sweep in sweeps:
         require_kind("each of sweeps", sweep, Sweep, "from Experiment.sweep or attribution")
     if not sweeps:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Tokens, pack
-from phaselens.errors import InputError, MetricError, brief, is_list_like, require_kind, require_wholes
+from phaselens.errors import InputError, MetricError, is_list_like, require_kind, require_wholes, short_form
 from phaselens.lens.info import require_lens
 from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
 from phaselens.plugin.returned import hook_names, require_constructed, require_defined, tables_of
@@ -110,7 +110,7 @@ def _require_fed(lens: Any, texts: Any, metric: Any, kind: type, batches: Any) -
     require_kind("metric", metric, kind, "made for the lens")
     for name, listed in (("texts", texts), ("batches", batches)):
         if not is_list_like(listed, Collection):
-            raise InputError(f"expected {name} as a list, received {brief(listed)}")
+            raise InputError(f"expected {name} as a list, received {short_form(listed)}")
     for text in texts:
         require_kind("each of texts", text, Tokens, "from lens.encoder().tokens(text, n)")
     for indices in batches:

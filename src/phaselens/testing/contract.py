@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from phaselens.errors import InputError, brief, require_flag
+from phaselens.errors import InputError, require_flag, short_form
 from phaselens.plugin import Metric, require_metric
 from phaselens.plugin.loading import FAULTS
 
@@ -66,10 +66,12 @@ def examine(
 
     if not isinstance(metric, type):
         raise InputError(
-            f"expected metric as a subclass of phaselens.plugin.Metric, received {brief(metric)}"
+            f"expected metric as a subclass of phaselens.plugin.Metric, received {short_form(metric)}"
         )
     if parameters is not None and not isinstance(parameters, Mapping):
-        raise InputError(f"expected parameters as a dict from names to values, received {brief(parameters)}")
+        raise InputError(
+            f"expected parameters as a dict from names to values, received {short_form(parameters)}"
+        )
     require_flag("allow_matrix", allow_matrix)
     findings: list[Finding] = []
     usable = _found("a usable class", lambda: _usable(metric))

@@ -6,12 +6,12 @@ from typing import Any
 
 from phaselens.errors import (
     InputError,
-    brief,
     close_matches,
     require_flag,
     require_number,
     require_text,
     require_whole,
+    short_form,
 )
 
 _COMMON: dict[str, Any] = {
@@ -112,7 +112,7 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
     from phaselens.lens import drope
 
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise InputError(f"expected dtype as a torch dtype, received {brief(dtype)}")
+        raise InputError(f"expected dtype as a torch dtype, received {short_form(dtype)}")
     name, special = _RECIPES[family]
     config_class = getattr(drope, name, None) or getattr(transformers, name)
     spelling = _SPELLINGS.get(name, {})

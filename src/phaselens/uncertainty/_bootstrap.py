@@ -23,7 +23,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from phaselens.errors import InputError, as_numbers, brief, require_function, require_number, require_whole
+from phaselens.errors import (
+    InputError,
+    as_numbers,
+    require_function,
+    require_number,
+    require_whole,
+    short_form,
+)
 
 Masked: TypeAlias = "np.ma.MaskedArray[Any, np.dtype[np.float64]]"
 """An array whose missing entries are masked; `.tolist()` gives None for them."""
@@ -168,7 +175,7 @@ def _where_present(present: ArrayLike | None, shape: tuple[int, ...]) -> NDArray
         return np.ones(shape, bool)
     there = np.asarray(present)
     if there.dtype.kind not in "biuf":
-        raise InputError(f"expected present as an array of True and False, received {brief(present)}")
+        raise InputError(f"expected present as an array of True and False, received {short_form(present)}")
     return there.astype(bool)
 
 
