@@ -86,7 +86,7 @@ class HookedTransformer(ReadsTexts):
             sink_position: absolute position of the key.
             n_distances: `hook_distance` holds distances 0 … n_distances − 1.
             reads_only: hooks write into no activation in place. A layer whose matrix is hooked, and not edited, then
-                computes to the bit what it computes without.
+                computes to the bit what it computes without (but not under `torch.inference_mode`).
         """
         if isinstance(sink_position, int) and sink_position < 0:
             raise InputError(f"sink position {sink_position}: positions are counted from 0")

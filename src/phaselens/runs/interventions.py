@@ -100,14 +100,16 @@ class Editor:
     def _new(self, edit: Edit, tensor: Tensor, positions: Tensor) -> Tensor:
         import torch
 
+        from phaselens.lens.interface import version_of
+
         if not callable(edit.to):
             return torch.full_like(tensor, edit.to)
         weight = functools.partial(weight_of, self._lens, edit.layer)
         given = lazy_copy(tensor)
-        before = given._version
+        version = version_of(given)
         batch = None if self._batch is None else self._batch.apart()
         new = edit.to(given, Site(edit.point, edit.layer, lazy_copy(positions), batch, weight))
-        if given._version != before:
+        if version_of(given) != version:
             raise InputError(f"the edit of {edit.point} changed its tensor in place; return a new one")
         if not isinstance(new, torch.Tensor) or new.shape != tensor.shape:
             found = list(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
