@@ -217,13 +217,13 @@ def _from_matrix(
     if wanted:
         request = owner.request
         with torch.no_grad():
-            counted = _counted(pattern, slots.real)
+            counted = functools.cache(lambda: _counted(pattern, slots.real))
             compute: dict[str, Callable[[], Tensor]] = {
                 "hook_lse": lambda: _row_lse(scores, scores_kw["sinks"]),
                 "hook_sink": lambda: _columns(pattern, slots.at(request.sink_position)),
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
-                "hook_received": lambda: counted.sum(-2),
-                "hook_distance": lambda: _by_distance(counted, request.n_distances),
+                "hook_received": lambda: counted().sum(-2),
+                "hook_distance": lambda: _by_distance(counted(), request.n_distances),
             }
             slots.require_served(wanted)
             for name in wanted:
