@@ -82,6 +82,15 @@ def require_tensor(name: str, value: Any) -> None:
         raise InputError(f"expected {name} as a tensor, received {type(value).__name__}")
 
 
+def kind_unless_whole(values: Any) -> str:
+    """What `values` are instead of a tensor of whole numbers: the dtype or the type; empty where they are one."""
+    import torch
+
+    if not isinstance(values, torch.Tensor):
+        return type(values).__name__
+    return str(values.dtype) if values.is_floating_point() or values.dtype == torch.bool else ""
+
+
 def require_number(name: str, value: Any, least: float | None = None) -> None:
     """InputError unless `value` is one number (of Python or numpy, or a tensor without dimensions) and not NaN."""
     is_number = not isinstance(value, bool | str | bytes) and hasattr(value, "__float__")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from phaselens.errors import InputError, RefusedModel, close_matches, require_flag, require_whole
+from phaselens.errors import InputError, RefusedModel, close_matches, kind_unless_whole, require_flag, require_whole
 from phaselens.lens.components import (
     DELEGATED,
     N_DISTANCES,
@@ -93,11 +93,10 @@ class HookedTransformer(ReadsTexts):
         require_whole("sink_position", sink_position, 0)
         require_whole("n_distances", n_distances, 1)
         require_flag("reads_only", reads_only)
-        if lengths is not None and (
-            not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.is_floating_point()
-        ):
-            received = list(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
-            raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {received}")
+        if lengths is not None:
+            received = kind_unless_whole(lengths) or ("" if lengths.dim() == 1 else str(list(lengths.shape)))
+            if received:
+                raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {received}")
         request, rows = self._request, self._request.rows
         before, lengths_before, depth = vars(request).copy(), rows.lengths, rows.depth
         vars(request).update(sink_position=sink_position, n_distances=n_distances, reads_only=reads_only)
