@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from phaselens.errors import RefusedModel
-from phaselens.lens.components import each_attention
+from phaselens.lens.components import each_attention, probe
 
 _PROBE = 9
 
@@ -94,8 +94,7 @@ def detect(lens: Any) -> tuple[str, ...]:
             for layer, attention in enumerate(attentions)
         ]
         try:
-            with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
-                model.base_model(input_ids=tokens, position_ids=ids, use_cache=False)
+            probe(lens, tokens, hooks, position_ids=ids)
         finally:
             for handle in noting:
                 handle.remove()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import drope, families
-from phaselens.lens.components import each_attention
+from phaselens.lens.components import each_attention, probe
 from phaselens.lens.info import Rotation
 from phaselens.lens.positions import d_head_of
 
@@ -135,8 +135,8 @@ def _rotated(lens: Any) -> list[Tensor]:
         else:
             hooks.append((f"blocks.{layer}.hook_in", put_random))
         hooks += [(f"blocks.{layer}.attn.{point}", keep(layer, point)) for point in _ROTATED]
-    with torch.no_grad(), lens.hooks(fwd_hooks=hooks), _without_norms(attentions):
-        lens.original_model.base_model(input_ids=torch.zeros_like(ids), position_ids=ids, use_cache=False)
+    with _without_norms(attentions):
+        probe(lens, torch.zeros_like(ids), hooks, position_ids=ids)
     return [
         torch.cat([rotated[layer, point].flatten(1, 2) for point in _ROTATED], dim=1).cpu().double()
         for layer in range(len(attentions))

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families
 from phaselens.lens.blocks import own_module
+from phaselens.lens.components import probe
 from phaselens.lens.precision import LIMITS
 from phaselens.lens.projection import ROUNDINGS, Projection
 
@@ -165,8 +166,7 @@ def read_head_outputs(lens: Any) -> tuple[str, ...]:
         if lens.blocks[layer].attn.o is not None:
             hooks.append((f"blocks.{layer}.attn.hook_z", keep(layer)))
     tokens = torch.zeros((1, 2), dtype=torch.long, device=lens.device)
-    with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
-        lens.original_model.base_model(input_ids=tokens, use_cache=False)
+    probe(lens, tokens, hooks)
     kinds = []
     for layer in range(n_layers):
         given, received = attended[layer], inputs.get(layer)
