@@ -252,7 +252,7 @@ def mixed(component: Any, mixin: type) -> None:
     """Turn `component` into an instance of its own class with `mixin` in front."""
     cls = type(component)
     if not issubclass(cls, mixin):
-        component.__class__ = mixed_class(cls, mixin)
+        component.__class__ = _mixed_class(cls, mixin)
     if isinstance(component, StreamingAttention):
         component.add_points()
 
@@ -260,7 +260,7 @@ def mixed(component: Any, mixin: type) -> None:
 _CLASSES: dict[tuple[type, type], type] = {}
 
 
-def mixed_class(cls: type, mixin: type) -> type:
+def _mixed_class(cls: type, mixin: type) -> type:
     """One class a pair, so that copies of a component still share theirs."""
     if (cls, mixin) not in _CLASSES:
         _CLASSES[cls, mixin] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), {})
