@@ -106,11 +106,11 @@ def load(
 
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
         kind = sources.resolve_dtype(dtype, place, config)
-        sources.require_memory(folder, name, kind, place)
         # An adapter is merged in float32, so that every dtype starts from the same weights.
-        stored = torch.float32 if adapter is not None else kind
+        merged_in = torch.float32 if adapter is not None else None
+        sources.require_memory(folder, name, kind, place, loaded_as=merged_in)
         model = sources.load_pretrained(
-            folder, name, stored, place, revision, trust_remote_code, allow_pickle
+            folder, name, merged_in or kind, place, revision, trust_remote_code, allow_pickle
         )
         text_tokenizer, note = sources.load_tokenizer(folder, tokenizer, revision)
     if adapter is not None:
