@@ -21,7 +21,6 @@ from phaselens.errors import RefusedModel
 from phaselens.lens import drope, families
 from phaselens.lens.components import each_attention, probe
 from phaselens.lens.info import Rotation
-from phaselens.lens.positions import d_head_of
 
 FAR = (10**3 + 9, 10**5 + 3, 10**7 + 19)
 """Far positions, at which also the slowest pairs of a large base turn visibly."""
@@ -107,7 +106,7 @@ def _rotated(lens: Any) -> list[Tensor]:
     attentions = each_attention(lens)
     config = lens.original_model.config
     module = attentions[0].original_component
-    d_head, n_heads = d_head_of(module, config), int(config.num_attention_heads)
+    d_head, n_heads = families.d_head_of(module, config), int(config.num_attention_heads)
     n_tokens = math.ceil(1.25 * d_head / (n_heads + families.n_kv_heads_of(module, config)))
     ids = torch.tensor([0, *FAR], device=lens.device)[:, None].repeat(1, n_tokens)
     generator = torch.Generator().manual_seed(0)

@@ -336,8 +336,7 @@ def load_tokenizer(source: str, tokenizer: Any, revision: str | None) -> tuple[A
     from transformers import AutoTokenizer
 
     where = tokenizer or source
-    own_files = [Path(source, name) for name in headers.TOKENIZER_FILES]
-    if tokenizer is None and Path(source).is_dir() and not any(file.is_file() for file in own_files):
+    if tokenizer is None and Path(source).is_dir() and not headers.has_tokenizer(Path(source)):
         return None, f"{source} holds no tokenizer files; name one with tokenizer=…"
     try:
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False), None
