@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
+from phaselens.lens.points import heads_at
 from phaselens.plugin import Batch, Condition, Edit, Proof, Site
 from phaselens.plugin.views import lazy_copy
 
@@ -17,12 +18,6 @@ if TYPE_CHECKING:
 
     from phaselens.lens import HookedTransformer
     from phaselens.lens.projection import Projection
-
-#: Points whose rows are queries at dimension 2, and heads at dimension 1; elsewhere it is 1 and 2.
-_MATRICES = ("hook_pattern", "hook_attn_scores")
-_WITH_HEADS = (
-    "hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "hook_attended", *_MATRICES
-)  # fmt: skip
 
 Hook = tuple[str, Callable[["Tensor", Any], "Tensor | None"]]
 
@@ -120,8 +115,7 @@ class Editor:
 
 
 def _require_editable(edit: Edit) -> None:
-    last = edit.point.rsplit(".", 1)[-1]
-    if edit.heads is not None and last not in _WITH_HEADS:
+    if edit.heads is not None and heads_at(edit.point) is None:
         raise InputError(f"edit of {edit.point}: it has no heads; leave `heads` out")
     if edit.point.startswith(("unembed", "hook_unembed")):
         raise InputError(
