@@ -117,6 +117,15 @@ def require_wholes(name: str, values: Any, least: int | None = None) -> None:
         require_whole(f"each of {name}", value, least)
 
 
+def kind_unless_whole(values: Any) -> str:
+    """What `values` are instead of a tensor of whole numbers: the dtype or the type; empty where they are one."""
+    import torch
+
+    if not isinstance(values, torch.Tensor):
+        return type(values).__name__
+    return str(values.dtype) if values.is_floating_point() or values.dtype == torch.bool else ""
+
+
 def require_number(name: str, value: Any, least: float | None = None, *, or_nan: bool = False) -> None:
     """InputError unless `value` is one number, as `is_number` has it, of at least `least`; NaN only where `or_nan`."""
     if not is_number(value):

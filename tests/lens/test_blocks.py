@@ -72,6 +72,19 @@ def test_a_module_that_is_replaced_later_is_the_one_that_runs(tokens):
         assert torch.equal(lens.stream(tokens, unembed=True), model(tokens).logits)
 
 
+def test_a_module_that_is_replaced_in_its_bridge_is_the_one_that_runs(tokens):
+    lens = phaselens.load(tiny_model("llama"))
+    before = lens.stream(tokens)
+    doubled = torch.nn.Linear(48, 32, bias=False)
+    with torch.no_grad():
+        doubled.weight.copy_(2 * lens.blocks[0].mlp.out.weight)
+    lens.blocks[0].mlp.out.set_original_component(doubled)
+    plain = lens.stream(tokens)
+    heard = lens.stream(tokens, [("blocks.0.mlp.hook_pre", lambda x, hook: None)])
+    assert torch.equal(plain, heard)
+    assert not torch.allclose(plain, before)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt-neox"])
 def test_a_nulled_rotation_is_nulled_where_nobody_listens(family, tokens):
     lens = phaselens.load(tiny_model(family), positions="nope")

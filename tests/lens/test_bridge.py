@@ -354,3 +354,28 @@ def test_any_number_of_distances_from_strips_and_from_the_matrix(tokens, family,
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
     with pytest.raises(phaselens.InputError, match="at least 1"):
         lens.stream(tokens, n_distances=0)
+
+
+@pytest.mark.parametrize("point", ["hook_attn_scores", "hook_pattern"])
+def test_a_hooked_matrix_is_the_same_under_inference_mode(tokens, point):
+    lens = lens_of("llama-gqa")
+    name = f"blocks.0.attn.{point}"
+
+    def run(hook, **options):
+        matrices = []
+        hooks = [(name, lambda matrix, hook: matrices.append(matrix.clone())), (name, hook)]
+        return [lens.stream(tokens, hooks, **options), *matrices]
+
+    def edit_in_place(matrix, hook):
+        matrix[..., 5:, 1] *= 0.5
+
+    for hook in (lambda matrix, hook: None, lambda matrix, hook: matrix * 0.5, edit_in_place):
+        expected = run(hook)
+        with torch.inference_mode():
+            assert all(map(torch.equal, run(hook), expected))
+            # Whether a hook wrote into the matrix is unknown here, so the layer is computed from it.
+            assert torch.equal(run(hook, reads_only=True)[0], expected[0])
+    _, cache = lens.run_with_cache(tokens)
+    with torch.inference_mode():
+        _, inferred = lens.run_with_cache(tokens)
+    assert torch.equal(inferred[name], cache[name])

@@ -460,3 +460,42 @@ def test_an_interrupted_forward_is_forgotten():
         with lens.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", interrupt)]), pytest.raises(KeyboardInterrupt):
             run(tokens)
         assert not lens.rows.running
+
+
+def test_an_interrupted_generation_or_probe_is_forgotten():
+    from phaselens.lens.checks import run_checks
+    from phaselens.lens.positions import detect
+    from phaselens.lens.rotation import read_rotations
+    from phaselens.lens.visibility import measure_windows
+    from phaselens.lens.weights import read_head_outputs
+    from phaselens.testing import tiny_tokenizer
+
+    lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer())
+    tokens = tokens_of(2, 4)
+
+    def interrupt(value: Tensor, hook: Any) -> None:
+        raise KeyboardInterrupt
+
+    options: dict[str, Any] = {"max_new_tokens": 2, "do_sample": False}
+    runs: list[Any] = [
+        lambda: lens.hf_generate(tokens, **options),
+        lambda: lens.hf_generate(["to be", "or"], **options),
+        lambda: lens.generate(tokens, verbose=False, **options),
+        lambda: list(lens.generate_stream(tokens, verbose=False, **options)),
+        lambda: detect(lens),
+        lambda: read_rotations(lens, lens.info.positions),
+        lambda: measure_windows(lens),
+        lambda: read_head_outputs(lens),
+        lambda: run_checks(lens),
+    ]
+    received: list[Tensor] = []
+    measured = [("blocks.0.attn.hook_received", lambda value, hook: received.append(value))]
+    for run in (None, *runs):
+        if run is not None:
+            with lens.hooks(fwd_hooks=[("blocks.1.hook_in", interrupt)]), pytest.raises(KeyboardInterrupt):
+                run()
+            assert not lens.rows.running
+        with torch.no_grad(), lens.streaming(lengths=torch.tensor([4, 2])), lens.hooks(fwd_hooks=measured):
+            lens(tokens)
+    assert torch.equal(received[0].sum(-1).round(), torch.tensor([[4.0], [2.0]]).expand(2, 4))
+    assert all(torch.equal(later, received[0]) for later in received[1:])

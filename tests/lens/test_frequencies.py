@@ -250,6 +250,21 @@ def test_a_model_that_ran_before_is_fresh_again():
     require_alone("dynamic", N_CTX, logits[0], sink[0])
 
 
+@pytest.mark.parametrize("rope_type", BY_LENGTH)
+def test_nothing_is_left_of_a_long_text(rope_type):
+    """Nor of one that ran under inference mode, whose tensors cannot be written into outside of it."""
+    lens = phaselens.load(fresh(rope_type), check=False)
+    (module,) = frequencies.length_dependent(lens.original_model)
+    original = module.inv_freq.clone()
+    with torch.inference_mode():
+        stream(lens, text(2 * N_CTX))
+    assert torch.equal(module.inv_freq, original)
+    for length in (2 * N_CTX, N_CTX):
+        logits, sink = stream(lens, text(length))
+        require_alone(rope_type, length, logits[0], sink[0])
+        assert torch.equal(module.inv_freq, original)
+
+
 def test_a_family_with_a_rotation_by_layer_type():
     parameters = {
         "full_attention": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import phaselens
 from phaselens.errors import ModelError
-from phaselens.lens import packaged, sources
+from phaselens.lens import headers, packaged, sources
 from phaselens.lens.lora import merge_adapter
 
 gguf = pytest.importorskip("gguf")
@@ -357,6 +357,21 @@ def test_a_twin_has_the_merged_weights_in_every_dtype(adapter, dtype) -> None:
     weight = lens.original_model.model.layers[0].mlp.down_proj.weight
     expected = merged["model.layers.0.mlp.down_proj.weight"].to(kind)
     torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=0 if dtype == "bf16" else 1e-7)
+
+
+def test_a_twin_needs_the_memory_of_the_dtype_in_which_it_is_merged(adapter, monkeypatch) -> None:
+    import psutil
+
+    folder = Path(sources.resolve("smollm2-rope"))
+    n_numbers = headers.count_numbers(folder, "smollm2-rope")
+    memory = type("Memory", (), {"available": 3 * n_numbers})()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(ModelError, match=r"as float32, and .* free on cpu; use a machine with more memory"):
+        phaselens.load("smollm2-rope", dtype="bf16")
+    memory.available = 5 * n_numbers
+    phaselens.load("smollm2-rope", dtype="bf16")
+    with pytest.raises(ModelError, match=r"as float64, and .* use a smaller dtype"):
+        phaselens.load("smollm2-rope", dtype="float64")
 
 
 def test_a_twin_without_its_adapter_says_so(package, tmp_path, monkeypatch) -> None:

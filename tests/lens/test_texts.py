@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import phaselens
-from phaselens.data import BOS_POLICIES
+from phaselens.data import BOS_POLICIES, Encoder
 from phaselens.errors import InputError
 from phaselens.lens import HookedTransformer
 from phaselens.patching import prompt
@@ -238,3 +238,33 @@ def test_plain_texts_have_the_ids_that_transformer_lens_gives_them(side: str) ->
         for prepend_bos in (None, True, False):
             theirs = TransformerBridge.to_tokens(lens, texts, prepend_bos=prepend_bos, padding_side=side)
             assert torch.equal(lens.to_tokens(texts, prepend_bos=prepend_bos, padding_side=side), theirs)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("prepend_bos", [None, True, False])
+def test_options_by_position_are_read_as_by_name(side: str, prepend_bos: bool | None) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.bos_token
+    lens = phaselens.load(tiny_model("llama"), tokenizer=tokenizer, check=False)
+    texts = ["to be or not", "so"]
+    received: list[torch.Tensor] = []
+    hooks = [("blocks.0.attn.hook_received", lambda value, hook: received.append(value))]
+    with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
+        by_name = lens(texts, prepend_bos=prepend_bos, padding_side=side)
+        by_position = lens(texts, "logits", False, prepend_bos, side)
+    assert torch.equal(by_position, by_name)
+    assert torch.equal(*received)
+    lengths = torch.tensor([lens.to_tokens(text, prepend_bos=prepend_bos).shape[1] for text in texts])
+    torch.testing.assert_close(received[0].sum(-1), lengths[:, None].expand(-1, 4).float())
+
+
+def test_several_texts_are_turned_into_tokens_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = lens_with("adds BOS")
+    read: list[str] = []
+    call = Encoder.__call__
+    monkeypatch.setattr(Encoder, "__call__", lambda self, text: read.append(text) or call(self, text))
+    texts = ["to be or not", "so"]
+    for side in ("right", "left"):
+        lens(texts, padding_side=side)
+    lens.hf_generate(texts, max_new_tokens=1)
+    assert read == texts * 3

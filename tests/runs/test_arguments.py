@@ -186,6 +186,14 @@ def test_stream_has_no_logits_below_the_top(lens: Any) -> None:
 STREAMS: list[tuple[dict[str, Any], str]] = [
     ({"lengths": "two"}, r"lengths: expected a tensor \[batch\] of whole numbers, got str"),
     ({"lengths": torch.tensor([2.0])}, "lengths: expected"),
+    (
+        {"lengths": torch.tensor([True])},
+        r"lengths: expected a tensor \[batch\] of whole numbers, got torch.bool",
+    ),
+    (
+        {"lengths": torch.tensor([[2]])},
+        r"lengths: expected a tensor \[batch\] of whole numbers, got \[1, 1\]",
+    ),
     ({"sink_position": 1.5}, "sink_position as a whole number"),
     ({"sink_position": -1}, "sink position -1: positions are counted from 0"),
     ({"n_distances": True}, "n_distances as a whole number"),

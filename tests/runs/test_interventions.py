@@ -151,3 +151,15 @@ def test_positions_are_found_where_heads_stand_before_them() -> None:
     expected = seen["before"].clone()
     expected[:, :, 2] = 0
     assert torch.equal(seen["after"], expected)
+
+
+@pytest.mark.parametrize("to", [0.0, lambda tensor, site: tensor * 0.5])
+@pytest.mark.parametrize("point", ["hook_mlp_out", "attn.hook_pattern"])
+def test_a_condition_is_the_same_under_inference_mode(lens: Any, point: str, to: Any) -> None:
+    condition = Condition("edited", [Edit(f"blocks.0.{point}", to, positions=[2])])
+    tokens = torch.tensor([[0, 5, 7, 9]])
+    with applied(lens, condition):
+        expected = lens.stream(tokens)
+    with torch.inference_mode(), applied(lens, condition) as proofs:
+        assert torch.equal(lens.stream(tokens), expected)
+    assert proofs[f"blocks.0.{point}"].changed

@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from phaselens.attention._guard import beyond_single
 from phaselens.attention._problem import Problem
 from phaselens.attention._strips import LN_2, Strip, strips
-from phaselens.errors import InputError
+from phaselens.errors import InputError, kind_unless_whole
 
 
 class Gatherer(Protocol):
@@ -194,8 +194,8 @@ def counted(strip: Strip, p: Tensor, real: Tensor | None) -> tuple[Tensor, Tenso
 
 def require_lengths(lengths: Tensor) -> None:
     """InputError unless they are a tensor of whole numbers."""
-    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        kind = lengths.dtype if isinstance(lengths, Tensor) else type(lengths).__name__
+    kind = kind_unless_whole(lengths)
+    if kind:
         raise InputError(f"expected lengths [batch] as a tensor of whole numbers, received {kind}")
 
 

@@ -72,8 +72,7 @@ class Encoder:
             )
         if bos_token_id is not None:
             require_whole("bos_token_id", bos_token_id, 0)
-        if not isinstance(bos, str) or bos not in BOS_POLICIES:
-            raise InputError(f"bos is {bos!r}; {close_matches(str(bos), BOS_POLICIES)}")
+        require_bos(bos)
         self.bos = bos
         self.tokenizer = tokenizer
         own_id = getattr(tokenizer, "bos_token_id", None)
@@ -184,6 +183,12 @@ class Encoder:
     def _once(self, ids: list[int]) -> list[int]:
         """`ids` with a run of BOS tokens at the start reduced to one."""
         return ids[max(self._n_leading_bos(ids) - 1, 0) :]
+
+
+def require_bos(bos: Any) -> None:
+    """InputError unless it is one of `BOS_POLICIES`, with close matches."""
+    if not isinstance(bos, str) or bos not in BOS_POLICIES:
+        raise InputError(f"bos is {bos!r}; {close_matches(str(bos), BOS_POLICIES)}")
 
 
 def named(ids: Sequence[str]) -> str:

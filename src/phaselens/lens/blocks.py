@@ -35,15 +35,19 @@ _DELEGATING = (LinearBridge, MLPBridge, GatedMLPBridge, MoEBridge, MoERouterBrid
 Place = tuple[dict[str, Any], str, GeneralizedComponent]
 """The children of a module, the name of one of them, and the bridge component that stands there."""
 
+_OWN = "_original_component"
+"""Under which name a bridge component of TransformerLens has the module that it wraps among its children."""
+
 
 @dataclass(frozen=True)
 class Inside:
     """A block's hook points and components, without itself and its own two points; and where bridge components stand
-    in the model's own modules."""
+    in the model's own modules, each with the children of the innermost bridge there, one of which is the model's own
+    module."""
 
     points: list[HookPoint]
     parts: list[GeneralizedComponent]
-    places: list[Place]
+    places: list[tuple[Place, dict[str, Any]]]
 
     @cached_property
     def delegates(self) -> bool:
@@ -120,7 +124,7 @@ class SkippingBlock:
         return Inside(
             [module for module in modules if isinstance(module, HookPoint)],
             [module for module in modules if isinstance(module, GeneralizedComponent)],
-            list(bridges_in(self.original_component)),
+            [(place, _innermost(place[2])._modules) for place in bridges_in(self.original_component)],
         )
 
     def _point(self: Any, alias: str) -> Any:
@@ -148,24 +152,31 @@ def bridges_in(module: Any) -> Iterator[Place]:
 
 def own_module(child: Any) -> Any:
     """The model's module behind a bridge component; itself, where there is none."""
-    while isinstance(child, GeneralizedComponent) and child.original_component is not None:
-        child = child.original_component
-    return child
+    return _innermost(child)._modules.get(_OWN, child) if isinstance(child, GeneralizedComponent) else child
+
+
+def _innermost(bridge: GeneralizedComponent) -> GeneralizedComponent:
+    """Of bridge components around one another, the one that wraps the model's module."""
+    while isinstance(bridge.original_component, GeneralizedComponent):
+        bridge = bridge.original_component
+    return bridge
 
 
 @contextmanager
-def standing(places: Sequence[Place], *, plain: bool) -> Iterator[None]:
+def standing(places: Sequence[tuple[Place, dict[str, Any]]], *, plain: bool) -> Iterator[None]:
     """Inside, the model's own modules stand at `places`, as before it was wrapped (`plain`), or the bridge components.
 
     Even where nobody listens, a bridge costs some 15 µs a component; on two tokens, that is a sixth of a forward.
     """
     replaced = []
     try:
-        for children, name, bridge in places:
+        for (children, name, bridge), wrapped in places:
+            # Looked up each time, since another library may replace it: quantisation does.
+            own = wrapped.get(_OWN, bridge)
             current = children.get(name)
-            if current is (bridge if plain else own_module(bridge)):
+            if current is (bridge if plain else own):
                 replaced.append((children, name, current))
-                children[name] = own_module(bridge) if plain else bridge
+                children[name] = own if plain else bridge
         yield
     finally:
         for children, name, module in replaced:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from phaselens.errors import InputError, RefusedModel, close_matches, require_flag, require_whole
+from phaselens.errors import (
+    InputError,
+    RefusedModel,
+    close_matches,
+    kind_unless_whole,
+    require_flag,
+    require_whole,
+)
 from phaselens.lens.components import (
     DELEGATED,
     N_DISTANCES,
@@ -24,7 +30,7 @@ from phaselens.lens.frequencies import same_regime
 from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks, hooked_points, position_axis
 from phaselens.lens.projection import Projection
 from phaselens.lens.rows import Rows
-from phaselens.lens.texts import ReadsTexts, signed_as
+from phaselens.lens.texts import ReadsTexts, options_of, signed_as
 from phaselens.lens.weights import projection, weight_of
 
 if TYPE_CHECKING:
@@ -86,28 +92,25 @@ class HookedTransformer(ReadsTexts):
             sink_position: absolute position of the key.
             n_distances: `hook_distance` holds distances 0 … n_distances − 1.
             reads_only: hooks write into no activation in place. A layer whose matrix is hooked, and not edited, then
-                computes to the bit what it computes without.
+                computes to the bit what it computes without (but not under `torch.inference_mode`).
         """
         if isinstance(sink_position, int) and sink_position < 0:
             raise InputError(f"sink position {sink_position}: positions are counted from 0")
         require_whole("sink_position", sink_position, 0)
         require_whole("n_distances", n_distances, 1)
         require_flag("reads_only", reads_only)
-        if lengths is not None and (
-            not isinstance(lengths, Tensor) or lengths.dim() != 1 or lengths.is_floating_point()
-        ):
-            received = list(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
-            raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {received}")
-        request, rows = self._request, self._request.rows
-        before, lengths_before, depth = vars(request).copy(), rows.lengths, rows.depth
+        if lengths is not None:
+            received = kind_unless_whole(lengths) or ("" if lengths.dim() == 1 else str(list(lengths.shape)))
+            if received:
+                raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {received}")
+        request = self._request
+        before = vars(request).copy()
         vars(request).update(sink_position=sink_position, n_distances=n_distances, reads_only=reads_only)
-        rows.lengths = lengths
         try:
-            yield
+            with request.rows.reading(lengths):
+                yield
         finally:
             vars(request).update(before)
-            rows.lengths = lengths_before
-            rows.unwind(depth)
 
     @property
     def rows(self) -> Rows:
@@ -299,41 +302,39 @@ class HookedTransformer(ReadsTexts):
         super()._check_hook_fireable(*names)
 
     def _generate_tokens(self, current_tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens' loop over new tokens; without a cache where a text grows so long that its rotation changes,
-        since cached keys would keep the old one."""
-        n_end = current_tokens.shape[1] + int(kwargs["max_new_tokens"])
+        """TransformerLens' loop over new tokens; without a cache where a rotation would change."""
         padded = kwargs.get("_is_batched_list") or kwargs.get("initial_attention_mask") is not None
-        n_start = 1 if padded else current_tokens.shape[1]  # the shortest text's own length
-        if not same_regime(self.original_model, n_start, n_end):
-            kwargs["use_past_kv_cache"] = False
+        self._cache_one_rotation(kwargs, current_tokens, padded=bool(padded))
         return super()._generate_tokens(current_tokens, *args, **kwargs)
 
-    @signed_as(TransformerBridge.hf_generate)
-    def hf_generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens' `hf_generate`, without a cache where `generate` does without, and where
-        `use_past_kv_cache=False` asks for it; texts are read by the lens' BOS policy."""
-        asked = inspect.signature(TransformerBridge.hf_generate).bind(self, input, *args, **kwargs)
-        asked.apply_defaults()
-        options = asked.arguments | asked.arguments["generation_kwargs"]
-        for name in ("self", "input", "generation_kwargs"):
-            del options[name]
+    def _hf_generate(self, input: Any, options: dict[str, Any]) -> Any:
+        """Without a cache where `generate` does without, and where `use_past_kv_cache=False` asks for it."""
         tokens = input if isinstance(input, Tensor) else self.to_tokens(input, truncate=False)
-        n_start = tokens.shape[1] if len(tokens) == 1 else 1
-        n_end = tokens.shape[1] + int(options["max_new_tokens"])
-        if not same_regime(self.original_model, n_start, n_end):
-            options["use_past_kv_cache"] = False
+        self._cache_one_rotation(options, tokens, padded=len(tokens) > 1)
         if not options["use_past_kv_cache"]:
             options["use_cache"] = False
-        return super().hf_generate(input, **options)
+        with self.rows.reading(self.rows.lengths_of_next):
+            return super()._hf_generate(input, options)
+
+    def _cache_one_rotation(self, options: dict[str, Any], tokens: Tensor, *, padded: bool) -> None:
+        """Switch off the cache of a generation from `tokens` [batch, pos] in which a text grows so long that its
+        rotation changes: cached keys would keep the old one."""
+        n_tokens = tokens.shape[1]
+        shortest = 1 if padded else n_tokens
+        if not same_regime(self.original_model, shortest, n_tokens + int(options["max_new_tokens"])):
+            options["use_past_kv_cache"] = False
 
     @signed_as(TransformerBridge.forward)
     def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' forward of texts, tokens or embeddings. Of several texts that are padded, no pad counts, and
         each keeps the rotation of its own length."""
-        request, lengths = self._request, self.padded_lengths(input, kwargs)
-        if lengths is None and not request.rows.running:  # a forward within a hook is of another batch
-            lengths = request.rows.lengths
-        asked = {name: value for name, value in vars(request).items() if name != "rows"}
+        lengths = self.rows.lengths_of_next
+        if self._are_texts(input):
+            options = options_of(TransformerBridge.forward, self, input, *args, **kwargs)
+            if options["attention_mask"] is None:
+                input, lengths = self._read_padded(input, options)
+                args, kwargs = (), options
+        asked = {name: value for name, value in vars(self._request).items() if name != "rows"}
         with self._between(), self.streaming(lengths=lengths, **asked):
             return super().forward(input, *args, **kwargs)
 

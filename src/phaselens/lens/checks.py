@@ -365,7 +365,7 @@ def _long_neighbours_change_nothing(lens: Any, reference: Reference) -> list[Che
         return []
     model, tokens, far = lens.original_model, reference.tokens, reference.far_positions
     near = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    with torch.no_grad():
+    with torch.no_grad(), lens.rows.reading(None):
         after_long = [model(tokens, position_ids=ids, use_cache=False).logits for ids in (far, near)][1]
         beside = model(tokens.expand(2, -1), position_ids=torch.cat([near, far]), use_cache=False).logits
     gaps = {

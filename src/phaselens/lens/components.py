@@ -5,9 +5,11 @@ re-implemented and nothing forces eager attention, and it streams statistics. Bl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
@@ -250,7 +252,7 @@ def mixed(component: Any, mixin: type) -> None:
     """Turn `component` into an instance of its own class with `mixin` in front."""
     cls = type(component)
     if not issubclass(cls, mixin):
-        component.__class__ = mixed_class(cls, mixin)
+        component.__class__ = _mixed_class(cls, mixin)
     if isinstance(component, StreamingAttention):
         component.add_points()
 
@@ -258,7 +260,7 @@ def mixed(component: Any, mixin: type) -> None:
 _CLASSES: dict[tuple[type, type], type] = {}
 
 
-def mixed_class(cls: type, mixin: type) -> type:
+def _mixed_class(cls: type, mixin: type) -> type:
     """One class a pair, so that copies of a component still share theirs."""
     if (cls, mixin) not in _CLASSES:
         _CLASSES[cls, mixin] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), {})
@@ -279,3 +281,13 @@ class DroPEAttentionBridge(StreamingAttention, PositionEmbeddingsAttentionBridge
 def each_attention(bridge: Any) -> list[StreamingAttention]:
     """The attention components of a bridge, layer by layer."""
     return [cast(StreamingAttention, block.attn) for block in bridge.blocks]
+
+
+def probe(bridge: Any, tokens: Tensor, hooks: Sequence[tuple[str, Any]] = (), **options: Any) -> None:
+    """Run the model's body once on `tokens` [batch, pos], all of them a text's own, for what `hooks` see or edit.
+
+    Args:
+        options: more arguments of the model, such as position_ids.
+    """
+    with torch.no_grad(), bridge.hooks(fwd_hooks=list(hooks)), bridge.rows.reading(None):
+        bridge.original_model.base_model(input_ids=tokens, use_cache=False, **options)

@@ -58,10 +58,14 @@ def fused_layout(module: Any) -> FusedLayout:
             f"hook_v cannot be served; known: {known}. hook_rot_q and hook_rot_k can be hooked instead"
         )
     config = module.config
-    n_heads = config.num_attention_heads
-    d_head = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
-    d_head = d_head or config.hidden_size // n_heads
-    return FusedLayout(n_heads, n_kv_heads_of(module, config), d_head, by_head)
+    n_kv_heads = n_kv_heads_of(module, config)
+    return FusedLayout(config.num_attention_heads, n_kv_heads, d_head_of(module, config), by_head)
+
+
+def d_head_of(module: Any, config: Any) -> int:
+    """The size of one head's query."""
+    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
+    return int(size or config.hidden_size // config.num_attention_heads)
 
 
 def n_kv_heads_of(module: Any, config: Any) -> int:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from phaselens.errors import InputError
-from phaselens.lens.components import mixed_class
+from phaselens.lens.components import mixed
 from phaselens.lens.rows import Rows
 
 
@@ -28,8 +29,7 @@ def length_dependent(model: nn.Module) -> list[Any]:
 def make_independent(model: nn.Module, rows: Rows) -> None:
     """Give each text of a batch the frequencies of its own length, from now on. `rows` knows the texts' lengths."""
     for module in length_dependent(model):
-        if not isinstance(module, PerTextFrequencies):
-            module.__class__ = mixed_class(type(module), PerTextFrequencies)
+        mixed(module, PerTextFrequencies)
         module.__dict__["rows"] = rows
         reset(module)
 
@@ -37,10 +37,11 @@ def make_independent(model: nn.Module, rows: Rows) -> None:
 def reset(module: Any) -> None:
     """Put a rotary module into the state of a model that has not run yet."""
     for layer_type in _rope_types(module):
-        prefix = f"{layer_type}_" if layer_type else ""
+        prefix = "" if layer_type is None else f"{layer_type}_"
         current, original = (getattr(module, f"{prefix}{name}") for name in ("inv_freq", "original_inv_freq"))
-        # A copy, since transformers writes into it.
-        setattr(module, f"{prefix}inv_freq", original.to(current.device).clone())
+        # A copy, since transformers writes into it, and one that it may still write into after `inference_mode`.
+        with torch.inference_mode(False):
+            setattr(module, f"{prefix}inv_freq", original.to(current.device).clone())
         setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
 
 
@@ -53,7 +54,7 @@ def regime(module: Any, length: int, layer_type: str | None = None) -> Hashable:
     >>> [regime(module, length) for length in (5, 32, 33, 40)]
     [32, 32, 33, 40]
     """
-    rope_type = _rope_types(module)[layer_type or ""]
+    rope_type = _rope_types(module)[layer_type]
     if "dynamic" in rope_type:
         return max(length, int(module.original_max_seq_len))
     if rope_type == "longrope":
@@ -63,16 +64,17 @@ def regime(module: Any, length: int, layer_type: str | None = None) -> Hashable:
 
 def trained_length(module: Any, layer_type: str | None = None) -> int:
     """The longest text whose frequencies are the original ones."""
-    if _rope_types(module)[layer_type or ""] == "longrope":
+    if _rope_types(module)[layer_type] == "longrope":
         parameters = module.config.rope_parameters
-        return int((parameters[layer_type] if layer_type else parameters)["original_max_position_embeddings"])
+        own = parameters if layer_type is None else parameters[layer_type]
+        return int(own["original_max_position_embeddings"])
     return int(module.original_max_seq_len)
 
 
 def same_regime(model: nn.Module, first: int, second: int) -> bool:
     """Whether texts of these two lengths are rotated by the same frequencies in every layer."""
     return all(
-        regime(module, first, layer_type or None) == regime(module, second, layer_type or None)
+        regime(module, first, layer_type) == regime(module, second, layer_type)
         for module in length_dependent(model)
         for layer_type in _rope_types(module)
     )
@@ -83,7 +85,7 @@ def far_position(model: nn.Module) -> int | None:
     dependent = length_dependent(model)
     if dependent:
         return max(
-            trained_length(module, layer_type or None)
+            trained_length(module, layer_type)
             for module in dependent
             for layer_type, rope_type in _rope_types(module).items()
             if _is_length_dependent(rope_type)
@@ -115,22 +117,26 @@ class PerTextFrequencies:
         groups: dict[Hashable, list[int]] = {}
         for row, value in enumerate(regimes):
             groups.setdefault(value, []).append(row)
+        if len(groups) == 1:
+            return self._of_one_regime(x, position_ids, layer_type)
+        cos_sin: tuple[Tensor, Tensor] | None = None
+        for rows in groups.values():
+            part = self._of_one_regime(x, position_ids[rows], layer_type)
+            if cos_sin is None:
+                shape = (len(regimes), *part[0].shape[1:])
+                cos_sin = (part[0].new_empty(shape), part[1].new_empty(shape))
+            for whole, values in zip(cos_sin, part, strict=True):
+                whole[rows] = values
+        assert cos_sin is not None
+        return cos_sin
+
+    def _of_one_regime(
+        self: Any, x: Tensor, position_ids: Tensor, layer_type: str | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the model's own module gives; nothing is left in it for the texts of the next call."""
         options = {} if layer_type is None else {"layer_type": layer_type}
         try:
-            if len(groups) == 1:
-                reset(self)
-                return super().forward(x, position_ids, **options)  # type: ignore[misc]
-            cos_sin: tuple[Tensor, Tensor] | None = None
-            for rows in groups.values():
-                reset(self)
-                part = super().forward(x, position_ids[rows], **options)  # type: ignore[misc]
-                if cos_sin is None:
-                    shape = (len(regimes), *part[0].shape[1:])
-                    cos_sin = (part[0].new_empty(shape), part[1].new_empty(shape))
-                for whole, values in zip(cos_sin, part, strict=True):
-                    whole[rows] = values
-            assert cos_sin is not None
-            return cos_sin
+            return super().forward(x, position_ids, **options)  # type: ignore[misc]
         finally:
             reset(self)
 
@@ -142,7 +148,7 @@ class PerTextFrequencies:
             return
         before = [regime(self, length, layer_type) for length in position_ids[:, 0].tolist()]
         if before != regimes:
-            kind = _rope_types(self)[layer_type or ""]
+            kind = _rope_types(self)[layer_type]
             raise InputError(
                 f"the text grows beyond {trained_length(self, layer_type)} tokens, where {kind} rotation changes for "
                 "all positions, but its cached keys keep the old one; run it without a cache (use_past_kv_cache=False "
@@ -150,8 +156,8 @@ class PerTextFrequencies:
             )
 
 
-def _rope_types(module: Any) -> dict[str, str]:
-    """The rope type by layer type, or under "" where all layers share one; empty for what is no rotary module."""
+def _rope_types(module: Any) -> dict[str | None, str]:
+    """The rope type by layer type, or under None where all layers share one; empty for what is no rotary module."""
     # Its own attributes only: a bridge passes those of the module that it wraps through.
     own = vars(module).keys() | vars(module).get("_buffers", {}).keys()
     rope_type = vars(module).get("rope_type")
@@ -159,7 +165,7 @@ def _rope_types(module: Any) -> dict[str, str]:
         return {}
     if isinstance(rope_type, dict):
         return {name: kind for name, kind in rope_type.items() if f"{name}_original_inv_freq" in own}
-    return {"": rope_type} if isinstance(rope_type, str) and "original_inv_freq" in own else {}
+    return {None: rope_type} if isinstance(rope_type, str) and "original_inv_freq" in own else {}
 
 
 def _is_length_dependent(rope_type: str) -> bool:

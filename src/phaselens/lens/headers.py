@@ -13,7 +13,13 @@ from phaselens.errors import ModelError
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 #: One of them is in every checkpoint with a tokenizer.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json", "spiece.model")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "tokenizer_config.json",
+    "spiece.model",
+)
 _AGAIN = "fetch or copy it again"
 
 
@@ -46,14 +52,19 @@ def require_whole(folder: Path, source: str, *, complete: bool = True) -> None:
             )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds any file of a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
 def require_tokenizer(folder: Path, source: str) -> None:
     """ModelError where the folder holds no tokenizer, or one whose JSON cannot be read."""
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if not has_tokenizer(folder):
         raise ModelError(
             f"model {source!r} has no tokenizer for the texts: {folder} holds no tokenizer files; copy them there, or "
             "use phaselens.load(…, tokenizer=…)"
         )
-    for name in TOKENIZER_FILES:
+    for name in _TOKENIZER_FILES:
         if name.endswith(".json") and (folder / name).is_file():
             _read_json(folder / name, source)
 

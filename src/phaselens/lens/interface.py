@@ -42,6 +42,11 @@ def is_hooked(point: Any) -> bool:
     return bool(point._forward_hooks or point._backward_hooks)
 
 
+def version_of(tensor: Tensor) -> int | None:
+    """How often `tensor` was written into; None under `torch.inference_mode`, where PyTorch does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def attend_hooked(
     module: Any,
     query: Tensor,
@@ -179,20 +184,21 @@ def _weigh(pattern: Tensor, value: Tensor) -> Tensor:
 def _fire_matrix(
     owner: StreamingAttention, slots: KeySlots, query: Tensor, key: Tensor, scores_kw: dict[str, Any]
 ) -> tuple[Tensor, Tensor, bool]:
-    """Scores and weights [batch, head, query, key], because somebody looks at them, and whether a hook edited them.
+    """Scores and weights [batch, head, query, key], because somebody looks at them, and whether a hook edited them (or
+    may have: under `torch.inference_mode`, writes in place leave no trace).
 
     Hooks see a column for every position of the text so far. Those of keys that a sliding cache has let go are hidden,
     as the window hides them without a cache.
     """
     built = slots.with_dropped(attention.explicit_scores(query, key, **_without_sinks(scores_kw)), -torch.inf)
-    version = built._version
+    version = version_of(built)
     scores = owner.hook_attn_scores(built)
-    edited = scores is not built or built._version != version
+    edited = scores is not built or version is None or version_of(built) != version
     _require_untouched(owner, "hook_attn_scores", scores[..., : slots.n_dropped], -torch.inf)
     built = attention.explicit_pattern(scores, sinks=scores_kw["sinks"])
-    version = built._version
+    version = version_of(built)
     pattern = owner.hook_pattern(built)
-    edited = edited or pattern is not built or built._version != version
+    edited = edited or pattern is not built or version is None or version_of(built) != version
     _require_untouched(owner, "hook_pattern", pattern[..., : slots.n_dropped], 0.0)
     return scores, pattern, edited
 
@@ -211,13 +217,13 @@ def _from_matrix(
     if wanted:
         request = owner.request
         with torch.no_grad():
-            counted = _counted(pattern, slots.real)
+            counted = functools.cache(lambda: _counted(pattern, slots.real))
             compute: dict[str, Callable[[], Tensor]] = {
                 "hook_lse": lambda: _row_lse(scores, scores_kw["sinks"]),
                 "hook_sink": lambda: _columns(pattern, slots.at(request.sink_position)),
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
-                "hook_received": lambda: counted.sum(-2),
-                "hook_distance": lambda: _by_distance(counted, request.n_distances),
+                "hook_received": lambda: counted().sum(-2),
+                "hook_distance": lambda: _by_distance(counted(), request.n_distances),
             }
             slots.require_served(wanted)
             for name in wanted:

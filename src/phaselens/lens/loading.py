@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from phaselens.data import BOS_POLICIES, Encoder
-from phaselens.errors import InputError, RefusedModel, close_matches
+from phaselens.data import Encoder
+from phaselens.data.tokens import require_bos
+from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import checks, families, packaged, sources
 from phaselens.lens import positions as layers
 from phaselens.lens.bridge import HookedTransformer
@@ -77,8 +78,7 @@ def load(
         raise InputError(
             f"positions {positions!r}: use auto (as the checkpoint is) or nope (rotation nulled)"
         )
-    if bos not in BOS_POLICIES:
-        raise InputError(f"bos is {bos!r}; {close_matches(str(bos), BOS_POLICIES)}")
+    require_bos(bos)
     _require_types(label, revision, check, trust_remote_code, allow_pickle)
     tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
     if tokenizer is not None and not isinstance(tokenizer, str) and not callable(tokenizer):
@@ -106,11 +106,11 @@ def load(
 
         config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
         kind = sources.resolve_dtype(dtype, place, config)
-        sources.require_memory(folder, name, kind, place)
         # An adapter is merged in float32, so that every dtype starts from the same weights.
-        stored = torch.float32 if adapter is not None else kind
+        merged_in = torch.float32 if adapter is not None else None
+        sources.require_memory(folder, name, kind, place, loaded_as=merged_in)
         model = sources.load_pretrained(
-            folder, name, stored, place, revision, trust_remote_code, allow_pickle
+            folder, name, merged_in or kind, place, revision, trust_remote_code, allow_pickle
         )
         text_tokenizer, note = sources.load_tokenizer(folder, tokenizer, revision)
     if adapter is not None:
@@ -190,9 +190,8 @@ def _build(
         lens = wrap(model, _own_copy(tokenizer), source)
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = note
-    if how == "nope":
-        layers.null_rotation(lens)
-    lens.info = _describe(lens, source, label, bos, tokenizer, folder, revision)
+    nulled = layers.null_rotation(lens) if how == "nope" else None
+    lens.info = _describe(lens, source, label, bos, tokenizer, folder, revision, nulled)
     if tokenizer is not None:
         lens.cfg.default_prepend_bos = lens._default_prepend_bos = lens.encoder(bos).puts_bos_first
     lens.reference = reference
@@ -225,18 +224,21 @@ def _describe(
     tokenizer: Any,
     folder: str,
     revision: str | None,
+    positions: tuple[str, ...] | None,
 ) -> ModelInfo:
+    """All of it measured, but for what the caller knows; `positions` None: measured too."""
     from importlib.metadata import version
 
     config = lens.original_model.config
     n_heads = int(config.num_attention_heads)
     modules = [attention.original_component for attention in each_attention(lens)]
-    d_heads = {layers.d_head_of(module, config) for module in modules}
+    d_heads = {families.d_head_of(module, config) for module in modules}
     if len(d_heads) > 1:
         raise RefusedModel(
             f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot say"
         )
-    positions = layers.detect(lens)
+    if positions is None:
+        positions = layers.detect(lens)
     bos_token_id = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else config.bos_token_id
     return ModelInfo(
         label=label or source.rstrip("/").rsplit("/", 1)[-1],

@@ -1,14 +1,18 @@
-"""What can be hooked: names, shapes, dtypes and meanings, as `phaselens hooks` prints them."""
+"""What can be hooked: names, shapes, dtypes and meanings, as `phaselens hooks` prints them.
+
+Imports no torch, so that packages that are imported without it can read the declarations.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 from phaselens.errors import InputError, is_list_like, short_form
 
@@ -126,6 +130,26 @@ def _known(name: str) -> tuple[str, str] | None:
     return _MEANINGS.get(inside)
 
 
+@cache
+def dimensions(name: str) -> tuple[str, ...]:
+    """What the dimensions of the tensor at a hook point are declared to run over; empty outside of the short list.
+
+    >>> dimensions("blocks.0.attn.hook_rot_k"), dimensions("blocks.0.mlp.hook_in")
+    (('batch', 'pos', 'kv_head', 'd_head'), ())
+    """
+    declared = _known(name)
+    return () if declared is None else tuple(declared[0].strip("[]").split(", "))
+
+
+def heads_at(name: str) -> str | None:
+    """Which heads the tensor at a hook point has: `head` (of queries), `kv_head` (of keys and values), or None.
+
+    >>> heads_at("blocks.0.attn.hook_pattern"), heads_at("blocks.0.attn.hook_v"), heads_at("blocks.0.hook_mlp_out")
+    ('head', 'kv_head', None)
+    """
+    return next((what for what in dimensions(name) if what in ("head", "kv_head")), None)
+
+
 _IN_HEAD_NORM = re.compile(r"\.attn\.\w*norm\w*\.")
 
 
@@ -135,10 +159,9 @@ def position_axis(lens: Any, name: str) -> int | None:
     Declared for the points in the short list. Inside the norms of queries and keys it is measured, since families norm
     before or after they move the heads in front of the positions. All other points are [batch, pos, …].
     """
-    declared = _known(name)
-    if declared is not None:
-        dimensions = declared[0].strip("[]").split(", ")
-        return next((axis for axis, what in enumerate(dimensions) if what in ("pos", "query")), None)
+    declared = dimensions(name)
+    if declared:
+        return next((axis for axis, what in enumerate(declared) if what in ("pos", "query")), None)
     if not _IN_HEAD_NORM.search(name):
         return 1
     if name not in lens.position_axes:
@@ -154,10 +177,12 @@ def position_axis(lens: Any, name: str) -> int | None:
 
 def _fire_all(lens: Any, names: list[str], n_tokens: int = 5) -> dict[str, Tensor]:
     """Each named point's activation in one forward of a few tokens, in the order they fired."""
+    import torch
+
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
-        return lambda value, hook: seen.__setitem__(name, value) if isinstance(value, Tensor) else None
+        return lambda value, hook: seen.__setitem__(name, value) if isinstance(value, torch.Tensor) else None
 
     tokens = torch.zeros((1, min(n_tokens, lens.info.n_ctx or n_tokens)), dtype=torch.long)
     hooks = [(name, keep(name)) for name in names if lens.find_hook(name) is not None]

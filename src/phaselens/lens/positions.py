@@ -8,23 +8,30 @@ import torch
 from torch import Tensor
 
 from phaselens.errors import RefusedModel
-from phaselens.lens.components import each_attention
+from phaselens.lens import families
+from phaselens.lens.components import each_attention, probe
 
 _PROBE = 9
 
 
-def null_rotation(lens: Any, layers: Any = None) -> None:
+def null_rotation(lens: Any, layers: Any = None, *, before: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """Null the rotation (cos=1, sin=0) of `layers`, by default all; what has none is left as it is.
 
     The attention factor by which YaRN and longrope multiply cos and sin is kept: every token is treated as if it stood
     at position 0.
+
+    Args:
+        before: what `detect` says of the lens as it stands, where that is known.
+
+    Returns:
+        What `detect` says of the lens afterwards.
 
     Raises:
         RefusedModel: where a layer's rotation does not come in as cos and sin, so that nulling would change nothing.
     """
     attentions = each_attention(lens)
     chosen = range(len(attentions)) if layers is None else layers
-    before = detect(lens)
+    before = detect(lens) if before is None else before
     for layer in chosen:
         origin = attentions[layer].origin
         if origin is not None and bool(origin[1].any()):
@@ -34,7 +41,8 @@ def null_rotation(lens: Any, layers: Any = None) -> None:
             )
     for layer in chosen:
         attentions[layer].nulled = True
-    left = [layer for layer, kind in enumerate(detect(lens)) if layer in chosen and kind != "nope"]
+    after = detect(lens)
+    left = [layer for layer, kind in enumerate(after) if layer in chosen and kind != "nope"]
     if left:
         for layer in chosen:
             attentions[layer].nulled = False
@@ -43,6 +51,7 @@ def null_rotation(lens: Any, layers: Any = None) -> None:
             f"{family}: positions=nope cannot be served: layer {left[0]} has {before[left[0]]!r} positions, which do "
             "not come in as cos and sin; only rotary models can be nulled"
         )
+    return after
 
 
 def restore_rotation(lens: Any, layers: Any = None) -> None:
@@ -94,8 +103,7 @@ def detect(lens: Any) -> tuple[str, ...]:
             for layer, attention in enumerate(attentions)
         ]
         try:
-            with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
-                model.base_model(input_ids=tokens, position_ids=ids, use_cache=False)
+            probe(lens, tokens, hooks, position_ids=ids)
         finally:
             for handle in noting:
                 handle.remove()
@@ -117,16 +125,10 @@ def detect(lens: Any) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def d_head_of(module: Any, config: Any) -> int:
-    """The size of one head's query."""
-    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
-    return int(size or config.hidden_size // config.num_attention_heads)
-
-
 def scale_of(module: Any, config: Any) -> float:
     """What q·k is multiplied by before the softmax."""
     scale = getattr(module, "scaling", None)
-    return float(scale) if scale is not None else d_head_of(module, config) ** -0.5
+    return float(scale) if scale is not None else families.d_head_of(module, config) ** -0.5
 
 
 def softcap_of(module: Any) -> float | None:

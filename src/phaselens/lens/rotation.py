@@ -19,9 +19,8 @@ from torch import Tensor
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import drope, families
-from phaselens.lens.components import each_attention
+from phaselens.lens.components import each_attention, probe
 from phaselens.lens.info import Rotation
-from phaselens.lens.positions import d_head_of
 
 FAR = (10**3 + 9, 10**5 + 3, 10**7 + 19)
 """Far positions, at which also the slowest pairs of a large base turn visibly."""
@@ -107,7 +106,7 @@ def _rotated(lens: Any) -> list[Tensor]:
     attentions = each_attention(lens)
     config = lens.original_model.config
     module = attentions[0].original_component
-    d_head, n_heads = d_head_of(module, config), int(config.num_attention_heads)
+    d_head, n_heads = families.d_head_of(module, config), int(config.num_attention_heads)
     n_tokens = math.ceil(1.25 * d_head / (n_heads + families.n_kv_heads_of(module, config)))
     ids = torch.tensor([0, *FAR], device=lens.device)[:, None].repeat(1, n_tokens)
     generator = torch.Generator().manual_seed(0)
@@ -135,8 +134,8 @@ def _rotated(lens: Any) -> list[Tensor]:
         else:
             hooks.append((f"blocks.{layer}.hook_in", put_random))
         hooks += [(f"blocks.{layer}.attn.{point}", keep(layer, point)) for point in _ROTATED]
-    with torch.no_grad(), lens.hooks(fwd_hooks=hooks), _without_norms(attentions):
-        lens.original_model.base_model(input_ids=torch.zeros_like(ids), position_ids=ids, use_cache=False)
+    with _without_norms(attentions):
+        probe(lens, torch.zeros_like(ids), hooks, position_ids=ids)
     return [
         torch.cat([rotated[layer, point].flatten(1, 2) for point in _ROTATED], dim=1).cpu().double()
         for layer in range(len(attentions))

@@ -6,7 +6,10 @@ A *slot* is a column of the token tensor, counted from the first token that the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +29,33 @@ class _Call:
     position_ids: Tensor | None
     device: torch.device
     #: Whether there is a mask that does not say which tokens are pads: by query and key, or one for each kind of layer.
-    masks_pairs: bool = False
+    masks_pairs: bool
+
+    @property
+    def n_slots(self) -> int:
+        """Slots so far: those that a cache has seen, and the new ones."""
+        return self.n_past + self.n_new
+
+    @cached_property
+    def slot_positions(self) -> Tensor:
+        """[batch or 1, slot]: the absolute position of every slot so far, pads at −1. All layers read the same one."""
+        if self.mask is not None:
+            seen = self.mask.bool()[:, : self.n_slots]
+            # As transformers does it: slots for which the mask has no column are hidden.
+            seen = torch.nn.functional.pad(seen, (0, self.n_slots - seen.shape[1]))
+            return torch.where(seen, seen.long().cumsum(-1) - 1, -1)
+        slots = torch.arange(self.n_slots, device=self.device)[None]
+        if self.position_ids is None:
+            return slots
+        ids = self.position_ids
+        if self.masks_pairs:
+            # Pads stand on the left, under ids that say nothing: positions are counted back from the last one.
+            counted = slots - slots[:, -1:] + ids[:, -1:]
+            past, ids = counted[:, : self.n_past], torch.where(counted[:, self.n_past :] < 0, -1, ids)
+        else:
+            # Of slots in the cache only their number is known: they are taken to lead up to the first new one.
+            past = slots[:, : self.n_past] - self.n_past + ids[:, :1]
+        return torch.cat([torch.where(past >= 0, past, -1), ids], -1)
 
 
 class Rows:
@@ -75,14 +104,22 @@ class Rows:
     def _end(self, *_: Any) -> None:
         self._calls.pop()
 
-    @property
-    def depth(self) -> int:
-        """How many calls are under way, one within another."""
-        return len(self._calls)
+    @contextmanager
+    def reading(self, lengths: Tensor | None) -> Iterator[None]:
+        """Inside, texts have these `lengths`. Outside, nothing is left of calls that were interrupted inside: PyTorch
+        runs no hook after a KeyboardInterrupt, so that they would seem to go on."""
+        before, n_calls = self.lengths, len(self._calls)
+        self.lengths = lengths
+        try:
+            yield
+        finally:
+            self.lengths = before
+            del self._calls[n_calls:]
 
-    def unwind(self, depth: int) -> None:
-        """Forget calls that were interrupted: PyTorch runs no hook after a KeyboardInterrupt."""
-        del self._calls[depth:]
+    @property
+    def lengths_of_next(self) -> Tensor | None:
+        """`lengths`, as far as they are those of a forward that begins now: one within a hook is of another batch."""
+        return None if self.running else self.lengths
 
     @property
     def running(self) -> bool:
@@ -100,8 +137,7 @@ class Rows:
     @property
     def n_slots(self) -> int:
         """Slots so far: those that a cache has seen, and the new ones."""
-        call = self._require_call()
-        return call.n_past + call.n_new
+        return self._require_call().n_slots
 
     @property
     def n_past(self) -> int:
@@ -111,7 +147,7 @@ class Rows:
     def positions(self) -> Tensor:
         """Absolute positions [batch or 1, pos] of the rows of this call; pads on the left, and masked ones, at −1."""
         call = self._require_call()
-        return self._slot_positions(call)[:, call.n_past :]
+        return call.slot_positions[:, call.n_past :]
 
     def starts(self) -> list[int]:
         """The absolute position of each text's first row in this call, counted on to the left where that is a pad. One
@@ -129,7 +165,7 @@ class Rows:
         """[batch or 1, pos], True where a row of this call is a text's own token; None where all of them are."""
         call = self._require_call()
         if self.lengths is not None:
-            slots = torch.arange(call.n_past, call.n_past + call.n_new, device=call.device)
+            slots = torch.arange(call.n_past, call.n_slots, device=call.device)
             return slots[None, :] < self.lengths.to(call.device)[:, None]
         if call.mask is None and not call.masks_pairs:
             return None
@@ -148,7 +184,7 @@ class Rows:
         call = self._require_call()
         if call.mask is None and call.position_ids is None:
             return [position]
-        hits = self._slot_positions(call) == position
+        hits = call.slot_positions == position
         slots = torch.where(hits.any(-1), hits.int().argmax(-1), -1).tolist()
         return slots[:1] if len(set(slots)) == 1 else slots
 
@@ -165,27 +201,6 @@ class Rows:
                 f"{what}: the attention mask hides tokens between visible ones, where distances are undefined; "
                 "give the text without the hidden tokens"
             )
-
-    def _slot_positions(self, call: _Call) -> Tensor:
-        """[batch or 1, slot]: the absolute position of every slot so far, pads at −1."""
-        n_slots = call.n_past + call.n_new
-        if call.mask is not None:
-            seen = call.mask.bool()[:, :n_slots]
-            # As transformers does it: slots for which the mask has no column are hidden.
-            seen = torch.nn.functional.pad(seen, (0, n_slots - seen.shape[1]))
-            return torch.where(seen, seen.long().cumsum(-1) - 1, -1)
-        slots = torch.arange(n_slots, device=call.device)[None]
-        if call.position_ids is None:
-            return slots
-        ids = call.position_ids
-        if call.masks_pairs:
-            # Pads stand on the left, under ids that say nothing: positions are counted back from the last one.
-            counted = slots - slots[:, -1:] + ids[:, -1:]
-            past, ids = counted[:, : call.n_past], torch.where(counted[:, call.n_past :] < 0, -1, ids)
-        else:
-            # Of slots in the cache only their number is known: they are taken to lead up to the first new one.
-            past = slots[:, : call.n_past] - call.n_past + ids[:, :1]
-        return torch.cat([torch.where(past >= 0, past, -1), ids], -1)
 
 
 def _as_matrix(position_ids: Any) -> Tensor | None:

@@ -28,15 +28,12 @@ class KeySlots:
     @classmethod
     def of(cls, rows: Rows, key: Tensor) -> KeySlots:
         """The slots of `key` [batch, kv_head, key, d_head] in the call that `rows` follows."""
-        if not rows.running:  # an attention module that is called by itself: its keys are all there is
-            return cls.all_of(key)
+        if (
+            not rows.running
+        ):  # an attention module that is called by itself: its keys are all there is, and no pads
+            return cls(None, key.shape[2], 0, len(key))
         n_keys, n_slots = key.shape[2], rows.n_slots
         return cls(rows, min(n_keys, n_slots), max(0, n_slots - n_keys), len(key))
-
-    @classmethod
-    def all_of(cls, key: Tensor) -> KeySlots:
-        """As if `key` held every slot there is, none of them a pad."""
-        return cls(None, key.shape[2], 0, len(key))
 
     @property
     def real(self) -> Tensor | None:

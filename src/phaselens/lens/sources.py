@@ -276,8 +276,14 @@ def require_complete(folder: str, source: str) -> None:
         AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.device) -> None:
+def require_memory(
+    folder: str, source: str, dtype: torch.dtype, device: torch.device, loaded_as: torch.dtype | None = None
+) -> None:
     """Refuse a checkpoint that cannot fit, reading only its headers.
+
+    Args:
+        dtype: what the model is to be in.
+        loaded_as: what it is in until then, where that is another dtype.
 
     Raises:
         ModelError: with what is needed and what is free.
@@ -286,7 +292,8 @@ def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.d
     numbers = headers.count_numbers(path, source) if path.is_dir() else None
     if numbers is None:
         return
-    need = numbers * torch.empty((), dtype=dtype).element_size()
+    widest = max(dtype, loaded_as or dtype, key=lambda each: each.itemsize)
+    need = numbers * widest.itemsize
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -294,9 +301,10 @@ def require_memory(folder: str, source: str, dtype: torch.dtype, device: torch.d
 
         free = psutil.virtual_memory().available
     if need > free:
+        smaller = "" if widest == loaded_as else "a smaller dtype (--dtype bf16) or "
         raise ModelError(
-            f"model {source!r} needs {need / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')}, and {free / 1e9:.1f} "
-            f"GB are free on {device.type}; use a smaller dtype (--dtype bf16) or a machine with more memory"
+            f"model {source!r} needs {need / 1e9:.1f} GB as {str(widest).removeprefix('torch.')}, and "
+            f"{free / 1e9:.1f} GB are free on {device.type}; use {smaller}a machine with more memory"
         )
 
 
@@ -324,8 +332,7 @@ def load_tokenizer(source: str, tokenizer: Any, revision: str | None) -> tuple[A
     from transformers import AutoTokenizer
 
     where = tokenizer or source
-    own_files = [Path(source, name) for name in headers.TOKENIZER_FILES]
-    if tokenizer is None and Path(source).is_dir() and not any(file.is_file() for file in own_files):
+    if tokenizer is None and Path(source).is_dir() and not headers.has_tokenizer(Path(source)):
         return None, f"{source} holds no tokenizer files; name one with tokenizer=…"
     try:
         return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False), None

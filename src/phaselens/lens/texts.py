@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from inspect import signature
 from typing import Any
 
 import torch
@@ -16,6 +17,14 @@ from phaselens.lens.info import ModelInfo
 
 # Help and completion show the parameters of the method that is extended.
 signed_as = partial(wraps, assigned=())
+
+
+def options_of(method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """By name, defaults included, what a call of a bridge's `method` is given beside the bridge and its input."""
+    bound = signature(method).bind(*args, **kwargs)
+    bound.apply_defaults()
+    _, _, *names, others = bound.arguments
+    return {name: bound.arguments[name] for name in names} | bound.arguments[others]
 
 
 class ReadsTexts(TransformerBridge):
@@ -84,18 +93,6 @@ class ReadsTexts(TransformerBridge):
         tokens, _ = self._padded(input, prepend_bos, padding_side, truncate)
         return tokens.to(self.cfg.device) if move_to_device else tokens
 
-    @signed_as(TransformerBridge.forward)
-    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens' forward of texts, tokens or embeddings; pads of left-padded texts are masked."""
-        # With more arguments by position, the mask may be among them.
-        masked = len(args) > 2 or kwargs.get("attention_mask") is not None
-        if self._are_texts(input) and not masked and self._side(kwargs.get("padding_side")) == "left":
-            tokens, mask = self._padded(input, kwargs.pop("prepend_bos", None), "left", truncate=True)
-            device = self.cfg.device
-            kwargs |= {"padding_side": None, "attention_mask": mask.to(device)}
-            return super().forward(tokens.to(device), *args, **kwargs)
-        return super().forward(input, *args, **kwargs)
-
     @signed_as(TransformerBridge.generate)
     def generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' `generate`; texts are read by the lens' BOS policy, and only pads are masked."""
@@ -107,17 +104,16 @@ class ReadsTexts(TransformerBridge):
         return super().generate_stream(input, *args, **self._with_mask(input, kwargs))
 
     @signed_as(TransformerBridge.hf_generate)
-    def hf_generate(
-        self, input: Any = "", *args: Any, return_type: str | None = "input", **kwargs: Any
-    ) -> Any:
+    def hf_generate(self, input: Any = "", *args: Any, **kwargs: Any) -> Any:
         """TransformerLens' `hf_generate`; texts are read by the lens' BOS policy, and not by the tokenizer alone."""
+        options = options_of(TransformerBridge.hf_generate, self, input, *args, **kwargs)
         if isinstance(input, Tensor) or self.text_tokenizer is None:
-            return super().hf_generate(input, *args, return_type=return_type, **kwargs)
+            return self._hf_generate(input, options)
         tokens, mask = self._padded(input, None, "left", truncate=False)
         device = self.cfg.device
-        kwargs.setdefault("attention_mask", mask.to(device))
-        output = super().hf_generate(tokens.to(device), *args, return_type="tokens", **kwargs)
-        if return_type == "tokens":
+        options.setdefault("attention_mask", mask.to(device))
+        output = self._hf_generate(tokens.to(device), {**options, "return_type": "tokens"})
+        if options["return_type"] == "tokens":
             return output
         rows = [
             self.tokenizer.decode(row, skip_special_tokens=True)
@@ -125,14 +121,19 @@ class ReadsTexts(TransformerBridge):
         ]
         return rows[0] if isinstance(input, str) else rows
 
-    def padded_lengths(self, input: Any, options: dict[str, Any]) -> Tensor | None:
-        """[batch], how many tokens each of several texts has, where `forward` pads them on the right; else None."""
-        if not self._are_texts(input) or options.get("attention_mask") is not None:
-            return None
-        if self._side(options.get("padding_side")) != "right":
-            return None
-        _, mask = self._padded(input, options.get("prepend_bos"), "right", truncate=True)
-        return mask.sum(-1)
+    def _hf_generate(self, input: Any, options: dict[str, Any]) -> Any:
+        """`hf_generate` from tokens; from texts where only TransformerLens has a tokenizer."""
+        return super().hf_generate(input, **options)
+
+    def _read_padded(self, texts: list[str], options: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Several texts as the ids of a forward with these options: pads on the left are masked in `options`; where
+        they are on the right, the second value says how many tokens each text has [batch]."""
+        side = self._side(options["padding_side"])
+        tokens, mask = self._padded(texts, options["prepend_bos"], side, truncate=True)
+        device = self.cfg.device
+        if side == "left":
+            options["attention_mask"] = mask.to(device)
+        return tokens.to(device), None if side == "left" else mask.sum(-1)
 
     def _are_texts(self, input: Any) -> bool:
         return (

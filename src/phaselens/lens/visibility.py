@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from phaselens.errors import RefusedModel
-from phaselens.lens.components import each_attention
+from phaselens.lens.components import each_attention, probe
 from phaselens.lens.masks import Rule, recording
 
 _PROBE = 4
@@ -77,8 +77,8 @@ def _rules(lens: Any) -> list[Rule]:
     """The rule of each layer, found by one forward of a few tokens."""
     vocabulary = lens.original_model.get_input_embeddings().weight.shape[0]
     tokens = torch.arange(_PROBE, device=lens.device)[None] % vocabulary
-    with torch.no_grad(), recording() as recorder:
-        lens.original_model.base_model(input_ids=tokens, use_cache=False)
+    with recording() as recorder:
+        probe(lens, tokens)
     rules = []
     for layer, attention in enumerate(each_attention(lens)):
         rule = recorder.rule(attention.original_component)

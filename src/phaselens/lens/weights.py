@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families
 from phaselens.lens.blocks import own_module
+from phaselens.lens.components import probe
 from phaselens.lens.precision import LIMITS
 from phaselens.lens.projection import ROUNDINGS, Projection
 
@@ -72,19 +73,20 @@ def projection(lens: Any, layer: int | None, name: str) -> Projection:
     module = part.module
     label = f"{lens.info.label}: {name} of layer {layer} ({type(module).__name__})"
     embedding = lens.original_model.get_input_embeddings().weight
-    norm = None if _is_plain(module) else getattr(module, "rms_norm", None)
+    plain = _is_plain(module)
+    norm = None if plain else getattr(module, "rms_norm", None)
     with torch.no_grad():
         d_in = _d_in(lens, layer, name)
         probes = torch.randn((_PROBES, d_in), generator=torch.Generator().manual_seed(0))
         probes = probes.to(embedding.device, embedding.dtype)
         bias = part(torch.zeros_like(probes[:1]))[0]
-        if _is_plain(module):
+        if plain:
             matrix = part.select(module.weight if isinstance(module, Conv1D) else module.weight.T)
         else:
             matrix = _answers(part, d_in, norm, bias)
         output = part(probes)
         normed = probes if norm is None else norm(probes)
-        roundings = {"": _unchanged} | ({} if _is_plain(module) else ROUNDINGS)
+        roundings = {"": _unchanged} | ({} if plain else ROUNDINGS)
         gaps = {
             rounding: _gap(rounded(normed), matrix, bias, output) for rounding, rounded in roundings.items()
         }
@@ -165,8 +167,7 @@ def read_head_outputs(lens: Any) -> tuple[str, ...]:
         if lens.blocks[layer].attn.o is not None:
             hooks.append((f"blocks.{layer}.attn.hook_z", keep(layer)))
     tokens = torch.zeros((1, 2), dtype=torch.long, device=lens.device)
-    with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
-        lens.original_model.base_model(input_ids=tokens, use_cache=False)
+    probe(lens, tokens, hooks)
     kinds = []
     for layer in range(n_layers):
         given, received = attended[layer], inputs.get(layer)
@@ -233,15 +234,13 @@ def _d_in(lens: Any, layer: int | None, name: str) -> int:
         return int(lens.info.n_heads * lens.info.d_head)
     if name != "mlp.W_out":
         return int(lens.info.d_model)
-    widths: list[int] = []
     module = own_module(lens.blocks[layer].mlp.out)
     for attribute in ("in_features", "nx"):
-        if isinstance(getattr(module, attribute, None), int):
-            widths.append(getattr(module, attribute))
-    if not widths:
-        config = lens.original_model.config
-        widths.append(int(getattr(config, "intermediate_size", None) or 4 * lens.info.d_model))
-    return widths[0]
+        width = getattr(module, attribute, None)
+        if isinstance(width, int):
+            return width
+    config = lens.original_model.config
+    return int(getattr(config, "intermediate_size", None) or 4 * lens.info.d_model)
 
 
 def _is_plain(module: Any) -> bool:

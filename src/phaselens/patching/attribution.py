@@ -50,7 +50,8 @@ def attribute(
 
         return name, hold
 
-    with torch.enable_grad(), lens.hooks(fwd_hooks=[_rooted(lens), *hooks, *map(watch, names)]):
+    watched = lens.hooks(fwd_hooks=[_rooted(lens), *hooks, *map(watch, names)])
+    with torch.enable_grad(), watched, lens.rows.reading(None):
         logits = lens.original_model(input_ids=corrupt.tokens, use_cache=False).logits
         value = metric(logits, corrupt.tokens).sum()
         if not value.requires_grad:

@@ -175,7 +175,7 @@ class Experiment:
             )
         before = rotation(self.lens)
         try:
-            null_rotation(self.lens, layers)
+            null_rotation(self.lens, layers, before=kinds)
         except (
             BaseException
         ):  # Ctrl-C too: without an edit that undo() could take back, nothing may have changed

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, close_matches, is_whole
+from phaselens.lens.points import dimensions, heads_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,9 +27,6 @@ KINDS: dict[str, str] = {
     "pattern": "attn.hook_pattern",
 }
 _MEASURED = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
-_WITH_HEADS = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "hook_attended")
-_MATRIX = ("hook_pattern", "hook_attn_scores")
-_KV = ("hook_k", "hook_v", "hook_rot_k")
 _IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
 
 Places = int | Iterable[int] | str | None
@@ -53,7 +51,7 @@ def layer_of(name: str) -> int | None:
 
 def is_matrix(name: str) -> bool:
     """Whether the point's tensor is [batch, head, query, key]."""
-    return name.endswith(_MATRIX)
+    return dimensions(name)[-2:] == ("query", "key")
 
 
 def row_axis(name: str) -> int:
@@ -63,10 +61,8 @@ def row_axis(name: str) -> int:
 
 def n_heads_of(lens: HookedTransformer, name: str) -> int | None:
     """How many heads the tensor at this point has, or None where it has no axis of heads."""
-    tail = name.rsplit(".", 1)[-1]
-    if tail in _KV:
-        return lens.info.n_kv_heads
-    return lens.info.n_heads if tail in (*_WITH_HEADS, *_MATRIX) else None
+    heads = heads_at(name)
+    return {"head": lens.info.n_heads, "kv_head": lens.info.n_kv_heads}[heads] if heads else None
 
 
 def brief(value: Any) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, require_kind
 from phaselens.lens.info import require_lens
+from phaselens.lens.points import heads_at
 from phaselens.plugin import Batch, Condition, Edit, Proof, Site
 from phaselens.plugin.views import lazy_copy
 
@@ -18,12 +19,6 @@ if TYPE_CHECKING:
 
     from phaselens.lens import HookedTransformer
     from phaselens.lens.projection import Projection
-
-#: Points whose rows are queries at dimension 2, and heads at dimension 1; elsewhere it is 1 and 2.
-_MATRICES = ("hook_pattern", "hook_attn_scores")
-_WITH_HEADS = (
-    "hook_q", "hook_k", "hook_v", "hook_z", "hook_rot_q", "hook_rot_k", "hook_attended", *_MATRICES
-)  # fmt: skip
 
 Hook = tuple[str, Callable[["Tensor", Any], "Tensor | None"]]
 
@@ -101,14 +96,16 @@ class Editor:
     def _new(self, edit: Edit, tensor: Tensor, positions: Tensor) -> Tensor:
         import torch
 
+        from phaselens.lens.interface import version_of
+
         if not callable(edit.to):
             return torch.full_like(tensor, edit.to)
         weight = functools.partial(weight_of, self._lens, edit.layer)
         given = lazy_copy(tensor)
-        before = given._version
+        version = version_of(given)
         batch = None if self._batch is None else self._batch.apart()
         new = edit.to(given, Site(edit.point, edit.layer, lazy_copy(positions), batch, weight))
-        if given._version != before:
+        if version_of(given) != version:
             raise InputError(f"the edit of {edit.point} changed its tensor in place; return a new one")
         if not isinstance(new, torch.Tensor) or new.shape != tensor.shape:
             found = list(new.shape) if isinstance(new, torch.Tensor) else type(new).__name__
@@ -119,8 +116,7 @@ class Editor:
 
 
 def _require_editable(edit: Edit) -> None:
-    last = edit.point.rsplit(".", 1)[-1]
-    if edit.heads is not None and last not in _WITH_HEADS:
+    if edit.heads is not None and heads_at(edit.point) is None:
         raise InputError(f"edit of {edit.point}: it has no heads; leave `heads` out")
     if edit.point.startswith(("unembed", "hook_unembed")):
         raise InputError(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phaselens.data import BOS_POLICIES
+from phaselens.data.tokens import require_bos
 from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.mistakes import kind_of
@@ -102,8 +102,8 @@ class Options:
         for name in ("bos", "device", "dtype"):
             if not isinstance(getattr(self, name), str) and not (name == "bos" and self.bos is None):
                 raise InputError(f"{name} is {kind_of(getattr(self, name))}; give text")
-        if self.bos is not None and self.bos not in BOS_POLICIES:
-            raise InputError(f"bos is {self.bos!r}; {close_matches(str(self.bos), BOS_POLICIES)}")
+        if self.bos is not None:
+            require_bos(self.bos)
         if not isinstance(self.positions, Mapping):
             raise InputError(
                 f"positions is {kind_of(self.positions)}; give a dict from labels to {' or '.join(POSITIONS)}, such as "
