@@ -74,7 +74,11 @@ def test_markdown_tables_are_whole_whatever_a_label_holds() -> None:
 
 def test_markdown_names_the_bos_policy_above_its_warnings() -> None:
     run = made_run("rope", "a*b")
-    assert formats.as_markdown(run).splitlines()[-3:] == ["bos: auto", "", "- drope: a warning"]
+    assert formats.as_markdown(run).splitlines()[-3:] == [
+        "bos: auto (position 0 as the model's tokenizer makes it)",
+        "",
+        "- drope: a warning",
+    ]
     run.models[0] = replace(run.models[0], bos="never")
     assert formats.as_markdown(run).splitlines()[-3] == "bos: rope never, a\\*b auto"
 

@@ -104,7 +104,10 @@ def test_warnings_stand_below() -> None:
 
 def test_the_bos_policy_stands_between_the_tables_and_the_warnings() -> None:
     run = made_run("rope", "[red]drope")
-    assert tables.as_text(run).splitlines()[-2:] == ["bos: auto", "note: drope: a warning"]
+    assert tables.as_text(run).splitlines()[-2:] == [
+        "bos: auto (position 0 as the model's tokenizer makes it)",
+        "note: drope: a warning",
+    ]
     run.models[1] = replace(run.models[1], bos="never")
     assert tables.as_text(run).splitlines()[-2] == "bos: rope auto, [red]drope never"
     run.models.clear()

@@ -114,11 +114,18 @@ def _lines(run: Run, result: MetricResult, display: Display) -> list[list[str]]:
     return lines
 
 
+_POLICY = {
+    "auto": "auto (position 0 as the model's tokenizer makes it)",
+    "always": "always (one BOS token at position 0)",
+    "never": "never (no token is added before a text)",
+}
+
+
 def bos_line(run: Run) -> str:
-    """The BOS policy of the run: `bos: auto`, or by model where they differ, `bos: rope auto, drope never`."""
+    """The BOS policy of the run, explained; or by model where they differ, `bos: rope auto, drope never`."""
     policies = {model.info.label: model.bos for model in run.models}
     if len(set(policies.values())) == 1:
-        return f"bos: {next(iter(policies.values()))}"
+        return f"bos: {_POLICY[next(iter(policies.values()))]}"
     return "bos: " + ", ".join(f"{words.plain(label)} {policy}" for label, policy in policies.items())
 
 
