@@ -13,6 +13,7 @@ from phaselens.lens.positions import null_rotation, restore_rotation
 from phaselens.patching import Experiment, prompt
 from phaselens.testing import tiny_model
 from phaselens.testing.models import tiny_tokenizer
+from tests.marks import first_quick
 
 SCALED: dict[str, tuple[str, dict[str, Any], float]] = {
     "yarn": ("llama", {"rope_type": "yarn", "factor": 4.0}, 0.1 * math.log(4) + 1),
@@ -76,7 +77,7 @@ def test_logits_are_those_of_the_model_with_cos_of_the_factor_and_sin_of_zero(na
     assert torch.allclose(lens.stream(TOKENS, unembed=True), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", first_quick([torch.float64, torch.float32, torch.bfloat16]))
 @pytest.mark.parametrize("name", SCALED)
 def test_nulled_on_loading_while_running_and_in_an_experiment_is_the_same_to_the_bit(name, dtype):
     loaded = phaselens.load(model_of(name, dtype), positions="nope")

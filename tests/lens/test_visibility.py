@@ -15,6 +15,7 @@ from phaselens.errors import RefusedModel
 from phaselens.lens import checks, masks
 from phaselens.lens.visibility import disagreements, measure_windows, visible
 from phaselens.testing import tiny_model
+from tests.marks import first_quick
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 67, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -54,7 +55,7 @@ def model_of(name: str, window: int = W) -> Any:
     return model.double().eval()
 
 
-@pytest.mark.parametrize("name", WINDOWED)
+@pytest.mark.parametrize("name", first_quick(list(WINDOWED), 6))
 def test_a_layer_sees_what_has_weight_in_the_models_own_eager_attention(name):
     model, tokens = model_of(name), torch.arange(3, 23)[None]
     model.set_attn_implementation("eager")
@@ -81,7 +82,7 @@ def test_measuring_windows_takes_a_moment():
     assert time.perf_counter() - start < 0.1
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt-oss", "gpt2"])
+@pytest.mark.parametrize("family", first_quick(["llama", "mistral", "gpt-oss", "gpt2"], 2))
 @pytest.mark.parametrize("wrong", [(7, 6), (4096, 4096), (None, 7), (1, None), (8, None)])
 def test_the_self_check_sees_a_wrong_window_of_any_size(family, wrong):
     lens = phaselens.load(tiny_model(family), label=family)
