@@ -1,12 +1,12 @@
-# `make demo` and `make test` do all their own set-up; nothing has to be installed by hand first.
+# `make demo` and `make test` install everything that they need.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CORPUS ?= corpus
-# A process a core; a file's tests stay together, since they share models.
+# One process per core; the tests of a file stay together, since they share models.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
-# Nothing here may reach a network but the installation itself.
+# Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test check format lint types contract quick pair bench clean

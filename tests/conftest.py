@@ -1,4 +1,4 @@
-"""Settings of the whole suite: no network, one thread (so that float sums always have one order)."""
+"""Settings of the whole suite: no network, and one thread, so that float sums have a fixed order."""
 
 import os
 

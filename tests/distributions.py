@@ -1,4 +1,4 @@
-"""Distributions with plugins, as pip leaves them behind."""
+"""Plugin distributions, laid out as pip installs them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Install = Callable[..., None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Put a distribution with one plugin on the path, and forget this process' plugins before and after."""
+    """Return a function that installs a distribution with one plugin on the path; clear the plugin cache around it."""
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.syspath_prepend(site)
-    made: list[str] = []
+    modules: list[str] = []
 
-    def put(
+    def install_plugin(
         name: str,
         source: str,
         *,
@@ -35,15 +35,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (site / f"{module}.py").write_text(dedent(source))
         folder = site / f"{distribution.replace('-', '_')}-2.5.dist-info"
         folder.mkdir()
-        required = f"Requires-Dist: {requires}\n" if requires else ""
+        requirement = f"Requires-Dist: {requires}\n" if requires else ""
         (folder / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.5\n{required}"
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 2.5\n{requirement}"
         )
         (folder / "entry_points.txt").write_text(f"[phaselens]\n{name} = {value or module}\n")
-        made.append(module)
+        modules.append(module)
         plugins.cache_clear()
 
-    yield put
+    yield install_plugin
     plugins.cache_clear()
-    for module in made:
+    for module in modules:
         sys.modules.pop(module, None)

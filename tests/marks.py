@@ -1,4 +1,4 @@
-"""Which cases of a parametrised test belong to the quick tier."""
+"""Marks that assign cases of a parametrised test to the quick tier."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 
-def first_quick(cases: Sequence[Any], n: int = 1) -> list[Any]:
-    """The same cases; those after the first `n` are left to the whole suite."""
-    later = [
-        pytest.param(*(each if isinstance(each, tuple) else (each,)), marks=pytest.mark.slow)
-        for each in cases[n:]
+def mark_later_slow(cases: Sequence[Any], n: int = 1) -> list[Any]:
+    """Mark all cases after the first `n` as slow."""
+    slow_cases = [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+        for case in cases[n:]
     ]
-    return [*cases[:n], *later]
+    return [*cases[:n], *slow_cases]

@@ -1,4 +1,4 @@
-"""A word tokenizer and small checkpoints for tests of runs; random weights, nothing is downloaded."""
+"""A word tokenizer and small checkpoints with random weights; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def toy_tokenizer(*, bos: bool = True, adds_bos: bool = True) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2} | {word: 3 + place for place, word in enumerate(WORDS)}
+    vocabulary = {"<s>": 0, "</s>": 1, "<unk>": 2} | {word: 3 + index for index, word in enumerate(WORDS)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     if bos and adds_bos:
@@ -23,7 +23,7 @@ def toy_tokenizer(*, bos: bool = True, adds_bos: bool = True) -> Any:
 
 
 def toy_lens(family: str = "llama", *, label: str | None = None, seed: int = 0, **overrides: Any) -> Any:
-    """A lens around a tiny random model, with the toy tokenizer for texts."""
+    """A lens of a tiny random model, with the toy tokenizer for texts."""
     import phaselens
     from phaselens.testing import tiny_model
 
@@ -33,12 +33,12 @@ def toy_lens(family: str = "llama", *, label: str | None = None, seed: int = 0, 
 
 
 def letters(n: int, start: int = 0) -> str:
-    """A text of `n` words."""
-    return " ".join(WORDS[(start + 7 * place) % len(WORDS)] for place in range(n))
+    """A text of `n` one-letter words."""
+    return " ".join(WORDS[(start + 7 * index) % len(WORDS)] for index in range(n))
 
 
 def save_checkpoint(folder: Path, family: str = "llama", *, seed: int = 0, **overrides: Any) -> Path:
-    """A folder with a tiny model and the tokenizer, as `phaselens run FOLDER` takes it."""
+    """Save a tiny model and the toy tokenizer into a folder for `phaselens run FOLDER`."""
     from phaselens.testing import tiny_model
 
     tiny_model(family, seed=seed, **overrides).save_pretrained(folder)
@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, family: str = "llama", *, seed: int = 0, **ove
 
 
 def save_in_hub_cache(cache: Path, name: str, family: str = "llama", **overrides: Any) -> Path:
-    """The same as a cached repository of the hub, under `cache` (HF_HUB_CACHE); the folder of its one revision."""
+    """Save a checkpoint as a hub repository cached under `cache` (HF_HUB_CACHE); return the folder of its revision."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
@@ -56,7 +56,7 @@ def save_in_hub_cache(cache: Path, name: str, family: str = "llama", **overrides
 
 
 def toy_info(*, n_layers: int = 2, n_heads: int = 2, window: int | None = None, label: str = "toy") -> Any:
-    """The facts of a model that does not exist, for metrics that are fed by hand."""
+    """A ModelInfo without a model, for metrics that a test feeds directly."""
     from phaselens.testing import model_info
 
     return model_info(

@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/metrics.md: every metric's parameters, tables and columns, from its class.
+"""Write the generated parts of docs/metrics.md: every metric's parameters, tables and columns, from its class.
 
 python tools/metric_reference.py            rewrite docs/metrics.md
 python tools/metric_reference.py --check    exit with 1 if it is out of date
@@ -19,7 +19,7 @@ BEGIN, END = "<!-- generated: {} -->", "<!-- end of {} -->"
 
 
 def reference(metric: type[Metric[Any]]) -> str:
-    """Definition by default, parameters, tables and columns of one metric, as Markdown."""
+    """Return default definition, parameters, tables and columns of a metric, as Markdown."""
     default = metric.Params()
     lines = [f"By default: {metric.define(default)}.", "", f"Source: {metric.citation}.", ""]
     if metric.Params.specs():
@@ -45,16 +45,20 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def rewritten(page: str) -> str:
-    """`page` with each generated part made anew. ValueError where a built-in metric has no place on it."""
-    for each in plugins().registered:
-        if each.distribution != "phaselens":
+def with_reference(page: str) -> str:
+    """Return `page` with its generated parts rewritten.
+
+    Raises:
+        ValueError: if the page has no part for a built-in metric.
+    """
+    for plugin in plugins().registered:
+        if plugin.distribution != "phaselens":
             continue
-        begin, end = BEGIN.format(each.name), END.format(each.name)
+        begin, end = BEGIN.format(plugin.name), END.format(plugin.name)
         pattern = re.compile(re.escape(begin) + r".*?" + re.escape(end), re.DOTALL)
         if len(pattern.findall(page)) != 1:
             raise ValueError(f"docs/metrics.md needs one `{begin}` … `{end}`")
-        block = f"{begin}\n{reference(plugins().metric(each.name))}\n{end}"
+        block = f"{begin}\n{reference(plugins().metric(plugin.name))}\n{end}"
         page = pattern.sub(lambda _, block=block: block, page)
     return page
 
@@ -63,11 +67,11 @@ def main() -> int:
     """Rewrite the page, or check it."""
     parser = argparse.ArgumentParser(description="Generated parts of docs/metrics.md")
     parser.add_argument("--check", action="store_true")
-    before = PAGE.read_text(encoding="utf-8")
-    after = rewritten(before)
+    stored_page = PAGE.read_text(encoding="utf-8")
+    current_page = with_reference(stored_page)
     if parser.parse_args().check:
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
+        return int(stored_page != current_page)
+    PAGE.write_text(current_page, encoding="utf-8")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The tour of docs/patching.md as a notebook, docs/patching.ipynb: the same words and the same code, executed.
+"""Write docs/patching.ipynb: the text and the code of docs/patching.md as an executed notebook.
 
 python -m tools.patching_notebook
 """
@@ -8,50 +8,57 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, NOTEBOOK = DOCS / "patching.md", DOCS / "patching.ipynb"
 _BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
 
 
-def notebook() -> Any:
-    """The page's cells, not executed. Their ids are their places, so that it is always the same."""
+def notebook() -> NotebookNode:
+    """Return the page's cells, not executed. Their ids are their indices, so that they are the same each time."""
     import nbformat
 
-    made = nbformat.v4.new_notebook()
-    # Code stands at odd places.
-    for place, part in enumerate(_BLOCK.split(PAGE.read_text(encoding="utf-8"))):
-        text = part.strip("\n")
+    cells = []
+    # The split puts code at odd indices.
+    for index, block in enumerate(_BLOCK.split(PAGE.read_text(encoding="utf-8"))):
+        text = block.strip("\n")
         if text:
-            new = nbformat.v4.new_code_cell if place % 2 else nbformat.v4.new_markdown_cell
-            made.cells.append(new(text, id=f"cell-{place}"))
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return made
+            new_cell = nbformat.v4.new_code_cell if index % 2 else nbformat.v4.new_markdown_cell
+            cells.append(new_cell(text, id=f"cell-{index}"))
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
 
 
-def execute(made: Any, folder: str | Path) -> Any:
-    """Run all cells, files going into `folder`. An error in one of them is raised."""
+def execute(page: NotebookNode, folder: str | Path) -> NotebookNode:
+    """Run all cells in `folder`, into which they write their files. An error in a cell is raised."""
     from nbclient import NotebookClient
 
     client = NotebookClient(
-        made, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        page,
+        timeout=600,
+        kernel_name="python3",
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
     )
     return client.execute()
 
 
 def main() -> None:
-    """Write the notebook, with what its cells print."""
+    """Write the notebook with the output of its cells."""
     import nbformat
 
     with tempfile.TemporaryDirectory() as folder:
-        made = execute(notebook(), folder)
-    for cell in made.cells:
+        executed = execute(notebook(), folder)
+    for cell in executed.cells:
         cell.metadata.pop("execution", None)  # times of day
-        if cell.cell_type == "code":  # what libraries have to say of this machine
-            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
-    made.metadata.pop("language_info", None)  # this machine's Python
-    nbformat.write(made, NOTEBOOK)
+        if cell.cell_type == "code":  # warnings of libraries about this machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    executed.metadata.pop("language_info", None)  # this machine's Python
+    nbformat.write(executed, NOTEBOOK)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import phaselens.plugin
 from phaselens.plugin import hookspecs
 
 PAGE = Path(__file__).parents[1] / "docs" / "plugins" / "reference.md"
-#: In the order in which an author meets them; the rest of the public names follows.
-FIRST = (
+#: Names in the order in which an author needs them; the other public names follow.
+LISTED_FIRST = (
     "Metric",
     "LayerView",
     "Batch",
@@ -27,8 +27,8 @@ FIRST = (
     "Condition",
     "Edit",
     "Site",
-    "Prompt",
-    "Outcome",
+    "TaskPrompt",
+    "TextOutcome",
 )
 HOOK_EXAMPLES = {
     "phaselens_metrics": '    return [MyMetric, "my_package.late:Another"]',
@@ -39,24 +39,27 @@ HOOK_EXAMPLES = {
 }
 #: Public names that are neither classes nor functions.
 OTHERS = {
-    "BASELINE": "The condition without an edit, which `record` is given for the model as it is.",
+    "BASELINE": "The condition without edits; `record` receives it for the unedited model.",
     "CAUSAL_TABLES": "The specs of a causal metric's tables `texts`, `conditions` and `contrasts`.",
-    "Cell": "What a table's cell may hold: str, int, a finite float, or None for missing.",
+    "CellValue": "What a table's cell may hold: str, int, a finite float, or None for missing.",
+    "TOO_FEW_TEXTS": "Code of a warning that intervals are missing because fewer than two texts have a value. "
+    "`phaselens.patching`, which measures one prompt and shows no interval, leaves out warnings with this code.",
+    "ConditionKey": "Name, layer and seed of a condition: `tuple[str, int | None, int | None]`.",
     "MODEL": "The column `model`, which a run puts before all others.",
     "hookimpl": "Marks a function of a plugin's module as the implementation of the hook of its name.",
 }
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     lines = [
         "# Reference of the plugin API",
         "",
-        "Made from the code by `python -m tools.plugin_reference`; change the docstrings, not this page.",
+        "Generated from the code by `python -m tools.plugin_reference`; change the docstrings, not this page.",
         "",
         "## Hooks",
         "",
-        "A plugin's module implements any of these, each marked with `@hookimpl`, and takes what arguments it needs.",
+        "A plugin's module implements any of these, each marked with `@hookimpl`, and takes the arguments it needs.",
         "",
         *_hooks(),
         "## Classes and functions",
@@ -65,8 +68,8 @@ def page() -> str:
         "",
     ]
     names = [
-        *FIRST,
-        *sorted(set(phaselens.plugin.__all__) - set(FIRST), key=lambda name: (name.lower(), name)),
+        *LISTED_FIRST,
+        *sorted(set(phaselens.plugin.__all__) - set(LISTED_FIRST), key=lambda name: (name.lower(), name)),
     ]
     for name in names:
         lines += _entry(name)
@@ -82,30 +85,30 @@ def _hooks() -> Iterator[str]:
 
 
 def _entry(name: str) -> list[str]:
-    found = getattr(phaselens.plugin, name)
-    if inspect.isclass(found):
-        return [f"### `{name}`", "", _text(found), "", *_fields(found), *_methods(found)]
-    if callable(found) and inspect.isfunction(inspect.unwrap(found)):
-        return [f"### `{name}{_signature(inspect.unwrap(found))}`", "", _text(found), ""]
+    member = getattr(phaselens.plugin, name)
+    if inspect.isclass(member):
+        return [f"### `{name}`", "", _text(member), "", *_fields(member), *_methods(member)]
+    if callable(member) and inspect.isfunction(inspect.unwrap(member)):
+        return [f"### `{name}{_signature(inspect.unwrap(member))}`", "", _text(member), ""]
     return [f"### `{name}`", "", OTHERS[name], ""]
 
 
-def _fields(found: type) -> list[str]:
-    if not dataclasses.is_dataclass(found):
+def _fields(member: type) -> list[str]:
+    if not dataclasses.is_dataclass(member):
         return []
     fields = [
         f"`{field.name}: {field.type}`"
-        for field in dataclasses.fields(found)
+        for field in dataclasses.fields(member)
         if not field.name.startswith("_")
     ]
     return [f"Fields: {', '.join(fields)}.", ""] if fields else []
 
 
-def _methods(found: type) -> list[str]:
+def _methods(public_class: type) -> list[str]:
     lines = []
-    for name, member in vars(found).items():
+    for name, member in vars(public_class).items():
         plain = member.__func__ if isinstance(member, classmethod | staticmethod) else member
-        if name.startswith("_") or name in getattr(found, "__dataclass_fields__", {}):
+        if name.startswith("_") or name in getattr(public_class, "__dataclass_fields__", {}):
             continue
         if isinstance(plain, property) or hasattr(plain, "attrname"):
             lines.append(f"* `{name}`: {_text(plain)}")
@@ -118,10 +121,10 @@ def _signature(function: object) -> str:
     return str(inspect.signature(function)).replace("'", "")  # type: ignore[arg-type]
 
 
-def _text(found: object) -> str:
-    """The docstring; the lines of a paragraph joined, examples as code."""
+def _text(documented: object) -> str:
+    """Return the docstring, with the lines of a paragraph joined and examples as code."""
     parts = []
-    for paragraph in (inspect.getdoc(found) or "").split("\n\n"):
+    for paragraph in (inspect.getdoc(documented) or "").split("\n\n"):
         is_code = paragraph.startswith(">>>") or all(
             line.startswith("    ") for line in paragraph.splitlines()
         )

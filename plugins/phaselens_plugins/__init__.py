@@ -1,1 +1,1 @@
-"""The metrics that come with PhaseLens, a file each, written against the public plugin API."""
+"""Built-in metrics of PhaseLens, one module per metric, written against the public plugin API."""

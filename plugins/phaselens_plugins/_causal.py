@@ -1,7 +1,7 @@
-"""What the ablations share: another position as a control, layers named in text, and where a loss changes.
+"""Shared parts of the ablations: controls at another position, parsing of layers, and the table `reach`.
 
-Position 0 matters in two ways: its own residual predicts the first token, and all later positions attend to it.
-Only the second is a dependence on a sink, so the two are told apart in the table `reach`.
+Position 0 matters in two ways: its own residual predicts the first token, and all later positions attend to it. Only
+the second is a dependence on a sink, so `reach` separates the two.
 """
 
 from __future__ import annotations
@@ -13,109 +13,131 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from phaselens.plugin import (
     BASELINE,
+    Batch,
     CausalMetric,
     Column,
     Condition,
+    ConditionKey,
     Edit,
     InputError,
     Metric,
     ModelInfo,
-    Outcome,
     Params,
     Site,
     Table,
     TableSpec,
+    TextOutcome,
     interval_help,
     param,
 )
+from phaselens_plugins._common import TableRow
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
 P = TypeVar("P", bound=Params)
+Outer = TypeVar("Outer")
+Inner = TypeVar("Inner")
+Value = TypeVar("Value")
 
-SEEDS = 3
-"""Positions drawn for the control of a condition, one a seed."""
+DEFAULT_SEEDS = 3
+"""Default number of positions drawn for a condition's control, one per seed."""
 
 
 def control_seeds(control: str = "the control") -> Any:
-    """The parameter that says how many."""
-    what = f"positions drawn for {control}, one after the other; 0: no control"
-    return param(SEEDS, help=what, unit="positions", minimum=0)
+    """Return the parameter for the number of positions drawn for a control."""
+    help_text = f"positions drawn for {control}, one after the other; 0: no control"
+    return param(DEFAULT_SEEDS, help=help_text, unit="positions", minimum=0)
 
 
-_INTERVAL = interval_help(paired=True)
+def paired_interval_columns(unit: str, prefix: str) -> tuple[Column, Column]:
+    """Return the columns `…_low` and `…_high` of a paired interval over texts."""
+    help_text = interval_help(paired=True)
+    return Column(f"{prefix}_low", float, unit, help_text), Column(f"{prefix}_high", float, unit, help_text)
+
+
 REACH = TableSpec(
     "reach",
     (
         Column("condition", str, None, "the condition's name"),
-        Column("layer", int, "index", "the layer it concerns, 0-based"),
+        Column("layer", int, "index", "the condition's layer, 0-based"),
         Column(
             "delta_first",
             float,
             "nats/token",
-            "added to the loss of the first predicted token, mean over texts",
+            "change of the loss of the first predicted token, mean over texts",
         ),
-        Column("first_low", float, "nats/token", _INTERVAL),
-        Column("first_high", float, "nats/token", _INTERVAL),
+        *paired_interval_columns("nats/token", "first"),
         Column(
-            "delta_later", float, "nats/token", "added to the loss of all later tokens, mean over all of them"
+            "delta_later",
+            float,
+            "nats/token",
+            "change of the loss of all later tokens, mean over these tokens",
         ),
-        Column("later_low", float, "nats/token", _INTERVAL),
-        Column("later_high", float, "nats/token", _INTERVAL),
-        Column("n_texts", int, "texts", "texts with such later tokens"),
+        *paired_interval_columns("nats/token", "later"),
+        Column("n_texts", int, "texts", "texts with later tokens"),
     ),
-    "the first predicted token is position 0's own; later ones see position 0 by attention only",
+    "position 0 itself predicts the first token; later predictions see position 0 by attention only",
 )
 
 
-def elsewhere(length: int, content: str, seed: int) -> int | None:
-    """A position other than 0 that a token is predicted from, by chance; None in a text without one.
+def content_keys(batch: Batch) -> Sequence[str]:
+    """Return a hash of each text's content, which identifies the text."""
+    return batch.hashes or batch.texts
 
-    The draw depends on what the text says and on the seed alone. The last token predicts nothing: to edit it could
-    change no loss, so it is drawn only where there is no other.
 
-    >>> elsewhere(2, "a", 0), elsewhere(1, "a", 0), elsewhere(9, "a", 0) == elsewhere(9, "a", 0)
-    (1, None, True)
+def draw_other_position(length: int, content: str, seed: int) -> int | None:
+    """Return a random position other than 0 from which a token is predicted; None in a text without one.
+
+    The draw depends on the text's content and on the seed alone. The last token predicts nothing, so an edit there
+    cannot change the loss: it is drawn only where there is no other position.
+
+    >>> draw_other_position(2, "a", 0), draw_other_position(1, "a", 0)
+    (1, None)
+    >>> draw_other_position(9, "a", 0) == draw_other_position(9, "a", 0)
+    True
     """
     if length < 2:
         return None
-    drawn = int.from_bytes(hashlib.sha256(f"{seed} {content}".encode()).digest()[:8])
-    return 1 + drawn % max(1, length - 2)
+    number = int.from_bytes(hashlib.sha256(f"{seed} {content}".encode()).digest()[:8])
+    return 1 + number % max(1, length - 2)
 
 
 @dataclass(frozen=True)
-class ZeroElsewhere:
-    """The control of an edit of position 0: writes 0 at one position of each text, drawn by `elsewhere`."""
+class ZeroOtherPosition:
+    """Edit function of the control of an edit of position 0: writes 0 at one position per text, drawn at random."""
 
     seed: int
 
     def __call__(self, tensor: Tensor, site: Site) -> Tensor:
-        """tensor [batch, pos, …] → the same with one row of each text 0."""
+        """Return a copy of tensor [batch, pos, …] with one row of each text set to 0."""
         import torch
 
         if site.batch is None:
-            raise LookupError(f"{site.point}: another position is drawn by what a text says; run it on texts")
-        contents = site.batch.hashes or site.batch.texts
+            raise LookupError(
+                f"{site.point}: the position depends on the text's content; run this condition on texts"
+            )
         drawn = [
-            elsewhere(length, content, self.seed)
-            for length, content in zip(site.batch.lengths, contents, strict=True)
+            draw_other_position(length, content, self.seed)
+            for length, content in zip(site.batch.lengths, content_keys(site.batch), strict=True)
         ]
-        chosen = torch.tensor([-1 if one is None else one for one in drawn], device=tensor.device)
-        hit = site.positions.to(tensor.device) == chosen[:, None]
-        return tensor.masked_fill(hit.view(*hit.shape, *(1 for _ in tensor.shape[2:])), 0.0)
+        targets = torch.tensor(
+            [-1 if position is None else position for position in drawn], device=tensor.device
+        )
+        mask = site.positions.to(tensor.device) == targets[:, None]
+        return tensor.masked_fill(mask.view(*mask.shape, *(1 for _ in tensor.shape[2:])), 0.0)
 
 
-def at_bos(
-    name: str, points: Sequence[str], layer: int | None, seeds: int, params: Mapping[str, Any]
+def zero_bos_conditions(
+    name: str, points: Sequence[str], layer: int | None, seeds: int, params: Mapping[str, object]
 ) -> Iterator[Condition]:
-    """Position 0 := 0 at these points, and for each seed its control, the same at another position."""
+    """Yield the condition that sets position 0 to 0 at these points, and one control at another position per seed."""
     yield Condition(name, [Edit(point, 0.0, positions=[0]) for point in points], layer, params=params)
     for seed in range(seeds):
         yield Condition(
             f"other position: {name}",
-            [Edit(point, ZeroElsewhere(seed)) for point in points],
+            [Edit(point, ZeroOtherPosition(seed)) for point in points],
             layer,
             seed=seed,
             control_for=name,
@@ -124,102 +146,112 @@ def at_bos(
 
 
 class Ablation(CausalMetric[P]):
-    """A causal metric that also keeps what a condition does to the first predicted token and to the later ones."""
+    """A causal metric with the table `reach`: losses of the first predicted token, and of all later ones."""
 
     def setup(self) -> None:
-        """[first, sum of the later] nats of each text, by condition."""
+        """Start with no losses."""
         super().setup()
-        self.split: dict[tuple[str, int | None, int | None], dict[int, tuple[float, float]]] = {}
+        #: Loss of the first predicted token and sum over the later ones, in nats, by condition and text index.
+        self.split_losses: dict[ConditionKey, dict[int, tuple[float, float]]] = {}
 
-    def record(self, condition: Condition, outcome: Outcome) -> None:
-        """Also keeps the first predicted token's loss by itself."""
+    def record(self, condition: Condition, outcome: TextOutcome) -> None:
+        """Record the loss, and that of the first predicted token separately."""
         super().record(condition, outcome)
         if len(outcome.loss):
-            first, later = float(outcome.loss[0]), float(outcome.loss[1:].sum(dtype="float64"))
-            self.split.setdefault(condition.key, {})[outcome.index] = first, later
+            losses = float(outcome.loss[0]), float(outcome.loss[1:].sum(dtype="float64"))
+            self.split_losses.setdefault(condition.key, {})[outcome.index] = losses
 
     def merge(self, other: Metric[P]) -> None:
-        """Also the split losses."""
+        """Merge another instance, with its losses split at the first token."""
         super().merge(other)
         if isinstance(other, Ablation):
-            for key, found in other.split.items():
-                self.split.setdefault(key, {}).update(found)
+            merge_nested(self.split_losses, other.split_losses)
 
     def compute(self) -> Mapping[str, Table]:
-        """Also the table `reach`."""
-        return {**super().compute(), "reach": self.table("reach", self._reach())}
+        """Return the tables of every causal metric, and `reach`."""
+        return {**super().compute(), "reach": self.table("reach", self._reach_rows())}
 
-    def _reach(self) -> Iterator[tuple[Any, ...]]:
+    def _reach_rows(self) -> Iterator[TableRow]:
         import numpy as np
 
         from phaselens.uncertainty import compare_conditions, paired_interval
 
-        indices = [index for index in self.losses.by_content if index in self.split.get(BASELINE.key, {})]
+        with_loss = self.split_losses.get(BASELINE.key, {})
+        indices = [index for index in self.losses.by_content if index in with_loss]
         n_later = self.losses.n_predicted(indices) - 1
-        base = self._split_of([BASELINE], indices, n_later)
-        groups: dict[tuple[str, int | None], list[Condition]] = {}
-        for condition in self.losses.conditions.values():
-            groups.setdefault((condition.name, condition.layer), []).append(condition)
+        first_unedited, later_unedited = self._mean_losses([BASELINE], indices, n_later)
         if not indices:
             return
-        for (name, layer), repeats in groups.items():
-            if any(self.losses.refusal(one) for one in repeats):
+        for (name, layer), repeats in self.losses.repeats.items():
+            if any(self.losses.no_effect_reason(repeat) for repeat in repeats):
                 continue
-            found = self._split_of(repeats, indices, n_later)
-            present = np.isfinite(found[0]) & np.isfinite(base[0])
-            first = [
-                each.tolist() for each in paired_interval(found[0], base[0], present=present, seed=self.seed)
-            ]
-            later = compare_conditions(base[1], found[1][:, None], n_later, seed=self.seed)[0]
-            for what, why in later.reasons.items():
-                if what in ("delta_nats", "delta_low"):
-                    self.warn(f"{name}: {what} of later tokens is null: {why}")
-            nats = later.delta_nats, later.delta_low, later.delta_high
-            yield name, layer, *first, *nats, int((n_later > 0).sum())
+            first_edited, later_edited = self._mean_losses(repeats, indices, n_later)
+            first_interval = paired_interval(
+                first_edited,
+                first_unedited,
+                present=np.isfinite(first_edited) & np.isfinite(first_unedited),
+                seed=self.seed,
+            )
+            later = compare_conditions(later_unedited, later_edited[:, None], n_later, seed=self.seed)[0]
+            for field, reason in later.reasons.items():
+                if field in ("delta_nats", "delta_low"):
+                    self.warn(f"{name}: {field} of later tokens is missing: {reason}")
+            yield (
+                name, layer, *(number.tolist() for number in first_interval), later.delta_nats, later.delta_low,
+                later.delta_high, int((n_later > 0).sum()),
+            )  # fmt: skip
 
-    def _split_of(
+    def _mean_losses(
         self, repeats: Sequence[Condition], indices: Sequence[int], n_later: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Loss [text] of the first predicted token, and mean loss [text] of the later ones (0 where there are none)."""
+        """Return losses [text] of the first predicted token, and mean losses [text] of later ones (0 without any)."""
         import numpy as np
 
-        found = np.array([[self.split[one.key][index] for index in indices] for one in repeats])
-        # Around the first one: repeats that agree give their value and no rounding.
-        mean = found[0] + (found - found[0]).mean(0)
-        mean = mean.reshape(len(indices), 2)
+        losses = np.array([[self.split_losses[repeat.key][index] for index in indices] for repeat in repeats])
+        # The mean is taken around the first repeat: equal repeats then give their value without rounding.
+        mean = (losses[0] + (losses - losses[0]).mean(0)).reshape(len(indices), 2)
         return mean[:, 0], mean[:, 1] / np.maximum(n_later, 1)
 
 
-def layer_ranges(asked: str) -> list[tuple[int, int]] | None:
-    """First and last layer of each range that a text names; None for `all`.
+def layer_ranges(text: str) -> list[tuple[int, int]] | None:
+    """Return the first and last layer of each range that a text names; None for `all`.
 
     Raises:
-        InputError: what is wrong with it, in words.
+        InputError: for a part that is neither a layer nor a range.
 
     >>> layer_ranges("0,2-4"), layer_ranges("all")
     ([(0, 0), (2, 4)], None)
     """
-    if asked.strip() == "all":
+    if text.strip() == "all":
         return None
     ranges = []
-    for part in asked.split(","):
-        first, dash, last = (each.strip() for each in part.partition("-"))
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise InputError(f"layers: {part.strip()!r} is no layer and no range; write all, or 0,2-4")
-        ranges.append((int(first), int(last if dash else first)))
+    for entry in text.split(","):
+        start, dash, end = (number.strip() for number in entry.partition("-"))
+        if not start.isdecimal() or (dash and not end.isdecimal()) or (dash and int(end) < int(start)):
+            raise InputError(f"layers: {entry.strip()!r} is neither a layer nor a range; write all, or 0,2-4")
+        ranges.append((int(start), int(end if dash else start)))
     return ranges
 
 
-def layers_in(asked: str, model: ModelInfo) -> list[int]:
-    """Layers of the model that a text names, ascending; InputError for one that the model does not have."""
-    ranges = layer_ranges(asked)
-    for _, last in ranges or []:
-        require_layer(last, model)
-    pairs = [(0, model.n_layers - 1)] if ranges is None else ranges
-    return sorted({layer for first, last in pairs for layer in range(first, last + 1)})
+def parse_layers(text: str, model: ModelInfo) -> list[int]:
+    """Return the layers of the model that a text names, ascending; raise InputError for one that it does not have."""
+    ranges = layer_ranges(text)
+    if ranges is None:
+        return list(range(model.n_layers))
+    for _, end in ranges:
+        require_layer(end, model)
+    return sorted({layer for start, end in ranges for layer in range(start, end + 1)})
 
 
 def require_layer(layer: int | None, model: ModelInfo) -> None:
     """Raise InputError for a layer that the model does not have."""
     if layer is not None and layer >= model.n_layers:
         raise InputError(f"layer is {layer}, but {model.label} has layers 0 to {model.n_layers - 1}")
+
+
+def merge_nested(
+    target: dict[Outer, dict[Inner, Value]], source: Mapping[Outer, Mapping[Inner, Value]]
+) -> None:
+    """Add the inner entries of `source` to those of `target`."""
+    for key, entries in source.items():
+        target.setdefault(key, {}).update(entries)

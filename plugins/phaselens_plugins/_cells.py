@@ -1,145 +1,148 @@
-"""Cells (head × dimension) of queries and keys: chosen on some texts, overwritten in others.
+"""Cells (head × dimension) of queries and keys: selected on some texts, overwritten in others.
 
-A cell that is chosen on the text it is then tried on, or on a pass that was already disturbed, is not the cell that an
-undisturbed model uses in general. So texts are dealt into folds by what they say; for the texts of a fold, cells and
-the values written into them come from the clean passes of the other folds' texts.
+A cell selected on the text that it is tested on, or in a disturbed pass, is not the cell that an undisturbed model uses
+in general. So texts are split into folds by content; for the texts of a fold, cells and the values written into them
+come from clean passes over the texts of the other folds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+from phaselens_plugins._causal import content_keys, merge_nested
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from phaselens.plugin import Batch, LayerView, Site
+    from phaselens.plugin import LayerView, Site
 
 
-#: Where: layer and tensor, `q` or `k`.
-Place = tuple[int, str]
-
-
-def contents(batch: Batch) -> Sequence[str]:
-    """What tells texts apart: a hash of what each says."""
-    return batch.hashes or batch.texts
+#: A layer and a tensor, `q` or `k`.
+LayerPoint: TypeAlias = tuple[int, str]
 
 
 @dataclass
-class Moments:
-    """Of every text, Σ x² and Σ x over its tokens, [head, d_head] by layer and tensor; float64.
+class CellMoments:
+    """Sums over each text's tokens, Σ x² and Σ x, [head, d_head] by text and by layer and tensor; float64.
 
-    Texts that say the same count once. It can be pickled and merged in any order.
+    Texts of equal content count once. Moments can be pickled, and merged in any order.
     """
 
-    squares: dict[str, dict[Place, np.ndarray]] = field(default_factory=dict)
-    sums: dict[str, dict[Place, np.ndarray]] = field(default_factory=dict)
+    squares: dict[str, dict[LayerPoint, np.ndarray]] = field(default_factory=dict)
+    sums: dict[str, dict[LayerPoint, np.ndarray]] = field(default_factory=dict)
     n_tokens: dict[str, int] = field(default_factory=dict)
 
     def add(self, layer: LayerView, points: Mapping[str, str]) -> None:
-        """Take in the states [batch, pos, head, d_head] at `points`, by tensor, without their pads."""
+        """Add the states [batch, pos, head, d_head] at `points`, by tensor, without their pads."""
         batch = layer.batch
-        self.n_tokens.update(zip(contents(batch), batch.lengths, strict=True))
+        self.n_tokens.update(zip(content_keys(batch), batch.lengths, strict=True))
         for tensor, point in points.items():
-            place, states = (layer.index or 0, tensor), layer.float64(point)
-            for row, (content, length) in enumerate(zip(contents(batch), batch.lengths, strict=True)):
-                own = states[row, :length]
-                self.squares.setdefault(content, {})[place] = own.square().sum(0).cpu().numpy()
-                self.sums.setdefault(content, {})[place] = own.sum(0).cpu().numpy()
+            layer_point, states = (layer.index or 0, tensor), layer.float64(point)
+            for row, (text, length) in enumerate(zip(content_keys(batch), batch.lengths, strict=True)):
+                text_states = states[row, :length]
+                self.squares.setdefault(text, {})[layer_point] = text_states.square().sum(0).cpu().numpy()
+                self.sums.setdefault(text, {})[layer_point] = text_states.sum(0).cpu().numpy()
 
-    def merge(self, other: Moments) -> None:
-        """Take over what `other` saw."""
-        for mine, theirs in ((self.squares, other.squares), (self.sums, other.sums)):
-            for content, found in theirs.items():
-                mine.setdefault(content, {}).update(found)
+    def merge(self, other: CellMoments) -> None:
+        """Add the moments of `other`."""
+        merge_nested(self.squares, other.squares)
+        merge_nested(self.sums, other.sums)
         self.n_tokens.update(other.n_tokens)
 
     @property
-    def places(self) -> list[Place]:
+    def layer_points(self) -> list[LayerPoint]:
         """Layers and tensors, in order."""
-        return sorted({place for found in self.squares.values() for place in found})
+        return sorted({layer_point for squares in self.squares.values() for layer_point in squares})
 
     @property
-    def usable(self) -> list[str]:
-        """Texts whose states are finite, ordered by what they say."""
+    def usable_texts(self) -> list[str]:
+        """Texts whose states are finite, ordered by content."""
         import numpy as np
 
         return sorted(
-            content
-            for content, found in self.squares.items()
-            if all(bool(np.isfinite(each).all()) for each in found.values())
+            text
+            for text, squares in self.squares.items()
+            if all(bool(np.isfinite(array).all()) for array in squares.values())
         )
 
-    def squared(self, texts: Iterable[str], place: Place) -> np.ndarray:
-        """M² [head, d_head]: Σ x² over all tokens of these texts."""
+    def sum_of_squares(self, text_ids: Iterable[str], layer_point: LayerPoint) -> np.ndarray:
+        """Return M² [head, d_head]: Σ x² over all tokens of these texts."""
         import numpy as np
 
-        total: np.ndarray = np.sum([self.squares[text][place] for text in texts], axis=0)
+        total: np.ndarray = np.sum([self.squares[text][layer_point] for text in text_ids], axis=0)
         return total
 
-    def mean(self, texts: Sequence[str], place: Place) -> np.ndarray:
-        """Mean [head, d_head] over all tokens of these texts."""
+    def mean(self, text_ids: Sequence[str], layer_point: LayerPoint) -> np.ndarray:
+        """Return the mean [head, d_head] over all tokens of these texts."""
         import numpy as np
 
-        total: np.ndarray = np.sum([self.sums[text][place] for text in texts], axis=0)
-        return total / sum(self.n_tokens[text] for text in texts)
+        total: np.ndarray = np.sum([self.sums[text][layer_point] for text in text_ids], axis=0)
+        return total / sum(self.n_tokens[text] for text in text_ids)
 
 
 @dataclass(frozen=True)
 class Folds:
-    """Texts dealt into folds. `of` says which one a text is in; `others[fold]` are the usable texts outside of it.
+    """A split of texts into folds.
 
-    There is one more entry in `others` than there are folds: all usable texts, for texts that are in no fold.
+    Attributes:
+        fold_of: the fold of each text.
+        selection_texts: by fold, the usable texts outside of it, on which its cells are selected. One more entry, the
+            last, has all usable texts, for texts that are in no fold.
     """
 
-    of: Mapping[str, int]
-    others: Sequence[Sequence[str]]
+    fold_of: Mapping[str, int]
+    selection_texts: Sequence[Sequence[str]]
 
     @classmethod
-    def deal(cls, moments: Moments, n: int) -> Folds | None:
-        """`n` folds, or as many as there are texts; None where a text would have no other to choose on."""
-        usable = moments.usable
+    def split(cls, moments: CellMoments, n: int) -> Folds | None:
+        """Split into `n` folds, or one per text if there are fewer; None if there are no other texts to select on."""
+        usable = moments.usable_texts
         n = min(n, len(usable))
         if n < 2:
             return None
-        of = {text: place % n for place, text in enumerate(usable)}
-        # A text that is not usable chooses nothing, but it is run, and must not meet cells of its own making either.
-        broken = {text: 0 for text in sorted(moments.squares) if text not in of}
-        others = [[text for text in usable if of[text] != fold] for fold in range(n)]
-        return cls(of | broken, [*others, usable])
+        fold_of = {text: rank % n for rank, text in enumerate(usable)}
+        # No cells are selected on an unusable text, but it is run, so it too needs cells selected on other texts.
+        unusable = {text: 0 for text in sorted(moments.squares) if text not in fold_of}
+        selection_texts = [[text for text in usable if fold_of[text] != fold] for fold in range(n)]
+        return cls(fold_of | unusable, [*selection_texts, usable])
 
     @property
     def n(self) -> int:
-        """How many there are."""
-        return len(self.others) - 1
+        """Number of folds."""
+        return len(self.selection_texts) - 1
 
     def members(self, fold: int) -> list[str]:
-        """The usable texts in a fold."""
-        return [text for text in self.others[-1] if self.of[text] == fold]
+        """Return the usable texts of a fold."""
+        return [text for text in self.selection_texts[-1] if self.fold_of[text] == fold]
 
 
 @dataclass(frozen=True, eq=False)
-class Overwrite:
-    """What an edit does: it puts zero, or `values`, into the cells that belong to a text's fold.
+class OverwriteCells:
+    """Edit function that writes zero, or `values`, into the cells selected for a text's fold.
 
-    cells: bool [fold, head, d_head]; values: float64, the same shape, or None for zero. Both are constants, so the same
-    happens to a token wherever it stands, and whether it comes in a prompt or one at a time.
+    cells: bool [fold, head, d_head]; values: float64 of the same shape, or None for zero. Both are constants, so the
+    edit is the same at every position, in a prompt and with a KV cache.
     """
 
     cells: np.ndarray
-    folds: Mapping[str, int]
+    fold_of: Mapping[str, int]
     values: np.ndarray | None = None
 
     def __call__(self, tensor: Tensor, site: Site) -> Tensor:
-        """[batch, pos, head, d_head], overwritten."""
+        """Overwrite the cells in a copy of tensor [batch, pos, head, d_head]."""
         import torch
 
-        last = len(self.cells) - 1
-        rows = [last] if site.batch is None else [self.folds.get(text, last) for text in contents(site.batch)]
-        cells = torch.from_numpy(self.cells[rows])[:, None].to(tensor.device)
+        no_fold = len(self.cells) - 1
+        folds = (
+            [no_fold]
+            if site.batch is None
+            else [self.fold_of.get(text, no_fold) for text in content_keys(site.batch)]
+        )
+        cells = torch.from_numpy(self.cells[folds])[:, None].to(tensor.device)
         if self.values is None:
             return tensor.masked_fill(cells, 0.0)
-        values = torch.from_numpy(self.values[rows])[:, None].to(tensor.dtype).to(tensor.device)
+        values = torch.from_numpy(self.values[folds])[:, None].to(tensor.dtype).to(tensor.device)
         return torch.where(cells, values, tensor)

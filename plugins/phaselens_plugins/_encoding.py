@@ -1,4 +1,4 @@
-"""Token ids of a prompt and its answer: where the answer begins, and prompts of an exact length."""
+"""Token ids of prompts: where an answer begins, and texts of an exact number of tokens."""
 
 from __future__ import annotations
 
@@ -8,46 +8,45 @@ from itertools import accumulate
 
 from phaselens import plugin
 
-#: What fills the last few tokens. Single signs come after words: they cost one token where a word costs several.
+#: Texts that fill the last few tokens: words, then single characters, which are one token where a word is several.
 _PADS = (" and", " so", " on", " then", " a", ".", "!", "\n")
-_MOST_TRIES = 64
+_MAX_ATTEMPTS = 64
 
 
-class Encoder(plugin.Encoder):
-    """Text to ids as the run does it, and back."""
+class PromptEncoder(plugin.Encoder):
+    """Encoder of text as in a run, and decoder of single tokens."""
 
-    def spell(self, token: int) -> str:
-        """What a token says, without white space around it."""
+    def token_text(self, token: int) -> str:
+        """Return the text of a token, without white space around it."""
         return str(self.tokenizer.decode([token])).strip()
 
 
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many ids two sequences share from the start.
+def shared_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return the number of ids that two sequences share from the start.
 
-    >>> common([5, 7, 9], [5, 7, 8, 9])
+    >>> shared_prefix_length([5, 7, 9], [5, 7, 8, 9])
     2
     """
-    shared = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
+    n_shared = 0
+    for first_id, second_id in zip(first, second, strict=False):
+        if first_id != second_id:
             break
-        shared += 1
-    return shared
+        n_shared += 1
+    return n_shared
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """A text of a wanted number of tokens; `n_before` sentences stand before what was to be placed."""
+class FittedText:
+    """A text fitted to a number of tokens, with its ids."""
 
     text: str
     ids: list[int]
-    n_before: int
 
 
-class Fitter:
-    """Finds the filler that brings a text to an exact number of tokens, whatever the tokenizer is."""
+class TextFitter:
+    """Fitter of filler that brings a text to an exact number of tokens, with any tokenizer."""
 
-    def __init__(self, encode: Encoder) -> None:
+    def __init__(self, encode: PromptEncoder) -> None:
         self._encode = encode
         self._costs: dict[str, int] = {}
         stem = "It went on"
@@ -55,61 +54,61 @@ class Fitter:
         self._pads = sorted(((cost, pad) for pad, cost in costs.items() if cost > 0), reverse=True)
 
     def cost(self, sentence: str) -> int:
-        """About how many tokens a sentence adds."""
+        """Return the approximate number of tokens that a sentence adds."""
         if sentence not in self._costs:
-            one = len(self._encode(f"So. {sentence}"))
-            self._costs[sentence] = len(self._encode(f"So. {sentence} {sentence}")) - one
+            n_single = len(self._encode(f"So. {sentence}"))
+            self._costs[sentence] = len(self._encode(f"So. {sentence} {sentence}")) - n_single
         return self._costs[sentence]
 
     def fit(
         self,
         length: int,
         depth: float,
-        following: Callable[[], str],
+        next_sentence: Callable[[], str],
         compose: Callable[[str, str], str],
-    ) -> Fitted | None:
-        """A text of `length` tokens: `compose(before, after)` with sentences from `following` on both sides.
+    ) -> FittedText | None:
+        """Return a text of `length` tokens: `compose(before, after)` with sentences from `next_sentence` on both sides.
 
-        `depth` is the share of the filler's tokens that goes before. None where the text is too long with no filler.
-        What comes closest, and is shorter, is returned where no choice gives the length exactly.
+        `depth` is the share of the filler's tokens in `before`. None where the text is too long without filler. If no
+        choice of filler has the exact length, the longest text below it is returned.
         """
         encode = self._encode
-        empty = len(encode(compose("", "")))
-        if empty > length:
+        n_minimum = len(encode(compose("", "")))
+        if n_minimum > length:
             return None
         sentences: list[str] = []
-        total = empty
-        while total + self.cost(sentence := following()) <= length:
+        n_estimated = n_minimum
+        while n_estimated + self.cost(sentence := next_sentence()) <= length:
             sentences.append(sentence)
-            total += self.cost(sentence)
+            n_estimated += self.cost(sentence)
         pads: list[str] = []
-        barred: set[str] = set()
-        best: Fitted | None = None
-        for _ in range(_MOST_TRIES):
-            n_before = self._split(sentences, depth)
+        rejected: set[str] = set()
+        longest: FittedText | None = None
+        for _ in range(_MAX_ATTEMPTS):
+            n_before = self._n_before(sentences, depth)
             before, after = " ".join(sentences[:n_before]), " ".join(sentences[n_before:])
-            closing = "".join(pads)
-            before, after = (before + closing, after) if depth == 1 else (before, after + closing)
+            padding = "".join(pads)
+            before, after = (before + padding, after) if depth == 1 else (before, after + padding)
             text = compose(before, after)
             ids = encode(text)
-            missing = length - len(ids)
-            if missing >= 0 and (best is None or len(ids) > len(best.ids)):
-                best = Fitted(text, ids, n_before)
-            if missing < 0 and pads:
-                barred.add(pads.pop())  # it cost more here than where it was tried
-            elif missing < 0 and sentences:
+            n_missing = length - len(ids)
+            if n_missing >= 0 and (longest is None or len(ids) > len(longest.ids)):
+                longest = FittedText(text, ids)
+            if n_missing < 0 and pads:
+                rejected.add(pads.pop())  # it has more tokens here than in the text that measured its cost
+            elif n_missing < 0 and sentences:
                 sentences.pop()
-            elif missing > 0 and (pad := self._pad(missing, barred)):
+            elif n_missing > 0 and (pad := self._largest_pad(n_missing, rejected)):
                 pads.append(pad)
             else:
                 break
-        return best
+        return longest
 
-    def _pad(self, missing: int, barred: set[str]) -> str:
-        """The longest pad that may fit into `missing` tokens, or nothing."""
-        return next((pad for cost, pad in self._pads if cost <= missing and pad not in barred), "")
+    def _largest_pad(self, n_missing: int, rejected: set[str]) -> str:
+        """Return the longest pad that may fit into `n_missing` tokens, or an empty text."""
+        return next((pad for cost, pad in self._pads if cost <= n_missing and pad not in rejected), "")
 
-    def _split(self, sentences: Sequence[str], depth: float) -> int:
-        """How many sentences go before, so that their share of the tokens is as near to `depth` as can be."""
+    def _n_before(self, sentences: Sequence[str], depth: float) -> int:
+        """Return the number of sentences before the key whose share of the tokens is nearest to `depth`."""
         sums = list(accumulate((self.cost(sentence) for sentence in sentences), initial=0))
         return min(range(len(sums)), key=lambda n: abs(sums[n] - depth * sums[-1]))

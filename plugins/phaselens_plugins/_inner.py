@@ -1,67 +1,77 @@
-"""Conditions that other causal metrics declare, for a metric that tries them on prompts of its own."""
+"""Conditions that other causal metrics declare, for a metric that runs them on its own prompts."""
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from phaselens.plugin import CausalMetric, Condition, InputError, LayerView, ModelInfo, Params, plugins
+from phaselens.plugin import (
+    CausalMetric,
+    Condition,
+    InputError,
+    LayerView,
+    MetricWarning,
+    ModelInfo,
+    Params,
+    plugins,
+)
 
-HELP = (
-    "causal metrics whose conditions are tried, each with its parameters, separated by semicolons: "
+CONDITIONS_HELP = (
+    "causal metrics whose conditions are run, each with its parameters, separated by semicolons: "
     "bos-mlp layer=1; qk-disruption"
 )
-_IN_LAYER = re.compile(r"blocks\.(\{layer\}|\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One causal metric by name, and what it was asked for. `label` is its name, or as it was written where one metric
-    is asked for twice.
-    """
+class ConditionSource:
+    """A causal metric and its parameters. `label` is the metric's name, or the source text if the name occurs twice."""
 
     label: str
-    metric: type[CausalMetric[Any]]
+    metric_class: type[CausalMetric[Any]]
     params: Params
 
-    def names(self, own: str) -> str:
-        """What one of its conditions is called here."""
-        return own if own == self.label else f"{self.label}: {own}"
+    def condition_name(self, name: str) -> str:
+        """Return the name under which the outer metric runs the condition `name` of this one."""
+        return name if name == self.label else f"{self.label}: {name}"
 
 
-def parse(text: str) -> list[Asked]:
-    """The metrics that `text` names: `NAME [PARAMETER=VALUE …]`, separated by semicolons.
+def parse_sources(text: str) -> list[ConditionSource]:
+    """Return the metrics that `text` names: `NAME [PARAMETER=VALUE …]`, separated by semicolons.
 
     Raises:
-        InputError: for a name that no plugin has, one that is no causal metric, or a parameter that it does not take.
+        InputError: for an unknown name, a metric that is not causal, or an unknown parameter.
     """
-    asked: list[Asked] = []
-    for part in text.split(";"):
+    sources: list[ConditionSource] = []
+    for source_text in text.split(";"):
         try:
-            words = shlex.split(part)
+            words = shlex.split(source_text)
         except ValueError as error:
             raise InputError(
-                f"conditions {part.strip()!r}: {error}; write NAME [PARAMETER=VALUE …]; …"
+                f"conditions {source_text.strip()!r}: {error}; write NAME [PARAMETER=VALUE …]; …"
             ) from error
         if not words:
             continue
-        one = _one(words)
-        if any(one.label == other.label for other in asked):
-            raise InputError(f"conditions: {one.label!r} stands there twice; keep one")
-        asked.append(one)
-    names = [one.metric.name for one in asked]
-    return [one if names.count(one.metric.name) > 1 else replace(one, label=one.metric.name) for one in asked]
+        source = _parse_source(words)
+        if any(source.label == earlier.label for earlier in sources):
+            raise InputError(f"conditions: {source.label!r} is given twice; keep one")
+        sources.append(source)
+    names = [source.metric_class.name for source in sources]
+    return [
+        source
+        if names.count(source.metric_class.name) > 1
+        else replace(source, label=source.metric_class.name)
+        for source in sources
+    ]
 
 
-def _one(words: Sequence[str]) -> Asked:
+def _parse_source(words: Sequence[str]) -> ConditionSource:
     name, *settings = words
-    metric = plugins().metric(name)
-    if not issubclass(metric, CausalMetric):
+    metric_class = plugins().metric(name)
+    if not issubclass(metric_class, CausalMetric):
         raise InputError(
-            f"conditions: {name!r} changes nothing in a model; name a causal metric, such as bos-mlp"
+            f"conditions: {name!r} does not change the model; name a causal metric, such as bos-mlp"
         )
     values: dict[str, str] = {}
     for setting in settings:
@@ -72,82 +82,70 @@ def _one(words: Sequence[str]) -> Asked:
             raise InputError(f"conditions: {key} of {name!r} is given twice; keep one")
         values[key.replace("-", "_")] = value
     try:
-        params = metric.Params.parse(values)
+        params = metric_class.Params.parse(values)
     except InputError as error:
         raise InputError(f"conditions: {name}: {error}") from error
-    return Asked(" ".join(words), metric, params)
+    return ConditionSource(" ".join(words), metric_class, params)
 
 
-class Inner:
-    """The metrics at work on one model: they see the run's texts, and then say what to change."""
+class InnerMetrics:
+    """Causal metrics that another metric runs on one model: they see the run's texts, then declare conditions."""
 
-    def __init__(self, asked: Sequence[Asked], model: ModelInfo, seed: int) -> None:
-        self.asked = list(asked)
-        self.metrics = [one.metric(model, one.params, seed) for one in asked]
+    def __init__(self, sources: Sequence[ConditionSource], model: ModelInfo, seed: int) -> None:
+        self.sources = list(sources)
+        self.metrics = [source.metric_class(model, source.params, seed) for source in sources]
 
     def hooks(self) -> list[str]:
-        """The points that any of them reads."""
+        """Return the hook points that any of the metrics reads."""
         return list(dict.fromkeys(name for metric in self.metrics for name in metric.hooks()))
 
     @property
     def sink_position(self) -> int:
-        """The key whose share `hook_sink` holds, which must be the same for all that read it."""
-        wanted = {
-            metric.sink_position: one.label
-            for one, metric in zip(self.asked, self.metrics, strict=True)
-            if any(name.endswith(".hook_sink") for name in metric.hooks())
+        """The key whose attention `hook_sink` holds, which must be the same for all metrics that read it."""
+        label_by_position = {
+            metric.sink_position: source.label
+            for source, metric in zip(self.sources, self.metrics, strict=True)
+            if metric.needs_sink_position
         }
-        if len(wanted) > 1:
+        if len(label_by_position) > 1:
             raise InputError(
-                f"conditions: {' and '.join(wanted.values())} read hook_sink of different positions"
+                f"conditions: {' and '.join(label_by_position.values())} read hook_sink of different positions"
             )
-        return next(iter(wanted), 0)
+        return next(iter(label_by_position), 0)
 
     @property
     def n_distances(self) -> int:
-        """As many as the one that wants most."""
+        """The largest number of distances that any of the metrics needs."""
         return max((metric.n_distances for metric in self.metrics), default=1)
 
     def update(self, layer: LayerView) -> None:
-        """Hand each metric the points that it asked for."""
+        """Forward to each metric the points that it hooks."""
         for metric in self.metrics:
-            wanted = set(_in_layer(metric.hooks(), layer.index))
-            mine = layer.apart(wanted)
-            if mine:
-                metric.update(mine)
+            view = layer.private_copy(metric.hooks())
+            if view:
+                metric.update(view)
 
-    def merge(self, other: Inner) -> None:
-        """Take over what the same metrics gathered on other texts."""
-        for mine, theirs in zip(self.metrics, other.metrics, strict=True):
-            mine.merge(theirs)
+    def merge(self, other: InnerMetrics) -> None:
+        """Merge each metric with its counterpart, which has seen other texts."""
+        for metric, counterpart in zip(self.metrics, other.metrics, strict=True):
+            metric.merge(counterpart)
 
     def conditions(self) -> Iterator[Condition]:
-        """All their conditions, each under its metric's name."""
-        for one, metric in zip(self.asked, self.metrics, strict=True):
+        """Yield the conditions of all metrics, each under its metric's label."""
+        for source, metric in zip(self.sources, self.metrics, strict=True):
             for condition in metric.conditions():
                 control_for = condition.control_for
                 yield replace(
                     condition,
-                    name=one.names(condition.name),
-                    control_for=None if control_for is None else one.names(control_for),
+                    name=source.condition_name(condition.name),
+                    control_for=None if control_for is None else source.condition_name(control_for),
                 )
 
     @property
-    def warnings(self) -> list[str]:
-        """What they warned of, each under its metric's name."""
+    def warnings(self) -> list[MetricWarning]:
+        """Warnings of all metrics, each under its metric's label."""
         return [
-            f"{one.label}: {warning}"
-            for one, metric in zip(self.asked, self.metrics, strict=True)
+            MetricWarning(warning).prefixed(source.label)
+            for source, metric in zip(self.sources, self.metrics, strict=True)
             for warning in metric.warnings
         ]
-
-
-def _in_layer(patterns: Sequence[str], index: int | None) -> Iterator[str]:
-    """The names, as a LayerView holds them, of the points that are in this layer."""
-    for pattern in patterns:
-        inside = _IN_LAYER.fullmatch(pattern)
-        if inside is None:
-            if index is None:
-                yield pattern
-        elif inside[1] == "{layer}" or inside[1] == str(index):
-            yield inside[2]

@@ -1,4 +1,4 @@
-"""Texts that hide a key: an opening, filler, the sentence that names the key, more filler, a question at the end."""
+"""Prompts that hide a key: an opening, filler, the sentence with the key, more filler, and a question at the end."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from phaselens.plugin import InputError
-from phaselens_plugins._encoding import Encoder, Fitter, common
+from phaselens_plugins._encoding import PromptEncoder, TextFitter, shared_prefix_length
 
 OPENING = "Somewhere in this text there is a secret number. Keep it in mind."
 NEEDLE = "The secret number is {key}."
 QUESTION = "What is the secret number? The secret number is"
 ANSWER = " {key}"
 
-#: Plain sentences without a sign that a key could hold.
+#: Sentences without a digit, so that no key occurs in them.
 FILLER = (
     "The sun went down behind the hills.",
     "A small boat lay by the river.",
@@ -62,59 +62,59 @@ FILLER = (
 _EXPRESSION = re.compile(r"(?:(\d+(?:\.\d+)?) ?\* ?)?n_ctx(?: ?/ ?(\d+))?")
 
 
-def lengths(text: str, n_ctx: int | None) -> list[int]:
-    """Numbers of tokens from `512, n_ctx, 2*n_ctx, n_ctx/4`; `n_ctx` is what the model was made for.
+def parse_lengths(text: str, n_ctx: int | None) -> list[int]:
+    """Parse numbers of tokens such as `512, n_ctx, 2*n_ctx, n_ctx/4`; `n_ctx` is the model's context length.
 
-    >>> lengths("100, n_ctx/4, 2*n_ctx", 512)
+    >>> parse_lengths("100, n_ctx/4, 2*n_ctx", 512)
     [100, 128, 1024]
     """
-    found = []
-    for part in _parts(text, "lengths"):
-        expression = _EXPRESSION.fullmatch(part)
-        if part.isdecimal():
-            value = int(part)
+    lengths = []
+    for entry in _split_list(text, "lengths"):
+        expression = _EXPRESSION.fullmatch(entry)
+        if entry.isdecimal():
+            length = int(entry)
         elif not expression:
             raise InputError(
-                f"lengths: {part!r}; write numbers of tokens, n_ctx, 2*n_ctx or n_ctx/4, with commas between"
+                f"lengths: {entry!r}; write numbers of tokens, n_ctx, 2*n_ctx or n_ctx/4, separated by commas"
             )
         elif n_ctx is None:
             raise InputError(
-                f"lengths: {part!r}, but the model does not say what length it was made for; write numbers"
+                f"lengths: {entry!r}, but the model does not state its context length; write numbers"
             )
         else:
-            value = int(n_ctx * float(expression[1] or 1) / int(expression[2] or 1))
-        if value < 1:
-            raise InputError(f"lengths: {part!r} is no length; the least is 1 token")
-        found.append(value)
-    return list(dict.fromkeys(found))
+            length = int(n_ctx * float(expression[1] or 1) / int(expression[2] or 1))
+        if length < 1:
+            raise InputError(f"lengths: {entry!r} is not a length; the minimum is 1 token")
+        lengths.append(length)
+    return list(dict.fromkeys(lengths))
 
 
-def depths(text: str) -> list[float]:
-    """Shares of the filler that go before the key, from `0, 0.5, 1`."""
-    found = []
-    for part in _parts(text, "depths"):
+def parse_depths(text: str) -> list[float]:
+    """Parse shares of the filler that precede the key, such as `0, 0.5, 1`."""
+    depths = []
+    for entry in _split_list(text, "depths"):
         try:
-            value = float(part)
+            depth = float(entry)
         except ValueError:
-            value = -1.0
-        if not 0 <= value <= 1:
+            depth = -1.0
+        if not 0 <= depth <= 1:
             raise InputError(
-                f"depths: {part!r}; write numbers from 0 (the beginning) to 1 (the end), with commas between"
+                f"depths: {entry!r}; write numbers from 0 (the beginning) to 1 (the end), separated by commas"
             )
-        found.append(value)
-    return list(dict.fromkeys(found))
+        depths.append(depth)
+    return list(dict.fromkeys(depths))
 
 
-def _parts(text: str, name: str) -> list[str]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise InputError(f"{name} is {text!r}; name at least one")
-    return parts
+def _split_list(text: str, name: str) -> list[str]:
+    entries = [entry.strip() for entry in text.split(",") if entry.strip()]
+    if not entries:
+        raise InputError(f"{name} is {text!r}; give at least one")
+    return entries
 
 
 @dataclass(frozen=True)
-class Case:
-    """One prompt that is wanted: `number` counts those of a cell. In a null prompt the key is not to be found."""
+class PasskeyCase:
+    """Specification of one prompt. `number` counts the prompts of a cell. A null prompt's text has no key."""
 
     length: int
     depth: float
@@ -123,117 +123,123 @@ class Case:
 
     @property
     def id(self) -> str:
-        """A name of its own."""
+        """The prompt's unique name."""
         return f"{self.length}/{self.depth:g}/{self.number}{'/null' if self.null else ''}"
 
     @property
-    def twin(self) -> Case:
-        """The null prompt beside it."""
-        return Case(self.length, self.depth, self.number, True)
+    def twin(self) -> PasskeyCase:
+        """The null prompt of the same length, depth and number."""
+        return PasskeyCase(self.length, self.depth, self.number, True)
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """A prompt that was made. `ids` end with the key; those from `scored_from` on are scored.
+class PasskeyPrompt:
+    """A prompt made from a case.
 
-    `key_at` is the position of the key's first token in the text, None where it is not there; `copied` says whether
-    the key is made of the same tokens there and in the answer; `merged` whether the tokenizer joins the answer with the
-    end of the question, so that scoring begins there.
+    Attributes:
+        case: its specification.
+        key: the right answer.
+        ids: all token ids; they end with the key.
+        scored_from: position of the first scored token.
+        key_at: position of the key's first token in the text; None if the text does not contain it.
+        is_copied: whether the key has the same tokens in the text and in the answer.
+        is_merged: whether the tokenizer joins the answer with the end of the question; scoring then begins there.
     """
 
-    case: Case
+    case: PasskeyCase
     key: str
     ids: tuple[int, ...]
     scored_from: int
     key_at: int | None
-    copied: bool
-    merged: bool
+    is_copied: bool
+    is_merged: bool
 
 
-class Writer:
-    """Makes prompts for one tokenizer."""
+class PromptWriter:
+    """Writer of prompts for one tokenizer."""
 
-    def __init__(self, encode: Encoder, *, digits: int, symbols: str, seed: int) -> None:
+    def __init__(self, encode: PromptEncoder, *, digits: int, symbols: str, seed: int) -> None:
         self._encode = encode
         self._digits = digits
         self._symbols = symbols
         self._seed = seed
-        self._fit = Fitter(encode)
-        self._require_spelled()
+        self._fitter = TextFitter(encode)
+        self._require_distinct_symbols()
 
-    def _require_spelled(self) -> None:
-        ids = {symbol: tuple(self._encode(ANSWER.format(key=symbol))) for symbol in self._symbols}
-        for symbol, own in ids.items():
-            alike = [other for other in self._symbols if other != symbol and ids[other] == own]
-            if alike:
+    def _require_distinct_symbols(self) -> None:
+        ids_of = {symbol: tuple(self._encode(ANSWER.format(key=symbol))) for symbol in self._symbols}
+        for symbol, ids in ids_of.items():
+            duplicates = [other for other in self._symbols if other != symbol and ids_of[other] == ids]
+            if duplicates:
                 raise InputError(
-                    f"the tokenizer does not tell {symbol!r} from {alike[0]!r}, so no key can be made of them; "
-                    "give other signs by -P passkey.symbols=…"
+                    f"the tokenizer gives {symbol!r} and {duplicates[0]!r} the same tokens, so keys cannot be made of "
+                    "them; set other symbols with -P passkey.symbols=…"
                 )
 
-    def write(self, case: Case, null: str) -> Hidden | None:
-        """The prompt of a case, exactly `case.length` tokens with its answer; None where that is too short.
+    def write(self, case: PasskeyCase, null: str) -> PasskeyPrompt | None:
+        """Return the prompt of a case, exactly `case.length` tokens with its answer; None if that is too short.
 
-        `null` says what a null prompt has where its twin has the key: nothing (`removed`) or another key (`other`).
+        `null` determines what replaces the key in a null prompt: nothing (`removed`) or another key (`other`).
         """
-        draw = random.Random(f"{self._seed}/{case.length}/{case.depth}/{case.number}")
-        key, other = self._key(draw), self._key(draw)
-        while other == key:
-            other = self._key(draw)
-        needle = NEEDLE.format(key=other if case.null else key)
+        generator = random.Random(f"{self._seed}/{case.length}/{case.depth}/{case.number}")
+        key, other_key = self._draw_key(generator), self._draw_key(generator)
+        while other_key == key:
+            other_key = self._draw_key(generator)
+        needle = NEEDLE.format(key=other_key if case.null else key)
         if case.null and null == "removed":
             needle = ""
         answer = ANSWER.format(key=key)
 
         def compose(before: str, after: str) -> str:
-            parts = (OPENING, before.strip(" "), needle, after.strip(" "), QUESTION)
-            return " ".join(part for part in parts if part) + answer
+            segments = (OPENING, before.strip(" "), needle, after.strip(" "), QUESTION)
+            return " ".join(segment for segment in segments if segment) + answer
 
-        fitted = self._fit.fit(case.length, case.depth, sentences(draw).__next__, compose)
+        fitted = self._fitter.fit(case.length, case.depth, shuffled_sentences(generator).__next__, compose)
         if fitted is None:
             return None
-        question = fitted.text[: -len(answer)]
-        asked = self._encode(question)
-        scored_from = common(asked, fitted.ids)
-        key_at, copied = self._find(fitted.text, needle, key, fitted.ids[scored_from:])
-        merged = scored_from < len(asked)
-        return Hidden(case, key, tuple(fitted.ids), scored_from, key_at, copied, merged)
+        question_ids = self._encode(fitted.text[: -len(answer)])
+        scored_from = shared_prefix_length(question_ids, fitted.ids)
+        key_at, is_copied = self._locate_key(fitted.text, needle, key, fitted.ids[scored_from:])
+        is_merged = scored_from < len(question_ids)
+        return PasskeyPrompt(case, key, tuple(fitted.ids), scored_from, key_at, is_copied, is_merged)
 
-    def _find(self, text: str, needle: str, key: str, answer: Sequence[int]) -> tuple[int | None, bool]:
-        """Where the key stands in the text, and whether in the answer's tokens."""
+    def _locate_key(
+        self, text: str, needle: str, key: str, answer_ids: Sequence[int]
+    ) -> tuple[int | None, bool]:
+        """Return the position of the key in the text, and whether it has the answer's tokens there."""
         if not needle or key not in needle:
             return None, False
-        before = text[: text.index(needle) + needle.index(key)].rstrip()
+        text_before_key = text[: text.index(needle) + needle.index(key)].rstrip()
         ids = self._encode(text)
-        at = common(self._encode(before), ids)
-        return at, list(ids[at : at + len(answer)]) == list(answer)
+        position = shared_prefix_length(self._encode(text_before_key), ids)
+        return position, list(ids[position : position + len(answer_ids)]) == list(answer_ids)
 
-    def _key(self, draw: random.Random) -> str:
-        return "".join(draw.choice(self._symbols) for _ in range(self._digits))
+    def _draw_key(self, generator: random.Random) -> str:
+        return "".join(generator.choice(self._symbols) for _ in range(self._digits))
 
 
-def sentences(draw: random.Random) -> Iterator[str]:
-    """The filler's sentences without end, each once before any comes again."""
+def shuffled_sentences(generator: random.Random) -> Iterator[str]:
+    """Yield the filler's sentences without end, each once before any is repeated."""
     while True:
-        yield from draw.sample(FILLER, len(FILLER))
+        yield from generator.sample(FILLER, len(FILLER))
 
 
-def agreement(
-    top: Sequence[int], targets: Sequence[int], symbols: str, spell: Callable[[int], str]
+def count_matching_symbols(
+    top: Sequence[int], targets: Sequence[int], symbols: str, token_text: Callable[[int], str]
 ) -> tuple[int, int]:
-    """How many of a key's signs the predicted tokens have in the right place, and how many signs there are.
+    """Count a key's symbols that the predicted tokens have in the right place, and all its symbols.
 
-    A token may hold several signs; each is compared with the one in the same place of the predicted token.
+    A token may hold several symbols; each is compared with that in the same place of the predicted token.
 
     >>> words = {1: "12", 2: "13", 3: "", 4: "4"}
-    >>> agreement([2, 4], [1, 4], "0123456789", words.__getitem__)
+    >>> count_matching_symbols([2, 4], [1, 4], "0123456789", words.__getitem__)
     (2, 3)
     """
-    right = total = 0
-    for said, wanted in zip(top, targets, strict=True):
-        found = spell(said)
-        for place, sign in enumerate(spell(wanted)):
-            if sign in symbols:
-                total += 1
-                right += found[place : place + 1] == sign
-    return right, total
+    n_right = n_symbols = 0
+    for predicted_id, target_id in zip(top, targets, strict=True):
+        predicted = token_text(predicted_id)
+        for index, symbol in enumerate(token_text(target_id)):
+            if symbol in symbols:
+                n_symbols += 1
+                n_right += predicted[index : index + 1] == symbol
+    return n_right, n_symbols

@@ -1,4 +1,4 @@
-"""Recipes that choose cells of queries and keys from their norms, and what they chose in every layer and fold."""
+"""Recipes that select cells of queries and keys by their norms, and their selections in every layer and fold."""
 
 from __future__ import annotations
 
@@ -6,298 +6,326 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from phaselens_plugins._cells import Folds, Moments, Place
+from phaselens_plugins._cells import CellMoments, Folds, LayerPoint
 
 if TYPE_CHECKING:
     import numpy as np
 
-    #: bool [fold, head, d_head] by layer and tensor; the last fold stands for texts that are in none.
-    Cells = dict[Place, np.ndarray]
+    #: bool [fold, head, d_head] by layer and tensor; the last entry is for texts that are in no fold.
+    Cells = dict[LayerPoint, np.ndarray]
 
-NEAR = 1e-3
-"""A control's Σ M² is near enough to that of what it controls within this share of it."""
+MATCH_TOLERANCE = 1e-3
+"""Largest relative difference between Σ M² of a matched control and of the cells that it controls for."""
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What makes a cell massive: its norm over `multiple` times the mean, `over` all cells or its head's."""
+class SelectionRule:
+    """Definition of a massive cell: its norm exceeds `multiple` times the mean, `over` all cells or its head's."""
 
     multiple: float = 5.0
     over: Literal["global", "per_head"] = "global"
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """One way to choose cells, and what is written into them: zero, or each cell's mean.
+class CellRecipe:
+    """A rule to select cells, and what is written into them: zero, or each cell's mean.
 
-    `choose` takes M² [head, d_head], a random number in [0, 1) a cell, and the rule, and gives bool [head, d_head].
+    Attributes:
+        help: description of the edit.
+        select: maps M² [head, d_head], uniform random numbers in [0, 1) of the same shape, and the rule to bool [head,
+            d_head].
+        control_for: the recipe that this one is a control for.
+        writes_mean: whether each cell's mean is written instead of zero.
+        is_random: whether the selection depends on the seed.
+        is_matched: whether its Σ M² is matched to that of `control_for`.
     """
 
     help: str
-    choose: Callable[[np.ndarray, np.ndarray, Rule], np.ndarray]
+    select: Callable[[np.ndarray, np.ndarray, SelectionRule], np.ndarray]
     control_for: str | None = None
-    mean: bool = False
-    drawn: bool = False
-    matched: bool = False
+    writes_mean: bool = False
+    is_random: bool = False
+    is_matched: bool = False
 
 
-def massive(squares: np.ndarray, _draw: np.ndarray, rule: Rule) -> np.ndarray:
-    """Cells over the rule's threshold."""
+def massive(squares: np.ndarray, _draw: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """Select the cells over the rule's threshold."""
     import torch
 
     from phaselens.attention import massive_cells
 
-    found: np.ndarray = massive_cells(torch.from_numpy(squares).sqrt(), rule.multiple, rule.over).numpy()
-    return found
+    cells: np.ndarray = massive_cells(torch.from_numpy(squares).sqrt(), rule.multiple, rule.over).numpy()
+    return cells
 
 
-def top(squares: np.ndarray, _draw: np.ndarray, _rule: Rule) -> np.ndarray:
-    """The largest cell of each head."""
-    return _one_per_head(squares)
+def largest(squares: np.ndarray, _draw: np.ndarray, _rule: SelectionRule) -> np.ndarray:
+    """Select the largest cell of each head."""
+    return _argmax_per_head(squares)
 
 
-def smallest(squares: np.ndarray, _draw: np.ndarray, _rule: Rule) -> np.ndarray:
-    """The smallest cell of each head."""
-    return _one_per_head(-squares)
+def smallest(squares: np.ndarray, _draw: np.ndarray, _rule: SelectionRule) -> np.ndarray:
+    """Select the smallest cell of each head."""
+    return _argmax_per_head(-squares)
 
 
-def thresholded(squares: np.ndarray, draw: np.ndarray, rule: Rule) -> np.ndarray:
-    """The largest cell of each head, if it is massive among the cells of its head."""
-    found: np.ndarray = top(squares, draw, rule) & massive(squares, draw, Rule(rule.multiple, "per_head"))
-    return found
+def largest_if_massive(squares: np.ndarray, draw: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """Select the largest cell of each head, if it is massive among the cells of its head."""
+    per_head_rule = SelectionRule(rule.multiple, "per_head")
+    cells: np.ndarray = largest(squares, draw, rule) & massive(squares, draw, per_head_rule)
+    return cells
 
 
-def as_many_others(squares: np.ndarray, draw: np.ndarray, rule: Rule) -> np.ndarray:
-    """As many cells as are massive, none of which is."""
+def random_not_massive(squares: np.ndarray, draw: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """Select random cells that are not massive, as many as are massive."""
     treated = massive(squares, draw, rule)
-    return _first(draw, int(treated.sum()), treated)
+    return _random_cells(draw, int(treated.sum()), treated)
 
 
-def as_many(squares: np.ndarray, draw: np.ndarray, rule: Rule) -> np.ndarray:
-    """As many cells as are massive, which may be among them."""
+def random_any(squares: np.ndarray, draw: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """Select random cells, as many as are massive; they may include massive ones."""
     import numpy as np
 
-    return _first(draw, int(massive(squares, draw, rule).sum()), np.zeros(squares.shape, dtype=bool))
+    n_massive = int(massive(squares, draw, rule).sum())
+    return _random_cells(draw, n_massive, np.zeros(squares.shape, dtype=bool))
 
 
-def as_large_as_massive(squares: np.ndarray, draw: np.ndarray, rule: Rule) -> np.ndarray:
-    """Others whose M² come to the same sum as those of the massive ones."""
+def matched_to_massive(squares: np.ndarray, draw: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """Select other cells whose Σ M² equals that of the massive cells."""
     return matched(squares, massive(squares, draw, rule), draw)
 
 
-def as_large_as_top(squares: np.ndarray, draw: np.ndarray, rule: Rule) -> np.ndarray:
-    """Others whose M² come to the same sum as those of the largest cells."""
-    return matched(squares, top(squares, draw, rule), draw)
+def matched_to_largest(squares: np.ndarray, draw: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """Select other cells whose Σ M² equals that of each head's largest cell."""
+    return matched(squares, largest(squares, draw, rule), draw)
 
 
-def another_per_head(squares: np.ndarray, draw: np.ndarray, rule: Rule) -> np.ndarray:
-    """One cell of each head, not the largest."""
+def random_not_largest(squares: np.ndarray, draw: np.ndarray, rule: SelectionRule) -> np.ndarray:
+    """Select one random cell of each head, not the largest."""
     import numpy as np
 
-    return _one_per_head(np.where(top(squares, draw, rule), -1.0, draw))
+    return _argmax_per_head(np.where(largest(squares, draw, rule), -1.0, draw))
 
 
 def matched(squares: np.ndarray, treated: np.ndarray, draw: np.ndarray) -> np.ndarray:
-    """Cells in random order, none of them `treated`, whose M² together come close to those of `treated`.
+    """Select random cells, none of them `treated`, whose Σ M² comes close to that of `treated`.
 
-    The first of them up to the aim are taken; then one is added, dropped or exchanged, whatever brings the sum nearest,
-    until it is near enough or nothing brings it nearer.
+    Cells are taken in random order up to the target; then one cell is added, dropped or exchanged at a time, whichever
+    brings the sum nearest to the target, until it is within `MATCH_TOLERANCE` or no step brings it nearer.
     """
     import numpy as np
 
-    sizes, aim = squares.reshape(-1), float(squares[treated].sum())
-    order = [cell for cell in _order(draw) if not treated.reshape(-1)[cell]]
-    n_first = int((np.cumsum(sizes[order]) <= aim).sum()) if aim else 0
-    taken, left = order[:n_first], order[n_first:]
-    gap = aim - float(sizes[taken].sum())
-    while abs(gap) > NEAR * aim:
-        drop, add = _nearest(sizes[taken], sizes[left], gap)
-        less = float(sizes[taken[drop]]) if drop is not None else 0.0
-        more = float(sizes[left[add]]) if add is not None else 0.0
-        if not abs(gap + less - more) < abs(gap):
+    sizes, target = squares.reshape(-1), float(squares[treated].sum())
+    order = [cell for cell in _random_order(draw) if not treated.reshape(-1)[cell]]
+    n_below_target = int((np.cumsum(sizes[order]) <= target).sum()) if target else 0
+    selected, unselected = order[:n_below_target], order[n_below_target:]
+    gap = target - float(sizes[selected].sum())
+    while abs(gap) > MATCH_TOLERANCE * target:
+        drop, add = _best_exchange(sizes[selected], sizes[unselected], gap)
+        decrease = float(sizes[selected[drop]]) if drop is not None else 0.0
+        increase = float(sizes[unselected[add]]) if add is not None else 0.0
+        if not abs(gap + decrease - increase) < abs(gap):
             break
-        gap += less - more
-        dropped = [] if drop is None else [taken.pop(drop)]
-        taken += [] if add is None else [left.pop(add)]
-        left += dropped
-    found = np.zeros(squares.size, dtype=bool)
-    found[taken] = True
-    return found.reshape(squares.shape)
+        gap += decrease - increase
+        dropped = [] if drop is None else [selected.pop(drop)]
+        selected += [] if add is None else [unselected.pop(add)]
+        unselected += dropped
+    cells = np.zeros(squares.size, dtype=bool)
+    cells[selected] = True
+    return cells.reshape(squares.shape)
 
 
-def _nearest(taken: np.ndarray, left: np.ndarray, gap: float) -> tuple[int | None, int | None]:
-    """Which cell to drop and which to add (None: none), so that the sum grows by as near to `gap` as can be."""
+def _best_exchange(selected: np.ndarray, unselected: np.ndarray, gap: float) -> tuple[int | None, int | None]:
+    """Return the indices of the cell to drop and the cell to add (None: none) so that the sum grows by nearly `gap`."""
     import numpy as np
 
-    less, more = np.append(taken, 0.0), np.append(left, 0.0)
-    order = np.argsort(more, kind="stable")
-    after = np.searchsorted(more[order], gap + less)
-    add = np.concatenate([order[np.minimum(after, len(more) - 1)], order[np.maximum(after - 1, 0)]])
-    drop = np.tile(np.arange(len(less)), 2)
-    best = int(np.abs(gap + less[drop] - more[add]).argmin())
-    dropped, added = int(drop[best]), int(add[best])
-    return (dropped if dropped < len(taken) else None), (added if added < len(left) else None)
+    decreases, increases = np.append(selected, 0.0), np.append(unselected, 0.0)
+    order = np.argsort(increases, kind="stable")
+    ranks = np.searchsorted(increases[order], gap + decreases)
+    add = np.concatenate([order[np.minimum(ranks, len(increases) - 1)], order[np.maximum(ranks - 1, 0)]])
+    drop = np.tile(np.arange(len(decreases)), 2)
+    nearest = int(np.abs(gap + decreases[drop] - increases[add]).argmin())
+    dropped, added = int(drop[nearest]), int(add[nearest])
+    return (dropped if dropped < len(selected) else None), (added if added < len(unselected) else None)
 
 
-def _one_per_head(scores: np.ndarray) -> np.ndarray:
-    """The cell with the largest score, the first among equals."""
+def _argmax_per_head(scores: np.ndarray) -> np.ndarray:
+    """Select the cell with the largest score of each head; of equal scores, the first."""
     import numpy as np
 
-    found = np.zeros(scores.shape, dtype=bool)
-    found[np.arange(len(scores)), scores.argmax(-1)] = True
-    return found
+    cells = np.zeros(scores.shape, dtype=bool)
+    cells[np.arange(len(scores)), scores.argmax(-1)] = True
+    return cells
 
 
-def _order(draw: np.ndarray) -> list[int]:
+def _random_order(draw: np.ndarray) -> list[int]:
     import numpy as np
 
     order: list[int] = np.argsort(draw, axis=None, kind="stable").tolist()
     return order
 
 
-def _first(draw: np.ndarray, n: int, without: np.ndarray) -> np.ndarray:
-    """The first `n` cells in random order, those `without` left out."""
+def _random_cells(draw: np.ndarray, n: int, excluded: np.ndarray) -> np.ndarray:
+    """Select `n` random cells that are not `excluded`."""
     import numpy as np
 
-    found = np.zeros(draw.size, dtype=bool)
-    found[[cell for cell in _order(draw) if not without.reshape(-1)[cell]][:n]] = True
-    return found.reshape(draw.shape)
+    cells = np.zeros(draw.size, dtype=bool)
+    cells[[cell for cell in _random_order(draw) if not excluded.reshape(-1)[cell]][:n]] = True
+    return cells.reshape(draw.shape)
 
 
 RECIPES = {
-    "massive": Recipe("massive cells := 0", massive),
-    "random-count": Recipe("as many other cells := 0", as_many_others, "massive", drawn=True),
-    "random-norm": Recipe(
-        "other cells of the same Σ M² := 0", as_large_as_massive, "massive", drawn=True, matched=True
+    "massive": CellRecipe("massive cells := 0", massive),
+    "random-count": CellRecipe(
+        "other cells, as many as are massive, := 0", random_not_massive, "massive", is_random=True
     ),
-    "random-any": Recipe(
-        "as many cells := 0, massive ones among them where it falls so", as_many, "massive", drawn=True
+    "random-norm": CellRecipe(
+        "other cells of the same Σ M² := 0", matched_to_massive, "massive", is_random=True, is_matched=True
     ),
-    "top-1": Recipe("each head's largest cell := 0", top),
-    "smallest": Recipe("each head's smallest cell := 0", smallest, "top-1"),
-    "top-1-random": Recipe("another cell of each head := 0", another_per_head, "top-1", drawn=True),
-    "top-1-norm": Recipe(
-        "other cells of the same Σ M² as top-1 := 0", as_large_as_top, "top-1", drawn=True, matched=True
+    "random-any": CellRecipe(
+        "random cells, as many as are massive and possibly massive, := 0",
+        random_any,
+        "massive",
+        is_random=True,
     ),
-    "top-1-mean": Recipe("each head's largest cell := its mean", top, mean=True),
-    "smallest-mean": Recipe("each head's smallest cell := its mean", smallest, "top-1-mean", mean=True),
-    "study-top-1": Recipe(
-        "each head's largest cell := its mean, where massive in its head", thresholded, mean=True
+    "top-1": CellRecipe("each head's largest cell := 0", largest),
+    "smallest": CellRecipe("each head's smallest cell := 0", smallest, "top-1"),
+    "top-1-random": CellRecipe("another cell of each head := 0", random_not_largest, "top-1", is_random=True),
+    "top-1-norm": CellRecipe(
+        "other cells of the same Σ M² as top-1 := 0",
+        matched_to_largest,
+        "top-1",
+        is_random=True,
+        is_matched=True,
+    ),
+    "top-1-mean": CellRecipe("each head's largest cell := its mean", largest, writes_mean=True),
+    "smallest-mean": CellRecipe(
+        "each head's smallest cell := its mean", smallest, "top-1-mean", writes_mean=True
+    ),
+    "study-top-1": CellRecipe(
+        "each head's largest cell := its mean, where massive in its head",
+        largest_if_massive,
+        writes_mean=True,
     ),
 }
 
 
 @dataclass
-class Plan:
-    """Which cells each recipe takes in each layer, tensor and fold. The same texts give the same plan in any order."""
+class CellPlan:
+    """Plan of the cells that each recipe selects in each layer, tensor and fold, whatever the order of the texts."""
 
-    moments: Moments
+    moments: CellMoments
     folds: Folds
-    rule: Rule
+    rule: SelectionRule
     n_seeds: int
     seed: int
-    _squares: dict[Place, list[np.ndarray]] = field(default_factory=dict)
+    _squares: dict[LayerPoint, list[np.ndarray]] = field(default_factory=dict)
     _cells: dict[tuple[str, int | None], Cells] = field(default_factory=dict)
 
     def seeds(self, name: str) -> list[int | None]:
-        """What its repeats are called; one, without a name, where chance has no part in it."""
-        return [*range(self.n_seeds)] if RECIPES[name].drawn else [None]
+        """Return the seeds of a recipe's repeats; a single None for one that is not random."""
+        return [*range(self.n_seeds)] if RECIPES[name].is_random else [None]
 
-    def squares(self, place: Place) -> list[np.ndarray]:
-        """M² [head, d_head] of the texts that choose, by fold."""
-        if place not in self._squares:
-            self._squares[place] = [self.moments.squared(texts, place) for texts in self.folds.others]
-        return self._squares[place]
+    def squares(self, layer_point: LayerPoint) -> list[np.ndarray]:
+        """Return M² [head, d_head] of the selection texts, by fold."""
+        if layer_point not in self._squares:
+            self._squares[layer_point] = [
+                self.moments.sum_of_squares(texts, layer_point) for texts in self.folds.selection_texts
+            ]
+        return self._squares[layer_point]
 
     def cells(self, name: str, seed: int | None) -> Cells:
-        """What a recipe takes, bool [fold, head, d_head] by layer and tensor."""
+        """Return the cells that a recipe selects, bool [fold, head, d_head] by layer and tensor."""
         import numpy as np
 
         if (name, seed) not in self._cells:
-            chosen: Cells = {}
-            for place in self.moments.places:
-                squares = self.squares(place)
-                # One draw for all folds and recipes of a seed: they differ where their norms do.
-                key = (self.seed, seed or 0, place[0], "qk".index(place[1]))
-                draw = np.random.default_rng(key).random(squares[0].shape)
-                chosen[place] = np.stack([RECIPES[name].choose(each, draw, self.rule) for each in squares])
-            self._cells[name, seed] = chosen
+            cells: Cells = {}
+            for layer_point in self.moments.layer_points:
+                squares_by_fold = self.squares(layer_point)
+                # All folds and recipes of a seed share one draw: their selections differ only where their norms do.
+                key = (self.seed, seed or 0, layer_point[0], "qk".index(layer_point[1]))
+                draw = np.random.default_rng(key).random(squares_by_fold[0].shape)
+                select = RECIPES[name].select
+                cells[layer_point] = np.stack(
+                    [select(squares, draw, self.rule) for squares in squares_by_fold]
+                )
+            self._cells[name, seed] = cells
         return self._cells[name, seed]
 
-    def means(self, place: Place) -> np.ndarray:
-        """Mean of each cell over all tokens of the texts that choose, [fold, head, d_head]."""
+    def means(self, layer_point: LayerPoint) -> np.ndarray:
+        """Return the mean of each cell over all tokens of the selection texts, [fold, head, d_head]."""
         import numpy as np
 
-        return np.stack([self.moments.mean(texts, place) for texts in self.folds.others])
+        return np.stack([self.moments.mean(texts, layer_point) for texts in self.folds.selection_texts])
 
-    def held(self, cells: Cells, place: Place, fold: int) -> tuple[float, float]:
-        """The cells' share of Σ M²: in the texts of a fold, and in those they were chosen on."""
-        chosen = cells[place][fold]
-        own = self.moments.squared(self.folds.members(fold), place)
-        return _share(own, chosen), _share(self.squares(place)[fold], chosen)
+    def norm_shares(self, cells: Cells, layer_point: LayerPoint, fold: int) -> tuple[float, float]:
+        """Return the cells' share of Σ M² in the texts of a fold, and in the texts that they were selected on."""
+        selected = cells[layer_point][fold]
+        fold_squares = self.moments.sum_of_squares(self.folds.members(fold), layer_point)
+        return _share(fold_squares, selected), _share(self.squares(layer_point)[fold], selected)
 
-    def alive(self, cells: Cells) -> list[Place]:
-        """Layers and tensors where a cell was taken that is not zero in all texts it is overwritten in."""
+    def nonzero_points(self, cells: Cells) -> list[LayerPoint]:
+        """Return the layers and tensors with a cell that is not zero in all texts in which it is overwritten."""
         folds = range(self.folds.n)
-        return [place for place in cells if any(self.held(cells, place, fold)[0] > 0 for fold in folds)]
+        return [
+            point for point in cells if any(self.norm_shares(cells, point, fold)[0] > 0 for fold in folds)
+        ]
 
-    def lacking(self, name: str) -> str | None:
-        """Why a recipe overwrites nothing, or not what it says; None if it does."""
+    def reason_to_skip(self, name: str) -> str | None:
+        """Return the reason why a recipe overwrites nothing, or too few cells; None for one that can run."""
         for seed in self.seeds(name):
             cells = self.cells(name, seed)
-            treated = RECIPES[name].control_for
-            if not any(each[:-1].any() for each in cells.values()):
-                if treated is None:
-                    return self._none_massive(RECIPES[name].choose is thresholded)
-                return f"there are no cells besides those of {treated} that hold as little"
-            if not self.alive(cells):
-                return "all that it would overwrite is zero in every text"
-            if treated is not None and not RECIPES[name].matched:
-                wanted = self.cells(treated, None)
-                short = [
-                    place for place in cells if (cells[place].sum((1, 2)) < wanted[place].sum((1, 2))).any()
+            treated_name = RECIPES[name].control_for
+            if not any(by_fold[:-1].any() for by_fold in cells.values()):
+                if treated_name is None:
+                    return self._not_massive(RECIPES[name].select is largest_if_massive)
+                return f"no cells besides those of {treated_name} have so small a Σ M²"
+            if not self.nonzero_points(cells):
+                return "all cells that it would overwrite are zero in every text"
+            if treated_name is not None and not RECIPES[name].is_matched:
+                treated = self.cells(treated_name, None)
+                too_few = [
+                    point for point in cells if (cells[point].sum((1, 2)) < treated[point].sum((1, 2))).any()
                 ]
-                if short:
-                    return (
-                        f"layer {short[0][0]} has too few cells of {short[0][1]} besides those of {treated}"
-                    )
+                if too_few:
+                    layer, tensor = too_few[0]
+                    return f"layer {layer} has too few cells of {tensor} besides those of {treated_name}"
         return None
 
-    def _none_massive(self, per_head: bool) -> str:
-        """How far the largest cell is from the threshold."""
+    def _not_massive(self, per_head: bool) -> str:
+        """Return the message that no cell is massive, with the ratio of the largest."""
         import numpy as np
 
         per_head = per_head or self.rule.over == "per_head"
-        largest, (layer, tensor) = 0.0, self.moments.places[0]
-        for place in self.moments.places:
-            for squares in self.squares(place)[:-1]:
+        max_ratio, (layer, tensor) = 0.0, self.moments.layer_points[0]
+        for layer_point in self.moments.layer_points:
+            for squares in self.squares(layer_point)[:-1]:
                 norms = np.sqrt(squares)
                 means = norms.mean(-1, keepdims=True) if per_head else norms.mean()
                 ratio = float(np.divide(norms, means, out=np.zeros_like(norms), where=means > 0).max())
-                largest, (layer, tensor) = max((largest, (layer, tensor)), (ratio, place))
+                max_ratio, (layer, tensor) = max((max_ratio, (layer, tensor)), (ratio, layer_point))
         mean = "its head's mean" if per_head else "the mean"
         return (
-            f"no cell is massive, over {self.rule.multiple:g} × {mean}: the largest is {largest:.2f} ×, in {tensor} of "
-            f"layer {layer}; `multiple` sets the threshold"
+            f"no cell is massive, over {self.rule.multiple:g} × {mean}: the largest is {max_ratio:.2f} ×, in {tensor} "
+            f"of layer {layer}; `multiple` sets the threshold"
         )
 
-    def match(self, name: str) -> tuple[float, float] | None:
-        """A control's Σ M² over that of what it controls, the least and the most by layer, tensor, fold and seed."""
+    def match_range(self, name: str) -> tuple[float, float] | None:
+        """Return the range over layers, tensors, folds and seeds of the ratio of a control's Σ M² to its target's."""
         import numpy as np
 
         treated = self.cells(RECIPES[name].control_for or name, None)
-        found = []
+        ratios = []
         for seed in self.seeds(name):
             cells = self.cells(name, seed)
-            for place in cells:
-                for squares, mine, theirs in zip(
-                    self.squares(place), cells[place], treated[place], strict=True
+            for point in cells:
+                for squares, control_cells, treated_cells in zip(
+                    self.squares(point), cells[point], treated[point], strict=True
                 ):
-                    if squares[theirs].sum():
-                        found.append(float(squares[mine].sum() / squares[theirs].sum()))
-        return (float(np.min(found)), float(np.max(found))) if found else None
+                    if squares[treated_cells].sum():
+                        ratios.append(float(squares[control_cells].sum() / squares[treated_cells].sum()))
+        return (float(np.min(ratios)), float(np.max(ratios))) if ratios else None
 
 
-def _share(squares: np.ndarray, chosen: np.ndarray) -> float:
-    whole = float(squares.sum())
-    return float(squares[chosen].sum()) / whole if whole else float("nan")
+def _share(squares: np.ndarray, cells: np.ndarray) -> float:
+    total = float(squares.sum())
+    return float(squares[cells].sum()) / total if total else float("nan")

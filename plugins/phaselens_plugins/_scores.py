@@ -1,4 +1,4 @@
-"""Scores of questions with options: what one comes to, and what many of them can be compared with."""
+"""Scores of questions with options, and the chance levels to compare them with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from phaselens_plugins._questions import Question
 
 
 @dataclass(frozen=True)
-class Item:
+class QuestionScore:
     """Scores of one question under one condition. `chosen` is None where two options are equally probable."""
 
     chosen: int | None
@@ -22,20 +22,25 @@ class Item:
     log_odds_per_token: float
 
 
-def judge(sums: Sequence[float], lengths: Sequence[int], answer: int) -> Item:
-    """Log-probabilities of all options in nats, and how many tokens each has → the item's scores.
+def score_options(sums: Sequence[float], lengths: Sequence[int], answer: int) -> QuestionScore:
+    """Score one question by its options.
 
-    >>> found = judge([-1.0, -3.0], [1, 4], 0)
-    >>> found.chosen, found.correct, found.correct_per_token, round(found.p, 3), found.log_odds
+    Args:
+        sums: log-probability of each option, in nats.
+        lengths: number of tokens of each option.
+        answer: index of the right option.
+
+    >>> score = score_options([-1.0, -3.0], [1, 4], 0)
+    >>> score.chosen, score.correct, score.correct_per_token, round(score.p, 3), score.log_odds
     (0, 1.0, 0.0, 0.881, 2.0)
     """
     means = [total / length for total, length in zip(sums, lengths, strict=True)]
-    chosen, other = _best(sums), _best(means)
+    chosen, chosen_per_token = _unique_argmax(sums), _unique_argmax(means)
     log_odds, log_odds_per_token = _log_odds(sums, answer), _log_odds(means, answer)
-    return Item(
+    return QuestionScore(
         chosen,
         float(chosen == answer),
-        float(other == answer),
+        float(chosen_per_token == answer),
         _logistic(log_odds),
         _logistic(log_odds_per_token),
         log_odds,
@@ -43,17 +48,17 @@ def judge(sums: Sequence[float], lengths: Sequence[int], answer: int) -> Item:
     )
 
 
-def _best(scores: Sequence[float]) -> int | None:
-    """Where the largest score stands; None where it stands twice."""
-    most = max(scores)
-    return scores.index(most) if scores.count(most) == 1 else None
+def _unique_argmax(scores: Sequence[float]) -> int | None:
+    """Return the index of the largest score; None for a tie."""
+    largest = max(scores)
+    return scores.index(largest) if scores.count(largest) == 1 else None
 
 
 def _log_odds(scores: Sequence[float], answer: int) -> float:
-    """ln of the right option's probability over that of all others together."""
-    others = [score for place, score in enumerate(scores) if place != answer]
-    most = max(others)
-    return scores[answer] - most - math.log(math.fsum(math.exp(score - most) for score in others))
+    """Return ln of the right option's probability over the summed probability of all others."""
+    others = [score for option, score in enumerate(scores) if option != answer]
+    largest = max(others)
+    return scores[answer] - largest - math.log(math.fsum(math.exp(score - largest) for score in others))
 
 
 def _logistic(log_odds: float) -> float:
@@ -63,22 +68,24 @@ def _logistic(log_odds: float) -> float:
     return 1 / (1 + math.exp(-log_odds))
 
 
-def chance(items: Sequence[Question]) -> float:
-    """Mean of 1 over the number of options."""
-    return math.fsum(1 / len(item.options) for item in items) / len(items)
+def chance_accuracy(questions: Sequence[Question]) -> float:
+    """Return the mean over questions of 1 / number of options."""
+    return math.fsum(1 / len(question.options) for question in questions) / len(questions)
 
 
-def same_answer(items: Sequence[Question]) -> float:
-    """Accuracy of giving the commonest right answer to every question."""
-    right = [item.options[item.answer] for item in items]
-    return max(right.count(one) for one in set(right)) / len(right)
+def same_answer_accuracy(questions: Sequence[Question]) -> float:
+    """Return the accuracy of giving the most frequent right answer to every question."""
+    answers = [question.options[question.answer] for question in questions]
+    return max(answers.count(answer) for answer in set(answers)) / len(answers)
 
 
-def difference(
+def difference_of_means(
     first: Sequence[float], second: Sequence[float], *, seed: int
 ) -> tuple[float | None, float | None, float | None]:
-    """Mean of `first` − mean of `second`, different items, with its percentile bootstrap interval; None where it is
-    unknown. The interval is of draws always: two groups have too many resamples to take them all."""
+    """Return mean of `first` − mean of `second`, of different items, with its percentile bootstrap interval.
+
+    None where undefined. The resamples are always drawn: two groups have too many to enumerate.
+    """
     import numpy as np
     from scipy.stats import bootstrap
 
@@ -89,8 +96,8 @@ def difference(
     centre = float(np.mean(first) - np.mean(second))
     if min(len(first), len(second)) < 2:
         return centre, None, None
-    found = bootstrap(
-        (first, second), lambda one, other, axis=-1: np.mean(one, axis=axis) - np.mean(other, axis=axis),
+    interval = bootstrap(
+        (first, second), lambda a, b, axis=-1: np.mean(a, axis=axis) - np.mean(b, axis=axis),
         method="percentile", n_resamples=N_RESAMPLES, rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return centre, float(found.low), float(found.high)
+    return centre, float(interval.low), float(interval.high)

@@ -1,140 +1,225 @@
-"""What the tasks share: prompts of their own under other metrics' conditions, and shares of prompts with intervals."""
+"""Base class of tasks, which run their own prompts under other metrics' conditions, and their statistics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from phaselens.plugin import BASELINE, CausalMetric, Condition, LayerView, Metric, Params
-from phaselens_plugins._inner import Inner, parse
+from phaselens.plugin import (
+    BASELINE,
+    CausalMetric,
+    Condition,
+    ConditionKey,
+    Display,
+    LayerView,
+    Metric,
+    Params,
+)
+from phaselens_plugins._causal import merge_nested
+from phaselens_plugins._encoding import PromptEncoder
+from phaselens_plugins._inner import InnerMetrics, parse_sources
 
 if TYPE_CHECKING:
     import numpy as np
 
-P = TypeVar("P", bound=Params)
-Key = tuple[str, int | None, int | None]
+#: A value and the two ends of its interval; None where undefined.
+Estimate: TypeAlias = tuple[float | None, float | None, float | None]
 
 
-class Task(CausalMetric[P]):
-    """A causal metric on prompts of its own. What is done to the model comes from the metrics in `params.conditions`.
+class TaskParams(Params):
+    """Parameters of a task. A subclass declares the field `conditions` after its own, so that it is listed last."""
 
-    Those see the run's texts, as they do by themselves, and so find their layers and dimensions on other text than
-    the prompts.
+    conditions: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_sources(self.conditions)
+
+    @property
+    def conditions_note(self) -> str:
+        """Requested conditions, as the end of the definition; empty without any."""
+        return f"; under {self.conditions}" if self.conditions.strip() else ""
+
+
+P = TypeVar("P", bound=TaskParams)
+S = TypeVar("S")
+
+
+def task_display(
+    value: str, *, columns: Sequence[tuple[str, str]], summary: Sequence[tuple[str, str]]
+) -> Display:
+    """Return the display of a task's accuracy: the share `value` with its interval and its level of chance.
+
+    Args:
+        value: the column of the table `accuracy` that holds the share.
+        columns: further columns, each with its title.
+        summary: columns of the table `summary`, each with its title.
+    """
+    return Display(
+        table="accuracy",
+        rows="condition",
+        value=value,
+        title=value,
+        low="ci_low",
+        high="ci_high",
+        null="chance",
+        percent=True,
+        also=tuple(columns),
+        summary=tuple(summary),
+    )
+
+
+class Task(CausalMetric[P], Generic[P, S]):
+    """Base of causal metrics on their own prompts. The metrics in `params.conditions` declare the conditions.
+
+    Those inner metrics see the run's texts, as they do in a run without the task, so they select layers and
+    dimensions on other text than the prompts. `scores` has a score S by condition and by an item's id.
     """
 
     def setup(self) -> None:
-        """The inner metrics."""
-        self.inner = Inner(parse(getattr(self.params, "conditions", "")), self.model, self.seed)
+        """Start the inner metrics and the scores."""
+        self.inner = InnerMetrics(parse_sources(self.params.conditions), self.model, self.seed)
+        self.scores: dict[ConditionKey, dict[str, S]] = {}
 
     @property
     def sink_position(self) -> int:
-        """That of the inner metrics."""
+        """The inner metrics' sink position."""
         return self.inner.sink_position
 
     @property
     def n_distances(self) -> int:
-        """That of the inner metrics."""
+        """The inner metrics' number of distances."""
         return self.inner.n_distances
 
     def hooks(self) -> Sequence[str]:
-        """What the inner metrics read."""
+        """Return the inner metrics' hook points."""
         return self.inner.hooks()
 
     def update(self, layer: LayerView) -> None:
-        """Handed on."""
+        """Forward the layer to the inner metrics."""
         self.inner.update(layer)
 
     def conditions(self) -> Sequence[Condition]:
-        """All of the inner metrics' conditions."""
-        found = list(self.inner.conditions())
+        """Return the inner metrics' conditions."""
+        conditions = list(self.inner.conditions())
         for warning in self.inner.warnings:
             self.warn(warning)
-        return found
+        return conditions
 
     def merge(self, other: Metric[P]) -> None:
-        """Also the inner metrics."""
+        """Merge another instance, with its inner metrics and scores."""
         super().merge(other)
         if isinstance(other, Task):
             self.inner.merge(other.inner)
+            merge_nested(self.scores, other.scores)
+
+    def encoder(self, tokenizer: object) -> PromptEncoder:
+        """Return the encoder of the prompts, under the run's BOS policy."""
+        return PromptEncoder(tokenizer, bos=self.bos, bos_token_id=self.model.bos_token_id)
+
+    def exceeds_learned_positions(self, length: int) -> bool:
+        """Return whether the model has learned positions, but fewer than `length`."""
+        n_ctx = self.model.n_ctx
+        return "learned" in self.model.positions and n_ctx is not None and length > n_ctx
 
     def groups(self) -> Iterator[tuple[str, int | None, list[Condition]]]:
-        """Name and layer of the baseline and of each condition, with its repeats; without, where one did nothing."""
-        working = {condition.key for condition in self.losses.working}
-        named: dict[tuple[str, int | None], list[Condition]] = {}
-        for condition in self.losses.conditions.values():
-            named.setdefault((condition.name, condition.layer), []).append(condition)
+        """Yield name, layer and repeats of the baseline and each condition; no repeats if an edit did nothing."""
+        working = {condition.key for condition in self.losses.effective_conditions}
         yield BASELINE.name, None, [BASELINE]
-        for (name, layer), repeats in named.items():
-            yield name, layer, repeats if all(one.key in working for one in repeats) else []
+        for (name, layer), repeats in self.losses.repeats.items():
+            yield name, layer, repeats if all(repeat.key in working for repeat in repeats) else []
+
+    def values(self, repeats: Sequence[Condition], ids: Sequence[str], field: str) -> list[float | None]:
+        """Return one field of each item's score, mean over repeats; None where a repeat has no score."""
+        if not repeats:
+            return [None] * len(ids)
+        scores_by_repeat = [self.scores.get(repeat.key, {}) for repeat in repeats]
+        return mean_over_repeats(
+            [
+                [getattr(scores[item_id], field) if item_id in scores else None for item_id in ids]
+                for scores in scores_by_repeat
+            ]
+        )
+
+    def share(self, repeats: Sequence[Condition], ids: Sequence[str], field: str) -> Estimate:
+        """Return the share of the items that are right by `field`, with Wilson's interval; see `share_right`."""
+        return share_right(without_none(self.values(repeats, ids, field)), len(ids))
+
+    def mean_change(self, changes: Sequence[float], note: str) -> Estimate:
+        """Return the mean change of items that are right or wrong, with its bootstrap interval.
+
+        The interval is None where all changes are equal, as every resample is then the same, however few the items;
+        `note` is the warning in that case.
+        """
+        centre, low, high = mean_with_interval(changes, self.seed)
+        if len(set(changes)) <= 1:
+            low = high = None
+        if centre is not None and low is None:
+            self.warn(note)
+        return centre, low, high
 
 
-def share(values: Sequence[float], n_asked: int) -> tuple[float | None, float | None, float | None]:
-    """Sum of `values`, each 0 to 1, over all `n_asked` items, with Wilson's 95 % interval; None without any value.
+def share_right(values: Sequence[float], n_asked: int) -> Estimate:
+    """Return the sum of `values`, each 0 to 1, over `n_asked` items, with Wilson's 95 % interval; None without values.
 
-    An item without a value counts, as not right. Where repeats of a control were averaged, items have values between
-    0 and 1: the interval then reaches from that of the next lower whole number of right ones to that of the next
-    higher.
+    An item without a value counts as wrong. Where repeats of a control were averaged, items have values between 0 and
+    1: the interval then reaches from that of the next lower whole number of right ones to that of the next higher.
 
-    >>> [round(each, 3) for each in share([1.0, 0.0, 1.0], 4)]
+    >>> [round(number, 3) for number in share_right([1.0, 0.0, 1.0], 4)]
     [0.5, 0.15, 0.85]
-    >>> share([], 4)
+    >>> share_right([], 4)
     (None, None, None)
     """
     from phaselens.uncertainty import wilson_interval
 
     if not len(values):
         return None, None, None
-    right = math.fsum(values)
-    low, high = wilson_interval(math.floor(right), n_asked), wilson_interval(math.ceil(right), n_asked)
-    return right / n_asked, low.ci_low, high.ci_high
+    n_right = math.fsum(values)
+    lower, upper = wilson_interval(math.floor(n_right), n_asked), wilson_interval(math.ceil(n_right), n_asked)
+    return n_right / n_asked, lower.ci_low, upper.ci_high
 
 
-def mean(values: Iterable[float], seed: int) -> tuple[float | None, float | None, float | None]:
-    """Mean of the finite values with its bootstrap interval over them; None where there is none (or too few)."""
+def mean_with_interval(values: Iterable[float], seed: int) -> Estimate:
+    """Return the mean of the finite values with its bootstrap interval; None where there are none (or too few)."""
     from phaselens.uncertainty import mean_interval
 
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return None, None, None
-    centre, low, high = (each.tolist() for each in mean_interval(finite, seed=seed))
+    centre, low, high = (number.tolist() for number in mean_interval(finite, seed=seed))
     return centre, low, high
 
 
-def change(values: Sequence[float], seed: int) -> tuple[float | None, float | None, float | None]:
-    """As `mean`, for differences of right and wrong: no interval where all are equal, as every resample is then the
-    same, however few items there are."""
-    found = mean(values, seed)
-    return found if len(set(values)) > 1 else (found[0], None, None)
+def mean_of_present(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None where there are none."""
+    numbers = without_none(values)
+    return math.fsum(numbers) / len(numbers) if numbers else None
 
 
-def centre(values: Iterable[float | None]) -> float | None:
-    """Mean of those that are there; None where none is."""
-    there = known(values)
-    return math.fsum(there) / len(there) if there else None
-
-
-def average(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
-    """[repeat][item] → mean over repeats of each item; None where one of them has no value."""
-    found: list[float | None] = []
+def mean_over_repeats(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
+    """Return the mean over repeats [item] of [repeat][item]; None where a repeat has no value."""
+    means: list[float | None] = []
     for column in zip(*rows, strict=True):
-        known = [value for value in column if value is not None]
-        found.append(sum(known) / len(known) if known and len(known) == len(column) else None)
-    return found
+        numbers = without_none(column)
+        means.append(sum(numbers) / len(numbers) if len(numbers) == len(column) else None)
+    return means
 
 
-def known(values: Iterable[float | None]) -> list[float]:
-    """Those that are there."""
+def without_none(values: Iterable[float | None]) -> list[float]:
+    """Return the values that are not None."""
     return [value for value in values if value is not None]
 
 
-def finite(loss: np.ndarray) -> bool:
-    """Whether every token has a loss."""
+def complete_pairs(
+    first: Iterable[float | None], second: Iterable[float | None]
+) -> list[tuple[float, float]]:
+    """Return the pairs of values of the same item, without the items where one of the two is None."""
+    return [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+
+
+def all_finite(loss: np.ndarray) -> bool:
+    """Return whether every token has a finite loss."""
     import numpy as np
 
     return bool(np.isfinite(loss).all())
-
-
-def label(condition: str, layer: int | None) -> str:
-    """A condition's name with its layer."""
-    return condition if layer is None else f"{condition} (layer {layer})"

@@ -1,12 +1,12 @@
-"""What the heads write from position 0: its attention mass, its value vector, and the two together.
+"""Writes of attention heads from position 0: its attention mass, its value vector, and both combined.
 
-The write score (attention × ‖v₀‖) ignores the output projection, so beside it stands the true write
-‖A[h, q, 0] · v₀ · W_O‖, against all that the head and all that the layer's attention write at the same queries.
+The write score (attention × ‖v₀‖) ignores the output projection. The true write ‖A[h, q, 0] · v₀ · W_O‖ includes it,
+and is compared with everything that the head, and the layer's attention, write at the same queries.
 
-What heads write adds up, with the bias, to what the attention module gives. Where a norm or a gate scales the heads'
+The writes of all heads sum, with the bias, to the attention module's output. Where a norm or a gate scales the heads'
 outputs before the output projection, position 0's part is scaled by the factors that the forward had at that query (the
-norm is frozen); where the projection rounds its input, what a head writes is W_O times its part of the rounded input.
-Factors that the block applies to the module's output (Granite's multiplier, Gemma 2's norm) are left out.
+norm is frozen); where the projection rounds its input, a head's write is W_O times its part of the rounded input.
+Factors that the block applies to the module's output (Granite's multiplier, Gemma 2's norm) are not included.
 """
 
 from __future__ import annotations
@@ -24,28 +24,36 @@ from phaselens.plugin import (
     Table,
     TableSpec,
     hookimpl,
+    in_layer,
 )
 from phaselens_plugins._common import (
-    FINE,
     LAYER,
     N_TEXTS,
     N_TOKENS,
+    TEXT,
+    LayerText,
+    Numbers,
+    TableRow,
+    index_of_largest,
+    interval_columns,
+    layer_texts,
+    mean_intervals,
+    mean_or_none,
+    none_if_nan,
+    null_means,
+    rows_by_text,
+    store_by_text,
+)
+from phaselens_plugins._layer_metric import (
+    NO_PROBLEM,
     NOT_FINITE,
     SHORT,
-    TEXT,
     UNSEEN,
     ZERO,
-    Grid,
-    Value,
-    best,
-    cell,
-    grid_tables,
-    interval_columns,
-    intervals,
-    keep,
-    nothing,
-    overall,
-    real_rows,
+    LayerMetric,
+    Quantity,
+    layer_tables,
+    missing_record,
 )
 
 if TYPE_CHECKING:
@@ -54,21 +62,21 @@ if TYPE_CHECKING:
     from phaselens.plugin import Projection
 
 NORM = "norm"
-VALUES = (
-    Value("write", NORM, "attn, the attention on position 0 of the queries ≥ 1 that see it, times ‖v₀‖",
-          "the same under uniform attention"),
-    Value("attn", "share of attention", "attention on position 0, mean over the queries ≥ 1 that see it",
-          "uniform attention"),
-    Value("value_norm", NORM, "‖v₀‖, before the output projection",
-          "mean norm of the values at the other positions"),
-    Value("true_write", NORM, "‖A·v₀·W_O‖, mean over the same queries; where a norm or gate scales the head's output "
-          "before W_O, with the factors of the forward", "the same under uniform attention"),
-    Value("head_output", NORM, "norm of all that the head writes, mean over the same queries; what heads write adds "
-          "up, with the bias, to the layer's output"),
-    Value("true_share", "ratio", "true_write over head_output; can exceed 1 where other keys cancel it",
-          "uniform attention's true write over the same head_output"),
+QUANTITIES = (
+    Quantity("write", NORM, "attn, the attention on position 0 of the queries ≥ 1 that see it, times ‖v₀‖",
+             "write under uniform attention"),
+    Quantity("attn", "share of attention", "attention on position 0, mean over the queries ≥ 1 that see it",
+             "uniform attention"),
+    Quantity("value_norm", NORM, "‖v₀‖, before the output projection",
+             "mean norm of the values at the other positions"),
+    Quantity("true_write", NORM, "‖A·v₀·W_O‖, mean over the same queries; where a norm or gate scales the head's "
+             "output before W_O, with the factors of the forward", "true_write under uniform attention"),
+    Quantity("head_output", NORM, "norm of all that the head writes, mean over the same queries; the heads' writes "
+             "sum, with the bias, to the layer's output"),
+    Quantity("true_share", "ratio", "true_write over head_output; can exceed 1 where other keys cancel it",
+             "uniform attention's true write over the same head_output"),
 )  # fmt: skip
-OF_LAYER = (
+LAYER_COLUMNS = (
     Column(
         "layer_write",
         float,
@@ -85,19 +93,21 @@ OF_LAYER = (
 )
 
 
-class _States(NamedTuple):
-    """One text of a layer: sink [head, query], v [pos, kv_head, d_head], z [pos, head, d_head], out [pos, d_model];
-    attended as z, before what scales it, or None where nothing does."""
+class _AttentionStates(NamedTuple):
+    """States of one text in one layer.
+
+    sink [head, query], v [pos, kv_head, d_head], z [pos, head, d_head], attn_out [pos, d_model]; attended is z before
+    it is scaled, or None where nothing scales it."""
 
     sink: Tensor
     v: Tensor
     z: Tensor
-    out: Tensor
+    attn_out: Tensor
     attended: Tensor | None
 
 
-class _FirstWrites(NamedTuple):
-    """What position 0 writes, by head [head] and all together [], and the same under uniform attention."""
+class _BosWrites(NamedTuple):
+    """Norms of what position 0 writes, by head [head] and for the layer [], measured and under uniform attention."""
 
     heads: Tensor
     layer: Tensor
@@ -105,16 +115,17 @@ class _FirstWrites(NamedTuple):
     layer_null: Tensor
 
 
-class BosWrite(Grid[Params]):
-    """BOS value norm, attention mass, write score and true write, by text, layer and head."""
+class BosWrite(LayerMetric[Params]):
+    """Metric of position 0's value norm, attention mass, write score and true write, by text, layer and head."""
 
     name = "bos-write"
     version = "2"
     title = "what heads write from BOS"
     description = "value norm, attention mass, write score and true write of position 0"
     citation = "value norms of sinks: Gu et al. 2024, arXiv:2410.10781"
+    quantities = QUANTITIES
     tables = (
-        *grid_tables(VALUES, heads=True),
+        *layer_tables(QUANTITIES, heads=True),
         TableSpec(
             "together",
             (
@@ -128,7 +139,11 @@ class BosWrite(Grid[Params]):
             ),
             "all heads of a layer together",
         ),
-        TableSpec("layer_texts", (TEXT, LAYER, *OF_LAYER, N_TOKENS), "the same, a row per text and layer"),
+        TableSpec(
+            "layer_texts",
+            (TEXT, LAYER, *LAYER_COLUMNS, N_TOKENS),
+            "all heads of a layer together, one row per text and layer",
+        ),
         TableSpec(
             "summary",
             (
@@ -140,7 +155,7 @@ class BosWrite(Grid[Params]):
                 Column("layer_share", float, "ratio", "mean over texts and layers"),
                 N_TEXTS,
             ),
-            "a row per model",
+            "one row per model",
         ),
     )
     display = Display(
@@ -161,218 +176,220 @@ class BosWrite(Grid[Params]):
 
     @classmethod
     def define(cls, params: Params) -> str:
-        """What is multiplied and averaged, in which order."""
+        """State what is multiplied and averaged, and in which order."""
         return (
             "write = attention on position 0 × ‖v₀‖ by text and head, then the mean; true share = ‖A·v₀·W_O‖ / "
             "‖head output‖, means over the queries ≥ 1 that see position 0 (with a sliding window, those within it)"
         )
 
     def setup(self) -> None:
-        """Output projections, None where one is refused, and their triangular factors, by layer."""
+        """Start with no output projections (None where one is refused) and triangular factors, by layer."""
         super().setup()
-        self.outputs: dict[int, Projection | None] = {}
+        self.projections: dict[int, Projection | None] = {}
         self.factors: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without projections, which hold the model's own modules; they are read again."""
-        return {**vars(self), "outputs": {}, "factors": {}}
+        """Return the state without the projections, which refer to the model's modules and can be read again."""
+        return {**vars(self), "projections": {}, "factors": {}}
 
     def hooks(self) -> Sequence[str]:
-        """Attention on position 0, values, head outputs, and the output projection's result."""
+        """Return the points of attention on position 0, values, head outputs, and the output projection's result."""
         points = ["hook_sink", "hook_v", "hook_z", "hook_out"]
         if "scaled" in self.model.head_outputs:
             points.append("hook_attended")
-        return [f"blocks.{{layer}}.attn.{point}" for point in points]
+        return [in_layer("{layer}", f"attn.{point}") for point in points]
 
     def update(self, layer: LayerView) -> None:
-        """Writes of this layer for the texts of the batch."""
-        sinks = layer["attn.hook_sink"]
-        output = self._output(layer)
-        points = ["hook_v", "hook_z", "hook_out"]
-        scaled = output is not None and self._is_scaled(layer, output)
-        points.append("hook_attended" if self._head_output(layer.index or 0) == "scaled" else "hook_z")
-        parts = zip(
-            layer.batch.lengths, *(real_rows(layer, f"attn.{point}") for point in points), strict=True
-        )
-        texts = []
-        for text, (n_tokens, v, z, out, attended) in enumerate(parts):
-            states = _States(sinks[text, :, :n_tokens], v, z, out, attended if scaled else None)
-            texts.append(self._one(layer, states, output))
-        keep(self, layer, texts)
+        """Measure the writes of this layer for the texts of the batch."""
+        projection = self._projection(layer)
+        texts = layer_texts(layer)
+        states = [self._states(text, projection) for text in texts]
+        records = [self._measure(layer.index or 0, text_states, projection) for text_states in states]
+        store_by_text(self, layer, records)
 
-    def _one(self, layer: LayerView, states: _States, output: Projection | None) -> dict[str, Any]:
-        """The numbers of one text; NaN for those that need the output projection, where there is none to use."""
+    def _states(self, text: LayerText, projection: Projection | None) -> _AttentionStates:
+        is_scaled_before_projection = self._head_output(text.layer.index or 0) == "scaled"
+        attended = text["attn.hook_attended" if is_scaled_before_projection else "attn.hook_z"]
+        is_scaled = projection is not None and (is_scaled_before_projection or projection.norm is not None)
+        return _AttentionStates(
+            sink=text.layer["attn.hook_sink"][text.index, :, : text.n_tokens],
+            v=text["attn.hook_v"],
+            z=text["attn.hook_z"],
+            attn_out=text["attn.hook_out"],
+            attended=attended if is_scaled else None,
+        )
+
+    def _measure(
+        self, index: int, states: _AttentionStates, projection: Projection | None
+    ) -> dict[str, Numbers]:
+        """Measure one text in layer `index`; numbers that need a projection are NaN without one."""
         from phaselens.attention import head_norms, uniform_sink
         from phaselens.spectrum import row_norms
 
-        sink, v, z, out, _ = states
-        n_heads, index = len(sink), layer.index or 0
-        if v.shape[0] < 2:
-            return _nothing(SHORT, n_heads)
+        sink, v, z, attn_out, _ = states
+        n_heads, n_tokens = len(sink), len(v)
+        if n_tokens < 2:
+            return _missing_record(SHORT, n_heads)
         window = self.model.windows[index]
-        seeing = slice(1, min(len(v), window or len(v)))
+        seeing = slice(1, min(n_tokens, window or n_tokens))
         if seeing.stop < 2:
-            return _nothing(UNSEEN, n_heads)
+            return _missing_record(UNSEEN, n_heads)
         group = n_heads // v.shape[1]
-        whole, others = row_norms(out[seeing]).mean(), row_norms(v[1:]).mean(0)
+        layer_output, other_value_norms = row_norms(attn_out[seeing]).mean(), row_norms(v[1:]).mean(0)
         attn = sink[:, seeing].double().mean(-1)
-        norms = row_norms(v[0].double()).repeat_interleave(group)
-        uniform = uniform_sink(len(v), window=window) or 0.0
-        result = _nothing(FINE, n_heads) | {
+        value_norms = row_norms(v[0].double()).repeat_interleave(group)
+        uniform = uniform_sink(n_tokens, window=window) or 0.0
+        record = _missing_record(NO_PROBLEM, n_heads) | {
             "attn": attn.tolist(),
             "attn_null": [uniform] * n_heads,
-            "value_norm": norms.tolist(),
-            "value_norm_null": others.repeat_interleave(group).tolist(),
-            "write": (attn * norms).tolist(),
-            "write_null": (uniform * norms).tolist(),
-            "layer_output": float(whole),
+            "value_norm": value_norms.tolist(),
+            "value_norm_null": other_value_norms.repeat_interleave(group).tolist(),
+            "write": (attn * value_norms).tolist(),
+            "write_null": (uniform * value_norms).tolist(),
+            "layer_output": float(layer_output),
         }
-        if not all(bool(values.isfinite().all()) for values in (attn, norms, whole, others)):
-            return _nothing(NOT_FINITE, n_heads)
-        if output is None:
-            return result
-        heads = head_norms(output.multiplied(z[seeing]), self.factors[index]).mean(0)
-        if not bool(heads.isfinite().all()):
-            return _nothing(NOT_FINITE, n_heads)
-        if not bool((heads > 0).all()):
-            return _nothing(ZERO, n_heads)
-        result["head_output"] = heads.tolist()
-        writes = self._writes(index, states, output, seeing)
-        if writes is None:
-            return result
-        if not bool(writes.heads.isfinite().all()):
-            return _nothing(NOT_FINITE, n_heads)
-        return result | {
-            "true_write": writes.heads.tolist(),
-            "true_write_null": writes.heads_null.tolist(),
-            "true_share": (writes.heads / heads).tolist(),
-            "true_share_null": (writes.heads_null / heads).tolist(),
-            "layer_write": float(writes.layer),
-            "layer_share": float(writes.layer / whole),
-            "layer_share_null": float(writes.layer_null / whole),
+        measured = (attn, value_norms, layer_output, other_value_norms)
+        if not all(bool(values.isfinite().all()) for values in measured):
+            return _missing_record(NOT_FINITE, n_heads)
+        if projection is None:
+            return record
+        head_output = head_norms(projection.multiplied(z[seeing]), self.factors[index]).mean(0)
+        if not bool(head_output.isfinite().all()):
+            return _missing_record(NOT_FINITE, n_heads)
+        if not bool((head_output > 0).all()):
+            return _missing_record(ZERO, n_heads)
+        record["head_output"] = head_output.tolist()
+        bos_writes = self._bos_writes(index, states, projection, seeing)
+        if bos_writes is None:
+            return record
+        if not bool(bos_writes.heads.isfinite().all()):
+            return _missing_record(NOT_FINITE, n_heads)
+        return record | {
+            "true_write": bos_writes.heads.tolist(),
+            "true_write_null": bos_writes.heads_null.tolist(),
+            "true_share": (bos_writes.heads / head_output).tolist(),
+            "true_share_null": (bos_writes.heads_null / head_output).tolist(),
+            "layer_write": float(bos_writes.layer),
+            "layer_share": float(bos_writes.layer / layer_output),
+            "layer_share_null": float(bos_writes.layer_null / layer_output),
         }
 
-    def _writes(self, index: int, states: _States, output: Projection, seeing: slice) -> _FirstWrites | None:
-        """What position 0 writes to the queries that see it; None where its part in the projection's input is not
-        known."""
+    def _bos_writes(
+        self, index: int, states: _AttentionStates, projection: Projection, seeing: slice
+    ) -> _BosWrites | None:
+        """Return position 0's writes to queries that see it; None if its part of the projection's input is unknown."""
         import torch
 
         from phaselens.attention import scaled_writes, uniform_sink, uniform_sink_rows, writes
 
         sink, v, z, _, attended = states
         window = self.model.windows[index]
-        first = v[0].double().repeat_interleave(len(sink) // v.shape[1], dim=0)
+        bos_value = v[0].double().repeat_interleave(len(sink) // v.shape[1], dim=0)
         if self._head_output(index) == "mixed":
             self.warn(
-                f"true_write, true_share and layer_write are null in layer {index}: what comes between the heads and "
-                "the output projection does not just scale each entry, so position 0 has no part of its own in it"
+                f"true_write, true_share and layer_write are missing in layer {index}: the operation between the heads "
+                "and the output projection does more than scale each entry, so position 0's part cannot be separated"
             )
             return None
         if attended is None:
-            plain = writes(sink[:, seeing].double(), first, output.weight)
+            unscaled_writes = writes(sink[:, seeing].double(), bos_value, projection.weight)
             uniform = uniform_sink(len(v), window=window) or 0.0
-            return _FirstWrites(
-                plain.heads, plain.layer, uniform * plain.value_writes, uniform * plain.together
+            return _BosWrites(
+                unscaled_writes.heads,
+                unscaled_writes.layer,
+                uniform * unscaled_writes.value_writes,
+                uniform * unscaled_writes.layer_value_write,
             )
-        mass, read = sink[:, seeing].double(), attended[seeing].double()
-        reached = (mass.T[..., None] > 0) & (first != 0)
-        if bool((reached & (read == 0)).any()):
+        weights, unscaled = sink[:, seeing].double(), attended[seeing].double()
+        receives_bos = (weights.T[..., None] > 0) & (bos_value != 0)
+        if bool((receives_bos & (unscaled == 0)).any()):
             self.warn(
-                f"true_write, true_share and layer_write are null in layer {index} for some texts: a head's output is "
-                "exactly 0 there, so that the factor before the output projection cannot be read from it"
+                f"true_write, true_share and layer_write are missing in layer {index} for some texts: a head's output "
+                "is exactly 0 there, so that the factor before the output projection cannot be read from it"
             )
             return None
         factors = torch.where(
-            read == 0, 0.0, output.scaled(z[seeing]).double() / torch.where(read == 0, 1.0, read)
+            unscaled == 0,
+            0.0,
+            projection.scaled(z[seeing]).double() / torch.where(unscaled == 0, 1.0, unscaled),
         )
-        values = factors * first
-        flat = uniform_sink_rows(len(v), window)[seeing].to(mass.device).expand_as(mass)
-        heads, layer = scaled_writes(mass, values, output.weight, self.factors[index])
-        heads_null, layer_null = scaled_writes(flat, values, output.weight, self.factors[index])
-        return _FirstWrites(heads, layer, heads_null, layer_null)
+        values = factors * bos_value
+        uniform_weights = uniform_sink_rows(len(v), window)[seeing].to(weights.device).expand_as(weights)
+        heads, layer = scaled_writes(weights, values, projection.weight, self.factors[index])
+        heads_null, layer_null = scaled_writes(
+            uniform_weights, values, projection.weight, self.factors[index]
+        )
+        return _BosWrites(heads, layer, heads_null, layer_null)
 
-    def _output(self, layer: LayerView) -> Projection | None:
-        """The layer's output projection, or None where it is refused; read once a layer, as are its factors."""
+    def _projection(self, layer: LayerView) -> Projection | None:
+        """Return the layer's output projection, None if it is refused; read it and its factors once per layer."""
         from phaselens.attention import triangular
 
         index = layer.index or 0
-        if index not in self.outputs:
+        if index not in self.projections:
             try:
-                output = layer.projection("attn.W_O")
+                projection = layer.projection("attn.W_O")
             except InputError as error:
-                self.warn(f"all that needs the output projection is null in layer {index}: {error}")
-                self.outputs[index] = None
+                self.warn(f"all that needs the output projection is missing in layer {index}: {error}")
+                self.projections[index] = None
             else:
-                self.outputs[index] = output
-                self.factors[index] = triangular(output.weight)
-        return self.outputs[index]
+                self.projections[index] = projection
+                self.factors[index] = triangular(projection.weight)
+        return self.projections[index]
 
     def _head_output(self, index: int) -> str:
         return self.model.head_outputs[index] if self.model.head_outputs else "same"
 
-    def _is_scaled(self, layer: LayerView, output: Projection) -> bool:
-        """Whether anything scales the heads' outputs before the product, in front of the projection or inside it."""
-        return self._head_output(layer.index or 0) == "scaled" or output.norm is not None
-
     def compute(self) -> Mapping[str, Table]:
-        """All tables of this model."""
-        self.outputs.clear()
+        """Return all tables of this model."""
+        self.projections.clear()
         self.factors.clear()
         self.explain("write")
+        layer_columns = [self.values(column.name) for column in LAYER_COLUMNS]
         return {
-            "texts": self.texts_table(VALUES),
-            "layers": self.layers_table(VALUES),
-            "heads": self.heads_table(VALUES),
-            "together": self._together(),
-            "layer_texts": self._layer_texts(),
+            "texts": self.texts_table(),
+            "layers": self.layers_table(),
+            "heads": self.heads_table(),
+            "together": self._together_table(),
+            "layer_texts": self.table("layer_texts", rows_by_text(self, layer_columns)),
             "summary": self.table("summary", [self._summary()]),
         }
 
-    def _together(self) -> Table:
+    def _together_table(self) -> Table:
         import numpy as np
 
-        share, null = self.values("layer_share"), self.values("layer_share_null")
+        share = self.values("layer_share")
         present = ~np.isnan(share)
-        columns = [*intervals(self, share), intervals(self, null, where=present, n_resamples=1)[0]]
-        means = [[cell(one) for one in self.mean_by_layer(name)] for name in ("layer_write", "layer_output")]
-        rows = zip(*columns, *means, present.sum(0), strict=True)
+        nulls = null_means(self, self.values("layer_share_null"), where=present)
+        means = [
+            [none_if_nan(mean) for mean in self.mean_by_layer(name)]
+            for name in ("layer_write", "layer_output")
+        ]
+        rows = zip(*mean_intervals(self, share), nulls, *means, present.sum(0), strict=True)
         return self.table("together", ((layer, *row) for layer, row in enumerate(rows)))
 
-    def _layer_texts(self) -> Table:
+    def _summary(self) -> TableRow:
         import numpy as np
 
-        columns = [self.values(column.name) for column in OF_LAYER]
-        texts, lengths = self.per_text.texts, self.per_text.lengths
-        return self.table(
-            "layer_texts",
-            (
-                (texts[at[0]], at[1], *(cell(column[at]) for column in columns), lengths[at[0]])
-                for at in np.ndindex(columns[0].shape)
-            ),
-        )
-
-    def _summary(self) -> tuple[Any, ...]:
-        import numpy as np
-
-        by_layer = self.mean_by_layer("write")
+        write = self.mean_by_layer("write")
         return (
-            overall(self.values("write")),
-            None if np.isnan(by_layer).all() else float(np.nanmedian(by_layer)),
-            best(by_layer),
-            *(overall(self.values(name)) for name in ("attn", "true_share", "layer_share")),
+            mean_or_none(self.values("write")),
+            None if np.isnan(write).all() else float(np.nanmedian(write)),
+            index_of_largest(write),
+            *(mean_or_none(self.values(name)) for name in ("attn", "true_share", "layer_share")),
             self.n_texts("write"),
         )
 
 
-def _nothing(problem: int, n_heads: int) -> dict[str, Any]:
-    of_heads = {
-        name: [blank] * n_heads for name, blank in nothing(VALUES, problem).items() if name != "problem"
+def _missing_record(problem: int, n_heads: int) -> dict[str, Numbers]:
+    by_head: dict[str, Numbers] = {
+        name: [missing] * n_heads for name, missing in missing_record(QUANTITIES, problem).items()
     }
-    of_layer = dict.fromkeys([*(column.name for column in OF_LAYER), "layer_share_null"], float("nan"))
-    return of_heads | of_layer | {"problem": problem}
+    by_layer = dict.fromkeys([*(column.name for column in LAYER_COLUMNS), "layer_share_null"], float("nan"))
+    return by_head | by_layer | {"problem": problem}
 
 
 @hookimpl
 def phaselens_metrics() -> list[type[Metric[Any]] | str]:
-    """The metrics in this file."""
+    """Return the metrics in this file."""
     return [BosWrite]

@@ -1,7 +1,7 @@
-"""The MLP's output at position 0 removed and queries and keys disturbed, each alone and both together.
+"""Loss with the MLP's output at position 0 removed and queries and keys disturbed: each alone, and both together.
 
-If the two disturb the same thing, both together cost less than the sum of the two; if each makes up for the other, they
-cost more. The interaction says which, text by text.
+If the two disturb the same mechanism, both together cost less than the sum of the two; if each compensates for the
+other, they cost more. The interaction, computed text by text, distinguishes the two cases.
 """
 
 from __future__ import annotations
@@ -21,51 +21,57 @@ from phaselens.plugin import (
     Table,
     TableSpec,
     hookimpl,
-    interval_help,
     param,
 )
-from phaselens_plugins._inner import Asked, Inner
+from phaselens_plugins._causal import paired_interval_columns
+from phaselens_plugins._common import TableRow
+from phaselens_plugins._inner import ConditionSource, InnerMetrics
 from phaselens_plugins.bos_mlp import BosMlp, BosMlpParams
-from phaselens_plugins.qk_disruption import QkChoice, QkDisruption, QkParams
+from phaselens_plugins.qk_disruption import QkDisruption, QkParams, QkSelection
 
 DISRUPTIONS = ("massive", "top-1", "top-1-mean", "study-top-1")
-_INTERVAL = interval_help(paired=True)
 SUM = "sum of each alone"
-_OF_CONTRASTS = ("layer", "interaction", "ci_low", "ci_high", "p_value", "d_z", "n_texts")
-_SHOWN = {name: name for name in ("ci_low", "ci_high", "p_value", "d_z")} | {"difference": "interaction"}
-"""What the table shows of a comparison, and under which name."""
+#: Columns of `interactions` that the table `contrasts` repeats.
+_CONTRAST_COLUMNS = ("layer", "interaction", "ci_low", "ci_high", "p_value", "d_z", "n_texts")
+_COLUMN_OF_FIELD = {name: name for name in ("ci_low", "ci_high", "p_value", "d_z")} | {
+    "difference": "interaction"
+}
+"""Column of `interactions` for each field of a comparison."""
 
 
 @dataclass(frozen=True)
-class CombinedParams(QkChoice):
-    """What the metric can be asked for."""
+class CombinedParams(QkSelection):
+    """Parameters of the metric."""
 
     layer: int | None = param(
-        None, help="the layer whose MLP is removed at position 0; none: the one that writes it", minimum=0
+        None,
+        help="the layer whose MLP output is removed at position 0; none: the write layer of bos-mlp",
+        minimum=0,
     )
     disruption: str = param(
         "top-1",
-        help="what is done to queries and keys: massive or largest cells := 0, largest := mean, all or massive ones",
+        help="the edit of queries and keys: massive cells := 0; each head's largest cell := 0, or := its mean, "
+        "or := its mean where massive in its head",
         choices=DISRUPTIONS,
     )
 
 
 class Arms(NamedTuple):
-    """The conditions of one comparison."""
+    """The three conditions of one interaction."""
 
     bos: Condition
     qk: Condition
-    both: Condition
+    joint: Condition
 
 
 class Combined(CausalMetric[CombinedParams]):
-    """BOS's MLP output and large cells of queries and keys: each alone, both, and what is more than the sum."""
+    """Metric of the loss with MLP output at BOS and large query and key cells removed: each, both, interaction."""
 
     name = "combined"
     version = "1"
     title = "MLP output at BOS and queries and keys, together"
     description = (
-        "the loss with MLP output at BOS removed and queries and keys disturbed, each alone and both"
+        "loss with the MLP output at BOS removed and queries and keys disturbed, each alone and both"
     )
     citation = "arXiv:2510.06477; arXiv:2502.01563; github.com/DavidDemitriAfrica/drope-activations"
     Params = CombinedParams
@@ -74,24 +80,23 @@ class Combined(CausalMetric[CombinedParams]):
         TableSpec(
             "interactions",
             (
-                Column("condition", str, None, "both together"),
-                Column("layer", int, "index", "whose MLP is removed at position 0, 0-based"),
-                Column("delta_bos_mlp", float, "nats/token", "what the MLP's removal alone adds to the loss"),
-                Column("delta_qk", float, "nats/token", "what the disruption alone adds to it"),
-                Column("delta_both", float, "nats/token", "what both add to it"),
+                Column("condition", str, None, "the condition of both together"),
+                Column("layer", int, "index", "the layer whose MLP output is removed at position 0, 0-based"),
+                Column("delta_bos_mlp", float, "nats/token", "change of the loss by the MLP's removal alone"),
+                Column("delta_qk", float, "nats/token", "change of the loss by the disruption alone"),
+                Column("delta_both", float, "nats/token", "change of the loss by both"),
                 Column(
                     "interaction",
                     float,
                     "nats/token",
-                    "delta_both − delta_bos_mlp − delta_qk, mean over all predicted tokens, as each of them",
+                    "delta_both − delta_bos_mlp − delta_qk; all four are means over all predicted tokens",
                 ),
-                Column("ci_low", float, "nats/token", _INTERVAL),
-                Column("ci_high", float, "nats/token", _INTERVAL),
+                *paired_interval_columns("nats/token", "ci"),
                 Column(
                     "p_value",
                     float,
                     "probability",
-                    "of such an interaction by chance: signs of the texts' interactions swapped",
+                    "two-sided p of the interaction, from random sign flips of texts",
                 ),
                 Column(
                     "d_z",
@@ -101,103 +106,122 @@ class Combined(CausalMetric[CombinedParams]):
                 ),
                 Column("n_texts", int, "texts", "texts with a predicted token"),
             ),
-            "more than the sum of both (above 0), or less",
+            "cost of both beyond the sum of each alone (above 0), or below it",
         ),
     )
 
     @classmethod
     def define(cls, params: CombinedParams) -> str:
-        """What is done alone and together."""
-        where = "the layer that writes its norm" if params.layer is None else f"layer {params.layer}"
+        """State the two edits and the interaction."""
+        layer = "the layer that writes its norm" if params.layer is None else f"layer {params.layer}"
         return (
-            f"MLP output at position 0 := 0 in {where}; {params.disruption} of queries and keys as in qk-disruption; "
+            f"MLP output at position 0 := 0 in {layer}; {params.disruption} of queries and keys as in qk-disruption; "
             "and both. Interaction: both − one − the other, in nats"
         )
 
     def setup(self) -> None:
-        """The two metrics that find out what to change."""
+        """Start the two inner metrics, which select the layer and the cells."""
         params = self.params
-        bos = BosMlpParams(layer=params.layer, seeds=0)
-        choice = {spec.name: getattr(params, spec.name) for spec in QkChoice.specs()}
-        qk = QkParams(conditions=params.disruption, **choice)
-        self.inner = Inner(
-            [Asked("bos-mlp", BosMlp, bos), Asked("qk-disruption", QkDisruption, qk)], self.model, self.seed
+        bos_params = BosMlpParams(layer=params.layer, seeds=0)
+        selection = {spec.name: getattr(params, spec.name) for spec in QkSelection.specs()}
+        qk_params = QkParams(conditions=params.disruption, **selection)
+        self.inner = InnerMetrics(
+            [
+                ConditionSource("bos-mlp", BosMlp, bos_params),
+                ConditionSource("qk-disruption", QkDisruption, qk_params),
+            ],
+            self.model,
+            self.seed,
         )
 
     def hooks(self) -> Sequence[str]:
-        """What the two look at."""
+        """Return the inner metrics' hook points."""
         return self.inner.hooks()
 
     def update(self, layer: LayerView) -> None:
-        """Hand it to both."""
+        """Forward the layer to the inner metrics."""
         self.inner.update(layer)
 
     def merge(self, other: Metric[CombinedParams]) -> None:
-        """Also what the two saw."""
+        """Merge another instance, with its inner metrics."""
         super().merge(other)
         if isinstance(other, Combined):
             self.inner.merge(other.inner)
 
     def conditions(self) -> Sequence[Condition]:
-        """Each alone, and both for every layer that is meant."""
-        bos, qk = (list(metric.conditions()) for metric in self.inner.metrics)
+        """Return the conditions of each edit alone, and of both together for every selected layer."""
+        bos_conditions, qk_conditions = (list(metric.conditions()) for metric in self.inner.metrics)
         for warning in self.inner.warnings:
             self.warn(warning)
         if self.params.layer is not None:
-            bos = [one for one in bos if one.layer == self.params.layer]
-        both = [
-            Condition(f"{one.name} + {other.name}", [*one.edits, *other.edits], one.layer)
-            for one in bos
-            for other in qk
+            bos_conditions = [bos for bos in bos_conditions if bos.layer == self.params.layer]
+        joint_conditions = [
+            Condition(_joint_name(bos, qk), [*bos.edits, *qk.edits], bos.layer)
+            for bos in bos_conditions
+            for qk in qk_conditions
         ]
-        return [*bos, *qk, *both]
+        return [*bos_conditions, *qk_conditions, *joint_conditions]
 
     def compute(self) -> Mapping[str, Table]:
-        """The tables of every causal metric, and the interactions, which are also contrasts: both less the sum."""
-        found = super().compute()
-        interactions = self.table("interactions", self._interactions())
+        """Return the tables of every causal metric, and the interactions.
+
+        Interactions are also contrasts, of both together against the sum of each alone.
+        """
+        tables = super().compute()
+        interactions = self.table("interactions", self._interaction_rows())
         contrasts = [
-            (one["condition"], SUM, *(one[name] for name in _OF_CONTRASTS), 1)
-            for one in interactions.records()
+            (record["condition"], SUM, *(record[name] for name in _CONTRAST_COLUMNS), 1)
+            for record in interactions.records()
         ]
         return {
-            **found,
-            "contrasts": self.table("contrasts", [*found["contrasts"].rows, *contrasts]),
+            **tables,
+            "contrasts": self.table("contrasts", [*tables["contrasts"].rows, *contrasts]),
             "interactions": interactions,
         }
 
     def _arms(self) -> Iterator[Arms]:
-        """Comparisons of which all three conditions did what they say."""
-        sound = self.losses.working
-        for bos in sound:
-            for qk in sound:
-                for both in sound:
-                    if both.name == f"{bos.name} + {qk.name}" and both.layer == bos.layer:
-                        yield Arms(bos, qk, both)
+        """Yield the comparisons whose three conditions all took effect."""
+        working = self.losses.effective_conditions
+        for bos in working:
+            for qk in working:
+                for joint in working:
+                    if joint.name == _joint_name(bos, qk) and joint.layer == bos.layer:
+                        yield Arms(bos, qk, joint)
 
-    def _interactions(self) -> Iterator[tuple[Any, ...]]:
+    def _interaction_rows(self) -> Iterator[TableRow]:
         from phaselens.uncertainty import compare_arms, compare_conditions
 
-        indices = [index for index in self.losses.by_content if self.losses.predicts(index)]
+        indices = [index for index in self.losses.by_content if self.losses.has_predictions(index)]
         n_predicted = self.losses.n_predicted(indices)
-        base = self.losses.of(BASELINE, indices)
+        base = self.losses.by_text(BASELINE, indices)
         for arms in self._arms():
-            bos, qk, both = (self.losses.of(one, indices) for one in arms)
-            alone = [
-                one.delta_nats
-                for one in compare_conditions(base, list(zip(bos, qk, both, strict=True)), n_predicted)
+            bos, qk, joint = (self.losses.by_text(condition, indices) for condition in arms)
+            deltas = [
+                comparison.delta_nats
+                for comparison in compare_conditions(
+                    base, list(zip(bos, qk, joint, strict=True)), n_predicted
+                )
             ]
-            found = compare_arms(both + base, (bos + qk)[:, None], n_predicted=n_predicted, seed=self.seed)
-            for name, reason in found.reasons.items():
-                if name in _SHOWN:
-                    self.warn(f"interaction of {arms.both.name}: {_SHOWN[name]} is null: {reason}")
+            comparison = compare_arms(
+                joint + base, (bos + qk)[:, None], n_predicted=n_predicted, seed=self.seed
+            )
+            for field, reason in comparison.reasons.items():
+                if field in _COLUMN_OF_FIELD:
+                    self.warn(
+                        f"interaction of {arms.joint.name}: {_COLUMN_OF_FIELD[field]} is missing: {reason}"
+                    )
             yield (
-                arms.both.name, arms.both.layer, *alone, found.difference, found.ci_low, found.ci_high, found.p_value,
-                found.d_z, found.n_texts,
+                arms.joint.name, arms.joint.layer, *deltas, comparison.difference, comparison.ci_low,
+                comparison.ci_high, comparison.p_value, comparison.d_z, comparison.n_texts,
             )  # fmt: skip
+
+
+def _joint_name(bos: Condition, qk: Condition) -> str:
+    """Return the name of the condition that applies both edits."""
+    return f"{bos.name} + {qk.name}"
 
 
 @hookimpl
 def phaselens_metrics() -> list[type[Metric[Any]] | str]:
-    """The metrics in this file."""
+    """Return the metrics in this file."""
     return [Combined]

@@ -1,60 +1,73 @@
 """Massive activations: single coordinates of the residual stream that are thousands of times the usual size.
 
-Sun et al. 2024 (arXiv:2402.17762), section 2. Their criterion never holds in a small model, so the continuous
-ratio of the largest coordinate to the median stands beside it.
+Sun et al. 2024 (arXiv:2402.17762), section 2. Small models never meet their criterion, so the continuous ratio
+of the largest coordinate to the median is reported beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens.plugin import Column, Display, Metric, Params, Table, TableSpec, hookimpl, param
 from phaselens_plugins._common import (
-    FINE,
     LAYER,
     N_TEXTS,
-    NOT_FINITE,
-    SHORT,
     TEXT,
-    TOKEN,
-    TOKEN_ID,
-    ZERO,
-    Grid,
-    Value,
-    best,
-    grid_tables,
-    keep,
-    overall,
-    real_rows,
+    LayerText,
+    Numbers,
+    TableRow,
+    index_of_largest,
+    mean_or_none,
 )
+from phaselens_plugins._layer_metric import NO_PROBLEM, NOT_FINITE, SHORT, ZERO, Quantity, layer_tables
+from phaselens_plugins._residual import RESIDUAL, TOKEN, TOKEN_ID, TokenListingMetric
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
 
-VALUES = (
-    Value("ratio", "ratio", "largest |coordinate| over the median |coordinate|",
-          "expected ratio of Gaussian activations of the same shape"),
-    Value("max_abs", "activation", "largest |coordinate|",
-          "the same for Gaussian activations with this median"),
-    Value("median_abs", "activation", "median |coordinate| over all positions and dimensions"),
-    Value("n_massive", "coordinates", "coordinates that meet Sun et al.'s criterion",
-          "expected number for Gaussian activations with this median"),
+QUANTITIES = (
+    Quantity("ratio", "ratio", "largest |coordinate| over the median |coordinate|",
+             "expected ratio of Gaussian activations of the same shape"),
+    Quantity("max_abs", "activation", "largest |coordinate|",
+             "expected largest |coordinate| of Gaussian activations with this median"),
+    Quantity("median_abs", "activation", "median |coordinate| over all positions and dimensions"),
+    Quantity("n_massive", "coordinates", "coordinates that meet Sun et al.'s criterion",
+             "expected number for Gaussian activations with this median"),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MassiveParams(Params):
-    """What the metric can be asked for."""
+    """Parameters of the metric: the criterion, and the number of coordinates listed."""
 
     threshold: float = param(100.0, help="a massive coordinate is larger than this", minimum=0)
-    ratio: float = param(1000.0, help="and at least this many times the median of all coordinates", minimum=0)
+    ratio: float = param(
+        1000.0,
+        help="a massive coordinate is at least this many times the median of all coordinates",
+        minimum=0,
+    )
     top: int = param(3, help="largest coordinates listed for a text and layer", minimum=1, maximum=100)
 
 
-class MassiveActivations(Grid[MassiveParams]):
-    """The largest coordinates of the residual stream after each layer: value, dimension, token."""
+class TopCoordinate(NamedTuple):
+    """A row of the table `top`."""
+
+    text: str
+    layer: int
+    rank: int
+    value: float
+    dimension: float
+    position: float
+    token: str
+    token_id: float
+    ratio: float | None
+    massive: int
+
+
+class MassiveActivations(TokenListingMetric[MassiveParams]):
+    """Metric of the largest coordinates of the residual stream after each layer: value, dimension, token."""
 
     name = "massive-activations"
     version = "1"
@@ -62,13 +75,15 @@ class MassiveActivations(Grid[MassiveParams]):
     description = "largest coordinates of the residual stream: value, dimension, token"
     citation = "Sun et al. 2024, arXiv:2402.17762"
     Params = MassiveParams
+    quantities = QUANTITIES
+    explained = "ratio"
     tables = (
-        *grid_tables(VALUES),
+        *layer_tables(QUANTITIES),
         TableSpec(
             "summary",
             (
                 Column("ratio", float, "ratio", "largest mean ratio of all layers"),
-                Column("ratio_layer", int, "index", "the layer that has it"),
+                Column("ratio_layer", int, "index", "the layer of the largest mean ratio"),
                 Column("first_layer", int, "index", "first layer with a massive coordinate in any text"),
                 Column("n_massive", float, "coordinates", "mean over texts and layers"),
                 Column(
@@ -76,7 +91,7 @@ class MassiveActivations(Grid[MassiveParams]):
                 ),
                 N_TEXTS,
             ),
-            "a row per model",
+            "one row per model",
         ),
         TableSpec(
             "top",
@@ -99,14 +114,24 @@ class MassiveActivations(Grid[MassiveParams]):
             (
                 LAYER,
                 Column("value", float, "activation", "the texts' largest coordinate, mean with signs"),
-                Column("dimension", int, "index", "the dimension that most often holds it"),
-                Column("dimension_share", float, "share of texts", "texts in which it does"),
-                Column("position", int, "index", "the position that most often holds it"),
-                Column("position_share", float, "share of texts", "texts in which it does"),
-                Column("token", str, None, "the token that most often holds it"),
+                Column("dimension", int, "index", "the dimension in which it occurs most often"),
+                Column(
+                    "dimension_share",
+                    float,
+                    "share of texts",
+                    "texts whose largest coordinate is in `dimension`",
+                ),
+                Column("position", int, "index", "the position at which it occurs most often"),
+                Column(
+                    "position_share",
+                    float,
+                    "share of texts",
+                    "texts whose largest coordinate is at `position`",
+                ),
+                Column("token", str, None, "the token at which it occurs most often"),
                 N_TEXTS,
             ),
-            "where the largest coordinate stands, by layer",
+            "dimension, position and token of the largest coordinate, by layer",
         ),
     )
     display = Display(
@@ -128,81 +153,65 @@ class MassiveActivations(Grid[MassiveParams]):
 
     @classmethod
     def define(cls, params: MassiveParams) -> str:
-        """The criterion and the ratio that is shown."""
+        """State the criterion and the displayed ratio."""
         return (
             f"massive: |a| > {params.threshold:g} and |a| ≥ {params.ratio:g} × the median of all |a| of that layer; "
             "shown: largest |a| / median, after each layer"
         )
 
-    def setup(self) -> None:
-        """Words of the tokens listed, by id."""
-        super().setup()
-        self.words: dict[int, str] = {}
-
-    def merge(self, other: Metric[MassiveParams]) -> None:
-        """Also the words that `other` met."""
-        super().merge(other)
-        if isinstance(other, MassiveActivations):
-            self.words |= other.words
-
-    def hooks(self) -> Sequence[str]:
-        """The residual stream after each layer."""
-        return ["blocks.{layer}.hook_resid_post"]
-
-    def update(self, layer: LayerView) -> None:
-        """Largest coordinates of this layer for the texts of the batch."""
-        keep(
-            self,
-            layer,
-            [self._one(layer, row, x) for row, x in enumerate(real_rows(layer, "hook_resid_post"))],
-        )
-
-    def _one(self, layer: LayerView, row: int, x: Tensor) -> dict[str, Any]:
+    def measure(self, text: LayerText) -> Mapping[str, Numbers]:
+        """Measure the largest coordinates: value, dimension, position, token id, each [rank], and their statistics."""
         from phaselens.spectrum import gaussian_exceedance, gaussian_max_ratio, massive_activations
 
-        params, missing = self.params, float("nan")
-        found = massive_activations(x, n=params.top, threshold=params.threshold, ratio=params.ratio)
-        known = bool(found.values)
-        tokens = layer.batch.tokens[row, found.positions].tolist()
-        self.words.update({token: layer.batch.spell(token) for token in tokens if token not in self.words})
-        chance = gaussian_max_ratio(x.numel()) if known else missing
-        massive = gaussian_exceedance(x.numel(), found.median, params.threshold, params.ratio)
-        places: list[list[Any]] = [found.values, found.dimensions, found.positions, tokens]
-        usable = known and found.median > 0
+        x, params, missing = text[RESIDUAL], self.params, float("nan")
+        largest = massive_activations(x, n=params.top, threshold=params.threshold, ratio=params.ratio)
+        has_values = bool(largest.values)
+        has_ratio = has_values and largest.median > 0
+        token_ids = self.listed_ids(text, largest.positions)
+        null_ratio = gaussian_max_ratio(x.numel()) if has_values else missing
+        null_count = gaussian_exceedance(x.numel(), largest.median, params.threshold, params.ratio)
+        if has_ratio:
+            problem = NO_PROBLEM
+        elif not text.n_tokens:
+            problem = SHORT
+        else:
+            problem = ZERO if has_values else NOT_FINITE
+        padding = [missing] * (params.top - len(largest.values))
         return {
-            "ratio": found.ratio if known else missing,
-            "ratio_null": chance if usable else missing,
-            "max_abs": abs(found.values[0]) if known else missing,
-            "max_abs_null": chance * found.median if known else missing,
-            "median_abs": found.median,
-            "n_massive": found.n_massive if known else missing,
-            "n_massive_null": massive if known else missing,
-            "problem": FINE if usable else SHORT if not len(x) else ZERO if known else NOT_FINITE,
-            "top": [list(each) + [missing] * (params.top - len(each)) for each in places],
+            "ratio": largest.ratio if has_values else missing,
+            "ratio_null": null_ratio if has_ratio else missing,
+            "max_abs": abs(largest.values[0]) if has_values else missing,
+            "max_abs_null": null_ratio * largest.median if has_values else missing,
+            "median_abs": largest.median,
+            "n_massive": largest.n_massive if has_values else missing,
+            "n_massive_null": null_count if has_values else missing,
+            "problem": problem,
+            "top": [
+                [*numbers, *padding]
+                for numbers in (largest.values, largest.dimensions, largest.positions, token_ids)
+            ],
         }
 
     def compute(self) -> Mapping[str, Table]:
-        """All tables of this model."""
-        self.explain("ratio")
+        """Return all tables of this model."""
         return {
-            "texts": self.texts_table(VALUES),
-            "layers": self.layers_table(VALUES),
-            "summary": self.table("summary", [self._summary()]),
+            **super().compute(),
             "top": self.table("top", self._top()),
             "places": self.table("places", self._places()),
         }
 
-    def _summary(self) -> tuple[Any, ...]:
+    def summary(self) -> TableRow:
+        """Return the largest ratio, and where massive coordinates are."""
         import numpy as np
 
-        ratio, massive = self.mean_by_layer("ratio"), self.values("n_massive")
-        peak = best(ratio)
-        with_one = np.flatnonzero((massive > 0).any(0))
+        ratio, n_massive = self.mean_by_layer("ratio"), self.values("n_massive")
+        peak_layer = index_of_largest(ratio)
+        massive_layers = np.flatnonzero((n_massive > 0).any(0))
         return (
-            None if peak is None else ratio[peak],
-            peak,
-            with_one[0] if with_one.size else None,
-            overall(massive),
+            None if peak_layer is None else ratio[peak_layer],
+            peak_layer,
+            massive_layers[0] if massive_layers.size else None,
+            mean_or_none(n_massive),
             self._massive_dimensions(),
             self.n_texts("ratio"),
         )
@@ -210,49 +219,71 @@ class MassiveActivations(Grid[MassiveParams]):
     def _massive_dimensions(self) -> str | None:
         import numpy as np
 
-        met = [row for row in self._top() if row[-1]]
-        if not met:
+        listed = [int(coordinate.dimension) for coordinate in self._top() if coordinate.massive]
+        if not listed:
             return None
-        dimensions, counts = np.unique([int(row[4]) for row in met], return_counts=True)
+        dimensions, counts = np.unique(listed, return_counts=True)
         return ", ".join(str(dimension) for dimension in dimensions[np.argsort(-counts, kind="stable")][:6])
 
-    def _top(self) -> Iterator[tuple[Any, ...]]:
+    def _top(self) -> Iterator[TopCoordinate]:
         import numpy as np
 
-        found, medians = self.per_text.stack("top"), self.values("median_abs")
-        for text, layer, rank in np.ndindex(*found.shape[:2], found.shape[3]):
-            value, dimension, position, token = found[text, layer, :, rank]
+        top, medians = self.per_text.stack("top"), self.values("median_abs")
+        for text, layer, rank in np.ndindex(*top.shape[:2], top.shape[3]):
+            value, dimension, position, token_id = top[text, layer, :, rank]
             if value != value:
                 continue
-            middle = medians[text, layer]
-            ratio = abs(value) / middle if middle > 0 else None
-            massive = abs(value) > self.params.threshold and abs(value) >= self.params.ratio * middle
-            place = self.per_text.texts[text], layer, rank, value, dimension, position
-            yield *place, self.words[int(token)], token, ratio, int(massive)
+            median = medians[text, layer]
+            ratio = abs(value) / median if median > 0 else None
+            is_massive = abs(value) > self.params.threshold and abs(value) >= self.params.ratio * median
+            token = self.spellings[int(token_id)]
+            yield TopCoordinate(
+                self.per_text.texts[text],
+                layer,
+                rank,
+                value,
+                dimension,
+                position,
+                token,
+                token_id,
+                ratio,
+                int(is_massive),
+            )
 
-    def _places(self) -> Iterator[tuple[Any, ...]]:
+    def _places(self) -> Iterator[TableRow]:
         import numpy as np
 
-        found = self.per_text.stack("top")[..., 0]
-        for layer in range(found.shape[1]):
-            there = found[~np.isnan(found[:, layer, 0]), layer]
-            if not len(there):
+        largest = self.per_text.stack("top")[..., 0]
+        for layer in range(largest.shape[1]):
+            present = largest[~np.isnan(largest[:, layer, 0]), layer]
+            if not len(present):
                 yield layer, None, None, None, None, None, None, 0
                 continue
-            value, dimension, position, token = there.T
-            (dim, dim_share), (at, at_share), (word, _) = map(_most_frequent, (dimension, position, token))
-            yield layer, value.mean(), dim, dim_share, at, at_share, self.words[word], len(there)
+            values, dimensions, positions, token_ids = present.T
+            dimension, dimension_share = _most_frequent(dimensions)
+            position, position_share = _most_frequent(positions)
+            token = self.spellings[_most_frequent(token_ids)[0]]
+            yield (
+                layer,
+                values.mean(),
+                dimension,
+                dimension_share,
+                position,
+                position_share,
+                token,
+                len(present),
+            )
 
 
-def _most_frequent(numbers: Any) -> tuple[int, float]:
-    """The number that occurs most often, and its share."""
+def _most_frequent(numbers: np.ndarray) -> tuple[int, float]:
+    """Return the number that occurs most often, and its share."""
     import numpy as np
 
-    kinds, counts = np.unique(numbers, return_counts=True)
-    return int(kinds[counts.argmax()]), float(counts.max() / counts.sum())
+    distinct, counts = np.unique(numbers, return_counts=True)
+    return int(distinct[counts.argmax()]), float(counts.max() / counts.sum())
 
 
 @hookimpl
 def phaselens_metrics() -> list[type[Metric[Any]] | str]:
-    """The metrics in this file."""
+    """Return the metrics in this file."""
     return [MassiveActivations]

@@ -11,17 +11,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import Column, Display, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens.plugin import (
+    TOO_FEW_TEXTS,
+    Column,
+    Display,
+    FigurePanel,
+    LayerView,
+    Metric,
+    Params,
+    Table,
+    TableSpec,
+    hookimpl,
+    param,
+)
 from phaselens_plugins._common import (
     HEAD,
     LAYER,
     N_TEXTS,
     N_TOKENS,
+    STUDY,
     TEXT,
-    cell,
+    TableRow,
     interval_columns,
-    intervals,
-    some,
+    mean_intervals,
+    mean_or_none,
+    null_means,
+    quoted_ids,
+    repeated_over_heads,
+    rows_by_text,
 )
 from phaselens_plugins._strongest import MIN_QUERIES, strongest_position, uniform_scores
 
@@ -33,7 +50,7 @@ SHARE = "share of attention"
 
 @dataclass(frozen=True)
 class SinkParams(Params):
-    """What the metric can be asked for."""
+    """Parameters of the metric: the threshold, what is averaged, and which key is measured."""
 
     threshold: float = param(
         0.3, help="a head whose score is at least this is a sink", unit=SHARE, minimum=0, maximum=1
@@ -48,7 +65,7 @@ class SinkParams(Params):
         0, help="the key whose share of attention is measured", unit="position", minimum=0
     )
     strongest: bool = param(
-        True, help="also find the strongest position other than 0 (one more kernel call a layer)"
+        True, help="also find the strongest position other than 0 (one more kernel call per layer)"
     )
     min_queries: int = param(
         MIN_QUERIES,
@@ -60,7 +77,7 @@ class SinkParams(Params):
 
 
 class Sinks(Metric[SinkParams]):
-    """Sink scores by text, layer and head; sink rates by layer; each with its null."""
+    """Metric of sink scores by text, layer and head, and of sink rates by layer, with nulls."""
 
     name = "sinks"
     version = "2"
@@ -81,12 +98,17 @@ class Sinks(Metric[SinkParams]):
                     SHARE,
                     "mean over the queries that see the key (from it on, within the window), without query 0",
                 ),
-                Column("score_all", float, SHARE, "the same with query 0"),
+                Column("score_all", float, SHARE, "score with query 0 included"),
                 Column("null", float, SHARE, "score of uniform attention at this text's length and window"),
-                Column("null_all", float, SHARE, "score_all of uniform attention, likewise"),
+                Column(
+                    "null_all",
+                    float,
+                    SHARE,
+                    "score_all of uniform attention at this text's length and window",
+                ),
                 N_TOKENS,
             ),
-            "a row per text, layer and head",
+            "one row per text, layer and head",
         ),
         TableSpec(
             "heads",
@@ -95,10 +117,10 @@ class Sinks(Metric[SinkParams]):
                 HEAD,
                 Column("score", float, SHARE, "mean over texts"),
                 *interval_columns(SHARE),
-                Column("null", float, SHARE, "the same of uniform attention"),
+                Column("null", float, SHARE, "score of uniform attention, mean over texts"),
                 N_TEXTS,
             ),
-            "a row per layer and head",
+            "one row per layer and head",
         ),
         TableSpec(
             "layers",
@@ -106,10 +128,10 @@ class Sinks(Metric[SinkParams]):
                 LAYER,
                 Column("sink_rate", float, "share of heads", "heads whose score reaches the threshold"),
                 *interval_columns("share of heads"),
-                Column("null_rate", float, "share of heads", "the same if all attention were uniform"),
+                Column("null_rate", float, "share of heads", "sink_rate if all attention were uniform"),
                 Column("mean_score", float, SHARE, "mean over texts and heads"),
             ),
-            "a row per layer",
+            "one row per layer",
         ),
         TableSpec(
             "summary",
@@ -118,7 +140,7 @@ class Sinks(Metric[SinkParams]):
                 Column("mean_score", float, SHARE, "mean over texts, layers and heads"),
                 N_TEXTS,
             ),
-            "a row per model",
+            "one row per model",
         ),
         TableSpec(
             "positions",
@@ -126,9 +148,9 @@ class Sinks(Metric[SinkParams]):
                 LAYER,
                 HEAD,
                 Column("position", int, "index", "the key other than 0 that is most often the strongest"),
-                Column("share", float, "share of texts", "texts in which it is"),
+                Column("share", float, "share of texts", "texts in which it is the strongest"),
                 Column("score", float, SHARE, "score of each text's strongest such key, mean over texts"),
-                Column("null", float, SHARE, "the same of uniform attention at the same keys"),
+                Column("null", float, SHARE, "score of uniform attention at the same keys, mean over texts"),
                 N_TEXTS,
             ),
             "the strongest position other than 0, by layer and head",
@@ -149,7 +171,7 @@ class Sinks(Metric[SinkParams]):
                     "score",
                     float,
                     SHARE,
-                    "what it receives, mean over the queries that see it, itself included",
+                    "attention that it receives, mean over the queries that see it, itself included",
                 ),
                 Column("null", float, SHARE, "score of uniform attention at this key"),
             ),
@@ -168,15 +190,22 @@ class Sinks(Metric[SinkParams]):
         summary=(("sink_rate", "average"), ("mean_score", "mean score")),
         by_head="score",
     )
+    figure_panels = (
+        FigurePanel(
+            STUDY,
+            "sink-rate",
+            Display("sink_rate", "sink rate", low="ci_low", high="ci_high", null="null_rate", percent=True),
+        ),
+    )
 
     @property
     def sink_position(self) -> int:
-        """The key whose share `hook_sink` holds."""
+        """The key whose share of attention `hook_sink` has."""
         return self.params.sink_position
 
     @classmethod
     def define(cls, params: SinkParams) -> str:
-        """For instance: share of heads with score ≥ 0.3 on position 0, query 0 excluded; …"""
+        """State the definition, for instance: share of heads with score ≥ 0.3 on position 0, query 0 excluded; …"""
         query0 = "included" if params.include_query0 else "excluded"
         order = {
             "threshold_then_mean": "threshold, then mean over texts",
@@ -188,12 +217,12 @@ class Sinks(Metric[SinkParams]):
         )
 
     def hooks(self) -> Sequence[str]:
-        """`hook_sink`, and `hook_received` for the strongest position."""
+        """Return the point `hook_sink`, and `hook_received` for the strongest position."""
         received = ["blocks.{layer}.attn.hook_received"] if self.params.strongest else []
         return ["blocks.{layer}.attn.hook_sink", *received]
 
     def update(self, layer: LayerView) -> None:
-        """Scores of this layer for the texts of the batch."""
+        """Compute the scores of this layer for the texts of the batch."""
         from phaselens.attention import sink_score
 
         sink, key = layer.float64("attn.hook_sink"), self.params.sink_position
@@ -211,21 +240,21 @@ class Sinks(Metric[SinkParams]):
             self.per_text.add(layer, position=position, strength=strength)
 
     def compute(self) -> Mapping[str, Table]:
-        """All tables of this model."""
+        """Return all tables of this model."""
         score, score_all = self.per_text.stack("score"), self.per_text.stack("score_all")
         null, null_all = self._null(include_query0=False), self._null(include_query0=True)
         self._explain(score)
-        used, used_null = (score_all, null_all) if self.params.include_query0 else (score, null)
+        chosen_score, chosen_null = (score_all, null_all) if self.params.include_query0 else (score, null)
         order = self.per_text.by_content
-        result = {
-            "texts": self._texts(score, score_all, null, null_all),
-            "heads": self._heads(used, used_null),
-            **self._rates(used[order], used_null[order]),
+        tables = {
+            "texts": self.table("texts", rows_by_text(self, [score, score_all, null, null_all])),
+            "heads": self._heads(chosen_score, chosen_null),
+            **self._rates(chosen_score[order], chosen_null[order]),
         }
-        return result | (self._strongest() if self.params.strongest else {})
+        return tables | (self._strongest() if self.params.strongest else {})
 
     def _null(self, *, include_query0: bool) -> np.ndarray:
-        """Scores of uniform attention, [text, layer]; NaN where no query counts."""
+        """Return the scores of uniform attention, [text, layer]; NaN where no query counts."""
         import numpy as np
 
         from phaselens.attention import uniform_sink
@@ -237,95 +266,75 @@ class Sinks(Metric[SinkParams]):
         ]
         return np.array(rows, dtype=np.float64)
 
-    def _unseen(self) -> np.ndarray:
-        """Layers in which no query but 0 sees the key, bool [layer]."""
+    def _is_unseen(self) -> np.ndarray:
+        """Return whether only query 0 sees the key, bool [layer]."""
         import numpy as np
 
         return np.array([window == 1 and not self.params.sink_position for window in self.model.windows])
 
     def _explain(self, score: np.ndarray) -> None:
-        """Say why scores are missing."""
+        """Warn of missing scores, with the reason."""
         import numpy as np
 
-        texts, first = self.per_text.texts, max(self.params.sink_position, 1)
-        short = np.array(self.per_text.lengths) <= first
-        if short.any():
-            needed = "two tokens" if first == 1 else f"{first + 1} tokens"
-            self.warn(f"score is null: fewer than {needed} in text {some(texts, short)}")
-        unseen = self._unseen()
-        if unseen.any():
-            layers = ", ".join(map(str, np.flatnonzero(unseen)))
-            self.warn(f"score is null in layer {layers}: with a window of 1, only query 0 sees position 0")
-        missing = np.isnan(score) & ~short[:, None, None] & ~unseen[:, None]
-        if missing.any():
-            layers = ", ".join(str(layer) for layer in np.flatnonzero(missing.any((0, 2))))
+        text_ids, first_query = self.per_text.texts, max(self.params.sink_position, 1)
+        is_short = np.array(self.per_text.lengths) <= first_query
+        if is_short.any():
+            min_length = "two tokens" if first_query == 1 else f"{first_query + 1} tokens"
+            self.warn(f"score is missing: fewer than {min_length} in text {quoted_ids(text_ids, is_short)}")
+        is_unseen = self._is_unseen()
+        if is_unseen.any():
+            layers = ", ".join(map(str, np.flatnonzero(is_unseen)))
+            self.warn(f"score is missing in layer {layers}: with a window of 1, only query 0 sees position 0")
+        is_missing = np.isnan(score) & ~is_short[:, None, None] & ~is_unseen[:, None]
+        if is_missing.any():
+            layers = ", ".join(str(layer) for layer in np.flatnonzero(is_missing.any((0, 2))))
             self.warn(
-                f"score is null, and rates leave the text out: attention is NaN or infinite in layer {layers}"
-                f" ({int(missing.sum())} heads) for text {some(texts, missing.any((1, 2)))}"
+                f"score is missing, and rates leave the text out: attention is NaN or infinite in layer {layers}"
+                f" ({int(is_missing.sum())} heads) for text {quoted_ids(text_ids, is_missing.any((1, 2)))}"
             )
         if self.params.strongest:
-            unknown = np.isnan(self.per_text.stack("position")) & (~np.isnan(score) | unseen[:, None])
-            unknown &= ~short[:, None, None]
-            if unknown.any():
-                named = some(texts, unknown.any((1, 2)))
-                self.warn(f"the strongest position is null: attention is NaN or infinite for text {named}")
-
-    def _texts(
-        self, score: np.ndarray, score_all: np.ndarray, null: np.ndarray, null_all: np.ndarray
-    ) -> Table:
-        import numpy as np
-
-        texts, lengths = self.per_text.texts, self.per_text.lengths
-        columns = (
-            score,
-            score_all,
-            *(np.broadcast_to(each[..., None], score.shape) for each in (null, null_all)),
-        )
-        return self.table(
-            "texts",
-            (
-                (texts[at[0]], at[1], at[2], *(cell(column[at]) for column in columns), lengths[at[0]])
-                for at in np.ndindex(score.shape)
-            ),
-        )
+            is_unknown = np.isnan(self.per_text.stack("position")) & (~np.isnan(score) | is_unseen[:, None])
+            is_unknown &= ~is_short[:, None, None]
+            if is_unknown.any():
+                ids = quoted_ids(text_ids, is_unknown.any((1, 2)))
+                self.warn(f"the strongest position is missing: attention is NaN or infinite for text {ids}")
 
     def _heads(self, score: np.ndarray, null: np.ndarray) -> Table:
         import numpy as np
 
         present = ~np.isnan(score)
-        nulls = np.broadcast_to(null[..., None], score.shape)
-        base = intervals(self, nulls, where=present, n_resamples=1)[0]
-        columns = [*intervals(self, score), base, present.sum(0).tolist()]
+        nulls = null_means(self, repeated_over_heads(null, score.shape), where=present)
+        columns = [*mean_intervals(self, score), nulls, present.sum(0).tolist()]
         return self.table(
             "heads",
             (
                 (layer, head, *(column[layer][head] for column in columns))
-                for layer in range(score.shape[1])
-                for head in range(score.shape[2])
+                for layer, head in np.ndindex(score.shape[1:])
             ),
         )
 
     def _rates(self, score: np.ndarray, null: np.ndarray) -> dict[str, Table]:
-        """`layers` and `summary`. A text counts for a layer if all heads of that layer have a score."""
+        """Return the tables `layers` and `summary`. A text counts for a layer if all its heads have a score."""
         import numpy as np
 
-        complete = ~np.isnan(score).any(-1)
+        is_complete = ~np.isnan(score).any(-1)
         rows = []
         for layer in range(score.shape[1]):
-            texts = complete[:, layer]
+            texts = is_complete[:, layer]
             rate, low, high = self._rate(score[texts, layer])
             null_rate, _, _ = self._rate(null[texts, layer, None])
-            rows.append((layer, rate, low, high, null_rate, _mean(score[texts, layer])))
-        scored = ~self._unseen() | self.params.include_query0
-        whole = complete[:, scored].all(1) & bool(scored.any())
-        flat = score[whole][:, scored].reshape(int(whole.sum()), int(scored.sum()) * score.shape[2])
-        summary = (self._rate(flat)[0], _mean(flat), int(whole.sum()))
-        if 0 < whole.sum() < 2:
-            self.warn("fewer than 2 texts with a score: intervals are null")
+            rows.append((layer, rate, low, high, null_rate, mean_or_none(score[texts, layer])))
+        scored_layers = ~self._is_unseen() | self.params.include_query0
+        scored_texts = is_complete[:, scored_layers].all(1) & bool(scored_layers.any())
+        n_texts, n_cells = int(scored_texts.sum()), int(scored_layers.sum()) * score.shape[2]
+        by_cell = score[scored_texts][:, scored_layers].reshape(n_texts, n_cells)
+        summary = (self._rate(by_cell)[0], mean_or_none(by_cell), n_texts)
+        if n_texts == 1:
+            self.warn("fewer than 2 texts with a score: intervals are missing", TOO_FEW_TEXTS)
         return {"layers": self.table("layers", rows), "summary": self.table("summary", [summary])}
 
-    def _rate(self, score: np.ndarray) -> tuple[Any, Any, Any]:
-        """(rate, low, high) of score [text, cell] in the chosen order; None where unknown."""
+    def _rate(self, score: np.ndarray) -> tuple[float | None, float | None, float | None]:
+        """Return rate, low and high of score [text, cell] in the chosen order; None where missing."""
         from phaselens.uncertainty import mean_interval
 
         threshold = self.params.threshold
@@ -335,11 +344,11 @@ class Sinks(Metric[SinkParams]):
             interval = mean_interval(
                 score, transform=lambda mean: (mean >= threshold).mean(-1), seed=self.seed
             )
-        rate, low, high = (each.tolist() for each in interval)
+        rate, low, high = (bound.tolist() for bound in interval)
         return rate, low, high
 
     def _strongest(self) -> dict[str, Table]:
-        """`strongest` and `positions`."""
+        """Return the tables `strongest` and `positions`."""
         import numpy as np
 
         position, score = self.per_text.stack("position"), self.per_text.stack("strength")
@@ -347,29 +356,21 @@ class Sinks(Metric[SinkParams]):
         for text, layer, head in np.argwhere(~np.isnan(position)):
             length, key = self.per_text.lengths[text], int(position[text, layer, head])
             null[text, layer, head] = uniform_scores(length, self.model.windows[layer])[key]
-        texts = self.per_text.texts
-        by_text = [
-            (texts[at[0]], at[1], at[2], cell(position[at]), cell(score[at]), cell(null[at]))
-            for at in np.ndindex(position.shape)
-        ]
-        by_head: list[tuple[Any, ...]] = []
+        by_text = rows_by_text(self, [position, score, null], with_lengths=False)
+        by_head: list[TableRow] = []
         for layer, head in np.ndindex(position.shape[1:]):
-            there = ~np.isnan(position[:, layer, head])
-            n_texts = int(there.sum())
+            present = ~np.isnan(position[:, layer, head])
+            n_texts = int(present.sum())
             if not n_texts:
                 by_head.append((layer, head, None, None, None, None, 0))
                 continue
-            keys, counts = np.unique(position[there, layer, head], return_counts=True)
-            means = (_mean(each[there, layer, head]) for each in (score, null))
+            keys, counts = np.unique(position[present, layer, head], return_counts=True)
+            means = (mean_or_none(array[present, layer, head]) for array in (score, null))
             by_head.append((layer, head, int(keys[counts.argmax()]), counts.max() / n_texts, *means, n_texts))
         return {"strongest": self.table("strongest", by_text), "positions": self.table("positions", by_head)}
 
 
-def _mean(values: np.ndarray) -> float | None:
-    return float(values.mean()) if values.size else None
-
-
 @hookimpl
 def phaselens_metrics() -> list[type[Metric[Any]] | str]:
-    """The metrics in this file."""
+    """Return the metrics in this file."""
     return [Sinks]

@@ -6,8 +6,8 @@
     print(run)
     run.table("sinks", "layers")                        # a pyarrow Table
 
-Importing this package imports neither torch nor transformers; each name below arrives with its first use. It does
-make DroPE checkpoints (`llama_drope`, `qwen2_drope`) known to `AutoModelForCausalLM` and `TransformerBridge`.
+Importing this package imports neither torch nor transformers; each name below is imported at its first
+use. It registers DroPE checkpoints (`llama_drope`, `qwen2_drope`) with `AutoModelForCausalLM` and `TransformerBridge`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from phaselens.errors import InputError, MetricError, ModelError, PhaseLensError
 from phaselens.lens.registration import register_when_imported
 
 if TYPE_CHECKING:
+    from phaselens.api import run
     from phaselens.lens.bridge import HookedTransformer
     from phaselens.lens.info import ModelInfo
     from phaselens.lens.loading import load
-    from phaselens.report.printing import Run, run
+    from phaselens.runs import Run
 
 __all__ = [
     "HookedTransformer",
@@ -37,12 +38,12 @@ __all__ = [
     "run",
 ]
 
-_HOMES = {
+_MODULES = {
     "HookedTransformer": "phaselens.lens.bridge",
     "ModelInfo": "phaselens.lens.info",
-    "Run": "phaselens.report.printing",
+    "Run": "phaselens.runs",
     "load": "phaselens.lens.loading",
-    "run": "phaselens.report.printing",
+    "run": "phaselens.api",
 }
 
 register_when_imported()
@@ -53,10 +54,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("phaselens")
-    if name in _HOMES:
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'phaselens' has no attribute {name!r}")
 
 

@@ -1,12 +1,12 @@
-"""Errors a user can meet, each with the exit code that the command line gives it.
+"""Errors that users can meet, each with its exit code on the command line.
 
-    PhaseLensError             2  usage or bad input; every error below is one
+    PhaseLensError             2  usage or bad input; base of the errors below
     ├── InputError             2  texts, parameters, names
     ├── ModelError             3  a model could not be loaded
-    │   └── RefusedModel       3  it loaded, but cannot be served exactly
+    │   └── RefusedModel       3  a model loaded, but cannot be served exactly
     └── MetricError            1  a metric failed; the others are written
 
-A message is one line: what was asked, what was found, what to do.
+A message is one line: what was requested, what was found, and what to do. The `require_…` functions check arguments.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+FloatArray: TypeAlias = "NDArray[np.float64]"
+
 
 class PhaseLensError(Exception):
     """Base of all errors that PhaseLens raises on purpose.
 
-    `run` is the finished part of a `phaselens.run` that ended with this error, if a model was finished by then; else
-    None.
+    `run` holds the finished models of a `phaselens.run` that ended with this error; None if no model was finished.
     """
 
     exit_code = 2
@@ -42,7 +43,7 @@ class ModelError(PhaseLensError):
     exit_code = 3
 
 
-class RefusedModel(ModelError):  # noqa: N818 - a verdict on the model, raised by name
+class RefusedModel(ModelError):  # noqa: N818 - named after the verdict on the model
     """A model that loaded but cannot be served exactly; the message names what does not fit."""
 
 
@@ -52,73 +53,77 @@ class MetricError(PhaseLensError):
     exit_code = 1
 
 
-def close_matches(name: str, known: Iterable[str], *, otherwise: str = "") -> str:
-    """A tail for a message about an unknown name: close matches; else `otherwise`, by default all that is known.
+def close_matches(
+    name: str, candidates: Iterable[str], *, otherwise: str = "", full_stop: bool = False
+) -> str:
+    """Return the end of a message about an unknown name: close matches; else `otherwise`, by default all candidates.
+
+    Close matches form a question; `full_stop` ends a list of all candidates, for a message that goes on after it.
 
     >>> close_matches("sink", ["sinks", "compression"])
     'did you mean sinks?'
     """
-    names = sorted(set(known))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
+    names = sorted(set(candidates))
+    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if matches:
+        return f"did you mean {' or '.join(matches)}?"
     if otherwise:
         return otherwise
-    return f"known: {', '.join(names)}" if names else "none is known"
+    return (f"known: {', '.join(names)}" if names else "none is known") + ("." if full_stop else "")
 
 
-def is_whole(value: Any) -> bool:
-    """Whether `value` is a whole number, of Python or numpy; True and False are none."""
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether `value` is a whole number of Python or numpy; True and False are not."""
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is one number: of Python, of numpy, or a tensor without dimensions; True and False are none."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether `value` is one Python or numpy number, or a tensor without axes; True and False are not."""
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         return False
     return getattr(value, "shape", ()) == ()
 
 
-def is_list_like(value: Any, kind: type = Iterable) -> bool:
-    """Whether the items of `value` can be taken one by one (of a Collection: counted, and taken again); a text, bytes
-    and a mapping are no lists."""
-    return isinstance(value, kind) and not isinstance(value, str | bytes | Mapping)
+def is_list_like(value: object, required_type: type = Iterable) -> TypeGuard[Iterable[Any]]:
+    """Return whether `value` is an Iterable (or a Collection, as `required_type`) but not text, bytes or a mapping."""
+    return isinstance(value, required_type) and not isinstance(value, str | bytes | Mapping)
 
 
-def short_form(value: Any) -> str:
-    """`value` as Python writes it, on one line; by its type where that is long, and for tensors and arrays.
+def short_form(value: object) -> str:
+    """Return the `repr` of `value` if it is one short line, else the name of its type; for arrays also the shape.
 
     >>> short_form("x"), short_form([0.5]), short_form(list(range(99)))
     ("'x'", '[0.5]', 'list')
     """
-    if getattr(value, "shape", ()) != ():
-        return f"{type(value).__name__} of shape {tuple(value.shape)}"
-    shown = repr(value)
-    return shown if len(shown) <= 80 and "\n" not in shown else type(value).__name__
+    shape = getattr(value, "shape", ())
+    if shape != ():
+        return f"{type(value).__name__} of shape {tuple(shape)}"
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else type(value).__name__
 
 
-def require_whole(name: str, value: Any, least: int | None = None) -> None:
-    """InputError unless `value` is a whole number, of at least `least`; True and False are none.
+def require_whole(name: str, value: object, minimum: int | None = None) -> None:
+    """Raise InputError unless `value` is a whole number of at least `minimum`; True and False are not.
 
     >>> require_whole("width", 2.5, 1)
     Traceback (most recent call last):
     phaselens.errors.InputError: expected width as a whole number of at least 1, received 2.5
     """
-    if not is_whole(value) or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least}"
+    if not is_whole(value) or (minimum is not None and value < minimum):
+        bound = "" if minimum is None else f" of at least {minimum}"
         raise InputError(f"expected {name} as a whole number{bound}, received {short_form(value)}")
 
 
-def require_wholes(name: str, values: Any, least: int | None = None) -> None:
-    """InputError unless `values` are a list, or the like, of whole numbers of at least `least`."""
+def require_wholes(name: str, values: object, minimum: int | None = None) -> None:
+    """Raise InputError unless `values` is list-like and holds whole numbers of at least `minimum`."""
     if not is_list_like(values, Collection):
         raise InputError(f"expected {name} as a list of whole numbers, received {short_form(values)}")
     for value in values:
-        require_whole(f"each of {name}", value, least)
+        require_whole(f"each of {name}", value, minimum)
 
 
-def kind_unless_whole(values: Any) -> str:
-    """What `values` are instead of a tensor of whole numbers: the dtype or the type; empty where they are one."""
+def type_unless_whole(values: object) -> str:
+    """Return the dtype or type of `values`; empty if they are a tensor of whole numbers."""
     import torch
 
     if not isinstance(values, torch.Tensor):
@@ -126,47 +131,48 @@ def kind_unless_whole(values: Any) -> str:
     return str(values.dtype) if values.is_floating_point() or values.dtype == torch.bool else ""
 
 
-def require_number(name: str, value: Any, least: float | None = None, *, or_nan: bool = False) -> None:
-    """InputError unless `value` is one number, as `is_number` has it, of at least `least`; NaN only where `or_nan`."""
+def require_number(name: str, value: object, minimum: float | None = None, *, or_nan: bool = False) -> None:
+    """Raise InputError unless `value` is a number of at least `minimum`; NaN is accepted only with `or_nan`."""
     if not is_number(value):
         raise InputError(f"expected {name} as a number, received {short_form(value)}")
-    if (value != value and not or_nan) or (least is not None and value < least):
-        bound = "" if least is None else f" of at least {least:g}"
+    if (value != value and not or_nan) or (minimum is not None and value < minimum):
+        bound = "" if minimum is None else f" of at least {minimum:g}"
         raise InputError(f"expected {name} as a number{bound}, received {short_form(value)}")
 
 
-def require_text(name: str, value: Any) -> None:
-    """InputError unless `value` is a str."""
+def require_text(name: str, value: object) -> None:
+    """Raise InputError unless `value` is a str."""
     if not isinstance(value, str):
         raise InputError(f"expected {name} as text, received {short_form(value)}")
 
 
-def require_flag(name: str, value: Any) -> None:
-    """InputError unless `value` is True or False."""
+def require_flag(name: str, value: object) -> None:
+    """Raise InputError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise InputError(f"expected {name} as True or False, received {short_form(value)}")
 
 
-def require_function(name: str, value: Any) -> None:
-    """InputError unless `value` can be called."""
+def require_function(name: str, value: object) -> None:
+    """Raise InputError unless `value` is callable."""
     if not callable(value):
         raise InputError(f"expected {name} as a function, received {short_form(value)}")
 
 
-def require_kind(name: str, value: Any, kind: type, how: str) -> None:
-    """InputError unless `value` is an instance of `kind`; `how` says where one comes from.
+def require_kind(name: str, value: object, required_type: type, origin: str) -> None:
+    """Raise InputError unless `value` is an instance of `required_type`; `origin` says how to get one.
 
     >>> require_kind("sweep", 3, Exception, "made by Experiment.sweep")
     Traceback (most recent call last):
     phaselens.errors.InputError: expected sweep as an Exception made by Experiment.sweep, received 3
     """
-    if not isinstance(value, kind):
-        article = "an" if kind.__name__[0] in "AEIOU" else "a"
-        raise InputError(f"expected {name} as {article} {kind.__name__} {how}, received {short_form(value)}")
+    if not isinstance(value, required_type):
+        type_name = required_type.__name__
+        article = "an" if type_name[0] in "AEIOU" else "a"
+        raise InputError(f"expected {name} as {article} {type_name} {origin}, received {short_form(value)}")
 
 
-def require_tensor(name: str, value: Any, *axes: str) -> None:
-    """InputError unless `value` is a PyTorch tensor that has these axes; a first axis `…` stands for any number.
+def require_tensor(name: str, value: object, *axes: str) -> None:
+    """Raise InputError unless `value` is a tensor with these axes; a first axis `…` means any number of axes.
 
     >>> import torch
     >>> require_tensor("norms", torch.ones(2, 3), "pos")
@@ -183,8 +189,8 @@ def require_tensor(name: str, value: Any, *axes: str) -> None:
         raise InputError(f"expected {name} as a tensor{shape}, received one of shape {tuple(value.shape)}")
 
 
-def as_numbers(name: str, values: Any) -> NDArray[np.float64]:
-    """`values` as a float64 array of whatever shape; None among them is NaN.
+def as_numbers(name: str, values: object) -> FloatArray:
+    """Return `values` as a float64 array of any shape, with NaN in place of None.
 
     Raises:
         InputError: for anything but numbers, and for lists of unequal lengths.
@@ -200,9 +206,9 @@ def as_numbers(name: str, values: Any) -> NDArray[np.float64]:
         if array.dtype.kind in "biuf" or (
             array.dtype.kind == "O"
             and array.ndim
-            and all(each is None or is_number(each) for each in array.flat)
+            and all(value is None or is_number(value) for value in array.flat)
         ):
             return array.astype(np.float64, copy=False)
-    except (TypeError, ValueError):  # what numpy raises for values of which it makes no array
+    except (TypeError, ValueError):  # numpy cannot make an array of the values
         pass
     raise InputError(f"expected {name} as an array of numbers, received {short_form(values)}")

@@ -1,4 +1,4 @@
-"""The plain float64 answer: every score and every weight, one step after the other."""
+"""Dense float64 reference: every score and every weight, computed step by step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseAttention:
     """out [batch, head, query, d_v], lse [batch, head, query], pattern [batch, head, query, key]."""
 
     out: Tensor
@@ -25,8 +25,8 @@ class Dense:
         return self.pattern.sum(-2)
 
 
-def dense(q, k, v=None, *, scale, mask=None, window=None, softcap=None, sinks=None) -> Dense:
-    """Attention of the same q, k, v in float64; options as in phaselens.attention, written out anew."""
+def dense(q, k, v=None, *, scale, mask=None, window=None, softcap=None, sink_logits=None) -> DenseAttention:
+    """Attention of q, k, v in float64, implemented independently; options as in phaselens.attention."""
     q, k = q.double(), k.double()
     v = k if v is None else v.double()
     group = q.shape[1] // k.shape[1]
@@ -51,17 +51,19 @@ def dense(q, k, v=None, *, scale, mask=None, window=None, softcap=None, sinks=No
         scores = scores + mask.double().masked_fill(~visible, 0.0)
     scores = scores.masked_fill(~visible, -torch.inf)
     column = scores
-    if sinks is not None:
-        column = torch.cat([scores, sinks.double()[None, :, None, None].expand(*scores.shape[:3], 1)], -1)
+    if sink_logits is not None:
+        column = torch.cat(
+            [scores, sink_logits.double()[None, :, None, None].expand(*scores.shape[:3], 1)], -1
+        )
     lse = column.logsumexp(-1)
     pattern = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-    return Dense(pattern @ v, lse, pattern)
+    return DenseAttention(pattern @ v, lse, pattern)
 
 
 def random_qkv(
     n_queries, n_keys=None, *, batch=2, kv_heads=2, group=1, d=8, d_v=None, dtype=torch.float32, seed=0
 ):
-    """Gaussian q, k, v of the shapes that phaselens.attention takes."""
+    """Gaussian q, k, v in the shapes that phaselens.attention expects."""
     generator = torch.Generator().manual_seed(seed)
     n_keys = n_queries if n_keys is None else n_keys
 
@@ -75,10 +77,10 @@ def random_qkv(
     )
 
 
-def worst(found: Tensor, want: Tensor) -> float:
-    """Largest absolute difference; NaN and infinities count, where only one side has them, as infinite."""
-    found, want = found.double(), want.double()
-    assert found.shape == want.shape, (found.shape, want.shape)
-    same = (found == want) | (found.isnan() & want.isnan())
-    difference = (found - want).abs().masked_fill(same, 0.0)
+def largest_difference(result: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference; a NaN or an infinity on one side only counts as infinite."""
+    result, expected = result.double(), expected.double()
+    assert result.shape == expected.shape, (result.shape, expected.shape)
+    is_equal = (result == expected) | (result.isnan() & expected.isnan())
+    difference = (result - expected).abs().masked_fill(is_equal, 0.0)
     return float(difference.nan_to_num(nan=float("inf")).amax())

@@ -1,4 +1,4 @@
-"""The GPU kernels' calls, as far as a machine without a GPU can tell: arguments they take, shapes they give."""
+"""Arguments and output shapes of calls to the GPU kernels, checked without a GPU."""
 
 import pytest
 import torch

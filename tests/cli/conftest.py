@@ -8,47 +8,48 @@ from typing import NamedTuple
 
 import pytest
 
-from phaselens.cli.outcome import run_to_exit_code
+from phaselens.cli.entry import run_to_exit_code
 from tests.distributions import install
 from tests.toys import letters, save_checkpoint
 
 __all__ = ["install"]
 
 
-class Outcome(NamedTuple):
-    """What a command left behind."""
+class CliResult(NamedTuple):
+    """Exit code, stdout and stderr of a command."""
 
     code: int
     out: str
     err: str
 
 
-Phaselens = Callable[..., Outcome]
+Phaselens = Callable[..., CliResult]
+ErrorLine = Callable[..., str]
 
 
 @pytest.fixture
 def phaselens(capsys: pytest.CaptureFixture[str]) -> Phaselens:
-    """Run a command line; returns exit code, stdout and stderr."""
+    """A function that runs a command line and returns exit code, stdout and stderr."""
 
-    def run(*arguments: object) -> Outcome:
+    def run(*arguments: object) -> CliResult:
         capsys.readouterr()
-        code = run_to_exit_code([str(argument) for argument in arguments])
-        return Outcome(code, *capsys.readouterr())
+        exit_code = run_to_exit_code([str(argument) for argument in arguments])
+        return CliResult(exit_code, *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture
-def fails(phaselens: Phaselens) -> Callable[..., str]:
-    """Run a command line that must fail with a code, nothing on stdout and one line on stderr; returns that line."""
+def error_line(phaselens: Phaselens) -> ErrorLine:
+    """A function that runs a command line that must fail with a code and one line on stderr, and returns that line."""
 
     def run(code: int, *arguments: object) -> str:
-        outcome = phaselens(*arguments)
-        assert outcome.out == ""
-        assert outcome.err.startswith("phaselens: error: ")
-        assert outcome.err.count("\n") == 1
-        assert outcome.code == code
-        return outcome.err.removeprefix("phaselens: error: ").rstrip("\n")
+        result = phaselens(*arguments)
+        assert result.out == ""
+        assert result.err.startswith("phaselens: error: ")
+        assert result.err.count("\n") == 1
+        assert result.code == code
+        return result.err.removeprefix("phaselens: error: ").rstrip("\n")
 
     return run
 

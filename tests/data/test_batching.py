@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phaselens.data import pack
-from phaselens.data.batching import MOST_PADS, SMALL
+from phaselens.data.batching import MAX_PAD_SHARE, SMALL_BATCH
 
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
@@ -20,13 +20,13 @@ def test_every_text_is_in_one_batch_and_batches_keep_the_bound(lengths: list[int
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=40), st.integers(50, 4000))
-def test_batches_are_few_and_little_of_them_is_pads(lengths: list[int], bound: int) -> None:
+def test_batches_are_few_with_little_padding(lengths: list[int], bound: int) -> None:
     batches = pack(lengths, bound)
     for first, second in pairwise(batches):
         size = lengths[first[0]] * (len(first) + 1)
         pads = size - sum(lengths[index] for index in [*first, second[0]])
-        assert size > bound or (size > SMALL and pads > MOST_PADS * size), (first, second)
+        assert size > bound or (size > SMALL_BATCH and pads > MAX_PAD_SHARE * size), (first, second)
     for batch in batches:
         size = lengths[batch[0]] * len(batch)
         pads = size - sum(lengths[index] for index in batch)
-        assert size <= SMALL or pads <= MOST_PADS * size
+        assert size <= SMALL_BATCH or pads <= MAX_PAD_SHARE * size

@@ -16,7 +16,7 @@ def write(folder: Path, name: str, content: bytes | str) -> str:
     return str(path)
 
 
-def test_a_text_file_holds_a_text_a_line(tmp_path: Path) -> None:
+def test_a_text_file_holds_one_text_per_line(tmp_path: Path) -> None:
     path = write(tmp_path, "mine.txt", "first\r\n\n  \n third one \u2028 with a separator\nlast")
     assert read_texts(path) == [
         Text("mine:1", "first"),
@@ -25,18 +25,18 @@ def test_a_text_file_holds_a_text_a_line(tmp_path: Path) -> None:
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
     assert read_texts(write(tmp_path, "a.txt", "\ufeffword"))[0].text == "word"
 
 
-def test_a_json_file_holds_an_object_a_line_with_optional_id(tmp_path: Path) -> None:
+def test_a_json_file_holds_one_object_per_line_with_optional_id(tmp_path: Path) -> None:
     path = write(
         tmp_path, "mine.jsonl", '{"text": "a", "id": "x"}\n\n{"text": "b", "more": 1}\n{"id": 7, "text": "c"}'
     )
     assert read_texts(path) == [Text("x", "a"), Text("mine:3", "b"), Text("7", "c")]
 
 
-def test_only_as_many_as_asked_for_are_read(tmp_path: Path) -> None:
+def test_only_the_requested_number_of_texts_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, "mine.txt", b"one\ntwo\n\xff never reached\n")
     assert [text.text for text in read_texts(path, limit=2)] == ["one", "two"]
 
@@ -46,7 +46,7 @@ def test_the_hash_is_of_the_whole_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "complaint"),
+    ("name", "content", "message"),
     [
         ("a.txt", b"fine\nbad \xff\n", r"line 2: not valid UTF-8 at byte 5 \(0xff\); save the file as UTF-8"),
         ("a.txt", b"\n \n", "holds no text; put a text on each line"),
@@ -64,25 +64,23 @@ def test_the_hash_is_of_the_whole_text() -> None:
         ("a.jsonl", b"[" * 100_000, "line 1: JSON nested too deeply"),
     ],
 )
-def test_what_cannot_be_used_is_said_with_its_line(
-    tmp_path: Path, name: str, content: bytes, complaint: str
-) -> None:
-    with pytest.raises(InputError, match=complaint):
+def test_an_invalid_line_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         read_texts(write(tmp_path, name, content))
 
 
-def test_a_file_that_is_not_there_or_is_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"does not exist; name a \.txt or \.jsonl file, or `bundled`"):
         read_texts(str(tmp_path / "none.txt"))
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(InputError, match="is no regular file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         read_texts(str(tmp_path / "folder.txt"))
-    os.mkfifo(tmp_path / "pipe.txt")  # reading it would hang for ever
-    with pytest.raises(InputError, match="is no regular file"):
+    os.mkfifo(tmp_path / "pipe.txt")  # reading it would never return
+    with pytest.raises(InputError, match="is not a regular file"):
         read_texts(str(tmp_path / "pipe.txt"))
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_without_read_permission_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "mine.txt", "a")
 
     def refuse(*args: object, **kwargs: object) -> None:
@@ -99,15 +97,19 @@ def test_python_strings_are_numbered_and_texts_keep_their_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "complaint"),
-    [([], "no texts were given"), ([1], "text 0 is of type int"), (["\ud800"], "text 0: symbol 1 is a lone")],
+    ("values", "message"),
+    [
+        ([], "no texts were given"),
+        ([1], "expected text 0 as a string or a phaselens.data.Text, received 1"),
+        (["\ud800"], "text 0: symbol 1 is a lone"),
+    ],
 )
-def test_python_values_that_are_no_texts(given: list[object], complaint: str) -> None:
-    with pytest.raises(InputError, match=complaint):
-        texts_from(given)  # type: ignore[arg-type]
+def test_python_values_that_are_not_texts_are_refused(values: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        texts_from(values)  # type: ignore[arg-type]
 
 
-def test_the_bundled_texts_are_there_and_distinct() -> None:
+def test_the_bundled_texts_are_present_and_distinct() -> None:
     texts = read_texts("bundled")
     assert len(texts) >= 20
     assert len({text.sha256 for text in texts}) == len(texts)

@@ -1,4 +1,4 @@
-"""Position 0 holds what the BOS policy says, once; what a tokenizer appends is left out; cutting is recorded."""
+"""Position 0 follows the BOS policy; tokens that a tokenizer appends are left out; cuts are recorded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.toys import toy_tokenizer
 
-from phaselens.data import Encoder, Text, Tokens
+from phaselens.data import Encoder, Text, TokenizedText
 from phaselens.errors import InputError
 from phaselens.testing import tiny_tokenizer
 
@@ -15,8 +15,10 @@ TEXT = Text("t", "a b c")
 PLAIN = (3, 4, 5)
 
 
-def encode(tokenizer: Any, text: Text, *, bos: str, bos_token_id: int | None, max_tokens: int) -> Tokens:
-    return Encoder(tokenizer, bos=bos, bos_token_id=bos_token_id).tokens(text, max_tokens)
+def encode(
+    tokenizer: Any, text: Text, *, bos: str, bos_token_id: int | None, max_tokens: int
+) -> TokenizedText:
+    return Encoder(tokenizer, bos=bos, bos_token_id=bos_token_id).tokenize(text, max_tokens)
 
 
 @pytest.mark.parametrize(
@@ -39,18 +41,18 @@ def test_bos_is_where_the_policy_puts_it(adds_bos: bool, bos: str, expected: tup
 @pytest.mark.parametrize("adds_eos", [True, False])
 @pytest.mark.parametrize("bos", ["auto", "always"])
 @pytest.mark.parametrize("written", ["<s>", "<s><s>", "<s><s><s>"])
-def test_a_written_bos_is_there_once(adds_bos: bool, adds_eos: bool, bos: str, written: str) -> None:
+def test_a_written_bos_occurs_once(adds_bos: bool, adds_eos: bool, bos: str, written: str) -> None:
     encoder = Encoder(tiny_tokenizer(adds_bos=adds_bos, adds_eos=adds_eos), bos=bos)
-    tokens = encoder.tokens(Text("t", written + "ab<s>"), 99)
-    assert tokens.ids == (0, 12, 13, 0)  # one within the text is the text's own
+    tokens = encoder.tokenize(Text("t", written + "ab<s>"), 99)
+    assert tokens.ids == (0, 12, 13, 0)  # a BOS token within the text stays
     assert (tokens.full_length, tokens.cut, tokens.n_written_bos) == (4, False, written.count("<s>"))
 
 
 @pytest.mark.parametrize("bos", ["auto", "always"])
 @pytest.mark.parametrize("space", [" ", "\n\n", "\t "])
-def test_white_space_before_a_written_bos_hides_no_second_one(bos: str, space: str) -> None:
+def test_white_space_before_a_written_bos_does_not_add_a_second_one(bos: str, space: str) -> None:
     encoder = Encoder(tiny_tokenizer(), bos=bos)
-    tokens = encoder.tokens(Text("t", f"{space}<s>ab"), 99)
+    tokens = encoder.tokenize(Text("t", f"{space}<s>ab"), 99)
     assert (tokens.ids, tokens.n_written_bos) == (tuple(encoder("ab")), 1)
     assert encoder(f"{space}ab")[0] == 0
     assert len(encoder(f"{space}ab")) == 3 + len(space)
@@ -58,7 +60,7 @@ def test_white_space_before_a_written_bos_hides_no_second_one(bos: str, space: s
     assert len(never(f"{space}<s>ab")) == 3 + len(space)
 
 
-def test_never_keeps_what_is_written() -> None:
+def test_never_keeps_a_written_bos() -> None:
     encoder = Encoder(tiny_tokenizer(), bos="never")
     assert encoder("<s><s>ab") == [0, 0, 12, 13]
     assert encoder("ab") == [12, 13]
@@ -68,7 +70,7 @@ def test_never_keeps_what_is_written() -> None:
 def test_an_appended_eos_is_left_out_and_a_written_one_is_kept(adds_bos: bool) -> None:
     encoder = Encoder(tiny_tokenizer(adds_bos=adds_bos, adds_eos=True))
     front = [0] * adds_bos
-    assert encoder.left_out == [1]
+    assert encoder.dropped_ids == [1]
     assert encoder("ab") == [*front, 12, 13]
     assert encoder("ab</s>") == [*front, 12, 13, 1]
     assert encoder("ab</s></s>") == [*front, 12, 13, 1, 1]
@@ -77,16 +79,15 @@ def test_an_appended_eos_is_left_out_and_a_written_one_is_kept(adds_bos: bool) -
 def test_notes_name_the_texts() -> None:
     encoder = Encoder(tiny_tokenizer(adds_eos=True))
     texts = [Text(name, f"<s>{name}") for name in "abcde"] + [Text("plain", "ab")]
-    assert encoder.notes([encoder.tokens(text, 9) for text in texts]) == [
-        "the tokenizer appends '</s>' to a text; it is left out, as nothing continues a text after it",
-        "texts 'a', 'b', 'c' and 2 more begin with the BOS token '<s>' as written; "
-        "BOS is there exactly once (bos: auto)",
+    assert encoder.notes([encoder.tokenize(text, 9) for text in texts]) == [
+        "the tokenizer appends '</s>' to a text; it is left out, because nothing continues a text after it",
+        "texts 'a', 'b', 'c' and 2 more themselves begin with BOS '<s>'; no second one is added (bos: auto)",
     ]
     plain = Encoder(tiny_tokenizer())
-    assert plain.notes([plain.tokens(texts[-1], 9)]) == []
+    assert plain.notes([plain.tokenize(texts[-1], 9)]) == []
     never = Encoder(tiny_tokenizer(), bos="never")
-    assert never.notes([never.tokens(texts[0], 9)]) == [
-        "text 'a' begins with the BOS token '<s>' as written; it is kept as text (bos: never)"
+    assert never.notes([never.tokenize(texts[0], 9)]) == [
+        "text 'a' itself begins with BOS '<s>'; it is kept as text (bos: never)"
     ]
 
 
@@ -99,8 +100,8 @@ def _with_template(tokenizer: Any, template: str, *ids: tuple[str, int]) -> Any:
     return tokenizer
 
 
-def test_other_tokens_in_front_are_the_tokenizers_own() -> None:
-    """As of GLM: two special tokens in front, neither of which is called BOS."""
+def test_auto_keeps_other_tokens_that_the_tokenizer_puts_first() -> None:
+    """A tokenizer like that of GLM: two special tokens in front, neither of which is called BOS."""
     tokenizer = _with_template(tiny_tokenizer(has_bos=False), "<x> <y> $A", ("<x>", 5), ("<y>", 6))
     assert Encoder(tokenizer)("ab") == [5, 6, 12, 13]
     assert Encoder(tokenizer, bos="never")("ab") == [12, 13]
@@ -113,7 +114,7 @@ def test_a_tokenizer_that_adds_bos_twice_counts_as_one_that_adds_it() -> None:
 
 
 class _Stubborn:
-    """A tokenizer that gives `<s>` also where no special tokens are asked for, as some with code of their own do."""
+    """A tokenizer that adds `<s>` even without special tokens, as some with custom code do."""
 
     bos_token_id, eos_token_id = 0, 1
 
@@ -121,15 +122,15 @@ class _Stubborn:
         return {"input_ids": tiny_tokenizer()(text)["input_ids"]}
 
 
-def test_a_bos_that_is_always_given_is_not_the_texts_own() -> None:
+def test_a_bos_that_is_always_added_is_not_a_written_one() -> None:
     assert Encoder(_Stubborn())("ab") == [0, 12, 13]
     assert Encoder(_Stubborn(), bos="always")("ab") == [0, 12, 13]
     assert Encoder(_Stubborn(), bos="never")("ab") == [12, 13]
-    tokens = Encoder(_Stubborn()).tokens(Text("t", "<s>ab"), 9)
+    tokens = Encoder(_Stubborn()).tokenize(Text("t", "<s>ab"), 9)
     assert (tokens.ids, tokens.n_written_bos) == ((0, 12, 13), 1)
 
 
-def test_a_vocabulary_without_the_probes_still_tells_front_from_behind() -> None:
+def test_prefix_and_suffix_are_separated_without_the_probes_in_the_vocabulary() -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -138,10 +139,10 @@ def test_a_vocabulary_without_the_probes_still_tells_front_from_behind() -> None
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
     _with_template(tokenizer, "<s> $A </s>", ("<s>", 0), ("</s>", 1))
     encoder = Encoder(tokenizer)
-    assert (encoder.front, encoder.left_out, encoder("éé")) == ([0], [1], [0, 2, 2])
+    assert (encoder.prefix_ids, encoder.dropped_ids, encoder("éé")) == ([0], [1], [0, 2, 2])
 
 
-def test_the_bundled_tokenizer_gives_ordinary_texts_the_ids_that_it_did() -> None:
+def test_the_bundled_tokenizer_gives_ordinary_texts_the_recorded_ids() -> None:
     from importlib.resources import files
 
     from transformers import AutoTokenizer
@@ -159,16 +160,16 @@ def test_always_needs_a_bos_token() -> None:
         encode(toy_tokenizer(bos=False), TEXT, bos="always", bos_token_id=None, max_tokens=9)
 
 
-def test_a_policy_that_does_not_exist() -> None:
+def test_an_unknown_policy_is_refused() -> None:
     with pytest.raises(InputError, match=r"bos is 'neve'; did you mean never\?"):
         Encoder(toy_tokenizer(), bos="neve")
 
 
-def test_a_long_text_is_cut_and_says_so() -> None:
+def test_a_long_text_is_cut_and_keeps_its_full_length() -> None:
     tokens = encode(toy_tokenizer(), TEXT, bos="auto", bos_token_id=0, max_tokens=2)
     assert (tokens.ids, tokens.full_length, tokens.cut) == ((0, 3), 4, True)
-    whole = encode(toy_tokenizer(), TEXT, bos="auto", bos_token_id=0, max_tokens=4)
-    assert (whole.full_length, whole.cut) == (4, False)
+    uncut = encode(toy_tokenizer(), TEXT, bos="auto", bos_token_id=0, max_tokens=4)
+    assert (uncut.full_length, uncut.cut) == (4, False)
 
 
 def test_a_text_without_tokens_is_named() -> None:

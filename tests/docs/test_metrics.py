@@ -1,4 +1,4 @@
-"""The page of metrics defines what a query sees, and each column that averages attention says over which queries."""
+"""The page of metrics defines what a query sees, and each column that averages attention names the queries."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from tools.metric_reference import PAGE
 from phaselens.plugin import CausalMetric, Column, Metric, plugins
 from tests.toys import toy_info
 
-#: What metrics have in common, in one line.
+#: The section on common properties of metrics, in one line.
 SHARED = " ".join(PAGE.read_text(encoding="utf-8").partition("\n## sinks\n")[0].split())
 STATISTIC = re.compile(r"attn\.hook_(sink|entropy|received|distance|lse|pattern|attn_scores)$")
 METRICS = ["attention-patterns", "bos-write", "sinks"]
-#: Columns of tables by text that hold no attention.
+#: Columns of tables by text that do not contain attention.
 WITHOUT_ATTENTION = {("bos-write", "value_norm"), ("bos-write", "value_norm_null")}
 
 
 def metrics_of_attention() -> Iterator[type[Metric[Any]]]:
-    """The built-in metrics that read a statistic of attention."""
+    """Yield the built-in metrics that read a statistic of attention."""
     for plugin in plugins().registered:
         metric = plugins().metric(plugin.name)
         if plugin.distribution != "phaselens" or issubclass(metric, CausalMetric):
@@ -30,21 +30,27 @@ def metrics_of_attention() -> Iterator[type[Metric[Any]]]:
             yield metric
 
 
-def says_which_queries(column: Column, before: list[Column]) -> bool:
-    """Whether the help names the queries, or a column before it (its own, for a null) whose help does."""
+def says_which_queries(column: Column, previous_columns: list[Column]) -> bool:
+    """Return whether the help names the queries, or names a previous column (for a null: its value's) that does."""
     if re.search(r"\bquer(y|ies)\b", column.help):
         return True
-    if column.name.endswith("null") and column.help.startswith(("uniform", "the same under uniform")):
-        own = [other for other in before if other.name == column.name.removesuffix("_null")] or before[:1]
+    if column.name.endswith("null") and column.help.startswith("uniform"):
+        sources = [
+            source for source in previous_columns if source.name == column.name.removesuffix("_null")
+        ] or previous_columns[:1]
     elif re.search(r"\bthe same\b", column.help):
-        own = before[-1:]
+        sources = previous_columns[-1:]
     else:
-        own = [other for other in before if re.search(rf"(?<!\w){other.name}(?!\w)", column.help)]
-    return any(says_which_queries(other, before[: before.index(other)]) for other in own)
+        sources = [
+            source for source in previous_columns if re.search(rf"(?<!\w){source.name}(?!\w)", column.help)
+        ]
+    return any(
+        says_which_queries(source, previous_columns[: previous_columns.index(source)]) for source in sources
+    )
 
 
 def columns_of_texts(metric: type[Metric[Any]]) -> Iterator[tuple[str, Column, list[Column]]]:
-    """Name, column and the columns before it, of tables by text and by distance; others are their means."""
+    """Yield description, column and previous columns of tables by text and by distance; the others are their means."""
     for table in metric.tables:
         if not {"text", "distance"} & {column.name for column in table.columns}:
             continue
@@ -63,26 +69,28 @@ def test_the_metrics_of_attention_are_checked() -> None:
 def test_every_column_of_attention_says_which_queries_it_is_about(name: str) -> None:
     columns = list(columns_of_texts(plugins().metric(name)))
     assert len(columns) >= 6
-    assert [text for text, column, before in columns if not says_which_queries(column, before)] == []
+    assert [
+        text for text, column, previous_columns in columns if not says_which_queries(column, previous_columns)
+    ] == []
 
 
 def test_the_page_defines_what_a_query_sees() -> None:
     definition = re.search(r"- A query \*\*sees\*\* (.*?) - ", SHARED)
     assert definition is not None
-    for part in (
+    for statement in (
         "the keys up to its own; in a layer with a sliding window of w keys, only the last w of them, itself included",
         "what its forward uses, measured on the masks that reach its attention",
-        "Every mean of attention is over the queries that see what it is about",
-        "Where nobody sees it, the value is null. Nulls follow the same rule.",
+        "Every mean of attention is over the queries that see the keys in question",
+        "Where no query does, the value is missing. Null values follow the same rule.",
     ):
-        assert part in definition[1]
+        assert statement in definition[1]
 
 
 def test_the_page_says_that_a_nulled_rotation_keeps_the_attention_factor() -> None:
-    (statement,) = (part for part in SHARED.split(" - ") if part.startswith("`--positions LABEL=nope`"))
-    for part in (
+    (statement,) = (phrase for phrase in SHARED.split(" - ") if phrase.startswith("`--positions LABEL=nope`"))
+    for phrase in (
         "cos = 1 and sin = 0, both times the **attention factor**",
         "YaRN and longrope",
         "keep that factor",
     ):
-        assert part in statement
+        assert phrase in statement

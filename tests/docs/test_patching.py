@@ -1,4 +1,4 @@
-"""The page and the notebook on patching: all their code runs, and says what they say it does."""
+"""The page and the notebook on patching: all their code runs and does what they claim."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_every_block_of_the_page_runs_in_order(folder, monkeypatch, capsys):
-    """With its assertions, which are what the text claims."""
+    """Run the blocks with their assertions, which state what the text claims."""
     monkeypatch.chdir(folder)
     scope: dict[str, object] = {"__name__": "page"}
     for kind, code in BLOCKS:
@@ -44,11 +44,11 @@ def test_the_session_of_the_page_can_be_typed(folder, monkeypatch, capsys):
             assert "experiment.condition" in script(session, {"rope": "phaselens.load('rope')"})
         else:
             exec(line, session.names)
-            session.after_line()
+            session.show_new_prompts()
     assert "1. condition bos-mlp: " in capsys.readouterr().out
 
 
-def test_its_pictures_are_there_and_its_links_lead_somewhere():
+def test_the_pages_figures_and_link_targets_exist():
     for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
         assert (DOCS / link).exists(), link
     assert {kind for kind, _ in BLOCKS} == {"python", "text"}

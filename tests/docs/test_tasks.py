@@ -1,4 +1,4 @@
-"""The page on tasks: its files can be read, its commands run, and its numbers come out."""
+"""The page on tasks: its files can be read, its commands run, and its numbers are reproduced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from phaselens.cli.outcome import run_to_exit_code
+from phaselens.cli.entry import run_to_exit_code
 from phaselens_plugins._questions import Question, read_questions
 from phaselens_plugins.knowledge import KnowledgeParams
 from phaselens_plugins.passkey import PasskeyParams
@@ -22,7 +22,7 @@ QUESTIONS = re.findall(r"^```jsonl title=(\S+)\n(.*?)^```$", PAGE, re.DOTALL | r
 
 
 def commands() -> Iterator[list[str]]:
-    """Arguments of every command in a block that is to be run."""
+    """Yield the arguments of every command in a block of kind `sh`."""
     for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE):
         for line in block.splitlines():
             program, *arguments = shlex.split(line)
@@ -30,49 +30,49 @@ def commands() -> Iterator[list[str]]:
             yield arguments
 
 
-def written(folder: Path) -> None:
+def write_questions(folder: Path) -> None:
     for name, content in QUESTIONS:
         (folder / name).write_text(content)
 
 
-def test_its_questions_can_be_read(tmp_path: Path) -> None:
-    written(tmp_path)
+def test_the_pages_questions_can_be_read(tmp_path: Path) -> None:
+    write_questions(tmp_path)
     (name, content), *more = QUESTIONS
     assert not more
-    items = read_questions(str(tmp_path / name)).items
-    assert {item.kind for item in items} == {"contextual", "parametric"}
+    questions = read_questions(str(tmp_path / name)).questions
+    assert {question.kind for question in questions} == {"contextual", "parametric"}
     keys = {key for line in content.splitlines() for key in json.loads(line)}
     assert keys == set(
         re.findall(r"^\| `(\w+)` \| .*", PAGE.split("Other keys")[0].split("| key | what |")[1], re.M)
     )
-    assert isinstance(items[0], Question)
+    assert isinstance(questions[0], Question)
 
 
-def test_every_parameter_that_it_names_exists() -> None:
-    known = {spec.flag for params in (PasskeyParams, KnowledgeParams) for spec in params.specs()}
-    known |= {"--texts", "--max-tokens", "--seed", "--table", "--format"}
-    assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", PAGE)) <= known
+def test_every_parameter_on_the_page_exists() -> None:
+    flags = {spec.flag for params in (PasskeyParams, KnowledgeParams) for spec in params.specs()}
+    flags |= {"--texts", "--max-tokens", "--seed", "--table", "--format"}
+    assert set(re.findall(r"--[a-z]+(?:-[a-z]+)*", PAGE)) <= flags
     assert {spec.flag for spec in PasskeyParams.specs()} - {"--conditions", "--digits"} <= set(
         re.findall(r"--[a-z]+", PAGE)
     )
 
 
 @pytest.mark.slow
-def test_its_commands_run_and_its_numbers_come_out(
+def test_the_pages_commands_reproduce_its_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path)
+    write_questions(tmp_path)
     printed = []
     for arguments in commands():
         assert run_to_exit_code(arguments) == 0, capsys.readouterr()
         printed.append(capsys.readouterr().out)
     assert len(printed) == 3
-    found = list(csv.DictReader(io.StringIO(printed[0])))
+    records = list(csv.DictReader(io.StringIO(printed[0])))
     quoted = re.findall(r"^\| (rope|drope) \| (.*) \|$", PAGE, re.MULTILINE)
-    assert len(quoted) == len(found) == 4
+    assert len(quoted) == len(records) == 4
     columns = ("length", "n", "exact", "ci_high", "digits", "gain")
-    for row, (model, numbers) in zip(found, quoted, strict=True):
+    for row, (model, numbers) in zip(records, quoted, strict=True):
         assert row["model"] == model
         assert float(row["gain_low"]) > 0
         for column, number in zip(columns, numbers.split(" | "), strict=True):

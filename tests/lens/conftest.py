@@ -1,4 +1,4 @@
-"""Tiny models of each family, and what their own eager attention says in float64."""
+"""Tiny models of each family, and the result of their own eager attention in float64."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ LENGTH = 24
 
 
 @dataclass(frozen=True)
-class Dense:
-    """The model's own float64 answer: logits, and per layer the whole pattern [batch, head, query, key]."""
+class DenseOutput:
+    """The model's own result in float64: logits, and for each layer the pattern [batch, head, query, key]."""
 
     logits: Tensor
     patterns: tuple[Tensor, ...]
@@ -31,12 +31,12 @@ def text(batch: int = 2, length: int = LENGTH) -> Tensor:
 
 
 @functools.cache
-def dense(family: str) -> Dense:
+def dense(family: str) -> DenseOutput:
     model = tiny_model(family, dtype=torch.float64)
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        out = model(text(), output_attentions=True, use_cache=False)
-    return Dense(out.logits, tuple(out.attentions))
+        output = model(text(), output_attentions=True, use_cache=False)
+    return DenseOutput(output.logits, tuple(output.attentions))
 
 
 @functools.cache
@@ -55,16 +55,16 @@ def read_for_digests(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     files: list[Path] = []
     digest = hashlib.file_digest
 
-    def counted(handle: Any, algorithm: str) -> Any:
+    def record(handle: Any, algorithm: str) -> Any:
         files.append(Path(handle.name))
         return digest(handle, algorithm)
 
-    monkeypatch.setattr(hashlib, "file_digest", counted)
+    monkeypatch.setattr(hashlib, "file_digest", record)
     return files
 
 
 def by_distance(pattern: Tensor, n: int) -> Tensor:
-    """[batch, head, distance]: the sum over cells of a square pattern whose key is so many before the query."""
+    """Return [batch, head, distance]: the sum over the cells of a square pattern by distance from query back to key."""
     position = torch.arange(pattern.shape[-1])
-    back = position[:, None] - position[None, :]
-    return torch.stack([(pattern * (back == distance)).sum((-2, -1)) for distance in range(n)], -1)
+    distances = position[:, None] - position[None, :]
+    return torch.stack([(pattern * (distances == distance)).sum((-2, -1)) for distance in range(n)], -1)

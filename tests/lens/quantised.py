@@ -1,4 +1,4 @@
-"""Linear modules that do not multiply their input by the weight that they store, for tests."""
+"""Linear modules for tests that do not simply multiply their input by the weight that they store."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Packed(nn.Module):
-    """Ternary weights, four in a byte, with one scale, and 8-bit inputs: what BitNet checkpoints come as."""
+    """Ternary weights, four per byte, with one scale, and 8-bit inputs, as in BitNet checkpoints."""
 
     def __init__(self, linear: nn.Linear, *, round_inputs: bool = True) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class Packed(nn.Module):
         scale = weight.abs().mean()
         ternary = (weight / scale).round().clamp(-1, 1)
         codes = (ternary + 1).to(torch.uint8).view(4, -1, self.in_features)
-        packed = sum(part << 2 * place for place, part in enumerate(codes))
+        packed = sum(code << 2 * index for index, code in enumerate(codes))
         self.weight = nn.Parameter(packed, requires_grad=False)
         self.register_buffer("scale", scale)
         self.bias = None
@@ -24,9 +24,9 @@ class Packed(nn.Module):
 
     @property
     def dense(self) -> Tensor:
-        """[out, in], what the packed weights stand for."""
-        parts = [(self.weight >> 2 * place & 3) for place in range(4)]
-        return (torch.cat(parts).to(self.scale.dtype) - 1) * self.scale
+        """[out, in], the unpacked weights."""
+        codes = [(self.weight >> 2 * index & 3) for index in range(4)]
+        return (torch.cat(codes).to(self.scale.dtype) - 1) * self.scale
 
     def rounded(self, inputs: Tensor) -> Tensor:
         if not self.round_inputs:
@@ -39,7 +39,7 @@ class Packed(nn.Module):
 
 
 class Normed(nn.Linear):
-    """A norm of the input inside the linear module."""
+    """A linear module that norms its input."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False)
@@ -53,7 +53,7 @@ class Normed(nn.Linear):
 
 
 class Curved(nn.Linear):
-    """No product with any weight."""
+    """A module that is not a product with any weight."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs).tanh()

@@ -1,4 +1,4 @@
-"""What TransformerLens offers, on the lens: its names, its edits, its caches; and what was mended."""
+"""TransformerLens' names, edits and caches on the lens, and the corrections to them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transformer_lens.hook_points import HookPoint
 
 import phaselens
 from phaselens.lens.checks import capture
-from phaselens.lens.components import DELEGATED
+from phaselens.lens.points import OWN_ATTENTION_POINTS
 from phaselens.testing import tiny_model
 from tests.lens.conftest import LENGTH, by_distance, lens_of
-from tests.marks import first_quick
+from tests.marks import mark_later_slow
 
 
-def test_it_is_a_transformer_lens_bridge(tokens):
+def test_the_lens_is_a_transformer_lens_bridge(tokens):
     from transformer_lens.model_bridge import TransformerBridge
 
     lens = lens_of("llama-gqa")
@@ -38,36 +38,36 @@ def test_it_is_a_transformer_lens_bridge(tokens):
 def test_the_matrix_is_built_only_in_the_layer_that_is_hooked(tokens, monkeypatch):
     from phaselens import attention
 
-    built = []
+    calls = []
     explicit = attention.explicit_scores
-    monkeypatch.setattr(attention, "explicit_scores", lambda *a, **k: built.append(1) or explicit(*a, **k))
+    monkeypatch.setattr(attention, "explicit_scores", lambda *a, **k: calls.append(1) or explicit(*a, **k))
     lens = lens_of("llama-gqa")
     capture(lens, tokens, {i: f"blocks.{i}.attn.hook_{s}" for i, s in enumerate(("sink", "entropy"))})
-    assert built == []
+    assert calls == []
     capture(lens, tokens, {0: "blocks.1.attn.hook_pattern"})
-    assert built == [1]
+    assert calls == [1]
 
 
 def test_scores_and_pattern_edits_reach_the_output(tokens):
     lens = lens_of("llama")
 
-    def blind_to_first(scores, hook):
+    def hide_first_key(scores, hook):
         return scores.index_fill(-1, torch.tensor([0]), -torch.inf).masked_fill(
             torch.arange(24)[None, None, :, None] == 0, 0.0
         )
 
-    hooks = [("blocks.1.attn.hook_attn_scores", blind_to_first)]
-    found = {}
+    hooks = [("blocks.1.attn.hook_attn_scores", hide_first_key)]
+    activations = {}
     keep = [
-        (f"blocks.1.attn.{p}", lambda v, hook, p=p: found.update({p: v}))
+        (f"blocks.1.attn.{p}", lambda v, hook, p=p: activations.update({p: v}))
         for p in ("hook_sink", "hook_pattern")
     ]
     with torch.no_grad():
-        plain = lens(tokens)
+        unedited = lens(tokens)
         edited = lens.run_with_hooks(tokens, fwd_hooks=[*hooks, *keep])
-    assert (edited - plain).abs().max() > 1e-3
-    assert found["hook_pattern"][:, :, 1:, 0].abs().max() == 0
-    assert found["hook_sink"][:, :, 1:].abs().max() == 0
+    assert (edited - unedited).abs().max() > 1e-3
+    assert activations["hook_pattern"][:, :, 1:, 0].abs().max() == 0
+    assert activations["hook_sink"][:, :, 1:].abs().max() == 0
 
 
 def test_a_statistic_cannot_be_edited(tokens):
@@ -79,17 +79,17 @@ def test_start_at_layer_skips_the_layers_below(tokens):
     lens = lens_of("llama", num_hidden_layers=4)
     with torch.no_grad():
         logits, cache = lens.run_with_cache(tokens)
-        ran = []
+        layers_run = []
         for layer in range(4):
             lens.blocks[layer].attn.original_component.register_forward_hook(
-                lambda *_args, layer=layer: ran.append(layer)
+                lambda *_args, layer=layer: layers_run.append(layer)
             )
         resumed = lens(cache["blocks.2.hook_resid_pre"], start_at_layer=2)
-    assert ran == [2, 3]
+    assert layers_run == [2, 3]
     torch.testing.assert_close(resumed, logits, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", first_quick(["llama", "gemma2", "olmo2", "gpt2"], 2))
+@pytest.mark.parametrize("family", mark_later_slow(["llama", "gemma2", "olmo2", "gpt2"], 2))
 def test_an_edit_of_resid_mid_reaches_the_skip_path(family, tokens):
     lens = lens_of(family)
     shift = torch.zeros(32)
@@ -97,65 +97,65 @@ def test_an_edit_of_resid_mid_reaches_the_skip_path(family, tokens):
     name = "blocks.1.hook_resid_mid"
     points = {"mid": name, "mlp": "blocks.1.hook_mlp_out", "out": "blocks.1.hook_out"}
     _, clean = capture(lens, tokens, points)
-    kept = {}
-    keep = [
-        (point, lambda v, hook, key=key: kept.update({key: v}))
+    edited = {}
+    recorders = [
+        (point, lambda v, hook, key=key: edited.update({key: v}))
         for key, point in points.items()
         if key != "mid"
     ]
-    lens.stream(tokens, [(name, lambda v, hook: v + shift), *keep])
-    assert torch.equal(kept["out"], clean["mid"] + shift + kept["mlp"])
-    assert (kept["mlp"] - clean["mlp"]).abs().max() > 0
+    lens.stream(tokens, [(name, lambda v, hook: v + shift), *recorders])
+    assert torch.equal(edited["out"], clean["mid"] + shift + edited["mlp"])
+    assert (edited["mlp"] - clean["mlp"]).abs().max() > 0
     in_place = {}
 
     def add_in_place(value, hook):
         value += shift
 
     lens.stream(tokens, [(name, add_in_place), (points["out"], lambda v, hook: in_place.update(out=v))])
-    torch.testing.assert_close(in_place["out"], kept["out"])
+    torch.testing.assert_close(in_place["out"], edited["out"])
 
 
-@pytest.mark.parametrize("family", first_quick(["gpt2", "llama-gqa", "phi3", "gpt-neox"], 2))
-def test_editing_q_k_v_is_what_editing_the_projection_is(family, tokens):
-    """Also where one projection gives all three: zeroing v at a position zeroes what it contributes."""
+@pytest.mark.parametrize("family", mark_later_slow(["gpt2", "llama-gqa", "phi3", "gpt-neox"], 2))
+def test_an_edit_of_q_k_or_v_changes_what_the_heads_read(family, tokens):
+    """This also holds for families that fuse the three projections; an edit of v scales what the heads read."""
     lens = lens_of(family)
     for point in ("hook_q", "hook_k", "hook_v"):
-        seen = {}
+        shapes = {}
 
-        def double(value, hook, point=point, seen=seen):
-            seen[point] = value.shape
+        def double(value, hook, point=point, shapes=shapes):
+            shapes[point] = value.shape
             return 2 * value
 
-        doubled, kept = capture(lens, tokens, {"z": "blocks.0.attn.hook_z"})
-        z = {}
+        doubled, clean = capture(lens, tokens, {"z": "blocks.0.attn.hook_z"})
+        edited = {}
         lens.stream(
             tokens,
             [
                 (f"blocks.0.attn.{point}", double),
-                ("blocks.0.attn.hook_z", lambda v, hook, z=z: z.update(z=v)),
+                ("blocks.0.attn.hook_z", lambda v, hook, z=edited: z.update(z=v)),
             ],
         )
         n_heads = lens.info.n_heads if point == "hook_q" else lens.info.n_kv_heads
-        assert seen[point] == (2, 24, n_heads, lens.info.d_head)
+        assert shapes[point] == (2, 24, n_heads, lens.info.d_head)
         if point == "hook_v":
-            torch.testing.assert_close(z["z"], 2 * kept["z"], atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(edited["z"], 2 * clean["z"], atol=2e-5, rtol=1e-5)
         else:
-            assert (z["z"] - kept["z"]).abs().max() > 1e-4
+            assert (edited["z"] - clean["z"]).abs().max() > 1e-4
         assert doubled.shape == (2, 24, 32)
 
 
 def test_cached_decoding_measures_the_new_row_only(tokens):
-    """Token by token with a KV cache: the statistics of the last query are those of the whole text's last row."""
+    """With a KV cache, the statistics of each new query equal that row's in one forward of the complete text."""
     lens = lens_of("llama-gqa")
     point = "blocks.1.attn.hook_sink"
-    _, whole = capture(lens, tokens, {"sink": point})
+    _, uncached = capture(lens, tokens, {"sink": point})
     rows = []
     with torch.no_grad(), lens.hooks(fwd_hooks=[(point, lambda sink, hook: rows.append(sink.clone()))]):
         _, cache = lens(tokens[:, :20], return_type="logits_and_cache", use_past_kv_cache=True)
         for i in range(20, 24):
             _, cache = lens(tokens[:, i : i + 1], past_key_values=cache, return_type="logits_and_cache")
     assert [row.shape[-1] for row in rows] == [20, 1, 1, 1, 1]
-    torch.testing.assert_close(torch.cat(rows, dim=-1), whole["sink"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(rows, dim=-1), uncached["sink"], atol=1e-5, rtol=0)
 
 
 def test_an_edit_of_rot_k_is_stored_once_in_the_cache(tokens):
@@ -167,30 +167,30 @@ def test_an_edit_of_rot_k_is_stored_once_in_the_cache(tokens):
 
     hooks = [(f"blocks.{i}.attn.hook_rot_k", halve) for i in range(2)]
     with torch.no_grad(), lens.hooks(fwd_hooks=hooks):
-        whole = lens(tokens)
+        uncached = lens(tokens)
         _, cache = lens(tokens[:, :20], return_type="logits_and_cache", use_past_kv_cache=True)
-        last = []
+        cached = []
         for i in range(20, 24):
             logits, cache = lens(tokens[:, i : i + 1], past_key_values=cache, return_type="logits_and_cache")
-            last.append(logits)
-    torch.testing.assert_close(torch.cat(last, dim=1), whole[:, 20:], atol=2e-5, rtol=1e-5)
+            cached.append(logits)
+    torch.testing.assert_close(torch.cat(cached, dim=1), uncached[:, 20:], atol=2e-5, rtol=1e-5)
 
 
 def test_left_padding_with_a_mask_is_served(tokens):
     lens = lens_of("llama-gqa")
     mask = torch.ones_like(tokens)
     mask[0, :5] = 0
-    found = {}
+    padded = {}
     with (
         torch.no_grad(),
-        lens.hooks(fwd_hooks=[("blocks.1.attn.hook_entropy", lambda v, hook: found.update(h=v))]),
+        lens.hooks(fwd_hooks=[("blocks.1.attn.hook_entropy", lambda v, hook: padded.update(h=v))]),
     ):
         lens(tokens, attention_mask=mask)
-    _, alone = capture(lens, tokens[:1, 5:], {"h": "blocks.1.attn.hook_entropy"})
-    torch.testing.assert_close(found["h"][:1, :, 5:], alone["h"], atol=1e-5, rtol=0)
+    _, unpadded = capture(lens, tokens[:1, 5:], {"h": "blocks.1.attn.hook_entropy"})
+    torch.testing.assert_close(padded["h"][:1, :, 5:], unpadded["h"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("family", first_quick(["llama", "gemma2", "gpt-oss"]))
+@pytest.mark.parametrize("family", mark_later_slow(["llama", "gemma2", "gpt-oss"]))
 def test_gradients_flow_and_a_statistic_has_none(family, tokens):
     lens = lens_of(family)
     sinks = []
@@ -207,7 +207,7 @@ def test_gradients_flow_and_a_statistic_has_none(family, tokens):
 
 
 def test_a_gradient_of_the_values_alone_is_kept(tokens):
-    """Frozen weights, and an edit of the values that needs a gradient, with a statistic hooked beside it."""
+    """Weights are frozen, an edit of the values needs a gradient, and a statistic is hooked."""
     lens = phaselens.load(tiny_model("llama"))
     lens.original_model.requires_grad_(False)
     shift = torch.zeros(8, requires_grad=True)
@@ -233,22 +233,22 @@ def test_generate_and_patching_work(tokens):
     corrupted = tokens[:1].clone()
     corrupted[0, 4] = 9
     with torch.no_grad():
-        found = patching.get_act_patch_resid_pre(lens, corrupted, cache, lambda logits: logits[0, -1, 3])
-    assert found.shape == (2, 24)
-    assert found[0, 4] == pytest.approx(float(lens(tokens[:1])[0, -1, 3].detach()), abs=1e-4)
+        patched = patching.get_act_patch_resid_pre(lens, corrupted, cache, lambda logits: logits[0, -1, 3])
+    assert patched.shape == (2, 24)
+    assert patched[0, 4] == pytest.approx(float(lens(tokens[:1])[0, -1, 3].detach()), abs=1e-4)
 
 
 def test_compatibility_mode_keeps_the_logits_and_refuses_the_statistics(tokens):
     lens = phaselens.load(tiny_model("llama"), label="compat")
     with torch.no_grad():
-        plain = lens(tokens).log_softmax(-1)
+        expected = lens(tokens).log_softmax(-1)
         lens.enable_compatibility_mode()
-        torch.testing.assert_close(lens(tokens).log_softmax(-1), plain, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(lens(tokens).log_softmax(-1), expected, atol=1e-3, rtol=1e-3)
     with pytest.raises(phaselens.RefusedModel, match="hook_sink cannot be served under compatibility mode"):
         lens.stream(tokens, [("blocks.0.attn.hook_sink", lambda v, hook: None)])
 
 
-def test_a_point_of_the_models_own_attention_is_refused_where_that_does_not_run(tokens):
+def test_a_point_of_the_models_own_attention_is_refused_if_that_does_not_run(tokens):
     lens = phaselens.load(tiny_model("llama"), check=False)
     lens.set_use_attn_result(True)
     name = "blocks.0.attn.hook_attended"
@@ -261,16 +261,18 @@ def test_a_point_of_the_models_own_attention_is_refused_where_that_does_not_run(
 @pytest.mark.parametrize(
     "option", ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"]
 )
-@pytest.mark.parametrize("family", first_quick(["llama", "gpt-neox", "gemma2"]))
+@pytest.mark.parametrize("family", mark_later_slow(["llama", "gpt-neox", "gemma2"]))
 def test_a_cache_of_everything_holds_what_a_cache_of_all_names_holds(family, option, tokens):
-    """Under each of TransformerLens' options; those that replace the model's attention leave no statistics."""
+    """This holds for each option of TransformerLens. Those that replace the model's attention have no statistics."""
     lens = phaselens.load(tiny_model(family), check=False)
     getattr(lens, f"set_{option}")(True)
-    everything = set(lens.run_with_cache(tokens)[1])
-    assert everything == set(lens.run_with_cache(tokens, names_filter=list(lens.hook_dict))[1])
-    assert any(name.endswith(("hook_result", "_input", "hook_attn_in", "hook_mlp_in")) for name in everything)
-    served = {point for point in DELEGATED if f"blocks.1.attn.{point}" in everything}
-    assert served == (set(DELEGATED) if option == "use_hook_mlp_in" else set())
+    cached_names = set(lens.run_with_cache(tokens)[1])
+    assert cached_names == set(lens.run_with_cache(tokens, names_filter=list(lens.hook_dict))[1])
+    assert any(
+        name.endswith(("hook_result", "_input", "hook_attn_in", "hook_mlp_in")) for name in cached_names
+    )
+    served = {point for point in OWN_ATTENTION_POINTS if f"blocks.1.attn.{point}" in cached_names}
+    assert served == (set(OWN_ATTENTION_POINTS) if option == "use_hook_mlp_in" else set())
 
 
 def test_stream_leaves_no_hook_behind(tokens):
@@ -290,18 +292,18 @@ def test_stream_leaves_no_hook_behind(tokens):
 def test_stream_stops_before_a_layer(tokens):
     lens = lens_of("llama")
     residual = lens.stream(tokens, stop_at_layer=1)
-    _, kept = capture(lens, tokens, {"in": "blocks.1.hook_in"})
-    assert torch.equal(residual, kept["in"])
+    _, activations = capture(lens, tokens, {"in": "blocks.1.hook_in"})
+    assert torch.equal(residual, activations["in"])
     assert lens.stream(tokens).shape == (2, 24, 32)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"tokens": torch.zeros(1, 0, dtype=torch.long)}, "at least one token"),
-        ({"tokens": torch.tensor([[3, 67]])}, "knows 0 to 66"),
+        ({"tokens": torch.zeros(1, 0, dtype=torch.long)}, "at least one id"),
+        ({"tokens": torch.tensor([[3, 67]])}, "has 0 to 66"),
         ({"tokens": torch.tensor([[-1]])}, "ids from -1"),
-        ({"tokens": torch.tensor([3])}, r"expected ids \[batch, pos\]"),
+        ({"tokens": torch.tensor([3])}, r"expected tokens as a tensor \[batch, pos\] of ids"),
         (
             {"tokens": torch.tensor([[3]]), "hooks": [("blocks.0.attn.hook_sinc", None)]},
             "did you mean .*hook_sink",
@@ -311,18 +313,18 @@ def test_stream_stops_before_a_layer(tokens):
         ({"tokens": torch.tensor([[3]]), "sink_position": -1}, "counted from 0"),
     ],
 )
-def test_wrong_input_is_named(call, message):
+def test_wrong_input_is_refused_by_name(call, message):
     with pytest.raises(phaselens.InputError, match=message):
         lens_of("llama").stream(**call)
 
 
-def test_learned_positions_end():
+def test_texts_longer_than_the_learned_positions_are_refused():
     lens = lens_of("gpt2")
     with pytest.raises(phaselens.InputError, match="learned positions for 128"):
         lens.stream(torch.zeros(1, 129, dtype=torch.long))
 
 
-def test_a_lens_that_is_dropped_is_freed():
+def test_a_lens_without_references_is_freed():
     lens = phaselens.load(tiny_model("llama"))
     reference = weakref.ref(lens.original_model)
     del lens
@@ -330,28 +332,28 @@ def test_a_lens_that_is_dropped_is_freed():
     assert reference() is None
 
 
-def test_any_sink_position(tokens):
+def test_the_sink_can_be_at_any_position(tokens):
     lens = lens_of("mistral")
-    found = {}
-    lens.stream(tokens, [("blocks.0.attn.hook_sink", lambda v, hook: found.update(s=v))], sink_position=3)
+    streamed = {}
+    lens.stream(tokens, [("blocks.0.attn.hook_sink", lambda v, hook: streamed.update(s=v))], sink_position=3)
     _, dense = capture(lens, tokens, {"p": "blocks.0.attn.hook_pattern"})
-    torch.testing.assert_close(found["s"], dense["p"][..., 3], atol=1e-6, rtol=0)
-    assert found["s"][..., 10:].abs().max() == 0  # out of the window's sight
+    torch.testing.assert_close(streamed["s"], dense["p"][..., 3], atol=1e-6, rtol=0)
+    assert streamed["s"][..., 10:].abs().max() == 0  # outside of the window
 
 
 @pytest.mark.parametrize("family", ["mistral", "gpt-oss"])
 @pytest.mark.parametrize("n", [1, 5, LENGTH, 2 * LENGTH])
-def test_any_number_of_distances_from_strips_and_from_the_matrix(tokens, family, n):
+def test_any_number_of_distances_is_exact_with_and_without_the_matrix(tokens, family, n):
     lens, point = lens_of(family), "blocks.0.attn.hook_distance"
-    asked = {"lengths": torch.tensor([LENGTH, 7]), "n_distances": n}
-    _, streamed = capture(lens, tokens, {"d": point}, **asked)
-    _, dense = capture(lens, tokens, {"d": point, "p": "blocks.0.attn.hook_pattern"}, **asked)
+    options = {"lengths": torch.tensor([LENGTH, 7]), "n_distances": n}
+    _, streamed = capture(lens, tokens, {"d": point}, **options)
+    _, dense = capture(lens, tokens, {"d": point, "p": "blocks.0.attn.hook_pattern"}, **options)
     pattern = dense["p"].double()
     pattern[1, :, 7:] = 0.0  # pads' queries do not count
     expected = by_distance(pattern, n)
-    for found in (streamed["d"], dense["d"]):
-        assert found.shape == (2, 4, n)
-        torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    for distances in (streamed["d"], dense["d"]):
+        assert distances.shape == (2, 4, n)
+        torch.testing.assert_close(distances.double(), expected, atol=1e-5, rtol=0)
     with pytest.raises(phaselens.InputError, match="at least 1"):
         lens.stream(tokens, n_distances=0)
 
@@ -373,9 +375,16 @@ def test_a_hooked_matrix_is_the_same_under_inference_mode(tokens, point):
         expected = run(hook)
         with torch.inference_mode():
             assert all(map(torch.equal, run(hook), expected))
-            # Whether a hook wrote into the matrix is unknown here, so the layer is computed from it.
+            # Writes by a hook cannot be detected here, so the layer is computed from the matrix.
             assert torch.equal(run(hook, reads_only=True)[0], expected[0])
     _, cache = lens.run_with_cache(tokens)
     with torch.inference_mode():
         _, inferred = lens.run_with_cache(tokens)
     assert torch.equal(inferred[name], cache[name])
+
+
+def test_hooks_may_come_from_a_generator():
+    shapes = []
+    hooks = ((name, lambda tensor, hook: shapes.append(tuple(tensor.shape))) for name in ("hook_embed",))
+    phaselens.load(tiny_model("llama"), check=False).stream(torch.tensor([[0, 5]]), hooks)
+    assert shapes == [(1, 2, 32)]

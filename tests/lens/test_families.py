@@ -1,4 +1,4 @@
-"""Every family against its own eager attention in float64."""
+"""Every family is compared with its own eager attention in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import phaselens
 from phaselens.lens.checks import capture
-from phaselens.lens.components import STATISTICS
+from phaselens.lens.points import STATISTICS
 from phaselens.testing import FAMILIES, tiny_model
 from tests.lens.conftest import LENGTH, by_distance, dense, lens_of, text
 
@@ -33,7 +33,7 @@ def streamed(lens, tokens, **options):
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_statistics_equal_the_float64_eager_attention(family):
     lens, reference = lens_of(family), dense(family)
-    _, found = streamed(lens, text())
+    _, statistics = streamed(lens, text())
     for layer, pattern in enumerate(reference.patterns):
         expected = {
             "hook_sink": pattern[..., 0],
@@ -42,22 +42,22 @@ def test_statistics_equal_the_float64_eager_attention(family):
             "hook_distance": by_distance(pattern, 64),
         }
         for name, value in expected.items():
-            assert found[layer, name].dtype == torch.float32
+            assert statistics[layer, name].dtype == torch.float32
             torch.testing.assert_close(
-                found[layer, name].double(), value, atol=1e-5, rtol=0, msg=f"{layer} {name}"
+                statistics[layer, name].double(), value, atol=1e-5, rtol=0, msg=f"{layer} {name}"
             )
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_statistics_equal_those_of_float64_scores(family):
-    """From rotated q and k of the same checkpoint in float64, softmax in float64 (transformers' own is float32)."""
+    """The scores are those of rotated q and k in float64, with a float64 softmax (transformers' own is float32)."""
     wide = phaselens.load(tiny_model(family, dtype=torch.float64), label=family)
     reference = dense(family)
     names = {
         (layer, p): f"blocks.{layer}.attn.{p}" for layer in range(2) for p in ("hook_rot_q", "hook_rot_k")
     }
     _, qk = capture(wide, text(), names)
-    _, found = streamed(lens_of(family), text())
+    _, statistics = streamed(lens_of(family), text())
     for layer, pattern in enumerate(reference.patterns):
         q, k = (qk[layer, point].transpose(1, 2) for point in ("hook_rot_q", "hook_rot_k"))
         scores = (
@@ -72,46 +72,46 @@ def test_statistics_equal_those_of_float64_scores(family):
         visible = (distance >= 0) & (distance < (wide.info.windows[layer] or LENGTH))
         assert not (pattern > 0)[:, :, ~visible].any()
         lse = scores.masked_fill(~visible, -torch.inf).logsumexp(-1)
-        learned = getattr(wide.blocks[layer].attn.original_component, "sinks", None)
-        if learned is not None:
-            lse = torch.logaddexp(lse, learned.double()[None, :, None])
+        sink_logits = getattr(wide.blocks[layer].attn.original_component, "sinks", None)
+        if sink_logits is not None:
+            lse = torch.logaddexp(lse, sink_logits.double()[None, :, None])
         exact = (scores - lse[..., None]).exp().masked_fill(~visible, 0.0)
         expected = {"hook_sink": exact[..., 0], "hook_entropy": torch.special.entr(exact).sum(-1)}
         expected |= {"hook_received": exact.sum(-2), "hook_distance": by_distance(exact, 64)}
-        torch.testing.assert_close(found[layer, "hook_lse"].double(), lse, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(statistics[layer, "hook_lse"].double(), lse, atol=1e-5, rtol=1e-5)
         for name, value in expected.items():
             torch.testing.assert_close(
-                found[layer, name].double(), value, atol=1e-5, rtol=0, msg=f"{layer} {name}"
+                statistics[layer, name].double(), value, atol=1e-5, rtol=0, msg=f"{layer} {name}"
             )
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_logits_are_the_models_own(family):
     lens = lens_of(family)
-    own = tiny_model(family)
-    own.set_attn_implementation("eager" if family in CAPPED else "sdpa")
+    model = tiny_model(family)
+    model.set_attn_implementation("eager" if family in CAPPED else "sdpa")
     with torch.no_grad():
-        expected = own(text()).logits
-        found = lens(text())
+        expected = model(text()).logits
+        logits = lens(text())
     if family in CAPPED:
-        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
     else:
-        assert torch.equal(found, expected), f"largest difference {(found - expected).abs().max():.3g}"
+        assert torch.equal(logits, expected), f"largest difference {(logits - expected).abs().max():.3g}"
     scale = dense(family).logits.abs().max()
-    assert (found.double() - dense(family).logits).abs().max() <= 2e-5 * scale
+    assert (logits.double() - dense(family).logits).abs().max() <= 2e-5 * scale
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_measuring_changes_no_logit_beyond_rounding(family):
     lens = lens_of(family)
     with torch.no_grad():
-        plain = lens(text())
+        expected = lens(text())
     logits, _ = streamed(lens, text(), unembed=True)
-    torch.testing.assert_close(logits, plain, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", EVERY_FAMILY)
-def test_full_check_passes(family):
+def test_the_full_check_passes(family):
     from phaselens.lens import run_checks
 
     failed = [result for result in run_checks(lens_of(family)) if not result.ok]
@@ -119,29 +119,29 @@ def test_full_check_passes(family):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-neox", "phi3", "gemma3", "smollm3"])
-def test_nope_of_a_rotary_model_equals_the_model_with_its_rotation_replaced(family):
-    own = tiny_model(family)
-    for name, module in own.named_modules():
+def test_nulling_equals_replacing_the_rotation_in_the_model(family):
+    model = tiny_model(family)
+    for name, module in model.named_modules():
         if name.endswith("rotary_emb"):
             module.register_forward_hook(
-                lambda _m, _a, out: (torch.ones_like(out[0]), torch.zeros_like(out[1]))
+                lambda _m, _a, cos_sin: (torch.ones_like(cos_sin[0]), torch.zeros_like(cos_sin[1]))
             )
     lens = phaselens.load(tiny_model(family), positions="nope")
     assert set(lens.info.positions) == {"nope"}
     with torch.no_grad():
-        assert torch.equal(lens(text()), own(text()).logits)
+        assert torch.equal(lens(text()), model(text()).logits)
     _, points = capture(lens, text(), {p: f"blocks.0.attn.{p}" for p in ("hook_q", "hook_rot_q")})
     if family not in ("qwen3", "gemma3"):  # these norm the query in between
         assert torch.equal(points["hook_q"], points["hook_rot_q"])
 
 
-def test_nope_of_learned_positions_is_refused_by_name():
+def test_nulling_learned_positions_is_refused_by_name():
     with pytest.raises(phaselens.RefusedModel, match=r"gpt2: positions=nope .* layer 0 has 'learned'"):
         phaselens.load(tiny_model("gpt2"), positions="nope")
 
 
 @pytest.mark.parametrize(
-    ("model_type", "shape", "why"),
+    ("model_type", "shape", "reason"),
     [
         ("bloom", {"n_head": 2, "n_layer": 1}, "attention interface"),
         ("mamba", {"num_hidden_layers": 1, "state_size": 4}, "stack of attention blocks|attention"),
@@ -153,7 +153,7 @@ def test_nope_of_learned_positions_is_refused_by_name():
         ("t5", {"num_layers": 1, "num_heads": 2, "d_model": 16, "d_ff": 16, "d_kv": 8}, "causal"),
     ],
 )
-def test_a_family_that_is_not_served_is_refused_by_name(model_type, shape, why):
+def test_a_family_that_is_not_served_is_refused_by_name(model_type, shape, reason):
     config = AutoConfig.for_model(model_type, hidden_size=16, vocab_size=11, intermediate_size=16, **shape)
     if model_type == "t5":
         from transformers import T5ForConditionalGeneration
@@ -161,7 +161,7 @@ def test_a_family_that_is_not_served_is_refused_by_name(model_type, shape, why):
         model = T5ForConditionalGeneration(config)
     else:
         model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(phaselens.RefusedModel, match=why) as refused:
+    with pytest.raises(phaselens.RefusedModel, match=reason) as refused:
         phaselens.load(model)
     assert model_type.split("_")[0] in str(refused.value).lower()
     assert "\n" not in str(refused.value)

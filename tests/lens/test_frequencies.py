@@ -1,4 +1,4 @@
-"""Rotations that depend on a text's length: every text is measured as a fresh model measures it alone."""
+"""Rotations that depend on a text's length: every text is measured as in a fresh model that runs it alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from phaselens.lens import checks, frequencies
 from phaselens.plugin import Condition, Edit
 from phaselens.runs import applied
 from phaselens.testing import tiny_model, tiny_tokenizer
-from tests.marks import first_quick
+from tests.marks import mark_later_slow
 
 N_CTX = 32
 _BASE = {"rope_theta": 1e4}
@@ -44,9 +44,9 @@ ROPE_TYPES: dict[str, dict[str, Any]] = {
 BY_LENGTH = ("dynamic", "longrope")
 
 
-#: What a family's configuration has in place of Llama's.
-OWN: dict[tuple[str, str], dict[str, Any]] = {
-    # The trained length stands beside the parameters of the rotation, and half of each head is rotated.
+#: Fields in which a family's configuration differs from Llama's.
+OVERRIDES: dict[tuple[str, str], dict[str, Any]] = {
+    # The trained length is a field beside the parameters of the rotation, and half of each head is rotated.
     ("phi3", "longrope"): {"original_max_position_embeddings": N_CTX},
     ("gpt-neox", "dynamic"): {"rope_parameters": {"partial_rotary_factor": 0.5}},
     ("gpt-neox", "longrope"): {
@@ -61,17 +61,17 @@ OWN: dict[tuple[str, str], dict[str, Any]] = {
 
 def fresh(rope_type: str, dtype: torch.dtype = torch.float64, family: str = "llama") -> Any:
     n_ctx = N_CTX if rope_type in ("default", "dynamic") else 4 * N_CTX
-    own = OWN.get((family, rope_type), {})
-    parameters = _BASE | ROPE_TYPES[rope_type] | own.get("rope_parameters", {})
-    if "original_max_position_embeddings" in own:
+    overrides = OVERRIDES.get((family, rope_type), {})
+    parameters = _BASE | ROPE_TYPES[rope_type] | overrides.get("rope_parameters", {})
+    if "original_max_position_embeddings" in overrides:
         del parameters["original_max_position_embeddings"]
-    options = {"max_position_embeddings": n_ctx, **own, "rope_parameters": parameters}
+    options = {"max_position_embeddings": n_ctx, **overrides, "rope_parameters": parameters}
     return tiny_model(family, dtype=dtype, **options)
 
 
 @functools.cache
 def lens_of(rope_type: str, family: str = "llama") -> phaselens.HookedTransformer:
-    """One lens for all tests of a type: what one of them leaves in it shows in the next."""
+    """Return one lens for all tests of a rope type, so that state left by one test shows in the next."""
     return phaselens.load(fresh(rope_type, family=family), label=rope_type)
 
 
@@ -81,12 +81,12 @@ def text(length: int) -> Tensor:
 
 @functools.cache
 def alone(rope_type: str, length: int, family: str = "llama") -> tuple[Tensor, Tensor]:
-    """(logits, sink mass in layer 1 [head, query]) of a text in a model that has seen no other."""
+    """Return (logits, sink mass in layer 1 [head, query]) of a text in a model that has run no other."""
     model = fresh(rope_type, family=family)
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        out = model(text(length), output_attentions=True, use_cache=False)
-    return out.logits[0], out.attentions[1][0, :, :, 0]
+        output = model(text(length), output_attentions=True, use_cache=False)
+    return output.logits[0], output.attentions[1][0, :, :, 0]
 
 
 def require_alone(rope_type: str, length: int, logits: Tensor, sink: Tensor, family: str = "llama") -> None:
@@ -107,7 +107,8 @@ def padded(lengths: list[int]) -> Tensor:
 
 
 def continued(rope_type: str, tokens: Tensor, n_new: int) -> Tensor:
-    """A text [1, pos] and its likeliest next tokens, each by a fresh model that is given all before it and no cache."""
+    """Return a text [1, pos] and its likeliest next tokens, each from a fresh model that runs the text so far,
+    uncached."""
     for _ in range(n_new):
         with torch.no_grad():
             logits = fresh(rope_type)(tokens, use_cache=False).logits
@@ -121,7 +122,7 @@ LENGTHS = st.integers(2, 2 * N_CTX) | st.sampled_from([N_CTX - 1, N_CTX, N_CTX +
 @pytest.mark.parametrize("rope_type", ROPE_TYPES)
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(batches=st.lists(st.lists(LENGTHS, min_size=1, max_size=4), min_size=1, max_size=3))
-def test_any_order_and_batch_gives_what_the_text_gives_alone(rope_type, batches):
+def test_a_text_is_measured_as_alone_in_any_order_and_batch(rope_type, batches):
     lens = lens_of(rope_type)
     for lengths in batches:
         logits, sink = stream(lens, padded(lengths), torch.tensor(lengths))
@@ -130,24 +131,24 @@ def test_any_order_and_batch_gives_what_the_text_gives_alone(rope_type, batches)
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
-def test_a_mask_says_how_long_a_text_is(rope_type):
-    """Also on the left, and without `lengths`."""
+def test_a_mask_gives_the_length_of_each_text(rope_type):
+    """The pads may be on either side, and `lengths` is not needed."""
     lens = lens_of(rope_type)
     lengths = [20, 50]
-    left = torch.cat([torch.nn.functional.pad(text(n), (50 - n, 0)) for n in lengths])
-    seen = torch.arange(50)[None] >= torch.tensor([[30], [0]])
-    for tokens, mask in ((padded(lengths), seen.flip(-1)), (left, seen)):
+    left_padded = torch.cat([torch.nn.functional.pad(text(n), (50 - n, 0)) for n in lengths])
+    left_mask = torch.arange(50)[None] >= torch.tensor([[30], [0]])
+    for tokens, mask in ((padded(lengths), left_mask.flip(-1)), (left_padded, left_mask)):
         with torch.no_grad():
             logits = lens(tokens, attention_mask=mask.long())
         for row, length in enumerate(lengths):
-            own = logits[row][mask[row]]
-            torch.testing.assert_close(own, alone(rope_type, length)[0], atol=1e-5, rtol=0)
+            text_logits = logits[row][mask[row]]
+            torch.testing.assert_close(text_logits, alone(rope_type, length)[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
 @pytest.mark.parametrize("lengths", [(N_CTX - 4,), (2 * N_CTX - 8,), (20, N_CTX + 4)])
 def test_generation_follows_a_fresh_model(rope_type, lengths):
-    """Each new token is what a fresh model, given the text so far and no cache, holds most likely."""
+    """Each new token is the likeliest one of a fresh model that runs the text so far without a cache."""
     lens = lens_of(rope_type)
     for length in lengths:
         generated = lens.generate(
@@ -166,9 +167,9 @@ def test_transformers_own_generation_follows_a_fresh_model(rope_type):
         assert torch.equal(generated, continued(rope_type, text(length), 8))
 
 
-@pytest.mark.parametrize("rope_type", first_quick([*BY_LENGTH, "default", "linear", "yarn", "llama3"], 2))
-def test_texts_that_are_generated_side_by_side_are_continued_as_alone(rope_type):
-    """One is shorter than the trained length until it has grown, the other is longer from the start."""
+@pytest.mark.parametrize("rope_type", mark_later_slow([*BY_LENGTH, "default", "linear", "yarn", "llama3"], 2))
+def test_texts_generated_in_a_batch_continue_as_alone(rope_type):
+    """One text outgrows the trained length during generation, the other is longer from the start."""
     lens = phaselens.load(fresh(rope_type), tokenizer=tiny_tokenizer(), check=False)
     question = "to be or not to be that is the question whether it"
     texts = {words: lens.to_tokens(words, truncate=False) for words in (question[:26], question[5:42])}
@@ -208,19 +209,19 @@ def test_a_cache_serves_texts_of_one_rotation():
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
-def test_conditions_of_a_batch(rope_type):
-    """Edits resume from a residual in the middle of the model, where the texts' lengths must be known too."""
+def test_conditions_rotate_each_text_of_a_batch_by_its_own_length(rope_type):
+    """Edits resume from a residual in the middle of the model, where the rotation needs the texts' lengths too."""
     from phaselens.plugin import Batch
-    from phaselens.runs.interventions import Editor
-    from phaselens.runs.ladder import Branch, climb
+    from phaselens.runs.condition_editor import ConditionEditor
+    from phaselens.runs.resume import Branch, run_branches
 
     lens = lens_of(rope_type)
     lengths = [20, 50, N_CTX]
     batch = Batch(("a", "b", "c"), (0, 1, 2), tuple(lengths), padded(lengths))
     condition = Condition("value off", [Edit("blocks.1.attn.hook_v", 0.0, positions=[0])])
     finals: list[Tensor] = []
-    branch = Branch(Editor(lens, condition.edits, batch), finals.append, lambda run: run())
-    baseline = climb(lens, batch, [branch])
+    branch = Branch(ConditionEditor(lens, condition.edits, batch), finals.append, lambda run: run())
+    baseline = run_branches(lens, batch, [branch])
     for row, length in enumerate(lengths):
         model = phaselens.load(fresh(rope_type), check=False)
         torch.testing.assert_close(baseline[row, :length], model.stream(text(length))[0], atol=1e-5, rtol=0)
@@ -229,8 +230,8 @@ def test_conditions_of_a_batch(rope_type):
         torch.testing.assert_close(finals[0][row, :length], edited[0], atol=1e-5, rtol=0)
 
 
-def test_texts_that_transformer_lens_pads():
-    """A list of strings, padded on the right and without a mask, as `lens(texts)` does it."""
+def test_texts_padded_by_transformer_lens_keep_their_rotation():
+    """`lens(texts)` pads a list of strings on the right and passes no mask."""
     lens = phaselens.load(fresh("dynamic"), tokenizer=tiny_tokenizer(), check=False)
     lens.tokenizer.pad_token = lens.tokenizer.eos_token
     texts = ["a short one", "and one that is a good deal longer than the trained length of this model"]
@@ -241,7 +242,7 @@ def test_texts_that_transformer_lens_pads():
             torch.testing.assert_close(logits[row, : len(expected)], expected, atol=1e-5, rtol=0)
 
 
-def test_a_model_that_ran_before_is_fresh_again():
+def test_loading_resets_a_model_that_has_run():
     model = fresh("dynamic")
     with torch.no_grad():
         model(text(2 * N_CTX), use_cache=False)
@@ -251,8 +252,8 @@ def test_a_model_that_ran_before_is_fresh_again():
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
-def test_nothing_is_left_of_a_long_text(rope_type):
-    """Nor of one that ran under inference mode, whose tensors cannot be written into outside of it."""
+def test_a_long_text_leaves_the_model_unchanged(rope_type):
+    """The text runs under inference mode, whose tensors cannot be written to outside of it."""
     lens = phaselens.load(fresh(rope_type), check=False)
     (module,) = frequencies.length_dependent(lens.original_model)
     original = module.inv_freq.clone()
@@ -265,7 +266,7 @@ def test_nothing_is_left_of_a_long_text(rope_type):
         assert torch.equal(module.inv_freq, original)
 
 
-def test_a_family_with_a_rotation_by_layer_type():
+def test_each_layer_type_keeps_its_own_rotation():
     parameters = {
         "full_attention": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -287,9 +288,9 @@ def test_a_family_with_a_rotation_by_layer_type():
 
 @pytest.mark.parametrize(
     ("family", "rope_type"),
-    first_quick(
+    mark_later_slow(
         [
-            ("phi3", "longrope"),  # transformers gives it no dynamic one
+            ("phi3", "longrope"),  # transformers has no dynamic rotation for it
             *(
                 (family, rope_type)
                 for family in ("gpt-neox", "gpt-oss", "cohere2")
@@ -299,8 +300,8 @@ def test_a_family_with_a_rotation_by_layer_type():
         3,
     ),
 )
-def test_families_that_rotate_otherwise_than_llama(family, rope_type):
-    """In part, in some layers only, and with the trained length elsewhere in the configuration."""
+def test_families_that_rotate_unlike_llama_are_measured_as_alone(family, rope_type):
+    """They rotate a part of the head, or some layers only, or store the trained length elsewhere."""
     lens = lens_of(rope_type, family)
     for lengths in ([50, 20, N_CTX], [20, N_CTX + 1]):
         logits, sink = stream(lens, padded(lengths), torch.tensor(lengths))
@@ -309,14 +310,14 @@ def test_families_that_rotate_otherwise_than_llama(family, rope_type):
 
 
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
-def test_the_self_check_sees_a_rotation_that_looks_at_other_texts(rope_type, monkeypatch):
+def test_the_self_check_detects_a_rotation_that_depends_on_other_texts(rope_type, monkeypatch):
     assert all(result.ok for result in checks.run_checks(lens_of(rope_type)))
     monkeypatch.setattr("phaselens.lens.wrapping.make_independent", lambda model, rows: None)
     with pytest.raises(RefusedModel, match=r"a text beside or after a longer one.*short text beside a long"):
         phaselens.load(fresh(rope_type))
 
 
-def test_only_rotations_by_length_are_touched():
+def test_only_length_dependent_rotations_are_changed():
     for rope_type in ROPE_TYPES:
         expected = 1 if rope_type in BY_LENGTH else 0
         assert len(frequencies.length_dependent(lens_of(rope_type).original_model)) == expected

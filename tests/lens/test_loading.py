@@ -1,4 +1,4 @@
-"""Checkpoints on disk: what loads, and every way that one cannot, each in one line."""
+"""Checkpoints on disk: those that load, and every reason why one does not, each in one line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import phaselens
-from phaselens.lens import sources
+from phaselens.lens import checkpoints
 from phaselens.testing import tiny_model, tiny_tokenizer
 from tests.lens.conftest import text
-from tests.marks import first_quick
+from tests.marks import mark_later_slow
 from tests.toys import save_in_hub_cache
 
 
@@ -50,54 +50,57 @@ def test_a_folder_loads_as_it_is(folder, tokens):
     json.dumps(info.as_dict(), allow_nan=False)
 
 
-def test_a_path_object_and_a_label(folder):
+def test_a_path_object_loads_under_the_given_label(folder):
     assert phaselens.load(folder, label="mine").info.label == "mine"
 
 
 @pytest.mark.parametrize("name", ["bf16", "float16", torch.float64])
-def test_dtype(folder, name):
+def test_the_dtype_is_that_of_the_option(folder, name):
     lens = phaselens.load(folder, dtype=name)
     assert str(lens.dtype).removeprefix("torch.") == lens.info.dtype
-    found = []
-    lens.stream(text(1), [("blocks.0.attn.hook_sink", lambda v, hook: found.append(v.dtype))])
-    assert found == [torch.float64 if name is torch.float64 else torch.float32]
+    dtypes = []
+    lens.stream(text(1), [("blocks.0.attn.hook_sink", lambda v, hook: dtypes.append(v.dtype))])
+    assert dtypes == [torch.float64 if name is torch.float64 else torch.float32]
 
 
 @pytest.mark.parametrize("base", ["llama", "qwen2"])
-@pytest.mark.parametrize("kind", first_quick(["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"]))
-def test_drope_checkpoints_load_natively(base, kind, tmp_path, tokens):
+@pytest.mark.parametrize(
+    "attention_type", mark_later_slow(["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"])
+)
+def test_drope_checkpoints_load_natively(base, attention_type, tmp_path, tokens):
     from transformers import AutoModelForCausalLM
 
     model = tiny_model(
-        f"{base}-drope-{kind}".replace("_", "-"), softmax_scale=0.5 if kind == "nope" else None
+        f"{base}-drope-{attention_type}".replace("_", "-"),
+        softmax_scale=0.5 if attention_type == "nope" else None,
     )
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["model_type"] == f"{base}_drope"
-    assert saved["attention_type"] == kind
-    assert saved.get("softmax_scale", "absent") == (0.5 if kind == "nope" else "absent")
+    assert saved["attention_type"] == attention_type
+    assert saved.get("softmax_scale", "absent") == (0.5 if attention_type == "nope" else "absent")
     lens = phaselens.load(tmp_path)
     assert lens.info.positions == ("nope", "nope")
-    assert lens.info.attention_type == kind
-    assert lens.info.scales == ((0.5, 0.5) if kind == "nope" else (8**-0.5, 8**-0.5))
+    assert lens.info.attention_type == attention_type
+    assert lens.info.scales == ((0.5, 0.5) if attention_type == "nope" else (8**-0.5, 8**-0.5))
     with torch.no_grad():
         expected = model(tokens).logits
         assert torch.equal(lens(tokens), expected)
         assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(tokens).logits, expected)
 
 
-@pytest.mark.parametrize("kind", ["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"])
-def test_cached_decoding_of_drope_models_equals_uncached(kind, tokens):
+@pytest.mark.parametrize("attention_type", ["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"])
+def test_cached_decoding_of_drope_models_equals_uncached(attention_type, tokens):
     """The reference classes' norm variants ignore the cache under transformers 5."""
-    model = tiny_model(f"llama-drope-{kind}".replace("_", "-"))
+    model = tiny_model(f"llama-drope-{attention_type}".replace("_", "-"))
     with torch.no_grad():
-        whole = model(tokens).logits
-        out = model(tokens[:, :20], use_cache=True)
-        steps = [out.logits]
+        expected = model(tokens).logits
+        output = model(tokens[:, :20], use_cache=True)
+        steps = [output.logits]
         for i in range(20, 24):
-            out = model(tokens[:, i : i + 1], past_key_values=out.past_key_values, use_cache=True)
-            steps.append(out.logits)
-    torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=2e-5, rtol=1e-5)
+            output = model(tokens[:, i : i + 1], past_key_values=output.past_key_values, use_cache=True)
+            steps.append(output.logits)
+    torch.testing.assert_close(torch.cat(steps, dim=1), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_drope_nope_is_the_base_model_with_cos_1_and_sin_0(tokens):
@@ -144,17 +147,17 @@ print("same")
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_plain_transformers_and_transformer_lens_load_drope_once_phaselens_is_imported(order, tmp_path):
-    """In a fresh process, whichever is imported first; a checkpoint's own code (auto_map) is never run."""
+    """A fresh process imports them in either order; a checkpoint's own code (auto_map) never runs."""
     tiny_model("llama-drope-qk-norm-nope").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["auto_map"] = {"AutoModelForCausalLM": "evil.Evil", "AutoConfig": "evil.EvilConfig"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text("raise SystemExit('remote code ran')")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _PLAIN, order, str(tmp_path)], capture_output=True, text=True
     )
-    assert done.stdout.strip().endswith("same"), done.stderr[-2000:]
+    assert process.stdout.strip().endswith("same"), process.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
@@ -165,34 +168,34 @@ def test_plain_transformers_and_transformer_lens_load_drope_once_phaselens_is_im
         (__file__, "is a file"),
     ],
 )
-def test_a_source_that_is_not_there(source, message):
-    with pytest.raises(phaselens.ModelError, match=message) as wrong:
+def test_a_missing_source_is_refused(source, message):
+    with pytest.raises(phaselens.ModelError, match=message) as caught:
         phaselens.load(source)
-    assert wrong.value.exit_code == 3
-    assert "\n" not in str(wrong.value)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
 
 
 def refused(path, message, **options):
-    with pytest.raises(phaselens.ModelError, match=message) as wrong:
+    with pytest.raises(phaselens.ModelError, match=message) as caught:
         phaselens.load(path, **options)
-    assert wrong.value.exit_code == 3
-    assert "\n" not in str(wrong.value)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_config(tmp_path):
+def test_a_folder_without_config_is_refused(tmp_path):
     refused(tmp_path, "no config.json")
 
 
-def test_a_config_without_weights(folder, tmp_path):
+def test_a_config_without_weights_is_refused(folder, tmp_path):
     path = copy_of(folder, tmp_path)
     (path / "model.safetensors").unlink()
     refused(path, r"no \*.safetensors")
 
 
-def test_truncated_weights(folder, tmp_path):
+def test_truncated_weights_are_refused(folder, tmp_path):
     path = copy_of(folder, tmp_path)
-    whole = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    content = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(content[: len(content) // 2])
     refused(path, "truncated or damaged")
     (path / "model.safetensors").write_bytes(b"")
     refused(path, "truncated or damaged")
@@ -206,7 +209,7 @@ def test_missing_tensors_are_never_filled_at_random(folder, tmp_path):
     refused(path, r"lacks 1 of the model's tensors \(first: model.layers.1.mlp.up_proj.weight\)")
 
 
-def test_broken_or_unknown_config(folder, tmp_path):
+def test_a_broken_or_unknown_config_is_refused(folder, tmp_path):
     path = copy_of(folder, tmp_path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text("{")
@@ -217,7 +220,7 @@ def test_broken_or_unknown_config(folder, tmp_path):
     refused(path, "could not be loaded")
 
 
-def test_pickled_weights_are_not_read_unless_asked_for(folder, tmp_path):
+def test_pickled_weights_are_read_only_on_request(folder, tmp_path):
     path = copy_of(folder, tmp_path)
     torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
@@ -225,7 +228,7 @@ def test_pickled_weights_are_not_read_unless_asked_for(folder, tmp_path):
     assert phaselens.load(path, allow_pickle=True).info.n_layers == 2
 
 
-def test_a_model_too_large_for_memory(folder, monkeypatch):
+def test_a_model_too_large_for_memory_is_refused(folder, monkeypatch):
     import psutil
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
@@ -237,33 +240,33 @@ def test_a_model_too_large_for_memory(folder, monkeypatch):
     [
         ({"dtype": "float8"}, "did you mean"),
         ({"dtype": torch.int32}, "dtype torch.int32"),
-        ({"device": "gpu"}, "not one torch knows"),
+        ({"device": "gpu"}, "torch has no device 'gpu'"),
         ({"device": "meta"}, "cpu and cuda only"),
         ({"positions": "rope"}, "use auto"),
     ],
 )
-def test_options_that_do_not_exist(folder, options, message):
-    with pytest.raises(phaselens.InputError, match=message) as wrong:
+def test_unknown_options_are_refused(folder, options, message):
+    with pytest.raises(phaselens.InputError, match=message) as caught:
         phaselens.load(folder, **options)
-    assert wrong.value.exit_code == 2
+    assert caught.value.exit_code == 2
 
 
-def test_cuda_that_is_not_there(folder, monkeypatch):
+def test_a_missing_cuda_device_is_refused(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(phaselens.InputError, match="no CUDA device"):
         phaselens.load(folder, device="cuda")
-    assert sources.resolve_device("auto") == torch.device("cpu")
+    assert checkpoints.resolve_device("auto") == torch.device("cpu")
 
 
-def test_a_model_that_differs_is_refused_with_its_layer(folder, monkeypatch):
-    """A lens that computed layer 1's attention wrongly would be caught, and say where."""
+def test_a_model_that_differs_is_refused_and_the_layer_is_named(folder, monkeypatch):
+    """A lens that computes layer 1's attention wrongly is refused, with the layer in the message."""
     from phaselens import attention
 
     true = attention.attend
 
     def wrong(q, k, v, **options):
-        out, lse = true(q, k, v, **options)
-        return 1.01 * out, lse
+        output, lse = true(q, k, v, **options)
+        return 1.01 * output, lse
 
     monkeypatch.setattr(attention, "attend", wrong)
     refused(folder, r"failed its check 'logits, all statistics hooked'.*first seen entering layer 1, by 0\.")
@@ -275,8 +278,8 @@ def test_wrong_statistics_are_refused(folder, monkeypatch):
     true = attention.summarise
 
     def wrong(*inputs, **options):
-        found = true(*inputs, **options)
-        return found if found.entropy is None else replace(found, entropy=found.entropy + 1e-3)
+        summary = true(*inputs, **options)
+        return summary if summary.entropy is None else replace(summary, entropy=summary.entropy + 1e-3)
 
     monkeypatch.setattr(attention, "summarise", wrong)
     refused(
@@ -286,19 +289,19 @@ def test_wrong_statistics_are_refused(folder, monkeypatch):
 
 
 def test_nan_weights_load_and_measure_as_nan(folder, tmp_path):
-    """They are the model's own; a metric reports them as missing, nothing here hides them."""
+    """NaN is the model's own value: the lens shows it, and a metric reports it as missing."""
     path = copy_of(folder, tmp_path)
     tensors = load_file(path / "model.safetensors")
     tensors["model.layers.1.self_attn.q_proj.weight"][0, 0] = float("nan")
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     lens = phaselens.load(path)
-    seen = []
-    lens.stream(text(1), [("blocks.1.attn.hook_sink", lambda v, hook: seen.append(v))])
-    assert seen[0][0, 0].isnan().any()
+    sinks = []
+    lens.stream(text(1), [("blocks.1.attn.hook_sink", lambda v, hook: sinks.append(v))])
+    assert sinks[0][0, 0].isnan().any()
 
 
-def test_objects(tokens):
-    with pytest.raises(phaselens.InputError, match="got a int"):
+def test_other_objects_and_loaded_lenses_are_refused(tokens):
+    with pytest.raises(phaselens.InputError, match=r"expected source as a name.*, received 3"):
         phaselens.load(3)
     lens = phaselens.load(tiny_model("llama"))
     with pytest.raises(phaselens.InputError, match="loaded already"):
@@ -306,35 +309,35 @@ def test_objects(tokens):
 
 
 @pytest.mark.parametrize(
-    ("family", "stray", "read"),
+    ("family", "ignored", "expected"),
     [
         ("gpt2", {"num_key_value_heads": 2}, {"n_kv_heads": 4}),
         ("gpt-neox", {"num_key_value_heads": 2}, {"n_kv_heads": 4}),
         ("llama", {"attn_logit_softcapping": 2.0}, {"softcap": None}),
     ],
 )
-def test_fields_of_a_configuration_that_the_model_does_not_read(family, stray, read, tokens):
+def test_configuration_fields_that_the_model_ignores_are_ignored(family, ignored, expected, tokens):
     model = tiny_model(family)
-    for field, value in stray.items():
+    for field, value in ignored.items():
         setattr(model.config, field, value)
     lens = phaselens.load(model)
-    assert {name: getattr(lens.info, name) for name in read} == read
+    assert {name: getattr(lens.info, name) for name in expected} == expected
     assert lens.weight_of(0, "attn.W_K").shape == (lens.info.n_kv_heads, lens.info.d_model, lens.info.d_head)
     _, cache = lens.run_with_cache(tokens, names_filter="blocks.0.attn.hook_k")
     assert cache["blocks.0.attn.hook_k"].shape[2:] == (lens.info.n_kv_heads, lens.info.d_head)
 
 
 @pytest.mark.parametrize("options", [{}, {"adds_bos": False}, {"adds_bos": False, "has_bos": False}])
-def test_a_tokenizer_made_in_memory(options):
+def test_a_tokenizer_made_in_memory_is_used(options):
     lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer(**options))
     assert lens.text_tokenizer("to be")["input_ids"][-5:] == [31, 26, 3, 13, 16]
     assert lens.to_tokens("to be", prepend_bos=False).tolist() == [[31, 26, 3, 13, 16]]
-    said = {
+    policies = {
         (): "tokenizer adds BOS",
         (False,): "tokenizer adds no BOS",
         (False, False): "tokenizer has no BOS",
     }
-    assert lens.info.bos_policy == said[tuple(options.values())]
+    assert lens.info.bos_policy == policies[tuple(options.values())]
     assert (lens.text_tokenizer.bos_token_id is None) == ("has_bos" in options)
 
 
@@ -375,7 +378,7 @@ def test_a_hub_id_loads_from_the_local_cache_with_and_without_an_owner(name, lab
     assert by_name.to_tokens("a b").tolist() == [[0, 3, 4]]
 
 
-def test_a_hub_id_without_an_owner_that_is_not_cached_says_so(tmp_path, monkeypatch):
+def test_an_uncached_hub_id_without_an_owner_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     refused(
         "gpt2",

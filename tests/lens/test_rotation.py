@@ -1,181 +1,186 @@
-"""Which dimensions rotations mix: against the pairs that each family's own code turns into each other."""
+"""Nulling the rotation removes the angles and keeps the factor that YaRN and longrope put into cos and sin."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import phaselens
-from phaselens.lens.rotation import pairs_of, read_rotations
-from phaselens.plugin import Rotation
+from phaselens.errors import InputError, RefusedModel
+from phaselens.lens import run_checks
+from phaselens.lens.rotation import detect_rotation
+from phaselens.patching import Experiment, prompt
 from phaselens.testing import tiny_model
+from phaselens.testing.models import tiny_tokenizer
+from tests.marks import mark_later_slow
 
-
-def halves(rotary, start=0):
-    return tuple((start + low, start + low + rotary // 2) for low in range(rotary // 2))
-
-
-def neighbours(rotary):
-    return tuple((low, low + 1) for low in range(0, rotary, 2))
-
-
-def made(model_type, dtype=None, **fields):
-    common = {
-        "vocab_size": 67, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": None, "bos_token_id": 0,
-        "eos_token_id": 1,
-    }  # fmt: skip
-    config = AutoConfig.for_model(model_type, **common | fields)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config)
-    return model.to(dtype or torch.float32).eval()
-
-
-def rope(kind="default", theta=1e4, **fields):
-    return {"rope_type": kind, "rope_theta": theta, **fields}
-
-
-LONGROPE = {
-    "short_factor": [1.0] * 6,
-    "long_factor": [4.0] * 6,
-    "original_max_position_embeddings": 32,
-    "factor": 2.0,
-}
-YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
-LLAMA3 = YARN | {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
-CASES = {
-    "llama": (lambda: tiny_model("llama-gqa"), halves(8)),
-    "one key head": (lambda: tiny_model("llama-mqa"), halves(8)),
-    "norms of queries and keys": (lambda: tiny_model("qwen3"), halves(16)),
-    "norms over all heads": (lambda: tiny_model("olmo2"), halves(8)),
-    "centred norms": (lambda: made("stablelm", qk_layernorm=True), halves(2)),
-    "a part of the head": (lambda: tiny_model("gpt-neox"), halves(4)),
-    "phi-2": (
-        lambda: made("phi", hidden_size=80, rope_parameters=rope(partial_rotary_factor=0.4)),
-        halves(8),
+SCALED: dict[str, tuple[str, dict[str, Any], float]] = {
+    "yarn": ("llama", {"rope_type": "yarn", "factor": 4.0}, 0.1 * math.log(4) + 1),
+    "yarn, another factor": ("llama", {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5}, 1.5),
+    "longrope": (
+        "phi3",
+        {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+        math.sqrt(1 + math.log(4) / math.log(32)),
     ),
-    "phi-4-mini": (
-        lambda: made("phi3", hidden_size=64, rope_parameters=rope("longrope", partial_rotary_factor=0.75, **LONGROPE)),
-        halves(12),
+    "linear": ("llama", {"rope_type": "linear", "factor": 4.0}, 1.0),
+    "llama3": (
+        "llama",
+        {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        1.0,
     ),
-    "cohere": (lambda: made("cohere", hidden_size=256, rope_parameters=rope(theta=8e6)), neighbours(64)),
-    "glm": (lambda: made("glm", head_dim=16), neighbours(8)),
-    "a very large base": (lambda: made("llama", hidden_size=512, rope_parameters=rope(theta=3.6e9)), halves(128)),
-    "dynamic": (lambda: made("llama", rope_parameters=rope("dynamic", factor=4.0)), halves(8)),
-    "linear": (lambda: made("llama", rope_parameters=rope("linear", factor=8.0)), halves(8)),
-    "yarn": (lambda: made("llama", rope_parameters=rope("yarn", **YARN)), halves(8)),
-    "llama3": (lambda: made("llama", rope_parameters=rope("llama3", **LLAMA3)), halves(8)),
-    "queries scaled by position": (lambda: made("ministral3", head_dim=16), halves(16)),
-    "queries and keys clipped in place": (lambda: made("olmo", hidden_size=64, clip_qkv=8.0), halves(16)),
-    "bfloat16": (
-        lambda: made("cohere", torch.bfloat16, hidden_size=256, rope_parameters=rope(theta=8e6)),
-        neighbours(64),
-    ),
-    "float16": (lambda: made("llama", torch.float16, rope_parameters=rope("dynamic", factor=4.0)), halves(8)),
+    "default": ("llama", {"rope_type": "default"}, 1.0),
 }  # fmt: skip
+TOKENS = torch.arange(3, 23)[None]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_pairs_are_those_that_the_family_rotates(name):
-    make, pairs = CASES[name]
-    info = phaselens.load(make(), check=False).info
-    assert [rotation.pairs for rotation in info.rotations] == [pairs, pairs]
-    assert {rotation.d_head for rotation in info.rotations} == {info.d_head}
+def model_of(name: str, dtype: torch.dtype = torch.float64) -> Any:
+    family, scaling, _ = SCALED[name]
+    scaling = {"rope_theta": 10000.0, "original_max_position_embeddings": 32, **scaling}
+    # Phi-3's configuration has the original length beside its rotation as well.
+    fields = {"original_max_position_embeddings": 32} if family == "phi3" else {}
+    return tiny_model(family, dtype=dtype, rope_parameters=scaling, **fields)
 
 
-def test_layers_without_rotation_have_no_pairs():
-    for family in ("smollm3", "cohere2"):
-        first, second = phaselens.load(tiny_model(family)).info.rotations
-        assert first.pairs == (halves(8) if family == "smollm3" else neighbours(8))
-        assert second is None
-    assert phaselens.load(tiny_model("gpt2")).info.rotations == (None, None)
+@pytest.mark.parametrize("name", SCALED)
+def test_queries_and_keys_keep_the_attention_factor_and_lose_the_rotation(name):
+    factor = SCALED[name][2]
+    lens = phaselens.load(model_of(name), positions="nope")
+    assert set(lens.info.positions) == {"nope"}
+    activations: dict[str, torch.Tensor] = {}
+
+    def keep(point: str) -> Any:
+        return lambda value, hook: activations.__setitem__(point, value)
+
+    points = [
+        f"blocks.{layer}.attn.hook_{tensor}" for layer in (0, 1) for tensor in ("k", "rot_k", "q", "rot_q")
+    ]
+    lens.stream(TOKENS, [(point, keep(point)) for point in points])
+    for layer in (0, 1):
+        for tensor in ("q", "k"):
+            unrotated = activations[f"blocks.{layer}.attn.hook_{tensor}"]
+            rotated = activations[f"blocks.{layer}.attn.hook_rot_{tensor}"]
+            assert torch.allclose(rotated, factor * unrotated.view(rotated.shape), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-neox", "smollm3"])
-def test_a_nulled_rotation_keeps_the_pairs_that_it_would_mix(family):
-    plain, nulled = (phaselens.load(tiny_model(family), positions=how).info for how in ("auto", "nope"))
-    assert set(nulled.positions) == {"nope"}
-    assert nulled.rotations == plain.rotations
+@pytest.mark.parametrize("name", SCALED)
+def test_logits_are_those_of_the_model_with_cos_of_the_factor_and_sin_of_zero(name):
+    factor, model = SCALED[name][2], model_of(name)
 
+    def still(_module: Any, _args: Any, cos_sin: Any) -> Any:
+        return torch.full_like(cos_sin[0], factor), torch.zeros_like(cos_sin[1])
 
-@pytest.mark.parametrize(
-    "family", ["llama-drope-nope", "llama-drope-qk-norm-nope", "qwen2-drope-k-norm-nope"]
-)
-def test_a_dropped_rotation_keeps_the_pairs_of_its_base_family(family):
-    assert phaselens.load(tiny_model(family)).info.rotations == (Rotation(halves(8), 8),) * 2
-
-
-def test_normed_weights_are_no_norms_of_queries_and_keys():
-    model = tiny_model("qwen3")
-    for layer in model.model.layers:
-        torch.nn.utils.parametrizations.weight_norm(layer.self_attn.q_proj)
-        torch.nn.utils.parametrizations.weight_norm(layer.self_attn.o_proj)
-    assert phaselens.load(model).info.rotations == (Rotation(halves(16), 16),) * 2
-
-
-def test_weights_that_see_nothing_hide_no_pair():
-    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    handle = model.model.rotary_emb.register_forward_hook(still)
     with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.zero_()
-            layer.self_attn.k_proj.weight[5:].zero_()
-    assert phaselens.load(model).info.rotations == (Rotation(halves(8), 8),) * 2
+        expected = model(TOKENS, use_cache=False).logits
+    handle.remove()
+    lens = phaselens.load(model, positions="nope")
+    assert torch.allclose(lens.stream(TOKENS, unembed=True), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_reading_leaves_no_trace_in_the_model(kind):
-    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-    fields = YARN | factors if kind == "longrope" else {"factor": 4.0}
-    model = made("llama", rope_parameters=rope(kind, **fields))
-    lens = phaselens.load(model, check=False)
-    tokens = torch.arange(2, 14)[None]
-    rotary = lens.original_model.model.rotary_emb
-    with torch.no_grad():
-        clean = lens(tokens)
-    before = {name: value.clone() for name, value in rotary.named_buffers()}
-    attributes = {name: value for name, value in vars(rotary).items() if not name.startswith("_")}
-    read_rotations(lens, lens.info.positions)
-    after = dict(rotary.named_buffers())
-    assert before.keys() == after.keys()
-    assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert attributes == {name: value for name, value in vars(rotary).items() if not name.startswith("_")}
-    with torch.no_grad():
-        assert torch.equal(lens(tokens), clean)
-    assert not any(attention.nulled for attention in (block.attn for block in lens.blocks))
+@pytest.mark.parametrize("dtype", mark_later_slow([torch.float64, torch.float32, torch.bfloat16]))
+@pytest.mark.parametrize("name", SCALED)
+def test_nulling_on_loading_while_running_and_in_an_experiment_is_bit_equal(name, dtype):
+    loaded = phaselens.load(model_of(name, dtype), positions="nope")
+    lens = phaselens.load(model_of(name, dtype))
+    rotated = lens.stream(TOKENS, unembed=True)
+    lens.set_rotation(nulled=True)
+    expected = loaded.stream(TOKENS, unembed=True)
+    assert torch.equal(lens.stream(TOKENS, unembed=True), expected)
+    # Without hooks the model's own modules run; with one, the lens' components.
+    hooked = lens.stream(TOKENS, [("blocks.1.attn.hook_rot_q", lambda value, hook: None)], unembed=True)
+    assert torch.equal(hooked, expected)
+    lens.set_rotation(nulled=False)
+    assert torch.equal(lens.stream(TOKENS, unembed=True), rotated)
 
 
-@pytest.mark.parametrize("basis", [True, False])
-def test_the_pairs_of_a_matrix_that_is_known(basis):
-    """Any pairing of dimensions, some of them left alone, with a factor on all rotated ones."""
-    pairs = ((0, 5), (1, 3), (4, 7))
-    generator = torch.Generator().manual_seed(1)
-    vectors = torch.eye(8, dtype=torch.float64)
-    if not basis:
-        vectors = torch.randn(12, 8, generator=generator, dtype=torch.float64)
-    rotated = [vectors]
-    for position in (3.0, 50.0):
-        turned = vectors.clone()
-        for place, (low, high) in enumerate(pairs):
-            angle = torch.tensor(position * 10.0 ** -(2 * place))
-            turned[:, low] = angle.cos() * vectors[:, low] - angle.sin() * vectors[:, high]
-            turned[:, high] = angle.sin() * vectors[:, low] + angle.cos() * vectors[:, high]
-        rotated.append(turned)
-    states = torch.stack(rotated)
-    states[..., [0, 5, 1, 3, 4, 7]] *= 1.3
-    rotation = pairs_of(states, torch.float64)
-    assert rotation == Rotation(pairs, 8)
-    assert rotation.unrotated == (2, 6)
-    assert str(rotation) == "6 of 8 dimensions, 0 with 5, 1 with 3, 4 with 7"
+def test_an_experiment_nulls_as_loading_does():
+    lens = phaselens.load(model_of("yarn"), tokenizer=tiny_tokenizer())
+    loaded = phaselens.load(model_of("yarn"), positions="nope")
+    Experiment(prompt(lens, "to be or")).null_rope()
+    assert torch.equal(lens.stream(TOKENS, unembed=True), loaded.stream(TOKENS, unembed=True))
 
 
-def test_what_is_no_rotation_of_pairs_is_said_so():
-    vectors = torch.eye(4, dtype=torch.float64)
-    mixing = torch.full((4, 4), 0.5, dtype=torch.float64)
-    assert pairs_of(torch.stack([vectors, vectors @ mixing]), torch.float64).problem == (
-        "the rotation mixes more than pairs of dimensions"
-    )
-    few = torch.stack([vectors[:3], vectors[:3]])
-    assert "do not reach every dimension" in str(pairs_of(few, torch.float64))
-    assert "not finite" in str(pairs_of(few * torch.nan, torch.float64))
+def test_positions_have_no_effect_in_a_nulled_yarn_model():
+    """With one layer, the last query attends to a set of keys, whose order does not matter."""
+    scaling = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 32,
+    }
+    model = tiny_model("llama", dtype=torch.float64, rope_parameters=scaling, num_hidden_layers=1)
+    lens = phaselens.load(model, positions="nope")
+    mixed = TOKENS[:, [0, 7, 3, 1, 2, 6, 5, 4, *range(8, 20)]]
+    ordered, shuffled = (lens.stream(ids, unembed=True)[:, -1] for ids in (TOKENS, mixed))
+    assert torch.allclose(ordered, shuffled, rtol=1e-9, atol=1e-9)
+
+
+def test_nulling_and_restoring_update_the_facts():
+    lens = phaselens.load(tiny_model("llama"))
+    rotated = lens.stream(TOKENS)
+    assert lens.set_rotation(1, nulled=True) == (1,)
+    assert lens.set_rotation([0, 1], nulled=True) == (0,)
+    assert lens.set_rotation(nulled=True) == ()
+    assert lens.nulled_layers == (0, 1)
+    assert lens.info.positions == detect_rotation(lens) == ("nope", "nope")
+    assert lens.set_rotation(0, nulled=False) == (0,)
+    assert lens.info.positions == detect_rotation(lens) == ("rope", "nope")
+    with lens.nulled_rotation([0]):
+        assert lens.nulled_layers == (0,)
+        assert lens.info.positions == detect_rotation(lens) == ("nope", "rope")
+    assert lens.nulled_layers == (1,)
+    with lens.nulled_rotation([]):
+        assert torch.equal(lens.stream(TOKENS), rotated)
+    assert lens.info.positions == ("rope", "nope")
+
+
+def test_a_layer_that_never_rotated_is_not_nulled():
+    lens = phaselens.load(tiny_model("smollm3"), positions="nope")
+    assert lens.info.positions == ("nope", "nope")
+    assert lens.nulled_layers == (0,)
+    assert lens.set_rotation(nulled=False) == (0,)
+    assert lens.info.positions == ("rope", "nope")
+    dropped = phaselens.load(tiny_model("llama-drope-nope"))
+    assert dropped.set_rotation(nulled=True) == dropped.nulled_layers == ()
+
+
+def test_learned_positions_are_refused_and_nothing_changes():
+    lens = phaselens.load(tiny_model("gpt2"))
+    with pytest.raises(
+        RefusedModel, match="layer 0 has 'learned' positions, which are not given as cos and sin"
+    ):
+        lens.set_rotation(nulled=True)
+    assert lens.nulled_layers == ()
+    assert set(lens.info.positions) == {"learned"}
+    for layers, problem in (
+        (2, "has layers 0 to 1"),
+        (-1, "layer -1"),
+        ("1", "whole number"),
+        ([0.5], "0.5"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            lens.set_rotation(layers, nulled=True)
+
+
+def test_an_interrupted_switch_leaves_the_rotation_as_it_was():
+    lens = phaselens.load(tiny_model("llama"))
+
+    def interrupt(value: torch.Tensor, hook: Any) -> None:
+        raise KeyboardInterrupt
+
+    with lens.hooks(fwd_hooks=[("blocks.1.hook_in", interrupt)]), pytest.raises(KeyboardInterrupt):
+        lens.set_rotation(nulled=True)
+    assert lens.nulled_layers == ()
+    assert lens.info.positions == ("rope", "rope")
+
+
+@pytest.mark.parametrize("rotation_mode", ["auto", "nope"])
+def test_the_self_check_compares_with_the_rotation_of_loading(rotation_mode):
+    lens = phaselens.load(tiny_model("llama"), positions=rotation_mode)
+    lens.set_rotation(0, nulled=rotation_mode == "auto")
+    assert all(result.ok for result in run_checks(lens))
+    assert lens.nulled_layers == ((0,) if rotation_mode == "auto" else (1,))

@@ -1,4 +1,4 @@
-"""Which keys a layer sees is what its own forward hides and shows, whatever a configuration says."""
+"""The measured windows are those of the model's own forward, whatever its configuration says."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from phaselens.errors import RefusedModel
 from phaselens.lens import checks, masks
 from phaselens.lens.visibility import disagreements, measure_windows, visible
 from phaselens.testing import tiny_model
-from tests.marks import first_quick
+from tests.marks import mark_later_slow
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 67, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4,
@@ -24,7 +24,7 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 W, ALL = 5, None
-#: A configuration that names a window, and which layers use it.
+#: A configuration with a window, and the layers that use it.
 WINDOWED: dict[str, tuple[str, dict[str, Any], tuple[int | None, ...]]] = {
     "exaone4, ignored in full layers": ("Exaone4Config", {}, (W, W, W, ALL)),
     "exaone4, mixed": ("Exaone4Config", {"layer_types": MIXED}, (W, ALL, W, ALL)),
@@ -55,7 +55,7 @@ def model_of(name: str, window: int = W) -> Any:
     return model.double().eval()
 
 
-@pytest.mark.parametrize("name", first_quick(list(WINDOWED), 6))
+@pytest.mark.parametrize("name", mark_later_slow(list(WINDOWED), 6))
 def test_a_layer_sees_what_has_weight_in_the_models_own_eager_attention(name):
     model, tokens = model_of(name), torch.arange(3, 23)[None]
     model.set_attn_implementation("eager")
@@ -75,36 +75,36 @@ def test_windows_are_measured_at_any_size_without_a_text_of_that_length(window):
         assert lens.info.windows == tuple(size and window for size in WINDOWED[name][2])
 
 
-def test_measuring_windows_takes_a_moment():
+def test_measuring_windows_is_fast():
     lens = phaselens.load(tiny_model("gemma2"), check=False)
     start = time.perf_counter()
     measure_windows(lens)
     assert time.perf_counter() - start < 0.1
 
 
-@pytest.mark.parametrize("family", first_quick(["llama", "mistral", "gpt-oss", "gpt2"], 2))
-@pytest.mark.parametrize("wrong", [(7, 6), (4096, 4096), (None, 7), (1, None), (8, None)])
-def test_the_self_check_sees_a_wrong_window_of_any_size(family, wrong):
+@pytest.mark.parametrize("family", mark_later_slow(["llama", "mistral", "gpt-oss", "gpt2"], 2))
+@pytest.mark.parametrize("windows", [(7, 6), (4096, 4096), (None, 7), (1, None), (8, None)])
+def test_the_self_check_sees_a_wrong_window_of_any_size(family, windows):
     lens = phaselens.load(tiny_model(family), label=family)
-    assert wrong != lens.info.windows
+    assert windows != lens.info.windows
     assert set(disagreements(lens).values()) == {0.0}
-    lens.info = dataclasses.replace(lens.info, windows=wrong)
+    lens.info = dataclasses.replace(lens.info, windows=windows)
     results = {result.name: result for result in checks.run_checks(lens)}
-    assert not results["each layer sees the keys that its window says"].ok
-    with pytest.raises(RefusedModel, match="failed its check 'each layer sees the keys"):
+    assert not results["each layer sees exactly the keys in its window"].ok
+    with pytest.raises(RefusedModel, match="failed its check 'each layer sees exactly the keys"):
         checks.require(lens, checks.run_checks(lens, full=False))
 
 
 def test_the_self_check_sees_a_long_window_that_was_missed():
     lens = phaselens.load(model_of("mistral", 4096))
     lens.info = dataclasses.replace(lens.info, windows=(None, 4096, 4096, 4096))
-    wrong = disagreements(lens)
-    assert wrong[0] > 0
-    assert wrong[1] == wrong[2] == wrong[3] == 0
+    shares = disagreements(lens)
+    assert shares[0] > 0
+    assert shares[1] == shares[2] == shares[3] == 0
 
 
-def replaced(monkeypatch: pytest.MonkeyPatch, mask_function: Any) -> None:
-    """Let transformers describe the full causal mask by `mask_function`."""
+def replace_causal_mask(monkeypatch: pytest.MonkeyPatch, mask_function: Any) -> None:
+    """Make transformers describe the full causal mask by `mask_function`."""
     from transformers import masking_utils
 
     monkeypatch.setattr(masking_utils, "causal_mask_function", mask_function)
@@ -116,13 +116,13 @@ def replaced(monkeypatch: pytest.MonkeyPatch, mask_function: Any) -> None:
         lambda batch, head, query, key: (key <= query) & (query // 6 == key // 6),  # chunks, as in Llama 4
         lambda batch, head, query, key: (
             (key <= query) & ((key > query - 5) | (key == 0))
-        ),  # a window and the first
+        ),  # a window and the first key
         lambda batch, head, query, key: (key <= query) & ((query - key) % 2 == 0),  # dilated
-        lambda batch, head, query, key: (key <= query) | (key < 3),  # a prefix that is seen from everywhere
+        lambda batch, head, query, key: (key <= query) | (key < 3),  # a prefix that every query sees
     ],
 )
-def test_what_is_no_window_is_refused_by_name(monkeypatch, mask_function):
-    replaced(monkeypatch, mask_function)
+def test_a_mask_that_is_not_a_window_is_refused_by_name(monkeypatch, mask_function):
+    replace_causal_mask(monkeypatch, mask_function)
     with pytest.raises(RefusedModel, match=r"llama: attention of layer 0 .* query \d+ .* key \d+"):
         phaselens.load(tiny_model("llama"), check=False)
 
@@ -137,16 +137,16 @@ def test_a_mask_of_unknown_origin_is_refused_by_name(monkeypatch):
         return args, {**kwargs, "attention_mask": None if mask is None else mask.clone()}
 
     layer.register_forward_pre_hook(remake, with_kwargs=True)
-    with pytest.raises(RefusedModel, match="llama: attention of layer 1 makes its mask in a way of its own"):
+    with pytest.raises(RefusedModel, match="llama: attention of layer 1 builds its own mask"):
         measure_windows(lens)
 
 
 def test_nothing_is_recorded_outside_a_probe():
     lens = phaselens.load(tiny_model("mistral"), check=False)
     tokens = torch.arange(3, 9)[None]
-    first = lens.stream(tokens, unembed=True)
+    expected = lens.stream(tokens, unembed=True)
     with masks.recording() as recorder:
-        inside = lens.stream(tokens, unembed=True)
+        recorded = lens.stream(tokens, unembed=True)
     assert recorder.rule(lens.blocks[0].attn.original_component) is not None
-    assert torch.allclose(first, inside, atol=1e-5)
-    assert torch.equal(first, lens.stream(tokens, unembed=True))
+    assert torch.allclose(expected, recorded, atol=1e-5)
+    assert torch.equal(expected, lens.stream(tokens, unembed=True))

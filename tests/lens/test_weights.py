@@ -1,4 +1,4 @@
-"""Weights that reproduce what their modules compute, or are refused; what stands before the output projection."""
+"""Weights reproduce their modules' products or are refused; the step before the output projection is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOKENS = torch.randint(2, 67, (2, 12), generator=torch.Generator().manual_seed(3
 
 
 def replaced(make, dtype=torch.float64, family="llama-gqa"):
-    """A tiny model whose output projections are made by `make`."""
+    """Return a tiny model whose output projections are made by `make`."""
     model = tiny_model(family, dtype=dtype)
     for layer in model.model.layers:
         layer.self_attn.o_proj = make(layer.self_attn.o_proj)
@@ -28,21 +28,23 @@ def replaced(make, dtype=torch.float64, family="llama-gqa"):
 
 
 def both_sides(lens, tokens=TOKENS):
-    """By layer: what the output projection takes [batch, pos, head, d_head] and what attention gives."""
-    kept = {}
+    """Return each layer's input of the output projection, [batch, pos, head, d_head], and output of attention."""
+    activations = {}
     points = [
         f"blocks.{layer}.attn.{name}"
         for layer in range(lens.info.n_layers)
         for name in ("hook_z", "hook_out")
     ]
-    lens.stream(tokens, [(point, lambda value, hook: kept.__setitem__(hook.name, value)) for point in points])
-    by_layer = list(kept.values())
+    lens.stream(
+        tokens, [(point, lambda value, hook: activations.__setitem__(hook.name, value)) for point in points]
+    )
+    by_layer = list(activations.values())
     return list(zip(by_layer[::2], by_layer[1::2], strict=True))
 
 
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "phi3", "gpt-neox", "gpt-oss"])
 def test_every_projection_reproduces_its_module(family):
-    """Through the hook points at its two ends."""
+    """The hook points at both ends of each projection give its input and its output."""
     lens = phaselens.load(tiny_model(family, dtype=torch.float64), label=family)
     ends = {
         "attn.W_Q": ("attn.hook_in", "attn.hook_q"),
@@ -61,36 +63,39 @@ def test_every_projection_reproduces_its_module(family):
             continue
         if name == "mlp.W_gate" and family in ("gpt2", "gpt-neox"):
             continue
-        kept = {}
+        activations = {}
         hooks = [
-            (f"blocks.0.{point}", lambda value, hook, point=point, kept=kept: kept.__setitem__(point, value))
+            (
+                f"blocks.0.{point}",
+                lambda value, hook, point=point, store=activations: store.__setitem__(point, value),
+            )
             for point in (start, end)
         ]
         lens.stream(TOKENS, hooks)
         projection, weight = lens.projection_of(0, name), lens.weight_of(0, name)
         assert torch.equal(projection.weight, weight)
-        given, expected = kept[start], kept[end].flatten(2)
+        inputs, expected = activations[start], activations[end].flatten(2)
         equation = {"attn.W_O": "bphd,hdm->bpm"}.get(
             name, "bpm,hmd->bphd" if weight.dim() == 3 else "bpi,io->bpo"
         )
-        product = torch.einsum(equation, given, weight).flatten(2) + projection.bias
+        product = torch.einsum(equation, inputs, weight).flatten(2) + projection.bias
         torch.testing.assert_close(product, expected, atol=1e-9, rtol=0)
         checked += 1
     assert checked >= 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_packed_weights_and_rounded_inputs_give_what_the_module_gives(dtype):
+def test_packed_weights_and_rounded_inputs_reproduce_the_module(dtype):
     lens = phaselens.load(replaced(Packed, dtype))
     limit = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    for layer, (z, out) in enumerate(both_sides(lens)):
+    for layer, (z, output) in enumerate(both_sides(lens)):
         projection = lens.projection_of(layer, "attn.W_O")
-        own = lens.blocks[layer].attn.o.original_component
+        module = lens.blocks[layer].attn.o.original_component
         assert projection.rounding == "8-bit integers"
-        dense = own.dense.T.unflatten(0, (4, 8))
+        dense = module.dense.T.unflatten(0, (4, 8))
         torch.testing.assert_close(projection.weight, dense, atol=1e-2 * float(dense.max()), rtol=0)
-        written = torch.einsum("bphd,hdm->bpm", projection.multiplied(z).double(), projection.weight.double())
-        assert (written - out).abs().max() <= limit * out.abs().max()
+        product = torch.einsum("bphd,hdm->bpm", projection.multiplied(z).double(), projection.weight.double())
+        assert (product - output).abs().max() <= limit * output.abs().max()
         with pytest.raises(
             InputError, match=r"layer \d rounds its input to 8-bit integers .* use projection"
         ):
@@ -99,17 +104,17 @@ def test_packed_weights_and_rounded_inputs_give_what_the_module_gives(dtype):
 
 def test_packed_weights_with_plain_inputs_are_a_plain_weight():
     lens = phaselens.load(replaced(functools.partial(Packed, round_inputs=False)))
-    own = lens.blocks[1].attn.o.original_component
-    expected = own.dense.T.unflatten(0, (4, 8))
+    module = lens.blocks[1].attn.o.original_component
+    expected = module.dense.T.unflatten(0, (4, 8))
     torch.testing.assert_close(lens.weight_of(1, "attn.W_O"), expected, atol=1e-12, rtol=0)
 
 
 def test_a_norm_inside_the_projection_is_applied_before_the_product():
     lens = phaselens.load(replaced(Normed))
-    for layer, (z, out) in enumerate(both_sides(lens)):
+    for layer, (z, output) in enumerate(both_sides(lens)):
         projection = lens.projection_of(layer, "attn.W_O")
-        written = torch.einsum("bphd,hdm->bpm", projection.multiplied(z), projection.weight)
-        torch.testing.assert_close(written, out, atol=1e-9, rtol=1e-9)
+        product = torch.einsum("bphd,hdm->bpm", projection.multiplied(z), projection.weight)
+        torch.testing.assert_close(product, output, atol=1e-9, rtol=1e-9)
     with pytest.raises(InputError, match="norms its input before it multiplies"):
         lens.weight_of(0, "attn.W_O")
 
@@ -121,17 +126,19 @@ def test_an_adapter_is_part_of_the_weight():
     lens = phaselens.load(model.to(torch.float64).eval())
     weight = lens.weight_of(0, "attn.W_O")
     assert (weight.flatten(0, 1).T - stored).abs().max() > 0.01
-    z, out = both_sides(lens)[0]
-    torch.testing.assert_close(torch.einsum("bphd,hdm->bpm", z, weight), out, atol=1e-5, rtol=0)
+    z, output = both_sides(lens)[0]
+    torch.testing.assert_close(torch.einsum("bphd,hdm->bpm", z, weight), output, atol=1e-5, rtol=0)
 
 
-def test_what_is_no_product_is_refused_with_the_reason():
+def test_a_module_that_is_not_a_product_is_refused_with_the_reason():
     lens = phaselens.load(replaced(lambda linear: Curved(32, 32, bias=False, dtype=torch.float64)))
-    with pytest.raises(InputError, match=r"attn.W_O of layer 1 \(Curved\) is not a product with a weight"):
+    with pytest.raises(
+        InputError, match=r"attn.W_O of layer 1 \(Curved\) does not multiply its input by a weight"
+    ):
         lens.weight_of(1, "attn.W_O")
 
 
-def test_other_weights_come_as_stored_and_packed_ones_are_refused():
+def test_other_weights_are_returned_as_stored_and_packed_ones_refused():
     model = tiny_model("llama-gqa")
     lens = phaselens.load(model)
     assert lens.weight_of(0, "ln1.w").shape == (32,)
@@ -147,7 +154,7 @@ class _Mixing(nn.Module):
         return states - states.mean(-1, keepdim=True)
 
 
-def test_what_stands_before_the_output_projection_is_measured():
+def test_the_step_before_the_output_projection_is_measured():
     assert phaselens.load(tiny_model("gpt2")).info.head_outputs == ("same", "same")
     assert phaselens.load(tiny_model("bitnet", dtype=torch.float64)).info.head_outputs == ("scaled", "scaled")
     model = tiny_model("bitnet", dtype=torch.float64)
@@ -155,30 +162,30 @@ def test_what_stands_before_the_output_projection_is_measured():
     assert phaselens.load(model).info.head_outputs == ("scaled", "mixed")
 
 
-def test_the_self_check_compares_what_heads_write_with_what_attention_gives():
-    name = "what the heads write adds up to the output of attention"
+def test_the_self_check_compares_the_heads_outputs_with_attentions():
+    name = "the heads' outputs add up to the output of attention"
     for model in (tiny_model("gpt-neox"), tiny_model("bitnet"), replaced(Packed, torch.float32)):
         (result,) = (result for result in run_checks(phaselens.load(model)) if result.name == name)
         assert result.ok
         assert result.measured < 2e-5
     lens = phaselens.load(tiny_model("llama"))
     attention = lens.blocks[1].attn.original_component
-    attention.register_forward_hook(lambda module, args, out: (1.01 * out[0], *out[1:]))
+    attention.register_forward_hook(lambda module, args, output: (1.01 * output[0], *output[1:]))
     (result,) = (result for result in run_checks(lens) if result.name == name)
     assert not result.ok
     assert result.measured == pytest.approx(0.01, rel=0.02)
 
 
-def test_a_checkpoint_that_transformer_lens_refuses_is_refused_in_words():
+def test_a_checkpoint_that_transformer_lens_refuses_is_refused_with_its_reason():
     model = tiny_model("bitnet", dtype=torch.float64)
     model.model.layers[0].self_attn.o_proj = Packed(model.model.layers[0].self_attn.o_proj)
     with pytest.raises(phaselens.RefusedModel, match="bitnet: BitNet checkpoint stores packed weights"):
         phaselens.load(model)
 
 
-def test_an_unembedding_without_a_plain_weight_is_refused_in_words():
-    class Packed(torch.nn.Module):
-        """As torch's quantised modules: `weight` is a function."""
+def test_an_unembedding_without_a_plain_weight_is_refused():
+    class MethodWeight(torch.nn.Module):
+        """A module whose `weight` is a method, as in torch's quantised modules."""
 
         def __init__(self, head):
             super().__init__()
@@ -191,13 +198,13 @@ def test_an_unembedding_without_a_plain_weight_is_refused_in_words():
             return self.packed(inputs)
 
     model = tiny_model("llama")
-    model.lm_head = Packed(model.lm_head)
+    model.lm_head = MethodWeight(model.lm_head)
     with pytest.raises(phaselens.RefusedModel, match="llama: Weight is not a tensor for lm_head"):
         phaselens.load(model)
 
 
-def test_an_edit_of_what_heads_read_reaches_the_norm_that_follows():
-    """Without one head's output, BitNet's norm divides the others by less."""
+def test_an_edit_of_head_outputs_reaches_the_norm_after_them():
+    """BitNet's norm divides the heads' outputs by less when one of them is zero."""
     from phaselens.plugin import Edit
     from phaselens.runs import applied
 

@@ -24,8 +24,8 @@ def experiment_of(family: str = "llama", clean: str = "to be or", corrupt: str =
 
 @pytest.fixture
 def experiment() -> Any:
-    """Its edits are taken back at the end: the lens is everybody's."""
-    made = experiment_of()
-    yield made
-    while made.patched():
-        made.undo()
+    """Yield an experiment whose edits are undone at the end, since tests share the lens."""
+    experiment = experiment_of()
+    yield experiment
+    while experiment.patched():
+        experiment.undo()

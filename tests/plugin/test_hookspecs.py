@@ -1,4 +1,4 @@
-"""The published signatures: a hook may gain arguments, and never loses one."""
+"""Published signatures: a hook may gain arguments, but never loses one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 
 from phaselens.plugin import hookspecs
 
-# Arguments as of 0.1.0. Append to a list when a hook gains an argument; take nothing away.
+# Arguments as of 0.1.0. Append to a list when a hook gains an argument; remove nothing.
 PUBLISHED: dict[str, list[str]] = {
     "phaselens_metrics": [],
     "phaselens_models": [],
@@ -17,12 +17,12 @@ PUBLISHED: dict[str, list[str]] = {
 
 
 def specs() -> dict[str, list[str]]:
-    """Each hook's arguments, in their order."""
+    """Return each hook's arguments, in their order."""
     functions = inspect.getmembers(hookspecs, inspect.isfunction)
     return {
-        name: list(inspect.signature(each).parameters)
-        for name, each in functions
-        if hasattr(each, "phaselens_spec")
+        name: list(inspect.signature(function).parameters)
+        for name, function in functions
+        if hasattr(function, "phaselens_spec")
     }
 
 

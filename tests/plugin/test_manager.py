@@ -1,4 +1,4 @@
-"""Plugins are known by their metadata, loaded alone, and blamed by name."""
+"""Plugins are listed from their metadata and imported one at a time; errors name the plugin."""
 
 import sys
 from typing import Any
@@ -31,7 +31,7 @@ def test_the_built_in_metric_is_registered_like_any_other() -> None:
     assert (origin.module, origin.distribution) == ("phaselens_plugins.sinks", "phaselens")
 
 
-def test_names_are_known_without_importing(install: Install) -> None:
+def test_names_are_listed_without_importing(install: Install) -> None:
     install("explosive", "raise SystemExit('imported')")
     plugins = Plugins()
     assert {"sinks", "explosive"} <= set(plugins.names)
@@ -58,7 +58,10 @@ def test_a_metric_is_loaded_by_class_or_by_its_path(install: Install) -> None:
         ("import sys; sys.exit('bye')", "SystemExit: bye"),
         ("x = 1", "LookupError: .* offers none"),
         (GOOD.format(name="another", offer="Good"), "LookupError: .* offers another"),
-        (GOOD.format(name="broken", offer="int"), "TypeError: .*is no subclass of phaselens.plugin.Metric"),
+        (
+            GOOD.format(name="broken", offer="int"),
+            "TypeError: .*is not a subclass of phaselens.plugin.Metric",
+        ),
         (GOOD.format(name="broken", offer="Metric"), "TypeError: .*sets no `name`"),
         (
             "from phaselens.plugin import hookimpl\n@hookimpl\ndef phaselens_metrics(run): return []",
@@ -66,7 +69,7 @@ def test_a_metric_is_loaded_by_class_or_by_its_path(install: Install) -> None:
         ),
     ],
 )
-def test_a_broken_plugin_is_blamed_with_its_distribution_and_hurts_no_other(
+def test_an_error_names_the_broken_plugins_distribution_and_no_other_plugin_fails(
     install: Install, source: str, reason: str
 ) -> None:
     install("broken", source, distribution="Some-Dist")
@@ -81,48 +84,48 @@ def test_an_unknown_name_gets_close_matches() -> None:
         Plugins().metric("sink")
 
 
-def test_a_name_that_is_taken_stays_with_its_first_owner(install: Install) -> None:
+def test_a_duplicate_name_stays_with_its_first_owner(install: Install) -> None:
     install("sinks", GOOD.format(name="sinks", offer="Good"), distribution="intruder")
     plugins = Plugins()
     assert plugins.origin("sinks").distribution == "phaselens"
-    hidden = [one for one in plugins.registered if one.distribution == "intruder"]
-    assert [(one.status, one.reason.split()[0]) for one in hidden] == [("shadowed", "phaselens")]
+    hidden = [plugin for plugin in plugins.registered if plugin.distribution == "intruder"]
+    assert [(plugin.status, plugin.reason.split()[0]) for plugin in hidden] == [("shadowed", "phaselens")]
     assert plugins.names.count("sinks") == 1
 
 
 LISTENER = (
     GOOD
     + """
-heard = []
+finished_runs = []
 
 @hookimpl
 def phaselens_run_finished(run):
-    heard.append(run)
+    finished_runs.append(run)
     {after}
 """
 )
 
 
-def test_only_plugins_of_the_run_hear_that_it_is_over(install: Install) -> None:
+def test_only_plugins_of_the_run_are_notified_of_its_end(install: Install) -> None:
     for name in ("used", "unused"):
         install(name, LISTENER.format(name=name, offer="Good", after="pass"))
     plugins = Plugins()
     for name in ("used", "unused"):
         plugins.metric(name)
     run: Any = object()
-    assert plugins.run_finished(run, ["used"]) == []
-    assert sys.modules["dist_used_used"].heard == [run]
-    assert sys.modules["dist_unused_unused"].heard == []
+    assert plugins.notify_run_finished(run, ["used"]) == []
+    assert sys.modules["dist_used_used"].finished_runs == [run]
+    assert sys.modules["dist_unused_unused"].finished_runs == []
 
 
-def test_a_listener_that_fails_is_reported_and_the_next_still_hears(install: Install) -> None:
+def test_a_failing_listener_is_reported_and_the_next_is_notified(install: Install) -> None:
     install("first", LISTENER.format(name="first", offer="Good", after="raise OSError('disk full')"))
     install("second", LISTENER.format(name="second", offer="Good", after="pass"))
     plugins = Plugins()
     for name in ("first", "second"):
         plugins.metric(name)
     run: Any = object()
-    assert plugins.run_finished(run, ["first", "second"]) == [
+    assert plugins.notify_run_finished(run, ["first", "second"]) == [
         "first: phaselens_run_finished failed: OSError: disk full"
     ]
-    assert sys.modules["dist_second_second"].heard == [run]
+    assert sys.modules["dist_second_second"].finished_runs == [run]

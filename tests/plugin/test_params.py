@@ -1,4 +1,4 @@
-"""Parameters convert, keep their bounds, and say what they take."""
+"""Parameters convert values, enforce their bounds, and name the values that they accept."""
 
 from dataclasses import dataclass
 
@@ -9,46 +9,46 @@ from phaselens.plugin import Params, param
 
 
 @dataclass(frozen=True)
-class Mine(Params):
+class Example(Params):
     threshold: float = param(0.3, help="a bound", unit="share", minimum=0, maximum=1)
     position: int = param(0, help="a place", minimum=0)
-    both: bool = param(False, help="a switch")
+    include_last: bool = param(False, help="a switch")
     order: str = param("first", help="a choice", choices=("first", "last"))
     layer: int | None = param(None, help="a layer, or none for all", minimum=0)
 
 
-def test_defaults_are_what_the_class_says() -> None:
-    assert Mine().as_dict() == {
+def test_defaults_are_those_of_the_class() -> None:
+    assert Example().as_dict() == {
         "threshold": 0.3,
         "position": 0,
-        "both": False,
+        "include_last": False,
         "order": "first",
         "layer": None,
     }
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "expected"),
+    ("name", "value", "expected"),
     [
         ("threshold", "0.5", 0.5),
         ("threshold", 1, 1.0),
         ("position", "7", 7),
-        ("both", "yes", True),
-        ("both", "False", False),
+        ("include_last", "yes", True),
+        ("include_last", "False", False),
         ("order", "last", "last"),
         ("layer", "none", None),
         ("layer", "3", 3),
         ("layer", None, None),
     ],
 )
-def test_text_and_values_become_the_declared_type(name: str, given: object, expected: object) -> None:
-    value = Mine.parse({name: given}).as_dict()[name]
-    assert value == expected
-    assert type(value) is type(expected)
+def test_text_and_values_become_the_declared_type(name: str, value: object, expected: object) -> None:
+    converted = Example.parse({name: value}).as_dict()[name]
+    assert converted == expected
+    assert type(converted) is type(expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "takes"),
+    ("name", "value", "accepted"),
     [
         ("threshold", "1.1", "a number, 0 to 1"),
         ("threshold", "nan", "a number, 0 to 1"),
@@ -58,24 +58,24 @@ def test_text_and_values_become_the_declared_type(name: str, given: object, expe
         ("position", "-1", "a whole number, 0 or more"),
         ("position", "1.5", "a whole number, 0 or more"),
         ("position", 1.5, "a whole number, 0 or more"),
-        ("both", "perhaps", "true or false"),
+        ("include_last", "perhaps", "true or false"),
         ("order", "middle", "first or last"),
         ("layer", "-2", "a whole number or none, 0 or more"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_would(name: str, given: object, takes: str) -> None:
-    with pytest.raises(InputError, match=f"^{name} is .*; it takes {takes}$"):
-        Mine.parse({name: given})
+def test_the_error_for_a_wrong_value_says_what_to_give(name: str, value: object, accepted: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} is .*; give {accepted}$"):
+        Example.parse({name: value})
 
 
 def test_an_unknown_name_gets_close_matches() -> None:
     with pytest.raises(InputError, match=r"no parameter 'treshold'; did you mean threshold\?"):
-        Mine.parse({"treshold": 1})
+        Example.parse({"treshold": 1})
 
 
 def test_bounds_hold_for_the_constructor_too() -> None:
     with pytest.raises(InputError, match="position is -1"):
-        Mine(position=-1)
+        Example(position=-1)
 
 
 def test_a_flag_is_the_name_with_dashes() -> None:
@@ -88,13 +88,13 @@ def test_a_flag_is_the_name_with_dashes() -> None:
 
 def test_a_field_without_param_or_of_another_type_is_the_authors_error() -> None:
     @dataclass(frozen=True)
-    class Bare(Params):
+    class PlainField(Params):
         threshold: float = 0.3
 
     @dataclass(frozen=True)
     class Odd(Params):
         names: list = param((), help="names")  # type: ignore[type-arg] # noqa: RUF009
 
-    for wrong in (Bare, Odd):
+    for params_class in (PlainField, Odd):
         with pytest.raises(TypeError, match=r"a parameter is an int, float, bool or str"):
-            wrong.specs()
+            params_class.specs()

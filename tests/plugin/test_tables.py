@@ -16,33 +16,33 @@ SPEC = TableSpec(
 )
 
 
-def test_scalars_of_libraries_become_plain_ones() -> None:
+def test_scalars_of_numpy_and_torch_become_python_numbers() -> None:
     table = SPEC.build([("a", np.int64(3), np.float32(0.5)), ("b", torch.tensor(4), torch.tensor(1.5))])
     assert table.rows == [("a", 3, 0.5), ("b", 4, 1.5)]
     assert [type(cell) for cell in table.rows[0]] == [str, int, float]
 
 
 @given(st.lists(st.floats(), min_size=1))
-def test_json_of_a_table_has_no_nan_whatever_goes_in(values: list[float]) -> None:
+def test_json_of_a_table_never_contains_nan(values: list[float]) -> None:
     table = SPEC.build([("a", 0, value) for value in values])
     assert json.loads(json.dumps(table.as_dict(), allow_nan=False)) == table.as_dict()
-    wrong = sum(not math.isfinite(value) for value in values)
-    assert table.not_finite == ({"score": wrong} if wrong else {})
-    assert table.column("score").count(None) == wrong
+    n_not_finite = sum(not math.isfinite(value) for value in values)
+    assert table.not_finite == ({"score": n_not_finite} if n_not_finite else {})
+    assert table.column("score").count(None) == n_not_finite
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("row", "message"),
     [
-        (("a", 0), "a row of 2 cells for 3 columns"),
-        ((7, 0, 0.1), "column text: 7 is no str"),
-        (("a", 0.5, 0.1), "column layer: 0.5 is no int"),
-        (("a", True, 0.1), "column layer: True is no int"),
-        (("a", 0, "0.1"), "column score: '0.1' is no float"),
+        (("a", 0), "a row has 2 cells for 3 columns"),
+        ((7, 0, 0.1), "column text: 7 is not of type str"),
+        (("a", 0.5, 0.1), "column layer: 0.5 is not of type int"),
+        (("a", True, 0.1), "column layer: True is not of type int"),
+        (("a", 0, "0.1"), "column score: '0.1' is not of type float"),
     ],
 )
-def test_a_row_that_does_not_fit_is_refused(row: tuple[object, ...], complaint: str) -> None:
-    with pytest.raises(TypeError, match=complaint):
+def test_a_row_that_does_not_fit_is_refused(row: tuple[object, ...], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         SPEC.build([row])
 
 
@@ -56,7 +56,7 @@ def test_arrow_keeps_types_units_and_nulls() -> None:
     ]
 
 
-def test_json_says_name_and_unit_of_each_column() -> None:
+def test_json_has_the_name_and_unit_of_each_column() -> None:
     assert SPEC.build([]).as_dict() == {
         "columns": [
             {"name": "text", "unit": None},

@@ -1,4 +1,4 @@
-"""What the tests of ablations share: runs, and the same by TransformerLens' hooks and torch's cross-entropy."""
+"""Helpers for tests of ablations: runs, and references by TransformerLens' hooks and torch's cross-entropy."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ TEXTS = [letters(9), letters(24, 3), letters(2, 5), letters(15, 11)]
 
 
 def run(metric: str, lens: Any, texts: list[str] = TEXTS, **options: Any) -> Run:
-    """One metric (its parameters are `params`), complete."""
+    """Run one metric with the parameters `params`, and require that it does not fail."""
     params = options.pop("params", {})
-    found = phaselens.run(lens, metrics=[(Plugins().metric(metric), params)], texts=texts, **options)
-    assert not found.failed, [str(one) for one in found.metrics[metric].failures]
-    return found
+    result = phaselens.run(lens, metrics=[(Plugins().metric(metric), params)], texts=texts, **options)
+    assert not result.failed, [str(failure) for failure in result.metrics[metric].failures]
+    return result
 
 
-def rows(found: Run, metric: str, table: str = "conditions") -> list[dict[str, Any]]:
-    """Records of one table."""
-    return found.rows(metric, table).records()
+def rows(result: Run, metric: str, table: str = "conditions") -> list[dict[str, Any]]:
+    """Return the records of one table."""
+    return result.rows(metric, table).records()
 
 
 def row(
-    found: Run, metric: str, condition: str, layer: int | None = None, table: str = "conditions"
+    result: Run, metric: str, condition: str, layer: int | None = None, table: str = "conditions"
 ) -> dict[str, Any]:
-    """The record of one condition."""
-    (one,) = [
+    """Return the record of one condition."""
+    (match,) = [
         record
-        for record in rows(found, metric, table)
+        for record in rows(result, metric, table)
         if record["condition"] == condition and layer in (None, record["layer"])
     ]
-    return one
+    return match
 
 
-def notes(found: Run, *words: str) -> list[str]:
-    """Warnings that have all these words."""
-    return [note for note in found.warnings if all(word in note for word in words)]
+def notes(result: Run, *words: str) -> list[str]:
+    """Return the warnings that contain all these words."""
+    return [note for note in result.warnings if all(word in note for word in words)]
 
 
 def zero_at(position: int | None) -> Any:
-    """A TransformerLens hook: zeroes one position, or all."""
+    """Return a TransformerLens hook that zeroes one position, or all."""
 
     def hook(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
         tensor = tensor.clone()
@@ -58,14 +58,16 @@ def zero_at(position: int | None) -> Any:
     return hook
 
 
-def naive(lens: Any, points: Iterable[str], place: Any = 0, texts: list[str] = TEXTS) -> np.ndarray:
-    """Mean loss [text] in nats with `points` zeroed at `place` (a position, None for all, or a function of length and
-    text): one whole forward a text."""
+def naive(lens: Any, points: Iterable[str], position: Any = 0, texts: list[str] = TEXTS) -> np.ndarray:
+    """Return the mean loss [text] in nats with `points` zeroed at `position`, by one whole forward per text.
+
+    `position` may be None for all, or a function of length and text.
+    """
     losses = []
     for text in texts:
         ids = torch.tensor([lens.text_tokenizer(text)["input_ids"]])
-        at = place(ids.shape[1], text) if callable(place) else place
-        hooks = [(point, zero_at(at)) for point in points]
+        zeroed_position = position(ids.shape[1], text) if callable(position) else position
+        hooks = [(point, zero_at(zeroed_position)) for point in points]
         with torch.no_grad():
             logits = lens.run_with_hooks(ids, fwd_hooks=hooks)
         losses.append(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).item())
@@ -73,15 +75,15 @@ def naive(lens: Any, points: Iterable[str], place: Any = 0, texts: list[str] = T
 
 
 def predicted(lens: Any, texts: list[str] = TEXTS) -> np.ndarray:
-    """Predicted tokens [text]."""
+    """Return the number of predicted tokens [text]."""
     return np.array([len(lens.text_tokenizer(text)["input_ids"]) - 1 for text in texts])
 
 
 def perplexity(losses: np.ndarray, weights: np.ndarray) -> float:
-    """exp of the weighted mean."""
+    """Return exp of the weighted mean loss."""
     return float(np.exp((losses * weights).sum() / weights.sum()))
 
 
 def content(text: str) -> str:
-    """The hash by which a text's draws are made."""
+    """Return the hash of a text's content, which seeds its draws."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Networks built by hand in which it is known which layer's MLP matters at position 0, and to whom."""
+"""Hand-built networks in which a known layer's MLP matters at position 0, for a known reader."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 
 from tests.toys import WORDS, toy_tokenizer
 
-#: Residual dimensions: only BOS has START; only writers put WRITTEN there; all other tokens have CONTENT; the
-#: reader writes READ, which moves the logits.
+#: Residual dimensions: BOS alone has START; writers alone write WRITTEN; all other tokens have CONTENT; the reader
+#: writes READ, which changes the logits.
 START, WRITTEN, CONTENT, READ = 0, 1, 2, 3
 WRITER, SHRINKER, READER = 1, 2, 3
-#: Layers that write, and how much they would if START were all of the stream at position 0.
+#: Amount that each layer would write at position 0 if START were the whole stream there.
 ALONE = {WRITER: 200.0}
 THREE = {0: 100.0, 1: 380.0, 2: 1200.0}  # about 100 each
 LAST = {WRITER: 100.0, READER: 1000.0}
 
 
 def bos_model(*, writers: Mapping[int, float] = ALONE, shrinks: bool = True) -> Any:
-    """A Llama in float64 whose loss depends on position 0 by what `writers` put there, and by nothing else.
+    """Return a Llama in float64 whose loss depends on position 0 only through what `writers` write there.
 
-    The MLPs of `writers` add to position 0 and to no other. With `shrinks`, that of layer 2 adds exactly nothing to
-    position 0 and takes most of the norm of all other positions, as it goes in DroPE's Llama-2-7B: the ratio is then
-    largest after layer 2, which writes nothing. The last layer attends to all positions alike, and reads what the
-    writers wrote. All other attention and MLP outputs are exactly zero.
+    The MLPs of `writers` add to position 0 only. With `shrinks`, the MLP of layer 2 adds exactly nothing to position 0
+    and removes most of the norm of all other positions, as in DroPE's Llama-2-7B: the ratio is then largest after
+    layer 2, which writes nothing. The last layer attends uniformly, and reads what the writers wrote. All other
+    attention and MLP outputs are exactly zero.
     """
     from phaselens.testing import tiny_model
 
@@ -43,7 +43,7 @@ def bos_model(*, writers: Mapping[int, float] = ALONE, shrinks: bool = True) -> 
         embedding[0, START] = 60.0
         model.model.norm.weight.fill_(1.0)
         logits = model.lm_head.weight.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(0))
-        # What was read, and the written row itself, tell letters from the tokens that occur in no text.
+        # READ and WRITTEN favour letters over the tokens that occur in no text.
         logits[:, [WRITTEN, READ]] = -0.5
         logits[3 : 3 + len(WORDS), [WRITTEN, READ]] = 0.5
         for writer, amount in writers.items():
@@ -57,7 +57,7 @@ def bos_model(*, writers: Mapping[int, float] = ALONE, shrinks: bool = True) -> 
 
 
 def bos_lens(**options: Any) -> Any:
-    """A lens around `bos_model`, with the toy tokenizer for texts."""
+    """Return a lens around `bos_model`, with the toy tokenizer for texts."""
     import phaselens
 
     lens = phaselens.load(bos_model(**options), label="planted", check=False)
@@ -66,10 +66,10 @@ def bos_lens(**options: Any) -> Any:
 
 
 def _unit(model: Any, layer: int, *, reads: int, writes: int, amount: float) -> None:
-    """One unit of a layer's MLP: writes about `amount` where `reads` is all of the stream, 0 where it is none of it."""
+    """Set one unit of a layer's MLP: it writes about `amount` where `reads` is the whole stream, 0 without it."""
     mlp = model.model.layers[layer].mlp
-    # Normalised, a row that is nothing but `reads` has √d_model there.
-    there = model.config.hidden_size**0.5
+    # A row that has `reads` alone has √d_model there after normalisation.
+    normalised = model.config.hidden_size**0.5
     mlp.gate_proj.weight[0, reads] = 10.0
     mlp.up_proj.weight[0, reads] = 1.0
-    mlp.down_proj.weight[writes, 0] = amount / (10.0 * there * there)
+    mlp.down_proj.weight[writes, 0] = amount / (10.0 * normalised * normalised)

@@ -1,4 +1,4 @@
-"""A network built by hand whose loss depends on one cell of queries and keys, and disturbances done the slow way."""
+"""A hand-built network whose loss depends on one cell of queries and keys, and reference edits by whole forwards."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch.nn import functional
 
 from tests.toys import toy_tokenizer
 
-#: The head that finds the first word, and the dimension that it finds it by.
+#: The head that attends to the first word, and the dimension that makes it do so.
 LAYER, HEAD, DIMENSION = 1, 2, 3
-#: What each first word announces: all words after it.
+#: The word that follows each first word throughout a text.
 ANNOUNCED = {"a": "w", "b": "x", "c": "y", "d": "z"}
 _MARK, _CONSTANT, _OUT = 4, 5, 8
 _D_HEAD = 8
 
 
 def needle_texts() -> list[str]:
-    """Texts of a first word and what it announces, of several lengths."""
+    """Return texts of a first word and repeats of the word that it announces, of several lengths."""
     return [
-        f"{first} " + " ".join([word] * (24 + 6 * place))
-        for place, (first, word) in enumerate(ANNOUNCED.items())
+        f"{first_word} " + " ".join([word] * (24 + 6 * index))
+        for index, (first_word, word) in enumerate(ANNOUNCED.items())
     ]
 
 
 def needle_model(*, key: float = 60.0) -> Any:
-    """A Llama in float64 that predicts every word from the first, by one cell of one head's queries and keys.
+    """Return a float64 Llama that predicts every word from the first one, by one cell of one head's queries and keys.
 
-    All its queries are large there, and so is the key of the first word and of no other; nothing else writes to the
-    residual stream. Its other cells, and those of all other heads, hold small numbers that follow the words.
+    In this cell all queries are large, and the key of the first word alone is; nothing else writes to the residual
+    stream. All other cells of all heads hold small numbers that depend on the words.
     """
     from phaselens.testing import tiny_model
 
     model = tiny_model("llama", dtype=torch.float64, attention_bias=True)
     generator = torch.Generator().manual_seed(1)
-    first = toy_tokenizer()(" ".join(ANNOUNCED))["input_ids"][1:]
+    first_ids = toy_tokenizer()(" ".join(ANNOUNCED))["input_ids"][1:]
     with torch.no_grad():
         for layer in model.model.layers:
             layer.input_layernorm.weight.fill_(1.0)
@@ -49,10 +49,10 @@ def needle_model(*, key: float = 60.0) -> Any:
                 projection.bias.zero_()
         embedding = model.get_input_embeddings().weight
         embedding.normal_(0.0, 0.5, generator=generator)
-        embedding[:, : _OUT + len(first)] = 0.0
+        embedding[:, : _OUT + len(first_ids)] = 0.0
         embedding[:, _CONSTANT] = 20.0
-        for place, token in enumerate(first):
-            embedding[token, [place, _MARK]] = 20.0
+        for index, token in enumerate(first_ids):
+            embedding[token, [index, _MARK]] = 20.0
         model.model.norm.weight.fill_(1.0)
         model.lm_head.weight.normal_(0.0, 0.02, generator=generator)
         attention = model.model.layers[LAYER].self_attn
@@ -60,16 +60,16 @@ def needle_model(*, key: float = 60.0) -> Any:
         attention.q_proj.weight[row] = 0.0
         attention.q_proj.bias[row] = 20.0
         attention.k_proj.weight[row] = 0.0
-        attention.k_proj.weight[row, _MARK] = key / 3.25  # what the normalised row of a first word has there
-        for place, word in enumerate(ANNOUNCED.values()):
-            attention.v_proj.weight[HEAD * _D_HEAD + place, place] = 1.0
-            attention.o_proj.weight[_OUT + place, HEAD * _D_HEAD + place] = 20.0
-            model.lm_head.weight[toy_tokenizer()(word)["input_ids"][1], _OUT + place] = 3.0
+        attention.k_proj.weight[row, _MARK] = key / 3.25  # the value there in a first word's normalised row
+        for index, word in enumerate(ANNOUNCED.values()):
+            attention.v_proj.weight[HEAD * _D_HEAD + index, index] = 1.0
+            attention.o_proj.weight[_OUT + index, HEAD * _D_HEAD + index] = 20.0
+            model.lm_head.weight[toy_tokenizer()(word)["input_ids"][1], _OUT + index] = 3.0
     return model
 
 
 def needle_lens(**options: Any) -> Any:
-    """A lens around `needle_model`, with the toy tokenizer for texts."""
+    """Return a lens around `needle_model`, with the toy tokenizer for texts."""
     import phaselens
 
     lens = phaselens.load(needle_model(**options), label="needle", check=False)
@@ -78,27 +78,27 @@ def needle_lens(**options: Any) -> Any:
 
 
 def ids_of(lens: Any, text: str) -> torch.Tensor:
-    """[1, pos]."""
+    """Return token ids [1, pos]."""
     return torch.tensor([lens.text_tokenizer(text)["input_ids"]])
 
 
 def states(
     lens: Any, text: str, points: Sequence[str], hooks: Sequence[tuple[str, Any]] = ()
 ) -> dict[str, np.ndarray]:
-    """Activations [pos, head, d_head] of one text alone, under other hooks."""
-    seen: dict[str, np.ndarray] = {}
+    """Return the activations [pos, head, d_head] of one text at `points`, under `hooks`."""
+    activations: dict[str, np.ndarray] = {}
 
     def keep(point: str) -> Any:
-        return lambda tensor, hook: seen.__setitem__(point, tensor[0].double().numpy().copy())
+        return lambda tensor, hook: activations.__setitem__(point, tensor[0].double().numpy().copy())
 
-    watching = [(point, keep(point)) for point in points]
+    recording = [(point, keep(point)) for point in points]
     with torch.no_grad():
-        lens.run_with_hooks(ids_of(lens, text), fwd_hooks=[*watching, *hooks])
-    return {point: seen[point] for point in points}
+        lens.run_with_hooks(ids_of(lens, text), fwd_hooks=[*recording, *hooks])
+    return {point: activations[point] for point in points}
 
 
 def write(cells: np.ndarray, values: np.ndarray | None = None) -> Callable[..., torch.Tensor]:
-    """A TransformerLens hook that writes zero, or values, into cells [head, d_head]."""
+    """Return a TransformerLens hook that writes zero, or values, into cells [head, d_head]."""
 
     def hook(tensor: torch.Tensor, hook: Any) -> torch.Tensor:
         tensor = tensor.clone()
@@ -110,7 +110,7 @@ def write(cells: np.ndarray, values: np.ndarray | None = None) -> Callable[..., 
 
 
 def naive_loss(lens: Any, text: str, hooks: Sequence[tuple[str, Any]] = ()) -> float:
-    """Mean loss of one text by a whole forward of TransformerLens and torch's cross-entropy."""
+    """Return the mean loss of one text by a whole forward of TransformerLens and torch's cross-entropy."""
     ids = ids_of(lens, text)
     with torch.no_grad():
         logits = lens.run_with_hooks(ids, fwd_hooks=list(hooks))
@@ -118,10 +118,12 @@ def naive_loss(lens: Any, text: str, hooks: Sequence[tuple[str, Any]] = ()) -> f
 
 
 def top_cells(norms: np.ndarray) -> np.ndarray:
-    """bool [head, d_head], the largest of each head."""
+    """Return the largest cell of each head, bool [head, d_head]."""
     return np.asarray(norms == norms.max(-1, keepdims=True))
 
 
-def pooled(found: Sequence[Mapping[str, np.ndarray]], point: str) -> np.ndarray:
-    """Norm [head, d_head] of each cell over all tokens of several texts."""
-    return np.asarray(np.sqrt((np.concatenate([one[point] for one in found]) ** 2).sum(0)))
+def pooled(states_by_text: Sequence[Mapping[str, np.ndarray]], point: str) -> np.ndarray:
+    """Return the norm [head, d_head] of each cell over all tokens of several texts."""
+    return np.asarray(
+        np.sqrt((np.concatenate([text_states[point] for text_states in states_by_text]) ** 2).sum(0))
+    )

@@ -1,17 +1,20 @@
-"""A network built by hand that repeats what its text holds, its tokenizer, and a third party's causal metric."""
+"""A hand-built network that repeats tokens of its text, its tokenizer, and a third party's causal metric."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from phaselens.plugin import plugins
+
 DIGITS = "0123456789"
 COLOURS = ("green", "red", "white", "blue", "black")
-#: Tokens that the network can say, from id 3 on; any other word is unknown, and says nothing.
+#: Tokens that the network can predict, from id 3 on; any other word is unknown, and adds nothing to the stream.
 CONTENT = (*DIGITS, *COLOURS)
-#: A word that, where it stands last, makes the network say `blue`, whatever else is in the text.
+#: As the last word, it makes the network predict `blue`, whatever else is in the text.
 CUE = "sky"
 FIRST = 3
 _READ, _WRITTEN, _CUE, _OTHER = 0, len(CONTENT), 30, 31
@@ -24,17 +27,17 @@ from phaselens.plugin import CausalMetric, Condition, Edit, Params, param
 
 @dataclass(frozen=True)
 class Layers(Params):
-    layer: int = param(0, help="the layer whose heads are silenced", minimum=0)
+    layer: int = param(0, help="the layer whose heads are off", minimum=0)
     seeds: int = param(0, help="repeats of the control", minimum=0)
 
 
 class Silence(CausalMetric):
-    """Heads off, at a layer given; the control leaves a position alone that depends on what a text says."""
+    """Heads of one layer off; the control leaves texts alone that their content selects."""
 
     name, version, Params = "silence", "1", Layers
 
     def setup(self):
-        self.seen = {}
+        self.layers_by_text = {}
 
     def hooks(self):
         return ["blocks.{layer}.attn.hook_z", "hook_embed"]
@@ -43,59 +46,61 @@ class Silence(CausalMetric):
         expected = {"hook_embed"} if layer.index is None else {"attn.hook_z"}
         assert set(layer) == expected, set(layer)
         for text in layer.batch.texts:
-            self.seen.setdefault(text, []).append(layer.index)
+            self.layers_by_text.setdefault(text, []).append(layer.index)
 
     def merge(self, other):
         super().merge(other)
-        self.seen.update(other.seen)
+        self.layers_by_text.update(other.layers_by_text)
 
     def conditions(self):
-        self.warn(f"saw {len(self.seen)} texts")
+        self.warn(f"saw {len(self.layers_by_text)} texts")
         layer = self.params.layer
         point = f"blocks.{layer}.attn.hook_z"
-        found = [Condition("silence", [Edit(point, 0.0)], layer=layer)]
+        conditions = [Condition("silence", [Edit(point, 0.0)], layer=layer)]
         for seed in range(self.params.seeds):
-            found.append(
-                Condition("at random", [Edit(point, ByText(seed))], layer=layer, seed=seed, control_for="silence")
-            )
-        return found
+            edits = [Edit(point, ZeroByContent(seed))]
+            conditions.append(Condition("at random", edits, layer=layer, seed=seed, control_for="silence"))
+        return conditions
 
 
 @dataclass(frozen=True)
-class ByText:
-    """Zero in texts whose hash is even (or odd), so that a prompt's fate does not depend on its batch."""
+class ZeroByContent:
+    """Zero in texts whose hash is even (or odd), so that the edit of a prompt does not depend on its batch."""
 
     seed: int
 
     def __call__(self, tensor, site):
         assert len(site.batch.hashes) == tensor.shape[0]
-        off = [int(each[:8], 16) % 2 == self.seed % 2 for each in site.batch.hashes]
-        new = tensor.clone()
-        new[off] = 0.0
-        return new
+        is_zeroed = [int(text_hash[:8], 16) % 2 == self.seed % 2 for text_hash in site.batch.hashes]
+        edited = tensor.clone()
+        edited[is_zeroed] = 0.0
+        return edited
 '''
 
 
 def word_tokenizer() -> Any:
-    """Words and single digits, in the 67 ids of the tiny models: `<s>` 0, `</s>` 1, unknown 2."""
+    """Return a tokenizer of words and single digits, in the 67 ids of the tiny models: `<s>` 0, `</s>` 1, unknown 2."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     words = ["<s>", "</s>", "<unk>", *CONTENT, CUE]
-    inner = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
     )
-    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
 
 
 def repeater(*, n_ctx: int = 128, label: str = "repeater") -> Any:
-    """A lens on one layer of attention without position that spreads evenly: it says the token of CONTENT that stands
-    most often in the text so far, and nothing in particular (all logits equal) where there is none. After CUE it says
-    `blue`. In float64.
+    """Return a lens on one layer of uniform attention without positions, in float64.
+
+    It predicts the token of CONTENT that is most frequent in the text so far; without one, all logits are equal. After
+    CUE it predicts `blue`.
     """
     import phaselens
     from phaselens.testing import tiny_model
@@ -116,12 +121,12 @@ def repeater(*, n_ctx: int = 128, label: str = "repeater") -> Any:
         embedding = model.get_input_embeddings().weight.zero_()
         logits = model.lm_head.weight.zero_()
         embedding[:, _OTHER] = 1.0
-        for place in range(len(CONTENT)):
-            embedding[FIRST + place] = 0.0
-            embedding[FIRST + place, _READ + place] = 1.0
-            layer.self_attn.v_proj.weight[place, _READ + place] = 1.0
-            layer.self_attn.o_proj.weight[_WRITTEN + place, place] = 1.0
-            logits[FIRST + place, _WRITTEN + place] = 10.0
+        for index in range(len(CONTENT)):
+            embedding[FIRST + index] = 0.0
+            embedding[FIRST + index, _READ + index] = 1.0
+            layer.self_attn.v_proj.weight[index, _READ + index] = 1.0
+            layer.self_attn.o_proj.weight[_WRITTEN + index, index] = 1.0
+            logits[FIRST + index, _WRITTEN + index] = 10.0
         cue = FIRST + len(CONTENT)
         embedding[cue] = 0.0
         embedding[cue, _CUE] = 1.0
@@ -130,7 +135,15 @@ def repeater(*, n_ctx: int = 128, label: str = "repeater") -> Any:
 
 
 def third_party(folder: Path) -> Path:
-    """A file with a causal metric `silence`."""
+    """Return a file with the causal metric `silence`."""
     path = folder / "silence.py"
     path.write_text(THIRD_PARTY)
     return path
+
+
+def installed_silence(folder: Path) -> Iterator[None]:
+    """Install the metric `silence` until the generator is resumed, for a fixture."""
+    plugins.cache_clear()
+    plugins().add_file(str(third_party(folder)))
+    yield
+    plugins.cache_clear()

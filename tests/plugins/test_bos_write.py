@@ -1,4 +1,4 @@
-"""What heads write from position 0, where W_O times the heads' outputs is not what attention gives."""
+"""What heads write from position 0, in models where attention's output is not W_O times the heads' outputs."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TEXTS = [letters(9), letters(17, 3)]
 
 
 class Gated(LlamaAttention):
-    """Llama's attention, whose heads' outputs are multiplied by a gate that the token sets."""
+    """Llama's attention with the heads' outputs multiplied by a gate that depends on the token."""
 
-    def __init__(self, other: LlamaAttention) -> None:
-        super().__init__(other.config, other.layer_idx)
-        self.to(other.o_proj.weight.dtype)
-        self.load_state_dict(other.state_dict())
-        self.gate = torch.nn.Linear(32, 32, dtype=other.o_proj.weight.dtype)
+    def __init__(self, attention: LlamaAttention) -> None:
+        super().__init__(attention.config, attention.layer_idx)
+        self.to(attention.o_proj.weight.dtype)
+        self.load_state_dict(attention.state_dict())
+        self.gate = torch.nn.Linear(32, 32, dtype=attention.o_proj.weight.dtype)
 
     def forward(
         self, hidden_states: Any, position_embeddings: Any = None, attention_mask: Any = None, **kwargs: Any
@@ -52,7 +52,7 @@ def gated() -> Any:
 
 
 def bitnet() -> Any:
-    """transformers' module of BitNet layers; its import loads torch's compiler, which warns of its own internals."""
+    """transformers' module of BitNet layers; importing it loads torch's compiler, which warns of a deprecation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return importlib.import_module("transformers.integrations.bitnet")
@@ -81,7 +81,7 @@ def bit_weight(module: Any) -> torch.Tensor:
 
 
 def adapted() -> Any:
-    """A Llama with a low-rank adapter at its output projections."""
+    """Return a Llama with a low-rank adapter at its output projections."""
     peft = pytest.importorskip("peft")
     model = tiny_model("llama-gqa", dtype=torch.float64)
     with torch.random.fork_rng(devices=[]):
@@ -132,71 +132,73 @@ MODELS = {
 
 
 class Rounded(torch.nn.Linear):
-    """A dense weight and 8-bit inputs, as transformers' AutoBitLinear."""
+    """A dense weight with inputs rounded to 8 bits, as in transformers' AutoBitLinear."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=False)
         self.weight = linear.weight
 
-    rounded = staticmethod(lambda inputs: Packed.rounded(_ROUNDS, inputs))
+    rounded = staticmethod(lambda inputs: Packed.rounded(_RoundInputs, inputs))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return super().forward(self.rounded(inputs))
 
 
-class _ROUNDS:
+class _RoundInputs:
+    """The attribute of a `Packed` that its `rounded` reads."""
+
     round_inputs = True
 
 
-def reference(model: Any, text: str, multiplied: Any, dense: Any) -> list[dict[str, np.ndarray]]:
-    """By layer, from the model's own eager attention and plain hooks on its modules, in float64."""
+def reference(model: Any, text: str, product_input: Any, dense_weight: Any) -> list[dict[str, np.ndarray]]:
+    """Return the expected norms by layer, from the model's eager attention and hooks on its modules, in float64."""
     ids = torch.tensor([toy_tokenizer()(text)["input_ids"]])
-    seen: dict[tuple[int, str], torch.Tensor] = {}
+    recorded: dict[tuple[int, str], torch.Tensor] = {}
     handles = []
     for index, layer in enumerate(model.model.layers):
         attention = layer.self_attn
 
-        def keep(name: str, index: int = index) -> Any:
-            def hook(module: Any, args: Any, out: Any) -> None:
-                seen[index, f"{name}_in"], seen[index, name] = args[0][0], out[0]
+        def recorder(name: str, index: int = index) -> Any:
+            def hook(module: torch.nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+                recorded[index, f"{name}_in"], recorded[index, name] = args[0][0], output[0]
 
             return hook
 
-        handles.append(attention.v_proj.register_forward_hook(keep("v")))
-        handles.append(attention.o_proj.register_forward_hook(keep("o")))
+        handles.append(attention.v_proj.register_forward_hook(recorder("v")))
+        handles.append(attention.o_proj.register_forward_hook(recorder("o")))
     model.set_attn_implementation("eager")
     with torch.no_grad():
         patterns = model(ids, output_attentions=True, use_cache=False).attentions
     for handle in handles:
         handle.remove()
-    result = []
-    seen = {name: value.detach() for name, value in seen.items()}
+    by_layer = []
+    recorded = {name: value.detach() for name, value in recorded.items()}
     for index, layer in enumerate(model.model.layers):
         module = layer.self_attn.o_proj
         with torch.no_grad():
-            weight = dense(module).detach().T.unflatten(0, (4, 8)).double()
-            product = multiplied(module, seen[index, "o_in"])
+            weight = dense_weight(module).detach().T.unflatten(0, (4, 8)).double()
+            inputs = product_input(module, recorded[index, "o_in"])
             norm = getattr(module, "rms_norm", None)
-            smooth = seen[index, "o_in"] if norm is None else norm(seen[index, "o_in"])
+            normed = recorded[index, "o_in"] if norm is None else norm(recorded[index, "o_in"])
         pattern = patterns[index][0].double()
-        v = seen[index, "v"].unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
-        read = torch.einsum("hqk,khd->qhd", pattern, v)
-        part = pattern[:, :, 0].T[..., None] * v[0] * (smooth.unflatten(-1, (4, 8)) / read)
-        heads = torch.einsum("qhd,hdm->qhm", product.unflatten(-1, (4, 8)), weight)
-        first = torch.einsum("qhd,hdm->qhm", part, weight)
-        torch.testing.assert_close(heads.sum(1), seen[index, "o"], atol=1e-9, rtol=1e-9)
-        result.append(
+        v = recorded[index, "v"].unflatten(-1, (2, 8)).repeat_interleave(2, dim=1)
+        attended = torch.einsum("hqk,khd->qhd", pattern, v)
+        bos_part = pattern[:, :, 0].T[..., None] * v[0] * (normed.unflatten(-1, (4, 8)) / attended)
+        head_writes = torch.einsum("qhd,hdm->qhm", inputs.unflatten(-1, (4, 8)), weight)
+        bos_writes = torch.einsum("qhd,hdm->qhm", bos_part, weight)
+        torch.testing.assert_close(head_writes.sum(1), recorded[index, "o"], atol=1e-9, rtol=1e-9)
+        by_layer.append(
             {
-                "head_output": heads[1:].norm(dim=-1).mean(0).numpy(),
-                "true_write": first[1:].norm(dim=-1).mean(0).numpy(),
-                "layer_write": first.sum(1)[1:].norm(dim=-1).mean().numpy(),
-                "layer_output": seen[index, "o"][1:].norm(dim=-1).mean().numpy(),
+                "head_output": head_writes[1:].norm(dim=-1).mean(0).numpy(),
+                "true_write": bos_writes[1:].norm(dim=-1).mean(0).numpy(),
+                "layer_write": bos_writes.sum(1)[1:].norm(dim=-1).mean().numpy(),
+                "layer_output": recorded[index, "o"][1:].norm(dim=-1).mean().numpy(),
             }
         )
-    return result
+    return by_layer
 
 
-def measured(model: Any) -> phaselens.Run:
+def run_of(model: Any) -> phaselens.Run:
     lens = phaselens.load(model, label="tiny")
     lens.text_tokenizer = toy_tokenizer()
     return phaselens.run(lens, metrics=["bos-write"], texts=TEXTS)
@@ -204,76 +206,79 @@ def measured(model: Any) -> phaselens.Run:
 
 @pytest.fixture
 def uncompiled() -> Iterator[None]:
-    """transformers compiles the rounding of AutoBitLinear, which takes a C++ compiler and seconds."""
+    """Turn off the compilation of AutoBitLinear's rounding, which needs a C++ compiler and takes seconds."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", MODELS)
-def test_writes_are_the_modules_own(name: str) -> None:
-    make, multiplied, dense = MODELS[name]
-    found = measured(make())
-    assert not found.failed
-    expected = [reference(make(), text, multiplied, dense) for text in TEXTS]
-    rows = found.rows("bos-write", "texts").records()
+def test_writes_equal_those_of_the_modules(name: str) -> None:
+    build, product_input, dense_weight = MODELS[name]
+    run = run_of(build())
+    assert not run.failed
+    expected = [reference(build(), text, product_input, dense_weight) for text in TEXTS]
+    rows = run.rows("bos-write", "texts").records()
     assert len(rows) == len(TEXTS) * 2 * 4
     for row in rows:
-        own = expected[int(row["text"])][row["layer"]]
+        expected_layer = expected[int(row["text"])][row["layer"]]
         for column in ("head_output", "true_write"):
-            assert row[column] == pytest.approx(own[column][row["head"]], rel=1e-6), column
+            assert row[column] == pytest.approx(expected_layer[column][row["head"]], rel=1e-6), column
         assert row["true_share"] == pytest.approx(row["true_write"] / row["head_output"])
         assert 0 < row["true_share_null"] < np.inf
-    for row in found.rows("bos-write", "layer_texts").records():
-        own = expected[int(row["text"])][row["layer"]]
+    for row in run.rows("bos-write", "layer_texts").records():
+        expected_layer = expected[int(row["text"])][row["layer"]]
         for column in ("layer_write", "layer_output"):
-            assert row[column] == pytest.approx(float(own[column]), rel=1e-6), column
+            assert row[column] == pytest.approx(float(expected_layer[column]), rel=1e-6), column
 
 
 def test_uniform_attention_writes_its_null() -> None:
-    """With all scores equal, position 0 writes what the null says, factors of a norm included."""
+    """With equal scores, position 0 writes its null, factors of a norm included."""
     model = tiny_model("bitnet", dtype=torch.float64)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight.zero_()
-    found = measured(model)
-    for row in found.rows("bos-write", "texts").records():
+    run = run_of(model)
+    for row in run.rows("bos-write", "texts").records():
         assert row["true_write"] == pytest.approx(row["true_write_null"], rel=1e-6)
 
 
-def test_a_projection_that_is_no_product_leaves_out_what_needs_it() -> None:
-    found = measured(replaced(lambda linear: Curved(32, 32, bias=False, dtype=torch.float64)))
-    for row in found.rows("bos-write", "texts").records():
+def test_without_a_product_all_that_needs_the_projection_is_missing() -> None:
+    run = run_of(replaced(lambda linear: Curved(32, 32, bias=False, dtype=torch.float64)))
+    for row in run.rows("bos-write", "texts").records():
         assert row["true_write"] is row["head_output"] is row["true_share"] is None
         assert row["write"] > 0
-    for row in found.rows("bos-write", "layer_texts").records():
+    for row in run.rows("bos-write", "layer_texts").records():
         assert row["layer_write"] is None
         assert row["layer_output"] > 0
     for layer in (0, 1):
-        assert any(f"null in layer {layer}" in note and "not a product" in note for note in found.warnings)
+        assert any(
+            f"missing in layer {layer}" in warning and "does not multiply" in warning
+            for warning in run.warnings
+        )
 
 
-def test_a_norm_that_mixes_entries_leaves_out_position_0_alone() -> None:
+def test_behind_a_norm_that_mixes_entries_only_writes_of_position_0_are_missing() -> None:
     model = tiny_model("bitnet", dtype=torch.float64)
     model.model.layers[1].self_attn.attn_sub_norm = torch.nn.LayerNorm(32, dtype=torch.float64)
-    found = measured(model)
-    for row in found.rows("bos-write", "texts").records():
+    run = run_of(model)
+    for row in run.rows("bos-write", "texts").records():
         assert (row["true_write"] is None) == (row["layer"] == 1)
         assert row["head_output"] > 0
-    assert any("null in layer 1: what comes between the heads" in note for note in found.warnings)
+    assert any("missing in layer 1: the operation between the heads" in warning for warning in run.warnings)
 
 
-def test_heads_that_read_nothing_leave_their_factor_unknown() -> None:
-    """Values that cancel to exactly zero hide the factor; where no value is at stake, nothing is written."""
+def test_a_factor_of_zero_values_is_not_needed() -> None:
+    """A head output of exactly zero hides its factor, but zero values at position 0 write nothing whatever it is."""
     model = tiny_model("bitnet", dtype=torch.float64)
     with torch.no_grad():
         model.model.layers[0].self_attn.v_proj.weight[3] = 0.0
-    found = measured(model)
-    assert all(row["true_write"] is not None for row in found.rows("bos-write", "texts").records())
+    run = run_of(model)
+    assert all(row["true_write"] is not None for row in run.rows("bos-write", "texts").records())
 
 
-def test_a_factor_that_cannot_be_read_is_missing_and_said_so() -> None:
-    """A head reads exactly 0 where position 0 has a value and attention: nothing says what it was multiplied by."""
+def test_writes_with_an_unreadable_factor_are_missing_with_a_warning() -> None:
+    """A head output of exactly 0, to which position 0 contributes, does not reveal its factor."""
     from phaselens_plugins.bos_write import BosWrite
     from tests.plugins.views import info, rows, view
 
@@ -292,40 +297,40 @@ def test_a_factor_that_cannot_be_read_is_missing_and_said_so() -> None:
     for row in rows(metric, "texts"):
         assert row["true_write"] is row["true_share"] is None
         assert row["head_output"] > 0
-    assert any("is exactly 0 there" in note.replace("\n", " ") for note in metric.warnings)
+    assert any("is exactly 0 there" in warning.replace("\n", " ") for warning in metric.warnings)
     activations["attn.hook_v"][0, 0, 1, 0] = 0.0
     metric = BosWrite(info(head_outputs=("scaled",)), BosWrite.Params())
     metric.update(view(activations, (3,), weight=torch.eye(8).view(2, 4, 8)))
-    written = [row["true_write"] for row in rows(metric, "texts")]
-    assert written == pytest.approx([0.5 * 2.0 * 2.0, 0.5 * 2.0 * 3**0.5])
+    true_writes = [row["true_write"] for row in rows(metric, "texts")]
+    assert true_writes == pytest.approx([0.5 * 2.0 * 2.0, 0.5 * 2.0 * 3**0.5])
 
 
-def test_a_projection_is_read_once_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also one that is refused. Each of the texts is a batch."""
+def test_a_projection_is_read_once_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused projection too is read once, although each text is a batch."""
     from phaselens.lens import bridge
 
-    read: list[int | None] = []
+    layers_read: list[int | None] = []
     projection = bridge.projection
 
     def counting(lens: Any, layer: int | None, name: str) -> Any:
-        read.append(layer)
+        layers_read.append(layer)
         return projection(lens, layer, name)
 
-    curved = replaced(lambda linear: Curved(32, 32, bias=False, dtype=torch.float64))
-    for model in (replaced(Packed), curved):
+    curved_model = replaced(lambda linear: Curved(32, 32, bias=False, dtype=torch.float64))
+    for model in (replaced(Packed), curved_model):
         lens = phaselens.load(model, label="tiny")
         lens.text_tokenizer = toy_tokenizer()
-        together = phaselens.run(lens, metrics=["bos-write"], texts=TEXTS)
+        batched = phaselens.run(lens, metrics=["bos-write"], texts=TEXTS)
         with monkeypatch.context() as patched:
             patched.setattr(bridge, "projection", counting)
-            apart = phaselens.run(lens, metrics=["bos-write"], texts=TEXTS, batch_tokens=1)
-        assert read == [0, 1]
-        read.clear()
-        assert apart.warnings == together.warnings
+            one_by_one = phaselens.run(lens, metrics=["bos-write"], texts=TEXTS, batch_tokens=1)
+        assert layers_read == [0, 1]
+        layers_read.clear()
+        assert one_by_one.warnings == batched.warnings
 
 
-def test_a_measurement_can_be_stored_halfway_and_goes_on() -> None:
-    """Its projections hold the model's own modules, here a norm that cannot be pickled, and stay behind."""
+def test_a_metric_pickled_between_layers_continues() -> None:
+    """Projections hold the model's own modules, here a norm that cannot be pickled, and are left out."""
     import pickle
     from dataclasses import replace
 
@@ -351,10 +356,10 @@ def test_a_measurement_can_be_stored_halfway_and_goes_on() -> None:
     metric = BosWrite(info(n_layers=2), BosWrite.Params())
     metric.update(layer(0))
     restored = pickle.loads(pickle.dumps(metric))  # noqa: S301 - our own
-    assert metric.outputs == {0: output}
-    for each in (metric, restored):
-        each.update(layer(1))
-        each.update(layer(0))
+    assert metric.projections == {0: output}
+    for copy in (metric, restored):
+        copy.update(layer(1))
+        copy.update(layer(0))
     assert not metric.warnings
     assert {name: table.rows for name, table in restored.compute().items()} == {
         name: table.rows for name, table in metric.compute().items()

@@ -12,7 +12,7 @@ from phaselens.testing import check_metric
 from phaselens_plugins.combined import Combined
 from tests.plugins.ablations import TEXTS, notes, predicted, row, rows, run, zero_at
 from tests.plugins.qk_models import naive_loss, pooled, states, top_cells, write
-from tests.plugins.test_qk_disruption import others
+from tests.plugins.test_qk_disruption import other_fold
 from tests.toys import toy_lens
 
 NAME = "combined"
@@ -25,121 +25,132 @@ def lens() -> Any:
 
 
 @pytest.fixture(scope="module")
-def found(lens: Any) -> Any:
+def result(lens: Any) -> Any:
     return run(NAME, lens, params={"layer": LAYER})
 
 
 @pytest.fixture(scope="module")
-def slow(lens: Any) -> dict[str, np.ndarray]:
-    """Loss [text] of each arm by whole forwards."""
+def reference(lens: Any) -> dict[str, np.ndarray]:
+    """Return the loss [text] of each arm by whole forwards."""
     points = [f"blocks.{layer}.attn.{name}" for layer in range(2) for name in ("hook_rot_q", "hook_rot_k")]
     clean = {text: states(lens, text, points) for text in TEXTS}
     mlp = [(f"blocks.{LAYER}.hook_mlp_out", zero_at(0))]
     losses: dict[str, list[float]] = {"base": [], "bos": [], "qk": [], "both": []}
     for text in TEXTS:
-        seen = [clean[other] for other in others(TEXTS, text)]
-        disturb = [(point, write(top_cells(pooled(seen, point)))) for point in points]
+        selection_states = [clean[other_text] for other_text in other_fold(TEXTS, text)]
+        disturb = [(point, write(top_cells(pooled(selection_states, point)))) for point in points]
         for arm, hooks in (("base", []), ("bos", mlp), ("qk", disturb), ("both", [*mlp, *disturb])):
             losses[arm].append(naive_loss(lens, text, hooks))
-    return {arm: np.array(found) for arm, found in losses.items()}
+    return {arm: np.array(values) for arm, values in losses.items()}
 
 
-def arms(found: Any) -> tuple[str, str, str]:
-    """Names of the three conditions."""
-    bos, qk, both = [r["condition"] for r in rows(found, NAME) if r["condition"] != "baseline"]
-    return bos, qk, both
+def arms(result: Any) -> tuple[str, str, str]:
+    """Return the names of the three conditions."""
+    bos, qk, combination = [r["condition"] for r in rows(result, NAME) if r["condition"] != "baseline"]
+    return bos, qk, combination
 
 
-def test_each_arm_is_what_whole_forwards_give(found: Any, slow: dict[str, np.ndarray]) -> None:
-    bos, qk, both = arms(found)
+def test_each_arm_equals_whole_forwards(result: Any, reference: dict[str, np.ndarray]) -> None:
+    bos, qk, combination = arms(result)
     assert qk == "top-1"
-    assert both == f"{bos} + {qk}"
-    for name, arm in ((bos, "bos"), (qk, "qk"), (both, "both")):
-        measured = [r["loss"] for r in rows(found, NAME, "texts") if r["condition"] == name]
-        assert measured == pytest.approx(slow[arm], abs=1e-6)
-    assert [row(found, NAME, name)["layer"] for name in arms(found)] == [LAYER, None, LAYER]
+    assert combination == f"{bos} + {qk}"
+    for name, arm in ((bos, "bos"), (qk, "qk"), (combination, "both")):
+        measured = [r["loss"] for r in rows(result, NAME, "texts") if r["condition"] == name]
+        assert measured == pytest.approx(reference[arm], abs=1e-6)
+    assert [row(result, NAME, name)["layer"] for name in arms(result)] == [LAYER, None, LAYER]
 
 
-def test_cells_are_chosen_without_the_mlp_s_removal(lens: Any, slow: dict[str, np.ndarray]) -> None:
-    """Chosen under it, they would be others in this model, and the losses too."""
+def test_cells_are_selected_without_the_mlp_removal(lens: Any, reference: dict[str, np.ndarray]) -> None:
+    """Cells selected under the removal would differ in this model, and so would the losses."""
     points = [f"blocks.{layer}.attn.{name}" for layer in range(2) for name in ("hook_rot_q", "hook_rot_k")]
     mlp = [(f"blocks.{LAYER}.hook_mlp_out", zero_at(0))]
     removed = {text: states(lens, text, points, mlp) for text in TEXTS}
-    wrong = []
+    losses = []
     for text in TEXTS:
-        seen = [removed[other] for other in others(TEXTS, text)]
-        wrong.append(
-            naive_loss(lens, text, [*mlp, *((p, write(top_cells(pooled(seen, p)))) for p in points)])
+        selection_states = [removed[other_text] for other_text in other_fold(TEXTS, text)]
+        losses.append(
+            naive_loss(
+                lens, text, [*mlp, *((p, write(top_cells(pooled(selection_states, p)))) for p in points)]
+            )
         )
-    assert np.abs(np.array(wrong) - slow["both"]).max() > 1e-4
+    assert np.abs(np.array(losses) - reference["both"]).max() > 1e-4
 
 
-def test_the_interaction_is_both_less_each_text_by_text(
-    lens: Any, found: Any, slow: dict[str, np.ndarray]
+def test_the_interaction_is_both_minus_each_text_by_text(
+    lens: Any, result: Any, reference: dict[str, np.ndarray]
 ) -> None:
-    (one,) = rows(found, NAME, "interactions")
+    (interaction,) = rows(result, NAME, "interactions")
     n = predicted(lens)
-    extra = slow["both"] - slow["bos"] - slow["qk"] + slow["base"]
-    assert one["interaction"] == pytest.approx((extra * n).sum() / n.sum(), abs=1e-9)
-    assert one["interaction"] == pytest.approx(
-        one["delta_both"] - one["delta_bos_mlp"] - one["delta_qk"], abs=1e-9
+    extra = reference["both"] - reference["bos"] - reference["qk"] + reference["base"]
+    assert interaction["interaction"] == pytest.approx((extra * n).sum() / n.sum(), abs=1e-9)
+    assert interaction["interaction"] == pytest.approx(
+        interaction["delta_both"] - interaction["delta_bos_mlp"] - interaction["delta_qk"], abs=1e-9
     )
-    assert one["ci_low"] < one["interaction"] < one["ci_high"]
+    assert interaction["ci_low"] < interaction["interaction"] < interaction["ci_high"]
     mean, n_texts = (extra * n).sum() / n.sum(), len(n)
     variance = (np.square(extra - mean) * n).sum() / n.sum() * n_texts / (n_texts - 1)
-    assert one["d_z"] == pytest.approx(mean / np.sqrt(variance), rel=1e-6)
-    assert one["n_texts"] == len(TEXTS)
-    (contrast,) = rows(found, NAME, "contrasts")
+    assert interaction["d_z"] == pytest.approx(mean / np.sqrt(variance), rel=1e-6)
+    assert interaction["n_texts"] == len(TEXTS)
+    (contrast,) = rows(result, NAME, "contrasts")
     assert contrast["control"] == "sum of each alone"
-    assert (contrast["condition"], contrast["delta_nats"]) == (one["condition"], one["interaction"])
+    assert (contrast["condition"], contrast["delta_nats"]) == (
+        interaction["condition"],
+        interaction["interaction"],
+    )
     for arm, column in (("bos", "delta_bos_mlp"), ("qk", "delta_qk"), ("both", "delta_both")):
-        assert one[column] == pytest.approx(((slow[arm] - slow["base"]) * n).sum() / n.sum(), abs=1e-6)
+        assert interaction[column] == pytest.approx(
+            ((reference[arm] - reference["base"]) * n).sum() / n.sum(), abs=1e-6
+        )
 
 
-def test_two_that_cannot_meet_do_not_interact(lens: Any) -> None:
-    """In a model of one layer no query and no key reads what its MLP writes at BOS, and BOS attends to itself alone."""
-    alone = toy_lens("llama", dtype=torch.float64, num_hidden_layers=1)
-    found = run(NAME, alone, params={"layer": 0})
-    (one,) = rows(found, NAME, "interactions")
-    assert abs(one["delta_qk"]) > 1e-4
-    assert abs(one["delta_bos_mlp"]) > 1e-4
-    assert one["interaction"] == pytest.approx(0, abs=1e-12)
+def test_edits_without_a_common_path_do_not_interact(lens: Any) -> None:
+    """In a model of one layer, no query or key reads what the MLP writes at BOS, and BOS attends to itself alone."""
+    one_layer_lens = toy_lens("llama", dtype=torch.float64, num_hidden_layers=1)
+    result = run(NAME, one_layer_lens, params={"layer": 0})
+    (interaction,) = rows(result, NAME, "interactions")
+    assert abs(interaction["delta_qk"]) > 1e-4
+    assert abs(interaction["delta_bos_mlp"]) > 1e-4
+    assert interaction["interaction"] == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("disruption", ["massive", "top-1-mean", "study-top-1"])
-def test_every_disruption_of_queries_and_keys(lens: Any, disruption: str) -> None:
+def test_every_disruption_of_queries_and_keys_can_be_combined(lens: Any, disruption: str) -> None:
     params = {"layer": 1, "disruption": disruption, "multiple": 1.3, "rotation": "pre"}
-    measured = run(NAME, lens, params=params)
-    bos, qk, both = arms(measured)
+    combined_result = run(NAME, lens, params=params)
+    bos, qk, combination = arms(combined_result)
     assert qk == disruption
-    alone = run("qk-disruption", lens, params={"conditions": disruption, "multiple": 1.3, "rotation": "pre"})
-    assert row(measured, NAME, qk)["ppl"] == row(alone, "qk-disruption", disruption)["ppl"]
-    assert row(measured, NAME, bos)["layer"] == 1
-    assert row(measured, NAME, both)["ratio"] != 1
+    qk_result = run(
+        "qk-disruption", lens, params={"conditions": disruption, "multiple": 1.3, "rotation": "pre"}
+    )
+    assert row(combined_result, NAME, qk)["ppl"] == row(qk_result, "qk-disruption", disruption)["ppl"]
+    assert row(combined_result, NAME, bos)["layer"] == 1
+    assert row(combined_result, NAME, combination)["ratio"] != 1
 
 
-def test_the_layer_is_found_as_bos_mlp_finds_it(lens: Any) -> None:
-    found, other = run(NAME, lens), run("bos-mlp", lens, params={"seeds": 0})
-    writers = {
-        r["condition"]: (r["layer"], r["ppl"]) for r in rows(other, "bos-mlp") if r["ratio"] is not None
+def test_the_layer_is_that_of_bos_mlp(lens: Any) -> None:
+    result, bos_mlp_result = run(NAME, lens), run("bos-mlp", lens, params={"seeds": 0})
+    expected = {
+        r["condition"]: (r["layer"], r["ppl"])
+        for r in rows(bos_mlp_result, "bos-mlp")
+        if r["ratio"] is not None
     }
-    mine = {r["condition"]: (r["layer"], r["ppl"]) for r in rows(found, NAME)}
-    assert writers
-    assert all(mine[name] == at for name, at in writers.items())
+    layer_and_ppl = {r["condition"]: (r["layer"], r["ppl"]) for r in rows(result, NAME)}
+    assert expected
+    assert all(layer_and_ppl[name] == layer_ppl for name, layer_ppl in expected.items())
 
 
-def test_without_a_massive_cell_there_is_no_combination_and_it_says_so(lens: Any) -> None:
-    found = run(NAME, lens, params={"disruption": "massive", "multiple": 50})
-    assert rows(found, NAME, "interactions") == []
-    assert notes(found, "massive is left out")
+def test_without_a_massive_cell_the_combination_is_left_out_with_a_warning(lens: Any) -> None:
+    result = run(NAME, lens, params={"disruption": "massive", "multiple": 50})
+    assert rows(result, NAME, "interactions") == []
+    assert notes(result, "massive is left out")
 
 
-def test_one_text_is_null_with_the_reason(lens: Any) -> None:
-    found = run(NAME, lens, [TEXTS[0]])
-    assert rows(found, NAME, "interactions") == []
-    assert notes(found, "chosen on other texts")
+def test_one_text_is_missing_with_the_reason(lens: Any) -> None:
+    result = run(NAME, lens, [TEXTS[0]])
+    assert rows(result, NAME, "interactions") == []
+    assert notes(result, "selected on texts other than those")
 
 
 @pytest.mark.slow
-def test_it_keeps_the_contract() -> None:
+def test_the_metric_keeps_the_contract() -> None:
     check_metric(Combined)

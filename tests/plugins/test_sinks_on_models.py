@@ -1,4 +1,4 @@
-"""The sinks of whole models, against their own eager attention in float64, text by text without padding."""
+"""Sinks of tiny models against their own eager attention in float64, text by text without padding."""
 
 from typing import Any
 
@@ -14,16 +14,16 @@ TEXTS = [letters(length, length) for length in (11, 4, 17, 8)]
 
 
 def eager_attention(family: str) -> list[np.ndarray]:
-    """[layer, head, query, key] of each text."""
+    """Return the attention [layer, head, query, key] of each text."""
     model = tiny_model(family).double()
     model.set_attn_implementation("eager")
-    found = []
+    matrices = []
     for text in TEXTS:
         ids = torch.tensor([toy_tokenizer()(text)["input_ids"]])
         with torch.no_grad():
             attentions = model(ids, output_attentions=True, use_cache=False).attentions
-        found.append(torch.stack([each[0] for each in attentions]).double().numpy())
-    return found
+        matrices.append(torch.stack([layer_attention[0] for layer_attention in attentions]).double().numpy())
+    return matrices
 
 
 def cells(run: Any, table: str, *names: str) -> list[tuple[Any, ...]]:
@@ -51,21 +51,25 @@ def test_scores_equal_those_of_the_dense_matrices(family: str, key: int) -> None
     for matrix in dense:
         length = matrix.shape[-1]
         for layer, head in np.ndindex(matrix.shape[:2]):
-            seen = [slice(place, windows[layer] and place + windows[layer]) for place in range(length)]
-            columns = [matrix[layer, head, seen[place], place] for place in range(length)]
-            skipped = int(key == 0)
-            expected.append((columns[key][skipped:].mean(), columns[key].mean()))
+            window = windows[layer]
+            columns = [
+                matrix[layer, head, position : window and position + window, position]
+                for position in range(length)
+            ]
+            n_skipped = int(key == 0)
+            expected.append((columns[key][n_skipped:].mean(), columns[key].mean()))
             means = [column.mean() for column in columns]
-            least = min(8, (len(columns[1]) + 1) // 2)
-            best = max((k for k in range(1, length) if len(columns[k]) >= least), key=means.__getitem__)
-            strongest.append((best, means[best]))
+            min_queries = min(8, (len(columns[1]) + 1) // 2)
+            candidates = [position for position in range(1, length) if len(columns[position]) >= min_queries]
+            strongest_key = max(candidates, key=means.__getitem__)
+            strongest.append((strongest_key, means[strongest_key]))
     assert np.abs(np.array(cells(run, "texts", "score", "score_all")) - expected).max() < 1e-5
     assert np.abs(np.array(cells(run, "strongest", "position", "score")) - strongest).max() < 1e-5
     assert run.warnings == []
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_heads_without_queries_are_uniform_and_give_the_null(family: str) -> None:
+def test_heads_without_queries_are_uniform_and_score_their_null(family: str) -> None:
     lens = toy_lens(family)
     with torch.no_grad():
         for layer in lens.original_model.model.layers:
@@ -79,7 +83,7 @@ def test_heads_without_queries_are_uniform_and_give_the_null(family: str) -> Non
     assert windows == ({7} if family == "mistral" else {None})
 
 
-def test_weights_that_are_not_finite_give_null_and_not_zero() -> None:
+def test_weights_that_are_not_finite_give_a_missing_value_and_not_zero() -> None:
     lens = toy_lens()
     with torch.no_grad():
         lens.original_model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan

@@ -1,4 +1,4 @@
-"""Layers made by hand, and runs on tiny models, for tests of metrics."""
+"""Hand-made models and layers for tests of metrics, and a metric's tables as records."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from phaselens.testing import model_info
 
 
 def info(n_layers: int = 1, n_heads: int = 2, d_head: int = 4, **facts: Any) -> ModelInfo:
-    """Facts of a model that exists only in its activations."""
+    """Return the facts of a model that exists only in its activations."""
     return model_info(
         n_layers=n_layers,
         n_heads=n_heads,
@@ -27,7 +27,7 @@ def info(n_layers: int = 1, n_heads: int = 2, d_head: int = 4, **facts: Any) -> 
 def view(
     activations: Mapping[str, Tensor], lengths: tuple[int, ...], index: int = 0, weight: Tensor | None = None
 ) -> LayerView:
-    """One layer of one batch, whose texts are called a, b, c, …"""
+    """Return one layer of a batch whose texts are named a, b, c, …"""
     n_pos = next(iter(activations.values())).shape[1]
     ids = tuple("abcdefgh"[: len(lengths)])
     tokens = torch.arange(len(lengths) * max(lengths)).view(len(lengths), -1) if n_pos else torch.zeros(1, 1)
@@ -40,21 +40,23 @@ def view(
     )
 
 
-def from_matrix(pattern: Tensor) -> dict[str, Tensor]:
-    """The hooked activations of attention whose matrix is `pattern` [head, query, key]: q = ln p on unit keys."""
+def attention_activations(pattern: Tensor) -> dict[str, Tensor]:
+    """Return hooked activations of attention whose matrix is `pattern` [head, query, key]: q = ln p on unit keys."""
     from phaselens.attention import attend, summarise
 
     n_heads, n, _ = pattern.shape
     q = pattern.double().clamp(min=1e-40).log()[None]
     k = torch.eye(n, dtype=torch.float64).expand(1, n_heads, n, n)
     _, lse = attend(q, k, k, scale=1.0)
-    found = summarise(q, k, lse, scale=1.0, position=0, entropy=True, received=True, distances=64)
+    stats = summarise(q, k, lse, scale=1.0, position=0, entropy=True, received=True, distances=64)
     return {
-        "attn.hook_sink": found.sink, "attn.hook_entropy": found.entropy, "attn.hook_received": found.received,
-        "attn.hook_distance": found.distance,
-    }  # fmt: skip
+        "attn.hook_sink": stats.sink,
+        "attn.hook_entropy": stats.entropy,
+        "attn.hook_received": stats.received,
+        "attn.hook_distance": stats.distance,
+    }
 
 
 def rows(metric: Metric[Any], table: str) -> list[dict[str, Any]]:
-    """One of the metric's tables as records."""
+    """Return the records of one of the metric's tables."""
     return metric.compute()[table].records()

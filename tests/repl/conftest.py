@@ -1,4 +1,4 @@
-"""A shell on tiny models, in this process, without a terminal."""
+"""A shell on tiny models, in this process and without a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Lines = Callable[..., tuple[str, str]]
 
 @pytest.fixture(scope="session")
 def lenses() -> dict[str, Any]:
-    """Two models; wrapping them takes longer than a test does."""
+    """Two models, shared because wrapping them takes longer than a test."""
     return {
         "rope": tiny_lens("llama", label="rope", num_hidden_layers=3),
         "other-model": tiny_lens("gpt2", label="other-model"),
@@ -28,26 +28,25 @@ def lenses() -> dict[str, Any]:
 
 @contextmanager
 def shell_on(lenses: dict[str, Any], tmp_path: Path) -> Iterator[Any]:
-    """IPython on these models; what it changes of them and of this process is put back."""
-    before = sys.displayhook, sys.excepthook
+    """IPython on these models; it restores what it changes of them and of this process."""
+    hooks_before = sys.displayhook, sys.excepthook
 
-    from phaselens.lens.positions import restore_rotation
     from phaselens.repl.session import Session
     from phaselens.repl.shell import Shell, make_shell
 
     session = Session(lenses, str(tmp_path / "figures"), quiet=True)
     loads = {label: f"LOAD({label!r})" for label in lenses}
-    made = make_shell(session, loads, history=":memory:")
-    made.session = session
-    yield made
-    gc.freeze()  # IPython collects garbage at its end: 0.4 s over all that a test process holds, and for nothing
-    made.atexit_operations()
+    shell = make_shell(session, loads, history=":memory:")
+    shell.session = session
+    yield shell
+    gc.freeze()  # IPython collects garbage when it ends, which takes 0.4 s in a test process
+    shell.atexit_operations()
     gc.unfreeze()
-    atexit.unregister(made.atexit_operations)
-    made.restore_sys_module_state()
+    atexit.unregister(shell.atexit_operations)
+    shell.restore_sys_module_state()
     Shell.clear_instance()
-    sys.displayhook, sys.excepthook = before
-    restore_rotation(lenses["rope"])
+    sys.displayhook, sys.excepthook = hooks_before
+    lenses["rope"].set_rotation(nulled=False)
 
 
 @pytest.fixture
@@ -55,26 +54,26 @@ def shell(lenses: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """IPython on `rope` and `other-model`."""
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.chdir(tmp_path)
-    with shell_on(lenses, tmp_path) as made:
-        yield made
+    with shell_on(lenses, tmp_path) as shell:
+        yield shell
 
 
 @pytest.fixture
 def lines(shell: Any, capsys: pytest.CaptureFixture[str]) -> Lines:
-    """Types lines, and gives what stood on stdout and stderr."""
+    """Return a function that types lines and returns stdout and stderr."""
 
     def run(*typed: str) -> tuple[str, str]:
         capsys.readouterr()
         for line in typed:
             shell.run_cell(line, store_history=True)
-        seen = capsys.readouterr()
-        return seen.out, seen.err
+        captured = capsys.readouterr()
+        return captured.out, captured.err
 
     return run
 
 
 @pytest.fixture
 def ready(lines: Lines) -> Lines:
-    """The same, with two prompts and a metric."""
+    """`lines` in a session with two prompts and a metric."""
     lines('clean = m.prompt("to be or")', 'corrupt = m.prompt("to do or")', 'logit_diff("e", "o")')
     return lines

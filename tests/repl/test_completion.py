@@ -1,4 +1,4 @@
-"""What Tab offers, asked of IPython's own completer."""
+"""Tab completion, through IPython's completer."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from tests.repl.conftest import shell_on
 
 @pytest.fixture(scope="module")
 def shell(lenses, tmp_path_factory):
-    """One for all: nothing here changes it."""
+    """Yield one shell for all tests, none of which changes it."""
     folder = tmp_path_factory.mktemp("completion")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
-        with shell_on(lenses, folder) as made:
-            yield made
+        with shell_on(lenses, folder) as shell:
+            yield shell
 
 
-def offered(shell, text: str) -> list[str]:
+def offered_completions(shell, text: str) -> list[str]:
     from IPython.core.completer import provisionalcompleter
 
     with provisionalcompleter():
-        return [each.text for each in shell.Completer.completions(text, len(text))]
+        return [completion.text for completion in shell.Completer.completions(text, len(text))]
 
 
 @pytest.mark.parametrize(
@@ -42,18 +42,18 @@ def offered(shell, text: str) -> list[str]:
         ('models["other', ["other-model"]),
     ],
 )
-def test_names_are_offered_where_they_belong(shell, typed, expected):
-    assert sorted(offered(shell, typed)) == sorted(expected)
+def test_names_are_completed_in_their_arguments(shell, typed, expected):
+    assert sorted(offered_completions(shell, typed)) == sorted(expected)
 
 
-def test_verbs_and_attributes_are_still_pythons(shell):
-    assert "patched" in offered(shell, "patc")
-    assert any(each.endswith("prompt") for each in offered(shell, "m.promp"))
-    assert "sweep" in offered(shell, "swe")
+def test_verbs_and_attributes_are_completed_by_ipython(shell):
+    assert "patched" in offered_completions(shell, "patc")
+    assert any(completion.endswith("prompt") for completion in offered_completions(shell, "m.promp"))
+    assert "sweep" in offered_completions(shell, "swe")
 
 
-def test_nothing_is_offered_that_cannot_be_edited(shell):
-    names = offered(shell, 'patch("blocks.0.')
+def test_only_points_that_can_be_edited_are_completed(shell):
+    names = offered_completions(shell, 'patch("blocks.0.')
     assert "blocks.0.attn.hook_pattern" in names
     assert not [name for name in names if name.endswith(("hook_sink", "hook_lse", ".hook_in"))]
     for name in names:

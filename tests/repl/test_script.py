@@ -1,4 +1,4 @@
-"""A saved session runs by itself, in a fresh process, and finds the same numbers."""
+"""A saved session is a script that runs in a new process and prints the same numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import phaselens
 from phaselens.repl.script import script
 from phaselens.repl.session import Session
-from tests.marks import first_quick
+from tests.marks import mark_later_slow
 from tests.toys import save_checkpoint
 
 STATE = """
@@ -22,7 +22,7 @@ corrupt = m.prompt("a b x d e f")
 logit_diff("g", "h")
 patch("blocks.1.hook_resid_pre", pos=[3, -1])
 ablate(what="head", layer=range(2), head=1, value="mean")
-nope(1)
+null_rope(1)
 condition("bos-mlp", layer=0)
 metric("bos-norm", massive_factor=3.0)
 run()
@@ -45,8 +45,8 @@ def test_a_saved_session_reproduces_its_last_state(
     play(session, STATE)
     text = script(session, {"toy": f"phaselens.load({str(folder)!r}, label='toy')"})
     expected = "\n".join(
-        str(each)
-        for each in (
+        str(result)
+        for result in (
             session.experiment.run(),
             session.experiment.measure("bos-norm", massive_factor=3.0),
             session.experiment.sweep("v", by="pos-head", layer=[0, 1]),
@@ -69,7 +69,7 @@ def test_a_saved_session_reproduces_its_last_state(
     assert done.stdout.strip() == expected
 
 
-def test_texts_are_written_so_that_they_cannot_become_code(lines, shell):
+def test_texts_are_escaped_so_that_they_cannot_become_code(lines, shell):
     lines("clean = m.prompt('a\"\\'\\n\\\\');import os")
     out, error = lines("%save_session state.py")
     assert (out, error) == ("written: state.py\n", "")
@@ -99,7 +99,7 @@ def test_a_metric_that_closes_over_the_session_is_named_in_a_comment(lines):
     out, error = lines("third = Third()", "metric(third)", 'sweep("attn", layer=0)', "%save_session state.py")
     assert error == ""
     assert out.endswith(
-        "written: state.py\nnote: without the metric metric, which exists in this session only\n"
+        "written: state.py\nnote: the script lacks the metric metric, which exists in this session only\n"
     )
     text = Path("state.py").read_text()
     assert "# The metric metric exists in the session only: define it here" in text
@@ -108,7 +108,8 @@ def test_a_metric_that_closes_over_the_session_is_named_in_a_comment(lines):
 
 LONG = ('clean = m.prompt("to be or not")', 'corrupt = m.prompt("to do or not")')
 SHORT = ('clean = m.prompt("to be")', 'corrupt = m.prompt("to do")')
-EDITS = ("nope(1)", 'ablate(what="mlp", layer=0, pos=-1)', "patch(what='resid', layer=1, pos=(i for i in (10, 12)))",
+EDITS = ("null_rope(1)", 'ablate(what="mlp", layer=0, pos=-1)',
+         "patch(what='resid', layer=1, pos=(i for i in (10, 12)))",
          "patch(what='head', layer=2, head=1)", "patch('blocks.2.hook_mlp_out', pos=-9)")  # fmt: skip
 STATES = {
     "set aside": (*LONG, "logit_diff('e', 'o', pos=-2)", *EDITS, *SHORT, "run()", "attribution('head')"),
@@ -117,7 +118,7 @@ STATES = {
     "a function": (*SHORT, "import math; shift = 2.0", "def third(logits): return logits[:, -1, 3] * math.sqrt(shift)",
                    "metric(third)", "run()", "sweep('attn', layer=0)"),
     "nothing": (),
-    "no prompt": ("nope(1)",),
+    "no prompt": ("null_rope(1)",),
     "an edit in layer 0": (*SHORT, "logit_diff('e', 'o')", "patch(what='q', layer=0)",
                            "run(top=2, pos=1)", "sweep('q', layer=0)"),
     "several sweeps": (*SHORT, "run()", "sweep('q', 'k', by='head', layer=iter([1, 2]))"),
@@ -125,7 +126,7 @@ STATES = {
     "no corrupt prompt": (*LONG, *EDITS, "corrupt = None", "run()"),
     "not a prompt": (*SHORT, EDITS[3], "clean = 5"),
     "a prompt deleted": (*SHORT, EDITS[3], "del clean"),
-    "a failed verb": (*SHORT, EDITS[3], "patch(what='q', head=99)", "nope(layers=2)", "run()"),
+    "a failed verb": (*SHORT, EDITS[3], "patch(what='q', head=99)", "null_rope(layers=2)", "run()"),
     "a metric too far": (*LONG, "logit_diff('e', 'o', pos=12)", *SHORT, "run()"),
     "a lambda": (*SHORT, "metric(lambda logits: logits[:, -1, 3])", "run()", "sweep('attn', layer=0)"),
     "two models": (*SHORT, "patch(what='q')", "logit_diff('e', 'o')",
@@ -136,24 +137,30 @@ STATES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("state", first_quick(list(STATES), 5))
-def test_every_state_can_be_looked_at_saved_and_undone(lines, shell, lenses, state, capsys):
-    """And the script, executed, has the same edits and prints what the session's own experiment finds."""
+@pytest.mark.parametrize("state", mark_later_slow(list(STATES), 5))
+def test_every_state_can_be_shown_saved_and_undone(lines, shell, lenses, state, capsys):
+    """The script has the same edits, and prints the results of the session's experiment."""
     lines(*STATES[state])
     assert lines("patched()")[1] == lines("guide()")[1] == ""
     assert lines("%save_session state.py") == ("written: state.py\n", "")
-    bench = shell.session.bench
-    experiment = bench.experiment
-    expected = [str(experiment.run(*(bench.run or ())))] if bench.has_prompts else [str(experiment.patched())]
+    model_state = shell.session.state
+    experiment = model_state.experiment
+    if model_state.has_prompts:
+        expected = [str(experiment.run(*(model_state.run_arguments or ())))]
+    else:
+        expected = [str(experiment.patched())]
     if experiment.corrupt is not None and experiment.metric.misfit(len(experiment.edited)) is None:
-        expected += [str(eval(f"experiment.{swept}", {"experiment": experiment})) for swept in bench.swept]
+        expected += [
+            str(eval(f"experiment.{sweep_call}", {"experiment": experiment}))
+            for sweep_call in model_state.sweep_calls
+        ]
     edits = str(experiment.patched())
     n_edits = len(experiment.patched())
     for _ in range(n_edits):
         out, error = lines("undo()")
         assert out.startswith("undone: ")
         assert error == ""
-    assert lines("undo()") == ("", "error: undo: there is no edit to take back\n")
+    assert lines("undo()") == ("", "error: undo: there is no edit to undo\n")
     scope = {"LOAD": lenses.__getitem__}
     capsys.readouterr()
     exec(compile(Path("state.py").read_text(), "state.py", "exec"), scope)

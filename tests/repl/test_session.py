@@ -1,4 +1,4 @@
-"""The verbs, typed into IPython: what they print is what the API says, and every error is one line."""
+"""The verbs, typed into IPython: they print the results of the API, and every error is one line."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from phaselens.patching import Experiment, agreement, logit_diff, prompt
-from tests.marks import first_quick
-from tests.patching.test_named import with_null
+from tests.marks import mark_later_slow
+from tests.patching.test_plugin_metrics import metrics_with_null
 
 
-def test_prompts_are_shown_side_by_side_as_soon_as_there_are_two(lines):
+def test_two_prompts_are_shown_side_by_side(lines):
     out, _ = lines('clean = m.prompt("to be")')
     assert out.startswith("6 tokens of 'rope': 0'<s>'")
     out, _ = lines('corrupt = m.prompt("to do")')
@@ -20,18 +20,18 @@ def test_prompts_are_shown_side_by_side_as_soon_as_there_are_two(lines):
     assert lines("1 + 1")[0].endswith("2\n")
 
 
-def test_a_difference_in_length_is_one_line_that_says_where(lines):
+def test_a_difference_in_length_is_one_line_with_the_position(lines):
     lines('clean = m.prompt("to be")')
     out, error = lines('corrupt = m.prompt("to see")')
     assert out == ""
     assert error == (
-        "error: clean has 6 tokens and corrupt 7: they part at position 4, where clean reads 'b' and corrupt reads "
-        "'s' 'e'; choose words of as many tokens\n"
+        "error: clean has 6 tokens and corrupt 7: they diverge at position 4, where clean reads 'b' and corrupt reads "
+        "'s' 'e'; use prompts with the same number of tokens\n"
     )
     assert lines("run()")[1] == error
 
 
-def test_run_prints_what_the_api_finds(ready, shell):
+def test_run_prints_the_result_of_the_api(ready, shell):
     out, error = ready('patch("blocks.1.hook_resid_post", pos=4)', "run()")
     assert error == ""
     lens = shell.user_ns["m"]
@@ -42,23 +42,25 @@ def test_run_prints_what_the_api_finds(ready, shell):
     assert str(shell.user_ns["result"]) == expected
 
 
-def test_the_stack_of_edits(ready):
-    ready('patch(what="resid", layer=range(2))', 'ablate(what="mlp", layer=1, pos=0)', "nope(1)")
+def test_edits_are_listed_and_undone(ready):
+    ready('patch(what="resid", layer=range(2))', 'ablate(what="mlp", layer=1, pos=0)', "null_rope(1)")
     out, _ = ready("patched()")
     assert [line[:3] for line in out.splitlines()] == ["1. ", "2. ", "3. "]
     assert ready("undo()")[0] == "undone: rotation of layer 1 nulled\n"
     ready("undo()", "undo()")
     assert ready("patched()")[0] == "no edits\n"
-    assert ready("undo()")[1] == "error: undo: there is no edit to take back\n"
+    assert ready("undo()")[1] == "error: undo: there is no edit to undo\n"
 
 
 @pytest.mark.slow
 def test_a_sweep_is_a_heatmap_and_a_figure(ready, shell):
     out, error = ready('sweep("head")')
     assert error == ""
-    assert out.startswith("head: patching, layer × head\neffect on logit_diff('e', 'o'); the whole way is ")
-    found = shell.user_ns["result"]
-    assert f"{found.effect[2, 1]:+8.4f}" in out
+    assert out.startswith(
+        "head: patching, layer × head\neffect on logit_diff('e', 'o'); the full difference is "
+    )
+    swept = shell.user_ns["result"]
+    assert f"{swept.effect[2, 1]:+8.4f}" in out
     path = Path(re.search(r"^figure: (.+)$", out, re.MULTILINE)[1])
     assert path.read_bytes().startswith(b"\x89PNG")
     assert path.name == "1-sweep-head.png"
@@ -67,7 +69,7 @@ def test_a_sweep_is_a_heatmap_and_a_figure(ready, shell):
 
 
 @pytest.mark.slow
-def test_attribution_says_how_far_it_agrees_once_both_are_known(ready, shell):
+def test_the_correlation_is_printed_once_there_are_a_sweep_and_an_attribution(ready, shell):
     out, _ = ready('attribution("v")')
     assert "attribution against patching" not in out
     first = shell.user_ns["result"]
@@ -77,20 +79,32 @@ def test_attribution_says_how_far_it_agrees_once_both_are_known(ready, shell):
     assert "attribution against patching" not in ready('sweep("v")')[0]
 
 
-def test_rope_is_a_model_and_a_verb(ready, shell):
+def test_rope_is_a_model_and_restore_rope_a_verb(ready):
     assert ready("rope")[0].endswith(
         "rope: LlamaForCausalLM, 3 layers, 4 heads, d_model 32, positions rope, float32 on cpu\n"
     )
-    ready("nope()")
+    ready("null_rope()")
     assert ready("patched()")[0] == "1. rotation of layers 0–2 nulled\n"
-    assert ready("rope(1)")[0] == "2. rotation of layer 1 restored\n"
-    assert ready("rope(layer=[0, 2])")[0] == "3. rotation of layers 0, 2 restored\n"
-    assert ready("rope()")[1].startswith("error: rope: no rotation was nulled in layers 0–2")
+    assert ready("restore_rope(1)")[0] == "2. rotation of layer 1 restored\n"
+    assert ready("restore_rope(layer=[0, 2])")[0] == "3. rotation of layers 0, 2 restored\n"
+    assert ready("restore_rope()")[1].startswith("error: restore_rope: no rotation was nulled in layers 0–2")
+    assert ready("rope(2)") == (
+        "",
+        "error: rope is a model; call it on a text or tokens, or write restore_rope(2) to restore a rotation\n",
+    )
     assert ready("rope(clean.tokens).shape")[0].endswith("torch.Size([1, 9, 67])\n")
 
 
+def test_nope_is_an_alias_that_names_the_verb(ready, shell):
+    out, error = ready("nope(2)")
+    assert (out, error) == ("note: nope is now null_rope\n1. rotation of layer 2 nulled\n", "")
+    assert shell.session.experiment.patched()[0].code == "null_rope(layer=2)"
+    assert "nope is now null_rope" in ready('guide("nope")')[0]
+    assert not re.search(r"^  nope ", ready("guide()")[0], re.MULTILINE)
+
+
 def test_rotation_can_be_switched_before_there_is_a_prompt(lines):
-    assert lines("nope(2)")[0] == "1. rotation of layer 2 nulled\n"
+    assert lines("null_rope(2)")[0] == "1. rotation of layer 2 nulled\n"
     assert lines("run()")[1].startswith("error: there is no prompt yet; write clean = m.prompt(")
     lines('clean = m.prompt("to be")')
     assert lines("patched()")[0] == "1. rotation of layer 2 nulled\n"
@@ -108,13 +122,13 @@ def test_each_model_has_its_own_edits(ready):
     ready('corrupt = models["other-model"].prompt("to do or")')
     assert ready("patched()")[0] == "no edits\n"
     assert ready("metric()")[0] == "metric: logit_diff('e', 'o')\n"
-    assert ready("nope()")[1].startswith("error: gpt2: positions=nope cannot be served")
+    assert ready("null_rope()")[1].startswith("error: gpt2: positions=nope cannot be served")
     ready('clean = m.prompt("to be")', 'corrupt = m.prompt("to do")')
     assert ready("patched()")[0].startswith("1. patch blocks.1.hook_mlp_out")
 
 
 @pytest.mark.slow
-def test_metrics_and_conditions_by_name(ready):
+def test_metrics_and_conditions_are_accepted_by_name(ready):
     out, _ = ready('metric("sinks", threshold=0.2)')
     assert out.startswith("sinks: sink_rate, share of heads\nlayer")
     out, error = ready('condition("bos-mlp", layer=1)', "run()")
@@ -129,8 +143,8 @@ def test_metrics_and_conditions_by_name(ready):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
-    first_quick([
+    ("line", "message"),
+    mark_later_slow([
         ("patc()", "error: NameError: name 'patc' is not defined (%tb shows where)"),
         ("1 +", "error: SyntaxError: invalid syntax: 1 +"),
         ("1/0", "error: ZeroDivisionError: division by zero (%tb shows where)"),
@@ -148,21 +162,21 @@ def test_metrics_and_conditions_by_name(ready):
         ("raise ValueError('a\\nb\\x1b[31m')", "error: ValueError: a b\\x1b[31m (%tb shows where)"),
     ], 4),
 )  # fmt: skip
-def test_an_error_is_one_line_and_the_session_goes_on(ready, line, said):
+def test_an_error_is_one_line_and_the_session_goes_on(ready, line, message):
     _, error = ready(line)
-    assert error.startswith(said)
+    assert error.startswith(message)
     assert error.count("\n") == 1
     assert ready("run()")[1] == ""
 
 
-def test_the_whole_traceback_can_be_asked_for(ready):
+def test_the_magic_tb_shows_the_traceback(ready):
     ready("1/0")
     out, error = ready("%tb")
     assert "Traceback (most recent call last)" in out + error
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_a_sweep_has_done(ready, shell, monkeypatch):
+def test_ctrl_c_keeps_the_cells_that_a_sweep_has_measured(ready, shell, monkeypatch):
     from phaselens.report.progress import ProgressBar
 
     def advance(self: ProgressBar, n_tokens: int) -> None:
@@ -178,7 +192,7 @@ def test_ctrl_c_keeps_what_a_sweep_has_done(ready, shell, monkeypatch):
     assert "stopped" not in ready('sweep("head")')[0]
 
 
-def test_help_for_each_name(lines, shell):
+def test_guide_explains_each_name(lines, shell):
     from phaselens.repl.session import VERBS
 
     out, _ = lines("guide()")
@@ -187,7 +201,7 @@ def test_help_for_each_name(lines, shell):
         assert re.search(rf"^  {verb} +\S", out, re.MULTILINE), verb
         explained, error = lines(f"guide({verb!r})")
         assert error == ""
-        assert explained.startswith(f"{'rope' if verb == 'rope' else verb}(")
+        assert explained.startswith(f"{verb}(")
         assert shell.object_inspect(verb)["docstring"]
     assert "%save_session" in out
     assert lines("guide(sweep)")[0].startswith("sweep(what='resid', *more, by=None, layer=None, file=None)")
@@ -196,7 +210,7 @@ def test_help_for_each_name(lines, shell):
     assert "Write a script" in shell.object_inspect("%save_session")["docstring"]
 
 
-def test_what_is_found_shows_itself_as_it_prints(ready):
+def test_the_repr_of_results_and_prompts_is_their_text(ready):
     ready('sweep("head")')
     assert "head: patching, layer × head\nlogit_diff('e', 'o'): corrupt" in ready("result")[0]
     assert "9 tokens of 'rope'" in ready("clean")[0]
@@ -229,7 +243,7 @@ def test_between_two_assignments_of_another_length_there_is_no_error(ready):
     assert ready('clean = m.prompt("to be or")')[1].startswith("error: clean has 9 tokens and corrupt 6")
 
 
-def test_new_prompts_say_what_no_longer_fits_and_what_fits_again(ready):
+def test_new_prompts_print_which_edits_stop_or_start_to_fit(ready):
     ready(
         *LONG,
         'ablate(what="mlp", layer=0)',
@@ -239,7 +253,8 @@ def test_new_prompts_say_what_no_longer_fits_and_what_fits_again(ready):
     out, error = ready('clean = m.prompt("to be")', 'corrupt = m.prompt("to do")')
     assert error == ""
     note = (
-        "note: set aside, the prompts have 6 tokens: edits 2, 3 (back when prompts fit; patched() lists all)"
+        "note: set aside, the prompts have 6 tokens: edits 2, 3 "
+        "(applied again once prompts fit; patched() lists all)"
     )
     assert out.splitlines()[-1] == note
     out, error = ready("run()")
@@ -253,19 +268,19 @@ def test_new_prompts_say_what_no_longer_fits_and_what_fits_again(ready):
     assert "set aside, there is no corrupt prompt: edit 2 " in ready("corrupt = None")[0]
 
 
-def test_a_model_without_the_tokens_of_the_metric_is_judged_by_the_loss(ready, shell):
-    """Its verbs work all the same."""
-    shell.session._difference = (" he", " she", -1)
+def test_a_model_without_the_tokens_of_the_metric_is_measured_by_the_loss(ready, shell):
+    """The verbs work on such a model."""
+    shell.session._logit_diff_arguments = (" he", " she", -1)
     out, error = ready(
         'clean, corrupt = (models["other-model"].prompt(text) for text in ("to be", "to do"))',
         "patched()",
         "run()",
     )
     assert error == ""
-    assert "note: runs of other-model are judged by the loss: ' he' is 3 tokens" in out
+    assert "note: runs of other-model are measured by the loss: ' he' is 3 tokens" in out
 
 
-def test_labels_that_mean_something_else_stay_out_of_the_way(lenses, tmp_path):
+def test_labels_with_another_meaning_are_not_bound(lenses, tmp_path):
     from phaselens.repl.session import Session
 
     for label in ("clean", "corrupt", "result", "print", "m", "undo"):
@@ -275,7 +290,7 @@ def test_labels_that_mean_something_else_stay_out_of_the_way(lenses, tmp_path):
         assert session.mismatch.startswith("there is no prompt yet")
 
 
-@pytest.mark.parametrize("name", with_null())
+@pytest.mark.parametrize("name", metrics_with_null())
 def test_every_metric_shows_the_null_of_each_run(ready, shell, name):
     out, error = ready(f"metric({name!r})")
     assert error == ""
@@ -295,7 +310,7 @@ def test_a_table_of_a_metric_shows_the_null_of_each_run(ready):
 
 @pytest.mark.parametrize("verb", ["sweep", "attribution"])
 @pytest.mark.parametrize("what", ["resid", "head"])
-def test_a_sweep_is_that_of_the_api(ready, shell, verb, what):
+def test_a_sweep_equals_that_of_the_api(ready, shell, verb, what):
     assert ready("patch(what='mlp', layer=0, pos=4)", f"{verb}(what={what!r})")[1] == ""
     result, lens = shell.user_ns["result"], shell.user_ns["m"]
     experiment = Experiment(prompt(lens, "to be or"), prompt(lens, "to do or"), logit_diff(lens, "e", "o"))
@@ -322,71 +337,3 @@ def test_sweeps_of_two_functions_are_not_compared(ready):
     out, _ = ready("metric(lambda logits: logits[:, -1, 4])", 'attribution("v", layer=0)')
     assert "attribution against patching" not in out
     assert "attribution against patching" in ready('sweep("v", layer=0)')[0]
-
-
-MISFITS = [
-    ("metric('logit_diff', 'e', 'o')", "logit_diff is a verb of its own; write logit_diff('e', 'o')"),
-    ("metric('logit_diff')", "logit_diff is a verb of its own"),
-    ("metric(logit_diff)", "logit_diff is a verb of its own"),
-    ("metric('sinks', 0.3)", 'metric takes (name), got 2 values without a name; for example metric("sinks"'),
-    ("metric(threshold=0.3)", "metric: name the metric whose parameter threshold is"),
-    ("metric('loss', threshold=0.3)", "metric: loss takes no parameters"),
-    ("metric(5)", "a metric is logit_diff(…), loss or a function of logits, got int"),
-    (
-        "metric(__import__('numpy').zeros(3))",
-        "a metric is logit_diff(…), loss or a function of logits, got ndarray",
-    ),
-    ("metric(__import__('numpy').zeros(3), threshold=1)", "a metric is logit_diff(…), loss or a function of"),
-    ("metric(print, threshold=1)", "metric: a function takes no parameters"),
-    ("ablate(what='mlp', to='mean')", "ablate has no argument 'to'; did you mean value='mean'?"),
-    (
-        "ablate(what='pattern', value='mean')",
-        "blocks.0.attn.hook_pattern: value='mean': the mean of its rows over queries lets a query attend to later",
-    ),
-    ("patch(layers=3)", "patch has no argument 'layers'; did you mean layer=3? For example patch("),
-    ("patch(what='mlp', position=2)", "patch has no argument 'position'; did you mean pos=2?"),
-    ("patch(what='mlp', colour=2)", "patch has no argument 'colour'; known: head, layer, point, pos, what."),
-    (
-        "patch('blocks.1.hook_mlp_out', 3)",
-        "patch takes (point), and by name layer, pos, head, what, got 2 values",
-    ),
-    ("patch(what='mlp', pos='x')", "pos='x': give a number, several, or 'all'"),
-    ("sweep('q', what='k')", "sweep: what is given twice, as 'q' and as 'k'"),
-    ("sweep('q', 'nonsense')", "what='nonsense'; known: attn"),
-    ("sweep(['q', 3])", "what=3"),
-    ("sweep('q', file=3)", "file=3: give the name of a file"),
-    ("attribution('q', observer=1)", "attribution has no argument 'observer'"),
-    ("logit_diff(' he')", 'logit_diff needs b; for example logit_diff(" he", " she")'),
-    ("logit_diff('e', 'o', pos=99)", "logit_diff('e', 'o', pos=99) needs a prompt of 100 tokens or more"),
-    ("logit_diff('e', 'o', pos='x')", "logit_diff: pos='x'; give one position"),
-    ("run(1, 2, 3)", "run takes (top, pos), got 3 values without a name; for example run(top=10, pos=5)"),
-    ("run('x')", "top='x': give a number, 1 to 67"),
-    ("nope(layers=2)", "nope has no argument 'layers'; did you mean layer=2?"),
-    ("rope(layers=2)", "rope has no argument 'layers'; did you mean layer=2?"),
-    ("rope(1, 2)", "rope takes (layer), got 2 values"),
-    ("condition(5)", "condition: a causal metric is named by a text, got 5"),
-    ("condition()", "condition needs name; for example condition("),
-    ("undo('x')", "undo takes no arguments; write undo()"),
-    ("m.prompt('e', prepend_bos=True)", "prompt has no argument 'prepend_bos'; did you mean bos='always'?"),
-    ("guide(5)", "guide: no verb '5'; known: "),
-    (
-        "m.prompt('a', boss='never')",
-        "prompt has no argument 'boss'; did you mean bos='never'? For example m.prompt(",
-    ),
-    ("m.prompt()", "prompt needs text; for example m.prompt("),
-]
-
-
-def test_a_call_that_does_not_fit_is_one_line_in_words(ready):
-    for line, message in MISFITS:
-        out, error = ready(line)
-        assert error.startswith(f"error: {message}"), line
-        assert (out, error.count("\n")) == ("", 1), line
-    assert ready("patched()") == ("no edits\n", "")
-    assert ready("metric()")[0] == "metric: logit_diff('e', 'o')\n"
-
-
-def test_a_type_error_inside_a_metric_stays_one(ready):
-    assert ready("metric(lambda logits: logits + 'a')", "run()")[1].startswith(
-        "error: TypeError: unsupported operand"
-    )

@@ -1,4 +1,4 @@
-"""What the figures draw is what the tables hold."""
+"""Figures draw the numbers of the tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import phaselens
 from phaselens.errors import InputError
+from phaselens.plugin import Column, Display, FigurePanel, FigureSet, Metric, TableSpec
 from phaselens.report.figures import COLOURS, draw, figures
 from phaselens.runs import Run
+from tests.runs.metrics import probe
 from tests.toys import letters, toy_lens
 
 
@@ -23,11 +26,11 @@ def run() -> Run:
 
 
 @pytest.fixture(scope="module")
-def drawn(run: Run) -> dict[str, Any]:
+def drawn(run: Run) -> dict[str, Figure]:
     return dict(figures(run))
 
 
-def test_one_figure_a_metric_one_by_head_and_the_set(drawn: dict[str, Any]) -> None:
+def test_each_metric_has_a_figure_some_have_heads_and_there_is_a_set(drawn: dict[str, Figure]) -> None:
     curves = {"sinks", "bos-norm", "compression", "bos-write"}
     heads = {"sinks-heads", "bos-write-heads"}
     assert set(drawn) == curves | heads | {
@@ -39,28 +42,52 @@ def test_one_figure_a_metric_one_by_head_and_the_set(drawn: dict[str, Any]) -> N
     assert len(drawn["study-summary"].axes) == 4
 
 
-def test_curves_are_the_tables_numbers(run: Run, drawn: dict[str, Any]) -> None:
+def test_a_plugin_adds_a_figure_set_of_its_own() -> None:
+    """Two metrics make up the set; its page is drawn only for a run with both."""
+    norms = FigureSet("norms", ("first", "second", "third"))
+    value = Display("value", "value")
+
+    def metric(name: str, *panels: str) -> type[Metric[Any]]:
+        return probe(
+            name=name,
+            tables=(TableSpec("layers", (Column("layer", int), Column("value"))),),
+            compute=lambda self: {"layers": self.table("layers", [(0, 1.0), (1, 2.0)])},
+            figure_panels=tuple(FigurePanel(norms, panel, value) for panel in panels),
+        )
+
+    metrics = [metric("one", "third"), metric("other", "second", "first")]
+    drawn = dict(figures(phaselens.run(toy_lens(), metrics=metrics, texts=[letters(5)])))
+    assert list(drawn) == ["norms-first", "norms-second", "norms-third", "norms-summary"]
+    titles = [axes.get_title(loc="left") for axes in drawn["norms-summary"].axes]
+    assert titles == ["a  value", "b  value", "c  value", ""]
+    assert list(drawn["norms-third"].axes[0].lines[0].get_ydata()) == [1.0, 2.0]
+    assert list(dict(figures(phaselens.run(toy_lens(), metrics=metrics[:1], texts=[letters(5)])))) == [
+        "norms-third"
+    ]
+
+
+def test_curves_are_the_tables_numbers(run: Run, drawn: dict[str, Figure]) -> None:
     (axes,) = drawn["compression"].axes
-    for place, label in enumerate(["one", "two & <b>"]):
+    for model, label in enumerate(["one", "two & <b>"]):
         records = [r for r in run.rows("compression", "layers").records() if r["model"] == label]
-        line, null = axes.lines[2 * place], axes.lines[2 * place + 1]
+        line, null = axes.lines[2 * model], axes.lines[2 * model + 1]
         assert line.get_label() == label
-        assert line.get_color() == null.get_color() == COLOURS[place]
+        assert line.get_color() == null.get_color() == COLOURS[model]
         assert list(line.get_ydata()) == [r["entropy"] for r in records]
         assert list(null.get_ydata()) == [r["null"] for r in records]
-        band = axes.collections[place].get_paths()[0].vertices
+        band = axes.collections[model].get_paths()[0].vertices
         assert band[:, 1].min() == pytest.approx(min(r["ci_low"] for r in records))
         assert band[:, 1].max() == pytest.approx(max(r["ci_high"] for r in records))
     assert axes.get_ylabel() == "entropy (nats)"
 
 
-def test_shares_are_drawn_in_percent(run: Run, drawn: dict[str, Any]) -> None:
+def test_shares_are_drawn_in_percent(run: Run, drawn: dict[str, Figure]) -> None:
     (axes,) = drawn["sinks"].axes
     rates = [r["sink_rate"] for r in run.rows("sinks", "layers").records() if r["model"] == "one"]
     assert list(axes.lines[0].get_ydata()) == pytest.approx([100 * rate for rate in rates])
 
 
-def test_pictures_of_heads_are_the_tables_numbers(run: Run, drawn: dict[str, Any]) -> None:
+def test_heatmaps_of_heads_are_the_tables_numbers(run: Run, drawn: dict[str, Figure]) -> None:
     panels = [axes for axes in drawn["sinks-heads"].axes if axes.images]
     assert len(panels) == 2
     for panel, label in zip(panels, ["one", "two & <b>"], strict=True):
@@ -74,25 +101,29 @@ def test_pictures_of_heads_are_the_tables_numbers(run: Run, drawn: dict[str, Any
 
 def test_missing_values_are_gaps() -> None:
     run = phaselens.run(toy_lens("llama"), metrics=["compression", "sinks"], texts=[""])
-    named = dict(figures(run))
-    assert np.isnan(named["compression"].axes[0].lines[0].get_ydata()).all()
-    assert np.isnan(np.asarray(named["sinks-heads"].axes[0].images[0].get_array().filled(np.nan))).all()
+    figures_by_name = dict(figures(run))
+    assert np.isnan(figures_by_name["compression"].axes[0].lines[0].get_ydata()).all()
+    assert np.isnan(
+        np.asarray(figures_by_name["sinks-heads"].axes[0].images[0].get_array().filled(np.nan))
+    ).all()
 
 
 @pytest.mark.slow
-def test_files(run: Run, tmp_path: Path) -> None:
-    some = Run(run.models, run.texts, {"sinks": run.metrics["sinks"]}, [], run.options, run.versions)
-    written = draw(some, tmp_path / "new" / "folder")
-    assert sorted(path.name for path in written) == sorted(
-        f"{name}.{form}" for name in ("sinks", "sinks-heads", "study-sink-rate") for form in ("png", "svg")
+def test_every_figure_is_a_png_and_an_svg_file(run: Run, tmp_path: Path) -> None:
+    sinks_run = Run(run.models, run.texts, {"sinks": run.metrics["sinks"]}, [], run.options, run.versions)
+    paths = draw(sinks_run, tmp_path / "new" / "folder")
+    assert sorted(path.name for path in paths) == sorted(
+        f"{name}.{extension}"
+        for name in ("sinks", "sinks-heads", "study-sink-rate")
+        for extension in ("png", "svg")
     )
-    for path in written:
+    for path in paths:
         start = path.read_bytes()[:200]
         assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in start
     assert b"two &amp; &lt;b&gt;" in (tmp_path / "new" / "folder" / "sinks-heads.svg").read_bytes()
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_one_line(run: Run, tmp_path: Path) -> None:
+def test_an_impossible_folder_is_an_error_of_one_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="figures cannot be written to"):
         draw(run, tmp_path / "file" / "below")

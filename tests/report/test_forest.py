@@ -1,12 +1,14 @@
-"""The pictures of conditions draw what the tables hold, and name what they draw as it is."""
+"""Figures of conditions draw the numbers of the tables, with names as they are."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from phaselens.report.drawing import COLOURS, MARKERS, lettering, new_figure, signed_scale
 from phaselens.report.figures import draw, figures
@@ -14,20 +16,20 @@ from phaselens.runs import Run
 from tests.report.causal_runs import baseline, causal_run, condition, contrast, shares, sweep, two_models
 
 
-def drawn(run: Run) -> dict[str, Any]:
-    found = dict(figures(run))
+def drawn(run: Run) -> dict[str, Figure]:
+    figures_by_name = dict(figures(run))
     assert not run.failed
-    for figure in found.values():
+    for figure in figures_by_name.values():
         figure.draw_without_rendering()
-    return found
+    return figures_by_name
 
 
-def dots(axes: Any) -> list[Any]:
-    """The lines that are one point: an effect each."""
+def dots(axes: Axes) -> list[Line2D]:
+    """Return the markers of the effects: lines of one point."""
     return [line for line in axes.lines if len(line.get_xdata()) == 1 and line.get_marker() in MARKERS]
 
 
-def test_effects_are_the_tables_numbers_with_controls_beneath() -> None:
+def test_effects_are_the_tables_numbers_with_controls_beneath_their_conditions() -> None:
     (figure,) = drawn(two_models()).values()
     (axes,) = figure.axes
     names = [tick.get_text() for tick in axes.get_yticklabels()]
@@ -35,7 +37,7 @@ def test_effects_are_the_tables_numbers_with_controls_beneath() -> None:
     rope, drope = ([dot for dot in dots(axes) if dot.get_color() == colour] for colour in COLOURS[:2])
     assert [float(dot.get_xdata()[0]) for dot in rope] == [0.1387, 0.0003]
     assert [float(dot.get_xdata()[0]) for dot in drope][:3] == [7.504, 0.0, 13.8]
-    assert np.isnan(drope[3].get_xdata()[0]), "what is missing is not drawn"
+    assert np.isnan(drope[3].get_xdata()[0]), "a missing value is not drawn"
     assert [round(float(dot.get_ydata()[0])) for dot in drope] == [0, 1, 2, 3], "each in its row"
     assert {dot.get_marker() for dot in rope}.isdisjoint({dot.get_marker() for dot in drope})
     assert [dot.get_markerfacecolor() == "white" for dot in drope] == [False, True, False, False]
@@ -48,7 +50,7 @@ def test_effects_are_the_tables_numbers_with_controls_beneath() -> None:
     assert [text.get_text() for text in axes.texts] == ["L1", "L1", "L5", "L5", "L0", "L0"]
 
 
-def test_there_is_a_line_at_zero_and_every_sign_is_named() -> None:
+def test_a_line_marks_zero_and_the_legend_names_every_marker() -> None:
     (figure,) = drawn(two_models()).values()
     (axes,) = figure.axes
     assert any(list(line.get_xdata()) == [0, 0] for line in axes.lines)
@@ -64,26 +66,26 @@ def test_a_control_is_moved_beneath_its_condition() -> None:
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["a", "└ c", "b"]
 
 
-def test_a_sweep_is_a_curve_a_model_with_its_control_dashed() -> None:
+def test_a_sweep_is_one_curve_per_model_with_its_control_dashed() -> None:
     run = sweep({"one": 3, "two": 5})
-    found = drawn(run)
-    assert list(found) == ["effects-by-layer"], "nothing is left for a forest"
-    (axes,) = [panel for panel in found["effects-by-layer"].axes if panel.get_visible()]
+    figures_by_name = drawn(run)
+    assert list(figures_by_name) == ["effects-by-layer"], "no condition remains for a forest"
+    (axes,) = [panel for panel in figures_by_name["effects-by-layer"].axes if panel.get_visible()]
     for colour, label, n in zip(COLOURS, ("one", "two"), (3, 5), strict=False):
         records = [
             record for record in run.rows("effects", "conditions").records() if record["model"] == label
         ]
         curve, control = (line for line in axes.lines if line.get_color() == colour)
         for line, name in ((curve, "MLP off"), (control, "MLP off elsewhere")):
-            mine = [record for record in records if record["condition"] == name]
+            condition_records = [record for record in records if record["condition"] == name]
             assert list(line.get_xdata()) == [*range(n)]
-            assert list(line.get_ydata()) == [record["delta_nats"] for record in mine]
+            assert list(line.get_ydata()) == [record["delta_nats"] for record in condition_records]
         assert (curve.get_label(), curve.get_linestyle(), control.get_linestyle()) == (label, "-", "--")
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == (pytest.approx(0.001), pytest.approx(0.302))
 
 
-def test_sweeps_and_single_conditions_come_in_figures_of_their_own() -> None:
+def test_sweeps_and_single_conditions_have_separate_figures() -> None:
     run = sweep({"one": 3})
     run.metrics["effects"].tables["conditions"].rows.append(
         ("one", *condition("all layers", None, 2.0, delta=(0.69, 0.6, 0.8)))
@@ -109,12 +111,12 @@ def test_one_text_has_points_and_no_bars() -> None:
     assert [float(dot.get_xdata()[0]) for dot in dots(figure.axes[0])] == [0.22]
 
 
-def test_nothing_but_a_baseline_is_no_figure() -> None:
+def test_a_baseline_alone_has_no_figure() -> None:
     assert drawn(causal_run({"one": {"conditions": [baseline()], "contrasts": []}})) == {}
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_names_are_no_formulas_and_no_markup(tmp_path: Path) -> None:
+def test_names_are_not_read_as_formulas_or_markup(tmp_path: Path) -> None:
     name = r"$\frac{x$ <b>&\n" + "\x1b[2J"
     rows = [baseline(), condition(name, 1, 1.25, delta=(0.22, 0.1, 0.3))]
     run = causal_run({name: {"conditions": rows, "contrasts": []}})
@@ -137,11 +139,11 @@ def test_names_are_no_formulas_and_no_markup(tmp_path: Path) -> None:
         ([], "linear"),
     ],
 )
-def test_an_axis_is_logarithmic_only_where_it_must(values: list[float], scale: str) -> None:
+def test_an_axis_is_logarithmic_only_where_small_values_need_it(values: list[float], scale: str) -> None:
     _, ((axes,),) = new_figure(3, 3)
     axes.plot(values, values)
-    said = signed_scale(axes, "y", values)
+    note = signed_scale(axes, "y", values)
     assert axes.get_yscale() == scale
-    assert bool(said) == (scale == "symlog")
-    if said:
-        assert axes.get_ylim()[0] > -0.01, "limits are made anew for the scale"
+    assert bool(note) == (scale == "symlog")
+    if note:
+        assert axes.get_ylim()[0] > -0.01, "limits follow the new scale"

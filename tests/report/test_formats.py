@@ -1,4 +1,4 @@
-"""JSON, CSV and Markdown hold the same numbers and break on nothing."""
+"""JSON, CSV and Markdown have the same numbers, and no label breaks them."""
 
 import csv
 import io
@@ -8,20 +8,21 @@ from dataclasses import replace
 import pytest
 
 from phaselens.errors import InputError
-from phaselens.report import formats
-from tests.report.runs import made_run
+from phaselens.report.formats import DEFAULT_FORMAT, formats_with_tracebacks, run_formats, table_formats
+from phaselens.report.table_names import find_table
+from tests.report.runs import made_run, written, written_table
 
 
 def test_json_is_one_strict_object() -> None:
     run = made_run()
-    text = formats.as_json(run)
-    assert "\n" not in text
+    text = written(run, "json")
+    assert text.count("\n") == 1
     assert text.isascii()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(name)) == run.to_dict()
 
 
-def test_csv_is_one_table_with_empty_fields_for_what_is_missing() -> None:
-    rows = list(csv.DictReader(io.StringIO(formats.as_csv(made_run()))))
+def test_csv_is_one_table_with_empty_fields_for_missing_values() -> None:
+    rows = list(csv.DictReader(io.StringIO(written_table(made_run(), "csv"))))
     assert len(rows) == 6
     assert rows[1] == {
         "model": "rope",
@@ -35,33 +36,33 @@ def test_csv_is_one_table_with_empty_fields_for_what_is_missing() -> None:
     assert rows[2]["sink_rate"] == ""
 
 
-def test_csv_quotes_what_a_label_may_hold() -> None:
+def test_csv_quotes_commas_quotes_and_line_ends() -> None:
     (row, *_) = csv.reader(
-        io.StringIO(formats.as_csv(made_run('a,"b"\nc'), "sinks.summary").partition("\n")[2])
+        io.StringIO(written_table(made_run('a,"b"\nc'), "csv", "sinks.summary").partition("\n")[2])
     )
     assert row[0] == 'a,"b"\nc'
 
 
 def test_a_table_is_found_by_name_or_by_metric_and_name() -> None:
     declared = {"sinks": ["texts", "layers"], "other": ["layers", "more"]}
-    assert formats.which_table(declared, "texts") == ("sinks", "texts")
-    assert formats.which_table(declared, "other.layers") == ("other", "layers")
+    assert find_table(declared, "texts") == ("sinks", "texts")
+    assert find_table(declared, "other.layers") == ("other", "layers")
     with pytest.raises(
         InputError, match=r"sinks, other each have a table 'layers'; write --table sinks\.layers"
     ):
-        formats.which_table(declared, "layers")
+        find_table(declared, "layers")
     with pytest.raises(InputError, match=r"no table 'text'; did you mean texts\?"):
-        formats.which_table(declared, "text")
+        find_table(declared, "text")
     with pytest.raises(InputError, match=r"no table 'sinks\.more'"):
-        formats.which_table(declared, "sinks.more")
+        find_table(declared, "sinks.more")
     with pytest.raises(
         InputError, match=r"--table sink\.texts: 'sink' is not in this run; did you mean sinks\?"
     ):
-        formats.which_table(declared, "sink.texts")
+        find_table(declared, "sink.texts")
 
 
-def test_markdown_tables_are_whole_whatever_a_label_holds() -> None:
-    lines = formats.as_markdown(made_run("a|b", "<b>*x*</b>")).splitlines()
+def test_markdown_tables_stay_whole_with_any_label() -> None:
+    lines = written(made_run("a|b", "<b>*x*</b>"), "markdown").splitlines()
     assert lines[0] == "### sinks: attention sinks"
     grid = [line for line in lines if line.startswith("|")]
     widths = {line.replace("\\|", "").count("|") for line in grid}
@@ -74,22 +75,34 @@ def test_markdown_tables_are_whole_whatever_a_label_holds() -> None:
 
 def test_markdown_names_the_bos_policy_above_its_warnings() -> None:
     run = made_run("rope", "a*b")
-    assert formats.as_markdown(run).splitlines()[-3:] == [
+    assert written(run, "markdown").splitlines()[-3:] == [
         "bos: auto (position 0 as the model's tokenizer makes it)",
         "",
         "- drope: a warning",
     ]
     run.models[0] = replace(run.models[0], bos="never")
-    assert formats.as_markdown(run).splitlines()[-3] == "bos: rope never, a\\*b auto"
+    assert written(run, "markdown").splitlines()[-3] == "bos: rope never, a\\*b auto"
 
 
 def test_markdown_of_one_table() -> None:
-    lines = formats.as_markdown(made_run(), "layers").splitlines()
+    lines = written_table(made_run(), "markdown", "layers").splitlines()
     assert lines[0] == "| model | layer | sink\\_rate | ci\\_low | ci\\_high | null\\_rate | mean\\_score |"
     assert len(lines) == 2 + 6
 
 
-def test_a_failed_metric_is_said_in_markdown() -> None:
-    assert "failed: ValueError in update on rope: no \\[bold\\]way\\[/\\]" in formats.as_markdown(
-        made_run(failed=True)
+def test_markdown_names_a_failed_metric() -> None:
+    assert "failed: ValueError in update on rope: no \\[bold\\]way\\[/\\]" in written(
+        made_run(failed=True), "markdown"
     )
+
+
+def test_formats_say_what_they_can_represent() -> None:
+    assert DEFAULT_FORMAT == "table"
+    assert run_formats() == ["table", "json", "markdown"]
+    assert table_formats() == ["table", "csv", "markdown"]
+
+
+def test_the_formats_with_tracebacks_are_those_that_write_them() -> None:
+    run = made_run(failed=True)
+    traceback = run.metrics["sinks"].failures[0].traceback
+    assert [name for name in run_formats() if traceback in written(run, name)] == formats_with_tracebacks()

@@ -1,4 +1,4 @@
-"""The progress bar: on a terminal's stderr, and nowhere else."""
+"""The progress bar is drawn on a stderr that is a terminal, and nowhere else."""
 
 import io
 import sys
@@ -6,11 +6,7 @@ import sys
 import pytest
 
 from phaselens.report.progress import ProgressBar
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from tests.report.runs import TerminalStream
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO, *, quiet: bool = False) -> str:
@@ -24,14 +20,14 @@ def drawn(monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO, *, quiet: bool =
     return stderr.getvalue()
 
 
-def test_it_shows_the_model_and_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = drawn(monkeypatch, Terminal())
-    assert "measuring [red]a model[/red]" in shown
-    assert "60 %" in shown
+def test_the_bar_shows_the_model_and_the_percentage(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = drawn(monkeypatch, TerminalStream())
+    assert "measuring [red]a model[/red]" in output
+    assert "60 %" in output
 
 
-def test_conditions_have_a_bar_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    stderr = Terminal()
+def test_conditions_have_a_separate_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = TerminalStream()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setattr(sys, "stderr", stderr)
     with ProgressBar() as bar:
@@ -45,6 +41,6 @@ def test_conditions_have_a_bar_of_their_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert "25 %" in stderr.getvalue()
 
 
-def test_it_is_off_when_quiet_or_where_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert drawn(monkeypatch, Terminal(), quiet=True) == ""
+def test_the_bar_is_off_when_quiet_or_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert drawn(monkeypatch, TerminalStream(), quiet=True) == ""
     assert drawn(monkeypatch, io.StringIO()) == ""

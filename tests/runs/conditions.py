@@ -1,4 +1,4 @@
-"""Causal metrics made in a line, and what their losses should be, computed the slow way."""
+"""Short definitions of causal metrics, and their expected losses from plain hooks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from phaselens.plugin import CausalMetric, Condition, Edit, Params
 
 def causal(*conditions: Condition, name: str = "causal", **changes: Any) -> type[CausalMetric[Params]]:
     """A causal metric with these conditions."""
-    given = {
+    methods = {
         "name": name,
         "version": "1",
         "conditions": lambda self: list(conditions),
         "__module__": __name__,
         **changes,
     }
-    return type("Causal", (CausalMetric,), given)
+    return type("Causal", (CausalMetric,), methods)
 
 
 def zero(point: str, *positions: int, name: str = "off", **options: Any) -> Condition:
-    """One number written at one point."""
+    """A condition that writes one number at one point."""
     return Condition(name, [Edit(point, 0.0, positions or None)], **options)
 
 

@@ -1,4 +1,4 @@
-"""Small metrics that show what the engine does."""
+"""Small metrics that record the calls of the engine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from phaselens.plugin import Column, LayerView, Metric, Params, Table, TableSpec
 
 
 class Probe(Metric[Params]):
-    """Notes each layer it is handed, and makes a table of means by text and layer."""
+    """Records each layer that it receives, and computes a table of means by text and layer."""
 
     name = "probe"
     version = "1"
@@ -19,13 +19,13 @@ class Probe(Metric[Params]):
     )
     points: ClassVar[tuple[str, ...]] = ("blocks.{layer}.hook_resid_post",)
     #: (layer, names, texts) of every update of any instance, in order.
-    seen: ClassVar[list[tuple[int | None, tuple[str, ...], tuple[str, ...]]]] = []
+    calls: ClassVar[list[tuple[int | None, tuple[str, ...], tuple[str, ...]]]] = []
 
     def hooks(self) -> Sequence[str]:
         return self.points
 
     def update(self, layer: LayerView) -> None:
-        type(self).seen.append((layer.index, tuple(layer), layer.batch.texts))
+        type(self).calls.append((layer.index, tuple(layer), layer.batch.texts))
         for name in layer:
             values = layer.float64(name)
             if values.dim() == 3 and values.shape[:2] == layer.batch.real.shape:
@@ -36,13 +36,13 @@ class Probe(Metric[Params]):
     def compute(self) -> Mapping[str, Table]:
         mean = self.per_text.stack("mean")
         rows = [
-            (text, layer, mean[place, layer])
+            (text, layer, mean[row, layer])
             for layer in range(mean.shape[1])  # by layer first: the run puts the texts in order
-            for place, text in enumerate(self.per_text.texts)
+            for row, text in enumerate(self.per_text.texts)
         ]
         return {"texts": self.table("texts", rows[::-1])}
 
 
 def probe(**changes: Any) -> type[Probe]:
     """A fresh subclass of `Probe` with some attributes changed."""
-    return type("Probe", (Probe,), {"seen": [], "__module__": __name__, **changes})
+    return type("Probe", (Probe,), {"calls": [], "__module__": __name__, **changes})

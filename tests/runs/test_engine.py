@@ -1,4 +1,4 @@
-"""One pass feeds all metrics a layer at a time; a metric that fails hurts no other."""
+"""One pass feeds all metrics layer by layer; a metric that fails does not affect the others."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,15 +24,15 @@ def lens() -> Any:
 
 @pytest.fixture
 def streams(lens: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What each forward was asked for."""
+    """The arguments of each forward."""
     calls: list[dict[str, Any]] = []
     stream = type(lens).stream
 
-    def noted(self: Any, tokens: Any, hooks: Any, **options: Any) -> Any:
+    def record_stream(self: Any, tokens: Any, hooks: Any, **options: Any) -> Any:
         calls.append({"shape": tuple(tokens.shape), "hooks": [name for name, _ in hooks], **options})
         return stream(self, tokens, hooks, **options)
 
-    monkeypatch.setattr(type(lens), "stream", noted)
+    monkeypatch.setattr(type(lens), "stream", record_stream)
     return calls
 
 
@@ -43,8 +43,8 @@ def measure(lens: Any, *metrics: Any, **options: Any) -> Any:
 def test_all_metrics_share_one_forward_and_each_point_is_hooked_once(
     lens: Any, streams: list[dict[str, Any]]
 ) -> None:
-    other = probe(name="other", points=("blocks.{layer}.attn.hook_sink",))
-    measure(lens, "sinks", probe(), other)
+    other_metric = probe(name="other", points=("blocks.{layer}.attn.hook_sink",))
+    measure(lens, "sinks", probe(), other_metric)
     assert len(streams) == 1
     assert len(streams[0]["hooks"]) == len(set(streams[0]["hooks"])) == 2 * 3
 
@@ -64,26 +64,30 @@ def test_the_unembedding_is_not_computed_unless_a_metric_hooks_it(
         handle.remove()
     assert [call["unembed"] for call in streams] == [False, True]
     assert fired == [True]
-    assert [names for _, names, _ in metric.seen] == [("unembed.hook_out",)]
+    assert [names for _, names, _ in metric.calls] == [("unembed.hook_out",)]
     assert run.failed == []
 
 
-def test_a_metric_gets_its_layer_as_soon_as_all_of_it_has_come(lens: Any) -> None:
-    seen: list[Any] = []
-    first = ("blocks.{layer}.attn.hook_q", "blocks.{layer}.attn.hook_v", "blocks.{layer}.attn.hook_sink")
-    early = probe(name="early", points=first, seen=seen)
-    late = probe(
-        name="late", points=("blocks.{layer}.hook_resid_post", "blocks.{layer}.attn.hook_q"), seen=seen
+def test_a_metric_gets_its_layer_as_soon_as_all_its_points_have_fired(lens: Any) -> None:
+    collected: list[Any] = []
+    early_points = (
+        "blocks.{layer}.attn.hook_q",
+        "blocks.{layer}.attn.hook_v",
+        "blocks.{layer}.attn.hook_sink",
     )
-    # The one that waits longer was named first, and is served second.
-    phaselens.run(lens, metrics=[late, early], texts=TEXTS[:1])
+    early_metric = probe(name="early", points=early_points, calls=collected)
+    late_metric = probe(
+        name="late", points=("blocks.{layer}.hook_resid_post", "blocks.{layer}.attn.hook_q"), calls=collected
+    )
+    # The metric that needs the later point was named first, and is updated second.
+    phaselens.run(lens, metrics=[late_metric, early_metric], texts=TEXTS[:1])
     names = ("attn.hook_q", "attn.hook_v", "attn.hook_sink"), ("attn.hook_q", "hook_resid_post")
-    assert [(layer, points) for layer, points, _ in seen] == [
+    assert [(layer, points) for layer, points, _ in collected] == [
         (layer, points) for layer in range(lens.info.n_layers) for points in names
     ]
 
 
-def test_layers_come_whole_in_order_and_points_outside_of_layers_alone(lens: Any) -> None:
+def test_layers_arrive_complete_and_in_order_and_other_points_alone(lens: Any) -> None:
     metric = probe(
         points=(
             "hook_embed",
@@ -94,7 +98,7 @@ def test_layers_come_whole_in_order_and_points_outside_of_layers_alone(lens: Any
         )
     )
     measure(lens, metric)
-    assert [(layer, set(names)) for layer, names, _ in metric.seen] == [
+    assert [(layer, set(names)) for layer, names, _ in metric.calls] == [
         (None, {"hook_embed"}),
         (0, {"attn.hook_sink", "hook_resid_post"}),
         (1, {"attn.hook_sink", "attn.hook_pattern", "hook_resid_post"}),
@@ -102,22 +106,22 @@ def test_layers_come_whole_in_order_and_points_outside_of_layers_alone(lens: Any
     ]
 
 
-def test_a_metric_is_handed_only_what_it_asked_for(lens: Any) -> None:
+def test_a_metric_receives_only_its_own_points(lens: Any) -> None:
     first, second = probe(), probe(name="second", points=("blocks.0.attn.hook_sink",))
     measure(lens, first, second)
-    assert {names for _, names, _ in first.seen} == {("hook_resid_post",)}
-    assert [(layer, names) for layer, names, _ in second.seen] == [(0, ("attn.hook_sink",))]
+    assert {names for _, names, _ in first.calls} == {("hook_resid_post",)}
+    assert [(layer, names) for layer, names, _ in second.calls] == [(0, ("attn.hook_sink",))]
 
 
-def test_every_text_is_handed_out_once_whatever_the_batches(lens: Any) -> None:
+def test_every_text_is_passed_once_in_any_batches(lens: Any) -> None:
     metric = probe()
     measure(lens, metric, batch_tokens=14)
-    first = [texts for layer, _, texts in metric.seen if layer == 0]
-    assert len(first) > 1
-    assert sorted(text for texts in first for text in texts) == ["0", "1", "2", "3"]
+    batches = [texts for layer, _, texts in metric.calls if layer == 0]
+    assert len(batches) > 1
+    assert sorted(text for texts in batches for text in texts) == ["0", "1", "2", "3"]
 
 
-def test_tables_come_in_the_order_of_the_texts(lens: Any) -> None:
+def test_tables_are_in_the_order_of_the_texts(lens: Any) -> None:
     run = measure(lens, probe(), batch_tokens=14)
     assert run.table("probe", "texts").column("text").to_pylist() == [
         f"{i}" for i in range(4) for _ in range(2)
@@ -127,34 +131,38 @@ def test_tables_come_in_the_order_of_the_texts(lens: Any) -> None:
 def test_each_sink_position_gets_its_own_pass_and_its_own_numbers(
     lens: Any, streams: list[dict[str, Any]]
 ) -> None:
-    class Third(Sinks):
-        name = "third"
+    class SinksElsewhere(Sinks):
+        name = "sinks-elsewhere"
 
-    both = measure(lens, "sinks", (Third, {"sink_position": 2}), probe())
+    both_runs = measure(lens, "sinks", (SinksElsewhere, {"sink_position": 2}), probe())
     assert [call["sink_position"] for call in streams] == [0, 2]
-    alone = measure(lens, ("sinks", {"sink_position": 2}))
-    assert both.rows("third", "texts").rows == alone.rows("sinks", "texts").rows
-    assert both.rows("third", "layers").rows != both.rows("sinks", "layers").rows
+    separate = measure(lens, ("sinks", {"sink_position": 2}))
+    assert both_runs.rows("sinks-elsewhere", "texts").rows == separate.rows("sinks", "texts").rows
+    assert both_runs.rows("sinks-elsewhere", "layers").rows != both_runs.rows("sinks", "layers").rows
 
 
-def test_metrics_that_want_other_distances_share_a_pass(lens: Any, streams: list[dict[str, Any]]) -> None:
-    class Far(AttentionPatterns):
-        name = "far"
+def test_metrics_with_different_distances_share_a_pass(lens: Any, streams: list[dict[str, Any]]) -> None:
+    class ManyDistances(AttentionPatterns):
+        name = "many-distances"
 
-    few, many = {"distances": 2}, {"distances": 100}
-    both = measure(lens, ("attention-patterns", few), (Far, many))
+    few_distances, many = {"distances": 2}, {"distances": 100}
+    both_runs = measure(lens, ("attention-patterns", few_distances), (ManyDistances, many))
     assert [call["n_distances"] for call in streams] == [100]
-    assert len(both.rows("far", "profile").rows) > len(both.rows("attention-patterns", "profile").rows)
-    alone = measure(lens, ("attention-patterns", few))
+    assert len(both_runs.rows("many-distances", "profile").rows) > len(
+        both_runs.rows("attention-patterns", "profile").rows
+    )
+    separate = measure(lens, ("attention-patterns", few_distances))
     # Its neighbours that count as local, and the query's own key.
     assert [call["n_distances"] for call in streams[1:]] == [6]
     for table in ("texts", "heads", "profile"):
-        together, apart = (run.rows("attention-patterns", table).rows for run in (both, alone))
-        assert len(together) == len(apart) > 0
-        for row, same in zip(together, apart, strict=True):
-            assert row[:2] == same[:2]
-            # float32 sums of another length are taken in another order
-            assert [*row[2:]] == pytest.approx([*same[2:]], rel=1e-6, abs=1e-6, nan_ok=False)
+        shared_rows, separate_rows = (
+            run.rows("attention-patterns", table).rows for run in (both_runs, separate)
+        )
+        assert len(shared_rows) == len(separate_rows) > 0
+        for row, separate_row in zip(shared_rows, separate_rows, strict=True):
+            assert row[:2] == separate_row[:2]
+            # float32 sums of different lengths are added in a different order
+            assert [*row[2:]] == pytest.approx([*separate_row[2:]], rel=1e-6, abs=1e-6, nan_ok=False)
 
 
 @pytest.mark.parametrize("stage", ["construct", "hooks", "update", "compute"])
@@ -162,8 +170,8 @@ def test_a_metric_that_raises_is_failed_and_the_others_are_complete(lens: Any, s
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError("its own\nfault")
 
-    broken = probe(name="broken", **{"setup" if stage == "construct" else stage: fail})
-    run = measure(lens, broken, "sinks", probe())
+    broken_metric = probe(name="broken", **{"setup" if stage == "construct" else stage: fail})
+    run = measure(lens, broken_metric, "sinks", probe())
     assert run.failed == ["broken"]
     (failure,) = run.metrics["broken"].failures
     assert (failure.model, failure.type, failure.message) == ("llama", "ZeroDivisionError", "its own fault")
@@ -175,17 +183,17 @@ def test_a_metric_that_raises_is_failed_and_the_others_are_complete(lens: Any, s
 
 
 def test_a_failure_on_one_model_keeps_the_tables_of_the_other(lens: Any) -> None:
-    class Picky(Probe):
-        name = "picky"
+    class FailsOnSecond(Probe):
+        name = "fails-on-second"
 
         def update(self, layer: LayerView) -> None:
             if self.model.label == "second":
                 raise ValueError("not this one")
             super().update(layer)
 
-    run = phaselens.run([lens, toy_lens(label="second")], metrics=Picky, texts=TEXTS)
-    assert run.failed == ["picky"]
-    assert set(run.table("picky", "texts").column("model").to_pylist()) == {"llama"}
+    run = phaselens.run([lens, toy_lens(label="second")], metrics=FailsOnSecond, texts=TEXTS)
+    assert run.failed == ["fails-on-second"]
+    assert set(run.table("fails-on-second", "texts").column("model").to_pylist()) == {"llama"}
 
 
 def test_an_unknown_hook_point_fails_the_metric_with_close_matches(lens: Any) -> None:
@@ -224,11 +232,11 @@ def test_tables_must_be_as_declared(lens: Any) -> None:
     assert "unknown declares no table 'nothing'" in run.metrics["unknown"].failures[0].message
 
 
-def test_a_number_that_is_not_finite_becomes_null_with_a_warning(lens: Any) -> None:
+def test_a_number_that_is_not_finite_is_missing_with_a_warning(lens: Any) -> None:
     run = measure(lens, probe(compute=lambda self: {"summary": self.table("summary", [(float("inf"),)])}))
     assert run.rows("probe", "summary").rows == [("llama", None)]
     assert run.warnings == [
-        "probe: llama: table summary, column value: 1 values were NaN or infinite, shown as null"
+        "probe: llama: table summary, column value: 1 values were NaN or infinite, shown as missing"
     ]
 
 
@@ -236,7 +244,7 @@ def test_a_number_that_is_not_finite_becomes_null_with_a_warning(lens: Any) -> N
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()],
 )
-def test_a_batch_too_large_for_memory_says_what_to_lower(
+def test_a_batch_too_large_for_memory_names_the_options_to_lower(
     lens: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def too_large(*args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""The contract: every built-in metric keeps it, and a metric that breaks one term is told which."""
+"""The contract: every built-in metric keeps it, and a metric that breaks it fails the right check."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from phaselens.testing import check_metric, examine
 from tests.plugins.test_knowledge import LETTERS, write
 from tests.plugins.test_passkey import CONTRACT
 
-# Seconds in all; the whole suite runs them.
+# The tests of this file take seconds; only the whole suite runs them.
 pytestmark = pytest.mark.slow
 
-BUILT_IN = [one.name for one in Plugins().registered if one.distribution == "phaselens"]
+BUILT_IN = [plugin.name for plugin in Plugins().registered if plugin.distribution == "phaselens"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_built_in_metric_keeps_the_contract(name: str, tmp_path: Path) -> None:
-    # What these two ask has no default that a tiny model could be asked.
+    # These two have no default that works on a tiny model.
     needed = {"passkey": CONTRACT, "knowledge": {"file": write(tmp_path, LETTERS)}}
     check_metric(Plugins().metric(name), needed.get(name))
 
@@ -49,7 +49,7 @@ class Sound(Metric[Params]):
 
     def null(self, length: int, window: int | None) -> float:
         window = window or length
-        return sum(1 / (place + 1) for place in range(min(length, window))) / length
+        return sum(1 / (query + 1) for query in range(min(length, window))) / length
 
     def compute(self) -> Mapping[str, Table]:
         mean = self.per_text.stack("mean")
@@ -61,7 +61,9 @@ class Sound(Metric[Params]):
         ]
         layers = [(layer, mean[:, layer].mean(), null[layer]) for layer in range(mean.shape[1])]
         return {
-            "texts": self.table("texts", [(texts[at], layer, mean[at, layer]) for at, layer in cells]),
+            "texts": self.table(
+                "texts", [(texts[index], layer, mean[index, layer]) for index, layer in cells]
+            ),
             "layers": self.table("layers", layers),
         }
 
@@ -111,7 +113,7 @@ def leaves_one_out(self: Sound) -> Mapping[str, Table]:
     return {"texts": Sound.compute(self)["texts"]}
 
 
-def silent_null(self: Sound) -> Mapping[str, Table]:
+def unexplained_missing_value(self: Sound) -> Mapping[str, Table]:
     tables = Sound.compute(self)
     tables["texts"].rows[0] = (*tables["texts"].rows[0][:2], None)
     return tables
@@ -140,7 +142,7 @@ COUNTER = itertools.count()
 
 def test_a_sound_metric_passes_every_check() -> None:
     findings = examine(Sound)
-    assert {one.status for one in findings} == {"ok"}
+    assert {finding.status for finding in findings} == {"ok"}
     assert len(findings) == 12
     check_metric(Sound)
 
@@ -155,11 +157,15 @@ def test_a_sound_metric_passes_every_check() -> None:
         (broken(compute=leaves_one_out), "tables as declared", "tables ['texts'], declared are"),
         (broken(compute=not_json), "strict JSON", "Out of range float values"),
         (broken(update=counts_pads), "batch size and padding change nothing", "texts padded together: "),
-        (broken(merge=forgets), "halves merged equal the whole", "rows in place of"),
+        (broken(merge=forgets), "halves merged equal the whole", "rows instead of"),
         (broken(setup=keeps_a_function), "state survives pickling", "pickle"),
         (broken(compute=differs), "same numbers twice", "the second run: layers.mean, row 0: "),
         (broken(update=scribbles), "activations are not changed", "update changed attn.hook_sink; work on a copy"),
-        (broken(compute=silent_null), "nulls have reasons", "1 cells are null for a text of one token"),
+        (
+            broken(compute=unexplained_missing_value),
+            "missing values have reasons",
+            "1 cells are missing for a text of one token",
+        ),
         (broken(null=wrong_null), "uniform attention gives the null", "mean differs from null by "),
         (broken(update=squares), "memory grows with the text, not its square", "memory of update grows by "),
         (broken(update=squares_by_numpy), "memory grows with the text, not its square", "memory of update grows by "),
@@ -171,22 +177,22 @@ def test_a_sound_metric_passes_every_check() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) and value[0].islower() else "",
 )  # fmt: skip
-def test_a_broken_term_is_named(metric: type[Sound], check: str, detail: str) -> None:
-    found = {one.name: one for one in examine(metric)}
-    assert found[check].status == "failed"
-    assert detail in found[check].detail
+def test_a_broken_metric_fails_the_right_check(metric: type[Sound], check: str, detail: str) -> None:
+    findings = {finding.name: finding for finding in examine(metric)}
+    assert findings[check].status == "failed"
+    assert detail in findings[check].detail
 
 
-def test_the_error_names_each_broken_term_and_shows_the_traceback() -> None:
-    with pytest.raises(AssertionError, match="Broken breaks 1 of its contract's terms") as caught:
+def test_the_error_names_each_failed_check_and_shows_the_traceback() -> None:
+    with pytest.raises(AssertionError, match="Broken fails 1 checks of the contract") as caught:
         check_metric(broken(compute=raises))
     assert 'raise ZeroDivisionError("its own fault")' in str(caught.value)
 
 
-def test_the_matrix_may_be_allowed() -> None:
+def test_reading_the_matrix_can_be_allowed() -> None:
     reads = broken(hooks=lambda self: ["blocks.{layer}.attn.hook_sink", "blocks.{layer}.attn.hook_pattern"])
-    found = {one.name: one.status for one in examine(reads, allow_matrix=True)}
-    assert found["memory grows with the text, not its square"] == "skipped"
+    statuses = {finding.name: finding.status for finding in examine(reads, allow_matrix=True)}
+    assert statuses["memory grows with the text, not its square"] == "skipped"
 
 
 def test_parameters_that_do_not_exist_are_a_finding() -> None:

@@ -1,4 +1,4 @@
-"""What is planted is true: seen by dense attention, and by the metrics that measure it."""
+"""Planted truths hold, for dense attention and for the metrics that measure them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Planter = Callable[..., Planted]
 
 
 def activation(planted: Planted, name: str) -> torch.Tensor:
-    """One hook point's tensor, for the planted text."""
+    """Return the tensor at one hook point, for the planted text."""
     caught: list[torch.Tensor] = []
     tokens = torch.tensor([planted.lens.text_tokenizer(planted.text)["input_ids"]])
     planted.lens.stream(tokens, [(name, lambda tensor, hook: caught.append(tensor))])
@@ -24,7 +24,7 @@ def activation(planted: Planted, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("positions", ["auto", "nope"])
-def test_a_uniform_head_attends_to_all_alike(phaselens_planted: Planter, positions: str) -> None:
+def test_a_uniform_head_attends_equally_to_all_tokens(phaselens_planted: Planter, positions: str) -> None:
     planted = phaselens_planted("uniform head", positions=positions)
     pattern = activation(planted, f"blocks.{planted.layer}.attn.hook_pattern")[0]
     n = pattern.shape[-1]
@@ -42,14 +42,14 @@ def test_a_planted_sink_takes_all_attention(
     assert planted.position == position
     pattern = activation(planted, f"blocks.{planted.layer}.attn.hook_pattern")[0]
     assert pattern[planted.head, position:, position].min() == 1.0
-    others = [head for head in range(pattern.shape[0]) if head != planted.head]
-    assert pattern[others, position + 1 :, position].min() < 0.9
+    other_heads = [head for head in range(pattern.shape[0]) if head != planted.head]
+    assert pattern[other_heads, position + 1 :, position].min() < 0.9
 
 
 def test_the_sinks_metric_finds_the_planted_sink(phaselens_planted: Planter) -> None:
     planted = phaselens_planted("sink at position 7")
-    given = [("sinks", {"sink_position": 7})]
-    run = phaselens.run(planted.lens, metrics=given, texts=[planted.text])
+    requests = [("sinks", {"sink_position": 7})]
+    run = phaselens.run(planted.lens, metrics=requests, texts=[planted.text])
     (score,) = [
         row["score"]
         for row in run.rows("sinks", "heads").records()
@@ -59,21 +59,21 @@ def test_the_sinks_metric_finds_the_planted_sink(phaselens_planted: Planter) -> 
 
 
 @pytest.mark.parametrize(
-    ("kind", "places"), [("massive dimension", slice(None)), ("massive token", slice(0, 1))]
+    ("kind", "positions"), [("massive dimension", slice(None)), ("massive token", slice(0, 1))]
 )
 def test_a_massive_dimension_stays_through_all_layers(
-    phaselens_planted: Planter, kind: str, places: slice
+    phaselens_planted: Planter, kind: str, positions: slice
 ) -> None:
     planted = phaselens_planted(kind)
     for layer in range(2):
         column = activation(planted, f"blocks.{layer}.hook_resid_post")[0, :, planted.dimension]
         expected = torch.zeros_like(column)
-        expected[places] = 1000.0
+        expected[positions] = 1000.0
         torch.testing.assert_close(column, expected)
 
 
-def test_each_truth_is_put_into_words_and_made_once_a_session(phaselens_planted: Any) -> None:
-    assert all(phaselens_planted(kind).says for kind in PLANTED)
+def test_each_truth_has_a_statement_and_is_created_once_per_session(phaselens_planted: Any) -> None:
+    assert all(phaselens_planted(kind).statement for kind in PLANTED)
     assert phaselens_planted("pure sink") is phaselens_planted("pure sink")
 
 

@@ -16,8 +16,8 @@ from tools.recalibrate import corpus, network
 from tools.recalibrate.__main__ import main
 from tools.recalibrate.loss import CHUNK, next_token_loss
 from tools.recalibrate.measure import sinks_and_spike
-from tools.recalibrate.recipe import Recipe
-from tools.recalibrate.train import CHECKPOINTS, Run, Upkeep, checkpoints
+from tools.recalibrate.recipe import RecalibrationRecipe
+from tools.recalibrate.train import CHECKPOINTS, Recalibration, Upkeep, checkpoints
 from tools.train_pair import corpus as pair_corpus
 from tools.train_pair.corpus import train_tokenizer
 from torch.nn import functional
@@ -29,7 +29,7 @@ from tests.tools.books import same, write_books
 pytest.importorskip("peft")
 
 BOS = 0
-TINY = Recipe(
+TINY = RecalibrationRecipe(
     rank=2,
     alpha=4.0,
     batch_tokens=64,
@@ -93,14 +93,14 @@ def cache(books: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 def start(checkpoint: Path, cache: Path) -> Any:
     """A function that starts or resumes a run of a recipe in a folder."""
 
-    def start(folder: Path, recipe: Recipe = TINY, **options: Any) -> Run:
+    def start(folder: Path, recipe: RecalibrationRecipe = TINY, **options: Any) -> Recalibration:
         model, _ = network.load(str(checkpoint))
-        return Run(model, BOS, recipe, folder, cache, OFTEN, **options)
+        return Recalibration(model, BOS, recipe, folder, cache, OFTEN, **options)
 
     return start
 
 
-def values(run: Run) -> dict[str, torch.Tensor]:
+def values(run: Recalibration) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in run.parameters.items()}
 
 
@@ -149,11 +149,11 @@ def test_a_cache_of_the_pairs_recipe_is_refused(books: Path, checkpoint: Path, t
         corpus.prepare(books, tmp_path, ("kept",), network.load(str(checkpoint))[1])
 
 
-def test_a_book_that_spells_out_bos_is_refused(books: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_book_that_contains_bos_is_refused(books: Path, checkpoint: Path, tmp_path: Path) -> None:
     for path in books.glob("*.txt"):
         (tmp_path / path.name).write_text(path.read_text())
     (tmp_path / "one.txt").write_text("The <s> ship sailed.")
-    with pytest.raises(ValueError, match="spell out '<s>'"):
+    with pytest.raises(ValueError, match="contain '<s>'"):
         corpus.prepare(tmp_path, tmp_path / "cache", ("kept",), network.load(str(checkpoint))[1])
 
 
@@ -168,7 +168,7 @@ def test_the_learning_rate_warms_up_holds_and_cools_down() -> None:
 
 def test_a_recipe_survives_its_file(tmp_path: Path) -> None:
     TINY.write(tmp_path / "recipe.json")
-    assert Recipe.read(tmp_path / "recipe.json") == TINY
+    assert RecalibrationRecipe.read(tmp_path / "recipe.json") == TINY
 
 
 @pytest.mark.parametrize(
@@ -271,11 +271,11 @@ def test_null_rotation_makes_attention_blind_to_order_and_keeps_the_factor(check
 def test_a_model_without_a_rotary_module_is_refused() -> None:
     from phaselens.testing import tiny_model
 
-    class Bare(torch.nn.Module):
+    class WithoutRotary(torch.nn.Module):
         model = tiny_model("gpt2").transformer
 
     with pytest.raises(ValueError, match=r"no model\.rotary_emb"):
-        network.null_rotation(Bare())
+        network.null_rotation(WithoutRotary())
 
 
 # Runs
@@ -335,8 +335,8 @@ def test_training_lowers_the_held_out_loss_and_changes_the_adapter_alone(start: 
 
 
 def test_a_killed_run_goes_on_as_if_it_never_stopped(start: Any, tmp_path: Path) -> None:
-    whole = start(tmp_path / "whole")
-    whole.run()
+    uninterrupted = start(tmp_path / "whole")
+    uninterrupted.run()
     killed = start(tmp_path / "killed")
     killed.run(stop_step=5)
     # Steps after the last checkpoint are lost in a kill; what was logged of them, half a line too, leaves no trace.
@@ -349,7 +349,7 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(start: Any, tmp_path: Path)
     resumed = start(tmp_path / "killed")
     assert resumed.step == 5
     resumed.run()
-    assert same(values(whole), values(resumed))
+    assert same(values(uninterrupted), values(resumed))
     measured = [
         {row["step"]: (row["loss"], row["lr"], row.get("bos_norm")) for row in rows(tmp_path / name)}
         for name in ("whole", "killed")

@@ -12,12 +12,12 @@ from tools.train_pair import batches, corpus
 from tools.train_pair.__main__ import main
 from tools.train_pair.measure import bos_ratio, matrix_entropy, measure
 from tools.train_pair.model import build, null_rotation
-from tools.train_pair.recipe import Recipe
-from tools.train_pair.train import Run
+from tools.train_pair.recipe import PairRecipe
+from tools.train_pair.train import PairTraining
 
 from tests.tools.books import same, write_books
 
-TINY = Recipe(
+TINY = PairRecipe(
     vocab_size=300,
     n_layers=2,
     n_heads=2,
@@ -65,7 +65,7 @@ def cache(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def weights(run: Run) -> dict[str, torch.Tensor]:
+def weights(run: PairTraining) -> dict[str, torch.Tensor]:
     return run.model.state_dict()
 
 
@@ -108,22 +108,22 @@ def test_a_cache_of_other_books_is_refused(books: Path, cache: Path, tmp_path: P
 def test_copies_are_what_the_marks_promise() -> None:
     source = np.arange(10, 110, dtype=np.uint16)
     out = batches.with_copies(source, 0.3, 3, np.random.default_rng(1)).tolist()
-    rest: list[int] = []
-    place = 0
-    seen = set()
-    while place < len(out):
-        if out[place] != corpus.MARK_ID:
-            rest.append(out[place])
-            place += 1
+    remaining: list[int] = []
+    position = 0
+    copies = set()
+    while position < len(out):
+        if out[position] != corpus.MARK_ID:
+            remaining.append(out[position])
+            position += 1
             continue
         marks = 0
-        while out[place] == corpus.MARK_ID:
-            marks, place = marks + 1, place + 1
-        assert out[place] == rest[-marks]
-        seen.add(marks)
-        place += 1
-    assert rest == source.tolist()
-    assert seen == {1, 2, 3}
+        while out[position] == corpus.MARK_ID:
+            marks, position = marks + 1, position + 1
+        assert out[position] == remaining[-marks]
+        copies.add(marks)
+        position += 1
+    assert remaining == source.tolist()
+    assert copies == {1, 2, 3}
 
 
 def test_no_copies_at_rate_zero() -> None:
@@ -133,8 +133,8 @@ def test_no_copies_at_rate_zero() -> None:
 
 def test_a_batch_depends_on_seed_and_step_alone(cache: Path) -> None:
     stream = corpus.open_stream(cache, "train")
-    first, again = batches.batch(stream, TINY, 5), batches.batch(stream, TINY, 5)
-    assert np.array_equal(first, again)
+    first, same_step = batches.batch(stream, TINY, 5), batches.batch(stream, TINY, 5)
+    assert np.array_equal(first, same_step)
     assert not np.array_equal(first, batches.batch(stream, TINY, 7))
     assert not np.array_equal(first, batches.batch(stream, TINY.replace(seed=1), 5))
     assert (first[:, 0] == corpus.BOS_ID).all()
@@ -158,7 +158,7 @@ def test_bos_ratio_is_against_the_median() -> None:
 def test_measure_agrees_with_the_model_and_leaves_it_as_it_was(cache: Path) -> None:
     model = build(TINY).train()
     texts = torch.from_numpy(corpus.held_out_windows(corpus.open_stream(cache, "held_out"), 5, 32))
-    row = measure(model, texts, batch=2)
+    row = measure(model, texts, batch_size=2)
     assert model.training
     assert model.config._attn_implementation == "sdpa"
     with torch.no_grad():
@@ -176,9 +176,9 @@ def test_null_rotation_makes_attention_blind_to_order() -> None:
     with torch.no_grad():
         with_rotation = model(tokens, use_cache=False).logits[:, -1].double()
         null_rotation(model)
-        without = model(tokens, use_cache=False).logits[:, -1].double()
+        nulled = model(tokens, use_cache=False).logits[:, -1].double()
     assert not torch.allclose(with_rotation[0], with_rotation[1], atol=1e-7, rtol=0)
-    assert torch.allclose(without[0], without[1], atol=1e-7, rtol=0)
+    assert torch.allclose(nulled[0], nulled[1], atol=1e-7, rtol=0)
 
 
 def test_schedules() -> None:
@@ -198,7 +198,7 @@ def test_batches_can_shrink_on_the_way(cache: Path, tmp_path: Path) -> None:
     assert np.array_equal(batches.batch(stream, recipe, 2), batches.batch(stream, TINY, 2))
     recipe = recipe.replace(late_weight_decay=0.7)
     assert [recipe.weight_decay_at(step) for step in (2, 3)] == [0.1, 0.7]
-    run = Run(recipe, "trunk", tmp_path, cache)
+    run = PairTraining(recipe, "trunk", tmp_path, cache)
     run.run()
     assert run.step == 8
     assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.7, 0.0]
@@ -207,17 +207,17 @@ def test_batches_can_shrink_on_the_way(cache: Path, tmp_path: Path) -> None:
 
 def test_a_recipe_survives_its_file_and_refuses_nonsense(tmp_path: Path) -> None:
     TINY.write(tmp_path / "recipe.json")
-    assert Recipe.read(tmp_path / "recipe.json") == TINY
+    assert PairRecipe.read(tmp_path / "recipe.json") == TINY
     with pytest.raises(ValueError, match="n_layer"):
-        Recipe.from_dict({"n_layer": 3})
+        PairRecipe.from_dict({"n_layer": 3})
     with pytest.raises(ValueError, match="must divide"):
         TINY.replace(lengths=(48,))
 
 
 def test_a_killed_run_goes_on_as_if_it_never_stopped(cache: Path, tmp_path: Path) -> None:
-    whole = Run(TINY, "trunk", tmp_path / "whole", cache)
-    whole.run()
-    killed = Run(TINY, "trunk", tmp_path / "killed", cache)
+    uninterrupted = PairTraining(TINY, "trunk", tmp_path / "whole", cache)
+    uninterrupted.run()
+    killed = PairTraining(TINY, "trunk", tmp_path / "killed", cache)
     killed.run(stop_step=6)
     # Steps after the last checkpoint are lost in a kill: what was logged of them, half a line too, leaves no trace.
     for _ in range(2):
@@ -225,10 +225,10 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(cache: Path, tmp_path: Path
     killed.log(0.0)
     with (tmp_path / "killed" / "log.jsonl").open("a") as log:
         log.write('{"phase": "trunk", "step": 9, "los')
-    resumed = Run(TINY, "trunk", tmp_path / "killed", cache)
+    resumed = PairTraining(TINY, "trunk", tmp_path / "killed", cache)
     assert resumed.step == 6
     resumed.run()
-    assert same(weights(whole), weights(resumed))
+    assert same(weights(uninterrupted), weights(resumed))
     rows = [
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("whole", "killed")
@@ -240,9 +240,11 @@ def test_a_killed_run_goes_on_as_if_it_never_stopped(cache: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_twins_share_the_trunk_and_differ_in_rotation_only(cache: Path, tmp_path: Path) -> None:
-    trunk = Run(TINY, "trunk", tmp_path / "trunk", cache)
+    trunk = PairTraining(TINY, "trunk", tmp_path / "trunk", cache)
     trunk.run()
-    rope, drope = (Run(TINY, twin, tmp_path / twin, cache, tmp_path / "trunk") for twin in ("rope", "drope"))
+    rope, drope = (
+        PairTraining(TINY, twin, tmp_path / twin, cache, tmp_path / "trunk") for twin in ("rope", "drope")
+    )
     assert same(weights(rope), weights(trunk))
     assert same(weights(drope), weights(trunk))
     moments = [run.optimizer.state_dict()["state"][0]["exp_avg"] for run in (trunk, rope, drope)]
@@ -259,11 +261,11 @@ def test_twins_share_the_trunk_and_differ_in_rotation_only(cache: Path, tmp_path
 
 def test_a_twin_needs_a_trunk(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="trunk"):
-        Run(TINY, "drope", tmp_path / "drope", cache)
+        PairTraining(TINY, "drope", tmp_path / "drope", cache)
 
 
 def test_training_learns(cache: Path, tmp_path: Path) -> None:
-    run = Run(TINY, "trunk", tmp_path, cache)
+    run = PairTraining(TINY, "trunk", tmp_path, cache)
     before = run.log(None)["loss"]
     for _ in range(30):
         run.train_step()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tools.train_pair.corpus import SPECIAL
 from tools.train_pair.results import RESULTS, read_log
-from tools.train_pair.verify import shown, through_lens
+from tools.train_pair.verify import expected_properties, through_lens
 
 DATA = Path(str(files("phaselens.data")))
 TWINS = ("rope", "drope")
@@ -86,8 +86,8 @@ def test_the_twins_differ_in_weights_but_not_in_shape_or_tokenizer() -> None:
     assert {name: tensor.shape for name, tensor in rope.items()} == {n: t.shape for n, t in drope.items()}
     assert any(not torch.equal(rope[name], drope[name]) for name in rope)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        one, other = ((DATA / "models" / twin / name).read_text() for twin in TWINS)
-        assert one == other
+        rope_file, drope_file = ((DATA / "models" / twin / name).read_text() for twin in TWINS)
+        assert rope_file == drope_file
 
 
 def test_the_tokenizer_puts_bos_first(tokenizer: Any) -> None:
@@ -115,13 +115,14 @@ def test_bundled_texts(tokenizer: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_pair_shows_what_it_is_for(measured: dict[str, dict[str, Any]]) -> None:
-    for what, (found, asked, holds) in shown(measured["rope"], measured["drope"]).items():
-        assert holds, f"{what}: {found}, asked {asked}"
+def test_the_pair_has_the_expected_properties(measured: dict[str, dict[str, Any]]) -> None:
+    properties = expected_properties(measured["rope"], measured["drope"])
+    for name, (value, requirement, holds) in properties.items():
+        assert holds, f"{name}: {value}, required {requirement}"
 
 
 @pytest.mark.slow
-def test_positions_are_what_the_names_say(measured: dict[str, dict[str, Any]]) -> None:
+def test_the_encodings_are_those_in_the_names(measured: dict[str, dict[str, Any]]) -> None:
     assert set(measured["rope"]["positions"]) == {"rope"}
     assert set(measured["drope"]["positions"]) == {"nope"}
 
@@ -145,7 +146,7 @@ def test_results_and_cards_are_of_the_shipped_run() -> None:
         rows = read_log(RESULTS / f"{twin}.jsonl")
         assert rows[0]["step"] == trunk[-1]["step"]
         assert rows[-1]["tokens"] == facts[twin]["trained_tokens"]
-        assert f"| held-out loss, nats a token | {facts[twin]['loss']:.4f} |" in (
+        assert f"| held-out loss, nats per token | {facts[twin]['loss']:.4f} |" in (
             DATA / "models" / twin / "README.md"
         ).read_text(encoding="utf-8")
     assert facts["rope"]["branch_tokens"] == facts["drope"]["branch_tokens"] == trunk[-1]["tokens"]

@@ -1,8 +1,8 @@
-"""How fast and how exact sweeps are, against TransformerLens' own functions, on the same model and prompts.
+"""Compare the speed and the values of sweeps with TransformerLens' own functions, on the same model and prompts.
 
     python tools/bench/patching.py [--tokens 32] [--rounds 3] [--dtype float32]
 
-Both are timed in turn in one process; the fastest of the rounds counts. A random model stands in with --layers.
+Both are timed alternately in one process; the fastest round counts. --layers uses a random model instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-#: what, by, and the name of TransformerLens' function; its axes are ours.
+#: what, by, and the name of TransformerLens' function; its axes are those of our sweep.
 SWEEPS = (
     ("resid", "pos", "resid_pre"),
     ("attn", "pos", "attn_out"),
@@ -30,32 +30,34 @@ SWEEPS = (
 
 
 def experiment_of(lens: Any, n_tokens: int) -> Any:
-    """Two prompts that differ in one token in the middle, and the logits of two tokens."""
+    """Make an experiment on two prompts that differ in the middle token, with a difference of two logits."""
     from phaselens.patching import Experiment, LogitMetric, Prompt
 
-    ids = [0, *(2 + (37 * place) % (lens.info.d_vocab - 3) for place in range(1, n_tokens))]
-    other = list(ids)
-    other[n_tokens // 2] = 2 + (ids[n_tokens // 2] + 11) % (lens.info.d_vocab - 3)
+    clean_ids = [0, *(2 + (37 * position) % (lens.info.d_vocab - 3) for position in range(1, n_tokens))]
+    corrupt_ids = list(clean_ids)
+    corrupt_ids[n_tokens // 2] = 2 + (clean_ids[n_tokens // 2] + 11) % (lens.info.d_vocab - 3)
     metric = LogitMetric("logit difference", lambda logits, _tokens: logits[:, -1, 5] - logits[:, -1, 9])
-    return Experiment(Prompt(lens, "clean", tuple(ids)), Prompt(lens, "corrupt", tuple(other)), metric)
+    return Experiment(
+        Prompt(lens, "clean", tuple(clean_ids)), Prompt(lens, "corrupt", tuple(corrupt_ids)), metric
+    )
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time, and what came out."""
+    """Return the wall time of `work` and its result."""
     start = time.perf_counter()
-    found = work()
-    return time.perf_counter() - start, found
+    result = work()
+    return time.perf_counter() - start, result
 
 
 def main() -> None:
-    """Print a line for each sweep."""
+    """Print one line per sweep."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tokens", type=int, default=32, help="tokens of a prompt")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument(
-        "--layers", type=int, help="a random Llama of so many layers, d_model 256, instead of `rope`"
+        "--layers", type=int, help="a random Llama with this many layers, d_model 256, instead of `rope`"
     )
     parser.add_argument("--sweeps", nargs="+", choices=sorted({what for what, _, _ in SWEEPS}))
     options = parser.parse_args()
@@ -83,23 +85,23 @@ def main() -> None:
     for what, by, name in SWEEPS:
         if options.sweeps and what not in options.sweeps:
             continue
-        theirs: Callable[..., Any] = getattr(patching, f"get_act_patch_{name}")
-        # Only what is patched is cached: a cache of everything builds each attention matrix, and rounds otherwise.
+        tl_patch: Callable[..., Any] = getattr(patching, f"get_act_patch_{name}")
+        # Cache only the patched points: a cache of everything builds each attention matrix and rounds differently.
         _, cache = lens.run_with_cache(
-            experiment.clean.tokens, names_filter=lambda each, what=what: each.endswith(KINDS[what])
+            experiment.clean.tokens, names_filter=lambda hook, what=what: hook.endswith(KINDS[what])
         )
-        taken: list[tuple[float, float]] = []
+        timings: list[tuple[float, float]] = []
         for _ in range(options.rounds):
             with torch.no_grad():
                 slow, expected = seconds(
-                    lambda theirs=theirs, cache=cache: theirs(lens, corrupt, cache, metric)
+                    lambda sweep=tl_patch, cache=cache: sweep(lens, corrupt, cache, metric)
                 )
-            fast, found = seconds(lambda what=what, by=by: experiment.sweep(what, by=by))
-            taken.append((slow, fast))
-        slow, fast = (min(each) for each in zip(*taken, strict=True))
-        away = float(abs(found.values - expected.double().numpy()).max())
+            fast, sweep = seconds(lambda what=what, by=by: experiment.sweep(what, by=by))
+            timings.append((slow, fast))
+        slow, fast = (min(times) for times in zip(*timings, strict=True))
+        difference = float(abs(sweep.values - expected.double().numpy()).max())
         print(
-            f"{what + ' ' + by:16}{found.values.size:7}{slow:10.3f}{fast:9.3f}{slow / fast:8.1f}{away:21.1e}",
+            f"{what + ' ' + by:16}{sweep.values.size:7}{slow:10.3f}{fast:9.3f}{slow / fast:8.1f}{difference:21.1e}",
             flush=True,
         )
 

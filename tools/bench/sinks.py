@@ -1,17 +1,18 @@
-"""What attention statistics cost: seconds and peak memory of one forward, each way, against the bare model's.
+"""Measure seconds and peak memory of one forward with attention statistics, relative to the model without PhaseLens.
 
     python tools/bench/sinks.py [--lengths 512 2048 4096 16384] [--rounds 3] [--threads 1]
 
-Every measurement is a fresh process, so that peak memory is that way's own; the ways take turns, round by round, so
-that a drifting machine drifts for all of them. A random Llama (8 layers, d_model 512, 8 heads) is built in code.
+Every measurement runs in a new process, so that the peak memory belongs to one variant. The variants alternate, round
+by round, so that changes in the machine's speed affect all of them. A random Llama (8 layers, d_model 512, 8 heads) is
+built in code.
 
-    bare       Hugging Face, SDPA, no unembedding            the baseline
+    baseline   Hugging Face, SDPA, no unembedding
     lens       the lens, nothing hooked
     sink       hook_sink in every layer
     entropy    hook_sink and hook_entropy
     all        hook_lse, hook_sink, hook_entropy, hook_received
     eager      Hugging Face eager with output_attentions
-    bridge     stock TransformerBridge, run_with_cache
+    bridge     TransformerBridge without PhaseLens, run_with_cache
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 import time
 from typing import Any
 
-WAYS = ("bare", "lens", "sink", "entropy", "all", "eager", "bridge")
+VARIANTS = ("baseline", "lens", "sink", "entropy", "all", "eager", "bridge")
 HOOKS = {
     "lens": (),
     "sink": ("hook_sink",),
@@ -33,8 +34,8 @@ HOOKS = {
     "all": ("hook_lse", "hook_sink", "hook_entropy", "hook_received"),
 }
 N_LAYERS = 8
-# The matrix of these does not fit at this length on an ordinary machine: 8 layers of 8 heads of 16,384² floats.
-NOT_AT = {("eager", 16384), ("bridge", 16384)}
+# Their attention matrices exceed the memory of an ordinary machine: 8 layers of 8 heads of 16,384² floats.
+TOO_LARGE = {("eager", 16384), ("bridge", 16384)}
 
 
 def build() -> Any:
@@ -54,15 +55,15 @@ def build() -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def forward_of(way: str, tokens: Any) -> Any:
-    """A function that runs the forward once."""
+def forward_of(variant: str, tokens: Any) -> Any:
+    """Return a function that runs the forward once."""
     model = build()
-    if way == "bare":
+    if variant == "baseline":
         return lambda: model.model(tokens, use_cache=False)
-    if way == "eager":
+    if variant == "eager":
         model.set_attn_implementation("eager")
         return lambda: model.model(tokens, use_cache=False, output_attentions=True)
-    if way == "bridge":
+    if variant == "bridge":
         from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
         model.set_attn_implementation("eager")
@@ -72,35 +73,37 @@ def forward_of(way: str, tokens: Any) -> Any:
 
     lens = phaselens.load(model, check=False)
     hooks = [
-        (f"blocks.{i}.attn.{name}", lambda value, hook: None) for i in range(N_LAYERS) for name in HOOKS[way]
+        (f"blocks.{i}.attn.{name}", lambda value, hook: None)
+        for i in range(N_LAYERS)
+        for name in HOOKS[variant]
     ]
     return lambda: lens.stream(tokens, hooks)
 
 
-def child(way: str, length: int, threads: int, repeats: int) -> None:
+def child(variant: str, length: int, threads: int, repeats: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
     tokens = torch.randint(2048, (1, length), generator=torch.Generator().manual_seed(1))
-    forward = forward_of(way, tokens)
+    forward = forward_of(variant, tokens)
     wall, cpu = [], []
     with torch.no_grad():
         forward()
         for _ in range(repeats):
-            begin, began = time.perf_counter(), time.process_time()
+            wall_start, cpu_start = time.perf_counter(), time.process_time()
             forward()
-            wall.append(time.perf_counter() - begin)
-            cpu.append(time.process_time() - began)
+            wall.append(time.perf_counter() - wall_start)
+            cpu.append(time.process_time() - cpu_start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"wall": min(wall), "cpu": min(cpu), "peak": peak}))
 
 
-def measure(way: str, length: int, threads: int) -> dict[str, float] | None:
+def measure(variant: str, length: int, threads: int) -> dict[str, float] | None:
     repeats = {512: 7, 2048: 4}.get(length, 2 if length <= 4096 else 1)
-    command = [sys.executable, __file__, "--child", way, str(length), str(threads), str(repeats)]
+    command = [sys.executable, __file__, "--child", variant, str(length), str(threads), str(repeats)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
-        print(f"{way} at {length}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        print(f"{variant} at {length}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None
     result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
@@ -109,34 +112,34 @@ def measure(way: str, length: int, threads: int) -> dict[str, float] | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 4096, 16384])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     for length in options.lengths:
-        ways = [way for way in options.ways if (way, length) not in NOT_AT]
-        rounds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        variants = [variant for variant in options.variants if (variant, length) not in TOO_LARGE]
+        rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
         for _ in range(options.rounds if length <= 4096 else 1):
-            for way in ways:
-                result = measure(way, length, options.threads)
+            for variant in variants:
+                result = measure(variant, length, options.threads)
                 if result is not None:
-                    rounds[way].append(result)
+                    rounds[variant].append(result)
         report(length, rounds)
 
 
 def report(length: int, rounds: dict[str, list[dict[str, float]]]) -> None:
-    """A row a way: the median over rounds of each round's best forward; ratios are medians of same-round ratios."""
-    print(f"\n{length} tokens      wall s    cpu s   peak GB   cpu / bare   peak / bare")
-    for way, results in rounds.items():
+    """Print one row per variant: the median over rounds of the best forward; ratios are medians within rounds."""
+    print(f"\n{length} tokens      wall s    cpu s   peak GB   cpu ratio   peak ratio")
+    for variant, results in rounds.items():
         if not results:
             continue
-        row = f"{way:10}" + "".join(
+        row = f"{variant:10}" + "".join(
             f"{statistics.median(result[name] for result in results) * scale:10.3f}"
             for name, scale in (("wall", 1), ("cpu", 1), ("peak", 1e-9))
         )
         for name in ("cpu", "peak"):
-            pairs = zip(results, rounds.get("bare", []), strict=False)
-            ratios = [result[name] / bare[name] for result, bare in pairs]
+            pairs = zip(results, rounds.get("baseline", []), strict=False)
+            ratios = [result[name] / baseline[name] for result, baseline in pairs]
             row += f"{statistics.median(ratios):13.2f}" if ratios else " " * 13
         print(row, flush=True)
 

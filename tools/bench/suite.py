@@ -1,16 +1,16 @@
-"""What the metrics cost: seconds and peak memory of one pass, against the bare model's forward.
+"""Measure seconds and peak memory of one pass with metrics, relative to the model's forward without PhaseLens.
 
     python tools/bench/suite.py [--lengths 512 2048] [--rounds 5] [--threads 1]
 
-Every measurement is a fresh process, so that peak memory is that way's own; the ways take turns, round by round, so
-that a drifting machine drifts for all of them. The model is that of `sinks.py`, with one row made massive (as trained
-models have one), so that `compression` takes it out of its spectra.
+Every measurement runs in a new process, so that the peak memory belongs to one variant. The variants alternate, round
+by round, so that changes in the machine's speed affect all of them. The model is that of `sinks.py` with one massive
+row, as trained models have, so that `compression` excludes it from its spectra.
 
-    bare       Hugging Face, SDPA, no unembedding            the baseline
+    baseline   Hugging Face, SDPA, no unembedding
     lens       the lens, nothing hooked
     all        a run with all observational metrics
     NAME       a run with that metric alone
-    spectrum   the matrix entropy of all layers' residuals, by itself: no forward in it
+    spectrum   the matrix entropy of all layers' residuals, without a forward
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# In place of this folder, whose files would hide standard modules of the same name.
+# The repository replaces this folder, whose files would hide standard modules of the same name.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-WAYS = ("bare", "lens", "all", "spectrum")
+VARIANTS = ("baseline", "lens", "all", "spectrum")
 METRICS = (
     "attention-patterns",
     "bos-norm",
@@ -39,11 +39,11 @@ METRICS = (
     "massive-values",
     "sinks",
 )
-"""The metrics that only observe: they share one forward. Those that intervene take forwards of their own."""
+"""Observational metrics, which share one forward. Causal metrics need further forwards."""
 
 
 def spiked_model() -> Any:
-    """The random Llama, whose first token gets a large embedding: a massive row from the first layer on."""
+    """Return the random Llama, whose first token gets a large embedding: a massive row from the first layer on."""
     import torch
     from tools.bench.sinks import build
 
@@ -53,33 +53,33 @@ def spiked_model() -> Any:
     return model
 
 
-def work_of(way: str, length: int) -> Any:
-    """A function that does it once."""
+def work_for(variant: str, length: int) -> Any:
+    """Return a function that runs the variant once."""
     import torch
 
     model = spiked_model()
     ids = torch.randint(1, 2048, (length,), generator=torch.Generator().manual_seed(0))
     ids[0] = 0
-    if way == "bare":
+    if variant == "baseline":
 
-        def bare() -> None:
+        def run_baseline() -> None:
             with torch.no_grad():
                 model.base_model(ids[None], use_cache=False)
 
-        return bare
+        return run_baseline
     import phaselens
 
     lens = phaselens.load(model, label="bench", check=False)
-    if way == "lens":
+    if variant == "lens":
         return lambda: lens.stream(ids[None])
-    if way == "spectrum":
+    if variant == "spectrum":
         return _spectra(lens, ids)
     lens.text_tokenizer = _Numbers()
-    return lambda: _run(lens, ids.tolist(), METRICS if way == "all" else [way])
+    return lambda: _run(lens, ids.tolist(), METRICS if variant == "all" else [variant])
 
 
 class _Numbers:
-    """Spells token ids as numbers."""
+    """A tokenizer that writes token ids as numbers."""
 
     def convert_ids_to_tokens(self, token: int) -> str:
         return str(token)
@@ -88,34 +88,37 @@ class _Numbers:
 def _spectra(lens: Any, ids: Any) -> Any:
     from phaselens.spectrum import massive_rows, row_norms, spectra
 
-    kept: list[Any] = []
+    residuals: list[Any] = []
     points = [
-        (f"blocks.{layer}.hook_resid_post", lambda x, hook: kept.append(x[0].clone())) for layer in range(8)
+        (f"blocks.{layer}.hook_resid_post", lambda x, hook: residuals.append(x[0].clone()))
+        for layer in range(8)
     ]
     lens.stream(ids[None], points)
-    return lambda: [spectra(x, massive_rows(row_norms(x))) for x in kept]
+    return lambda: [spectra(x, massive_rows(row_norms(x))) for x in residuals]
 
 
 def _run(lens: Any, ids: list[int], names: Sequence[str]) -> None:
-    from phaselens.data import Text, Tokens
-    from phaselens.runs import MetricResult, Observer, choose
+    from phaselens.data import Text, TokenizedText
+    from phaselens.runs import MetricResult, Observer, select_metrics
     from phaselens.runs.engine import measure
 
-    chosen = choose(list(names))
-    results = {one.name: MetricResult(one.metric, one.params, one.distribution) for one in chosen}
-    texts = [Tokens(Text("bench", ""), tuple(ids), len(ids))]
+    chosen = select_metrics(list(names))
+    results = {
+        metric.name: MetricResult(metric.metric, metric.params, metric.distribution) for metric in chosen
+    }
+    texts = [TokenizedText(Text("bench", ""), tuple(ids), len(ids))]
     measure(lens, texts, chosen, results, batch_tokens=8192, seed=0, observer=Observer())
     for result in results.values():
         for failure in result.failures:
             raise RuntimeError(str(failure))
 
 
-def measure_one(way: str, length: int, threads: int, repeats: int) -> None:
-    """Print one way's best seconds (wall and CPU) and this process' peak memory, as JSON."""
+def measure_variant(variant: str, length: int, threads: int, repeats: int) -> None:
+    """Print one variant's best seconds (wall and CPU) and this process' peak memory, as JSON."""
     import torch
 
     torch.set_num_threads(threads)
-    work = work_of(way, length)
+    work = work_for(variant, length)
     work()
     seconds, cpu = [], []
     for _ in range(repeats):
@@ -127,56 +130,64 @@ def measure_one(way: str, length: int, threads: int, repeats: int) -> None:
     print(json.dumps({"seconds": min(seconds), "cpu": min(cpu), "peak": peak}))
 
 
-def fresh(way: str, length: int, threads: int, repeats: int) -> dict[str, float]:
-    """`measure_one` in a process of its own."""
+def measure_in_new_process(variant: str, length: int, threads: int, repeats: int) -> dict[str, float]:
+    """Run `measure_variant` in a new process."""
     import os
 
     limit = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    command = [sys.executable, __file__, "--one", way, "--lengths", str(length)]
+    command = [sys.executable, __file__, "--one", variant, "--lengths", str(length)]
     command += ["--threads", str(threads), "--repeats", str(repeats)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **limit})
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measurement: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measurement
 
 
 def main() -> None:
-    """Print a table for each length."""
+    """Print one table per length."""
     import numpy as np
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048], help="tokens of the text")
     parser.add_argument(
-        "--rounds", type=int, default=5, help="fresh processes for each way; the median is shown"
+        "--rounds", type=int, default=5, help="processes for each variant; the median is printed"
     )
-    parser.add_argument("--repeats", type=int, default=2, help="passes in a process; its fastest counts")
+    parser.add_argument("--repeats", type=int, default=2, help="passes in a process; the fastest counts")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--ways", nargs="+", help="some of the ways; the baseline is always among them")
+    parser.add_argument("--variants", nargs="+", help="some of the variants; the baseline is always included")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        measure_one(options.one, options.lengths[0], options.threads, options.repeats)
+        measure_variant(options.one, options.lengths[0], options.threads, options.repeats)
         return
-    ways = [*WAYS[:3], *METRICS, WAYS[3]]
-    if options.ways:
-        ways = ["bare", *(way for way in ways if way in options.ways and way != "bare")]
+    variants = [*VARIANTS[:3], *METRICS, VARIANTS[3]]
+    if options.variants:
+        variants = [
+            "baseline",
+            *(variant for variant in variants if variant in options.variants and variant != "baseline"),
+        ]
     for length in options.lengths:
-        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        measurements: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
         for _ in range(options.rounds):
-            for way in ways:
-                found[way].append(fresh(way, length, options.threads, options.repeats))
+            for variant in variants:
+                measurements[variant].append(
+                    measure_in_new_process(variant, length, options.threads, options.repeats)
+                )
         print(
             f"{length} tokens, {options.threads} thread(s), median of {options.rounds} processes", flush=True
         )
         print(f"{'':22}{'seconds':>9}{'ratio':>8}{'CPU s':>9}{'ratio':>8}{'peak GB':>9}")
-        middle = {
-            way: {key: float(np.median([each[key] for each in list_])) for key in list_[0]}
-            for way, list_ in found.items()
+        medians = {
+            variant: {
+                key: float(np.median([measurement[key] for measurement in measurements_of_variant]))
+                for key in measurements_of_variant[0]
+            }
+            for variant, measurements_of_variant in measurements.items()
         }
-        base = middle["bare"]
-        for way, at in middle.items():
+        base = medians["baseline"]
+        for variant, row in medians.items():
             print(
-                f"{way:22}{at['seconds']:9.3f}{at['seconds'] / base['seconds']:8.2f}"
-                f"{at['cpu']:9.3f}{at['cpu'] / base['cpu']:8.2f}{at['peak']:9.2f}"
+                f"{variant:22}{row['seconds']:9.3f}{row['seconds'] / base['seconds']:8.2f}"
+                f"{row['cpu']:9.3f}{row['cpu'] / base['cpu']:8.2f}{row['peak']:9.2f}"
             )
         print(flush=True)
 

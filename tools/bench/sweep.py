@@ -1,18 +1,18 @@
-"""What sweeping one ablation over all N layers costs, in forwards of the same model.
+"""Measure the cost of sweeping one ablation over all N layers, in forwards of the same model.
 
     python tools/bench/sweep.py [--layers 32] [--tokens 512] [--width 256] [--rounds 5] [--threads 1]
 
-The ways take turns in one process, round by round, after one round that is not counted; the medians are compared.
+The variants run alternately in one process; the first round is not counted, and the medians are compared.
 
-    naive      N × one whole forward of the Hugging Face model, SDPA, with logits and loss   the baseline
-    stock      N × TransformerLens' run_with_hooks on the same bridge, with logits and loss
-    base       the run's own engine without a condition: the unedited model's losses, which a run needs once for all
-               its metrics and sweeps
+    forwards   N × one whole forward of the Hugging Face model, SDPA, with logits and loss   the baseline
+    hooks      N × TransformerLens' run_with_hooks on the same bridge, with logits and loss
+    base       the run's engine without a condition: the losses of the unedited model, which a run computes once for
+               all its metrics and sweeps
     mlp, attn  the same with the conditions "MLP (attention) output := 0" in each of the N layers
 
-`alone` is what the N conditions add to `base`, again in units of `naive`: N ablated forwards either way. `worst` is the
-largest difference of a text's mean loss from what `stock` gives for the same ablation. A sweep takes about (N + 1)/2
-forwards of the layers and N losses: the fewer layers, the more of `naive` that is.
+`alone` is the cost of the N conditions beyond `base`, in units of `forwards`. `worst` is the largest difference of a
+text's mean loss from that of `hooks` for the same ablation. A sweep takes about (N + 1)/2 forwards of the layers and N
+losses: the share of `forwards` grows as N shrinks.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# In place of this folder, whose files would hide standard modules of the same name.
+# The repository replaces this folder, whose files would hide standard modules of the same name.
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 POINTS = {"mlp": "hook_mlp_out", "attn": "hook_attn_out"}
 
 
 def build(n_layers: int, width: int) -> Any:
-    """A random Llama with heads of 32; few of its weights unembed, as in large models."""
+    """Return a random Llama with heads of 32; few of its weights unembed, as in large models."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -49,8 +49,8 @@ def build(n_layers: int, width: int) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def naive(model: Any, ids: Any, n_layers: int) -> None:
-    """N forwards that ablate nothing: the price of the layers alone."""
+def run_forwards(model: Any, ids: Any, n_layers: int) -> None:
+    """Run N forwards without an ablation: the cost of the layers alone."""
     import torch
     from torch.nn import functional
 
@@ -60,8 +60,8 @@ def naive(model: Any, ids: Any, n_layers: int) -> None:
             functional.cross_entropy(logits[0, :-1], ids[0, 1:])
 
 
-def stock(lens: Any, ids: Any, point: str) -> list[float]:
-    """The sweep as a script with TransformerLens writes it."""
+def sweep_with_hooks(lens: Any, ids: Any, point: str) -> list[float]:
+    """Run the sweep with TransformerLens' `run_with_hooks`, as a user's script would."""
     import torch
     from torch.nn import functional
 
@@ -70,72 +70,84 @@ def stock(lens: Any, ids: Any, point: str) -> list[float]:
         hook = (f"blocks.{layer}.{point}", lambda tensor, hook: torch.zeros_like(tensor))
         with torch.no_grad():
             logits = lens.run_with_hooks(ids, return_type="logits", fwd_hooks=[hook])
-        each = functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
-        losses.append(float(each.double().mean()))
+        token_losses = functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+        losses.append(float(token_losses.double().mean()))
     return losses
 
 
-def sweep(lens: Any, ids: Any, point: str | None) -> list[float]:
-    """The sweep as conditions of a causal metric; without a point, the baseline alone."""
-    from phaselens.data import Text, Tokens
+def sweep_with_conditions(lens: Any, ids: Any, point: str | None) -> list[float]:
+    """Run the sweep as conditions of a causal metric; without a point, run only the baseline."""
+    from phaselens.data import Text, TokenizedText
     from phaselens.plugin import CausalMetric, Condition, Edit, Params
-    from phaselens.runs import gather_losses
+    from phaselens.runs import feed_losses
 
-    class Sweep(CausalMetric[Params]):
+    class LayerAblations(CausalMetric[Params]):
         name, version = "sweep", "1"
 
         def conditions(self) -> list[Condition]:
             layers = range(self.model.n_layers if point else 0)
             return [Condition("off", [Edit(f"blocks.{layer}.{point}", 0.0)], layer=layer) for layer in layers]
 
-    metric = Sweep(lens.info, Params())
-    gather_losses(lens, [Tokens(Text("bench", ""), tuple(ids[0].tolist()), ids.shape[1])], metric, [[0]])
-    return [float(metric.losses.of(condition, [0])[0]) for condition in metric.losses.conditions.values()]
+    metric = LayerAblations(lens.info, Params())
+    feed_losses(lens, [TokenizedText(Text("bench", ""), tuple(ids[0].tolist()), ids.shape[1])], metric, [[0]])
+    return [
+        float(metric.losses.by_text(condition, [0])[0]) for condition in metric.losses.conditions.values()
+    ]
 
 
-def ways_of(
+def variants_of(
     n_layers: int, n_tokens: int, width: int
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, list[float]]]:
-    """What to time, by name, and where each leaves its losses."""
+    """Return the functions to time, by name, and the dictionary that collects their losses."""
     import torch
 
     import phaselens
 
-    bare, lens = build(n_layers, width), phaselens.load(build(n_layers, width), label="bench", check=False)
+    baseline_model, lens = (
+        build(n_layers, width),
+        phaselens.load(build(n_layers, width), label="bench", check=False),
+    )
     ids = torch.randint(1, 2048, (1, n_tokens), generator=torch.Generator().manual_seed(0))
-    found: dict[str, list[float]] = {}
+    losses_by_variant: dict[str, list[float]] = {}
 
-    def keeping(way: str, work: Callable[[Any, Any, str], list[float]], point: str) -> Callable[[], Any]:
-        return lambda: found.__setitem__(way, work(lens, ids, point))
+    def record_losses(
+        variant: str, work: Callable[[Any, Any, str], list[float]], point: str
+    ) -> Callable[[], Any]:
+        return lambda: losses_by_variant.__setitem__(variant, work(lens, ids, point))
 
-    ways: dict[str, Callable[[], Any]] = {
-        "naive": lambda: naive(bare, ids, n_layers),
-        "base": lambda: sweep(lens, ids, None),
+    variants: dict[str, Callable[[], Any]] = {
+        "forwards": lambda: run_forwards(baseline_model, ids, n_layers),
+        "base": lambda: sweep_with_conditions(lens, ids, None),
     }
     for name, point in POINTS.items():
-        ways[f"stock {name}"] = keeping(f"stock {name}", stock, point)
-        ways[name] = keeping(name, sweep, point)
-    return ways, found
+        variants[f"hooks {name}"] = record_losses(f"hooks {name}", sweep_with_hooks, point)
+        variants[name] = record_losses(name, sweep_with_conditions, point)
+    return variants, losses_by_variant
 
 
 def compare(n_layers: int, n_tokens: int, width: int, rounds: int, clock: Callable[[], float]) -> None:
-    """Time all ways in turns, and print a line for each."""
-    ways, found = ways_of(n_layers, n_tokens, width)
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 1):
-        for way, work in ways.items():
+    """Time all variants alternately, and print one line per variant."""
+    variants, losses_by_variant = variants_of(n_layers, n_tokens, width)
+    times: dict[str, list[float]] = {variant: [] for variant in variants}
+    for round_index in range(rounds + 1):
+        for variant, work in variants.items():
             start = clock()
             work()
-            if turn:
-                times[way].append(clock() - start)
-    usual = {way: statistics.median(spent) for way, spent in times.items()}
-    for way, spent in usual.items():
-        line = f"{n_layers:>6}  {way:<12}{spent:>9.2f}{spent / usual['naive']:>9.2f}"
-        if way in POINTS:
-            stock_way = f"stock {way}"
-            worst = max(abs(one - other) for one, other in zip(found[way], found[stock_way], strict=True))
-            alone = (spent - usual["base"]) / usual["naive"]
-            line += f"{alone:>9.2f}{spent / usual[stock_way]:>9.2f}{worst:>10.1e}"
+            if round_index:
+                times[variant].append(clock() - start)
+    medians = {variant: statistics.median(seconds) for variant, seconds in times.items()}
+    for variant, seconds in medians.items():
+        line = f"{n_layers:>6}  {variant:<12}{seconds:>9.2f}{seconds / medians['forwards']:>9.2f}"
+        if variant in POINTS:
+            hooks_variant = f"hooks {variant}"
+            worst = max(
+                abs(loss - hooks_loss)
+                for loss, hooks_loss in zip(
+                    losses_by_variant[variant], losses_by_variant[hooks_variant], strict=True
+                )
+            )
+            conditions_only = (seconds - medians["base"]) / medians["forwards"]
+            line += f"{conditions_only:>9.2f}{seconds / medians[hooks_variant]:>9.2f}{worst:>10.1e}"
         print(line, flush=True)
 
 
@@ -154,7 +166,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    print(f"{'layers':>6}  {'way':<12}{'seconds':>9}{'× naive':>9}{'alone':>9}{'× stock':>9}{'worst':>10}")
+    print(
+        f"{'layers':>6}  {'variant':<12}{'seconds':>9}{'× forwards':>9}{'alone':>9}{'× hooks':>9}{'worst':>10}"
+    )
     for n_layers in options.layers:
         clock = time.process_time if options.cpu_time else time.perf_counter
         compare(n_layers, options.tokens, options.width, options.rounds, clock)

@@ -1,6 +1,6 @@
 """Recalibrate a rotary model by next-token training of a low-rank adapter, with its rotation nulled or in place.
 
-Killed, a run goes on from its last checkpoint when it is called again with the same arguments. The learning rate stays
+A killed run resumes from its last checkpoint when it is started again with the same arguments. The learning rate stays
 constant up to the last --cooldown-tokens, so a run can be ended from any of its kept checkpoints: call it with another
 --out, a smaller --tokens and --branch-from RUN.
 """
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 from tools.recalibrate import corpus, network
-from tools.recalibrate.recipe import POSITIONS, PRECISIONS, Recipe
-from tools.recalibrate.train import Run, Upkeep
+from tools.recalibrate.recipe import ENCODINGS, PRECISIONS, RecalibrationRecipe
+from tools.recalibrate.train import Recalibration, Upkeep
 from tools.train_pair.corpus import HELD_OUT
 
 
 def parser() -> argparse.ArgumentParser:
-    default, upkeep = Recipe(), Upkeep()
+    default, upkeep = RecalibrationRecipe(), Upkeep()
     p = argparse.ArgumentParser(prog="python -m tools.recalibrate", description=__doc__)
     p.add_argument("model", help="checkpoint folder, hub id, or a name that phaselens.load takes")
-    p.add_argument("--positions", choices=POSITIONS, default=default.positions)
+    p.add_argument("--positions", choices=ENCODINGS, default=default.positions)
     p.add_argument("--corpus", type=Path, required=True, help="folder of .txt books")
     p.add_argument("--out", type=Path, required=True, help="checkpoints, log and the finished adapter")
     p.add_argument("--cache", type=Path, help="token streams (default: OUT/cache); twins can share one")
@@ -60,18 +60,20 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str] | None = None) -> Run:
+def main(argv: list[str] | None = None) -> Recalibration:
     args = parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     options = vars(args)
-    recipe = Recipe.from_dict(
-        {f.name: options[f.name] for f in dataclasses.fields(Recipe) if f.name in options}
+    recipe = RecalibrationRecipe.from_dict(
+        {f.name: options[f.name] for f in dataclasses.fields(RecalibrationRecipe) if f.name in options}
     )
     upkeep = Upkeep(**{f.name: options[f.name] for f in dataclasses.fields(Upkeep)})
     model, tokenizer = network.load(args.model, args.device)
     cache = args.cache or args.out / "cache"
     corpus.prepare(args.corpus, cache, tuple(args.held_out), tokenizer)
-    run = Run(model, tokenizer.bos_token_id, recipe, args.out, cache, upkeep, args.branch_from, args.compile)
+    run = Recalibration(
+        model, tokenizer.bos_token_id, recipe, args.out, cache, upkeep, args.branch_from, args.compile
+    )
     run.run(args.stop_step)
     if run.step == recipe.n_steps:
         run.adapted.save_pretrained(args.out / "adapter")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tools.recalibrate.recipe import Recipe
+from tools.recalibrate.recipe import RecalibrationRecipe
 from tools.train_pair.corpus import (
     books,
     held_out_windows,
@@ -22,14 +22,14 @@ from tools.train_pair.corpus import (
 __all__ = ["batch", "held_out_windows", "open_stream", "prepare"]
 
 Stream = npt.NDArray[Any]
-Rows = npt.NDArray[np.int64]
+TokenRows = npt.NDArray[np.int64]
 
 
 def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], tokenizer: Any) -> None:
     """Write `train.bin`, `held_out.bin` and `books.json` under `cache`; a finished cache is kept.
 
     A stream holds the ids of all its books in a row, without special tokens, in the smallest unsigned type that holds
-    the vocabulary. `books.json` is written last, so its presence says that the streams are complete.
+    the vocabulary. `books.json` is written last, so its presence means that the streams are complete.
 
     Raises:
         ValueError: for a cache of other books or of another tokenizer, or for a book that spells out the BOS token.
@@ -50,13 +50,13 @@ def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], tokenizer: Any
         encodings = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         stream = np.concatenate([np.asarray(encoding.ids, dtype=facts["dtype"]) for encoding in encodings])
         if (stream == tokenizer.bos_token_id).any():
-            raise ValueError(f"the {name} books spell out {tokenizer.bos_token!r}; remove it from them")
+            raise ValueError(f"the {name} books contain {tokenizer.bos_token!r}; remove it from them")
         streams[name] = stream
     write_streams(cache, streams, facts)
 
 
-def batch(stream: Stream, recipe: Recipe, bos: int, step: int) -> Rows:
-    """The batch of `step`, [sequences, length]: BOS and a random window of the books in each row.
+def batch(stream: Stream, recipe: RecalibrationRecipe, bos: int, step: int) -> TokenRows:
+    """Return the batch of `step`, [sequences, length]: BOS and a random window of the books in each row.
 
     It depends on the stream, the seed and the step alone, so a resumed run and the twin see the same tokens.
     """

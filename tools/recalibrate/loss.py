@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Logits of this many positions at a time: they should stay in the processor's cache.
+# The number of positions whose logits are computed at a time: they should stay in the processor's cache.
 CHUNK = 128
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Mean cross-entropy of `hidden @ head.T` against `targets`; a gradient, if needed, is made on the way forward."""
+    """Mean cross-entropy of `hidden @ head.T` against `targets`, with its gradient computed in the forward pass."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor) -> Tensor:
@@ -21,8 +21,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         exact = torch.promote_types(head.dtype, torch.float32)
         for start in range(0, len(rows), CHUNK):
-            part, target = rows[start : start + CHUNK], targets[start : start + CHUNK, None]
-            log_p = torch.log_softmax(part @ head.T, dim=-1, dtype=exact)
+            chunk, target = rows[start : start + CHUNK], targets[start : start + CHUNK, None]
+            log_p = torch.log_softmax(chunk @ head.T, dim=-1, dtype=exact)
             total -= log_p.gather(1, target).double().sum()
             if gradient is not None:
                 p = log_p.exp_()
@@ -40,7 +40,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 
 def next_token_loss(hidden: Tensor, head: Tensor, tokens: Tensor) -> Tensor:
-    """Mean loss in nats of predicting tokens 1.. from the states before them.
+    """Return the mean loss in nats of predicting tokens 1.. from the states before them.
 
     Args:
         hidden: [text, position, d_model], after the final norm.

@@ -1,4 +1,4 @@
-"""What the log records beside the loss: sinks, BOS norm, matrix entropy and the BOS-MLP ratio, on held-out windows."""
+"""Statistics for the log on held-out windows: loss, sinks, BOS norm, matrix entropy and the BOS-MLP ratio."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def held_out_loss(model: Any, head: Tensor, texts: Tensor, batch: int = 8) -> float:
-    """Mean next-token loss on `texts`, [text, position], in nats."""
+def held_out_loss(model: Any, head: Tensor, texts: Tensor, batch_size: int = 8) -> float:
+    """Return the mean next-token loss on `texts`, [text, position], in nats."""
     total = 0.0
-    for part in texts.split(batch):
-        hidden = model.model(part, use_cache=False).last_hidden_state
-        total += next_token_loss(hidden, head, part).item() * len(part)
+    for batch in texts.split(batch_size):
+        hidden = model.model(batch, use_cache=False).last_hidden_state
+        total += next_token_loss(hidden, head, batch).item() * len(batch)
     return total / len(texts)
 
 
 def sinks_and_spike(model: Any, head: Tensor, texts: Tensor) -> dict[str, Any]:
-    """Statistics of `model` on `texts`, [text, position] with BOS first, all of one length.
+    """Measure `model` on `texts`, [text, position] with BOS first, all of one length.
 
     Returns:
-        `sink_rate`: share of heads with a mean attention to BOS of at least 0.3; `bos_norm`: largest over layers, and
-        `bos_norm_layer` where it is; `entropy`: least over layers, nats, and `entropy_layer`; `write_layer`: the layer
+        `sink_rate`: share of heads with a mean attention to BOS of at least 0.3; `bos_norm`: largest over layers, at
+        `bos_norm_layer`; `entropy`: least over layers, nats, at `entropy_layer`; `write_layer`: the layer
         after which the norm of BOS has grown most, and `bos_mlp_ratio`: the perplexity with that layer's MLP output
         at BOS set to zero over that without.
     """
-    by_layer = measure_by_layer(model, texts, batch=4)
+    by_layer = measure_by_layer(model, texts, batch_size=4)
     norms, entropies = torch.tensor(by_layer["bos_norm"]), torch.tensor(by_layer["entropy"])
     write_layer = int(torch.diff(norms, prepend=norms.new_zeros(1)).argmax())
     with _without_bos_mlp(model, write_layer):

@@ -1,4 +1,4 @@
-"""The model to recalibrate: loaded, rotation nulled if asked for, frozen, with a trainable adapter."""
+"""The model to recalibrate: loaded, its rotation nulled if requested, frozen, with a trainable adapter."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ import warnings
 from typing import Any
 
 import torch
-from tools.recalibrate.recipe import Recipe
+from tools.recalibrate.recipe import RecalibrationRecipe
 from tools.train_pair.model import null_rotation
 from torch import nn
 
-from phaselens.lens import packaged, sources
+from phaselens.lens import checkpoints, packaged
+from phaselens.lens.model_source import ModelSource
 
 
 def load(source: str, device: str = "cpu") -> tuple[Any, Any]:
-    """The model in float32 and its tokenizer: by folder, hub id, or a name that `phaselens.load` takes.
+    """Return the model in float32 and its tokenizer: by folder, hub id, or a name that `phaselens.load` takes.
 
     Raises:
-        ModelError: for a model that is not there, or whose checkpoint lacks some of its weights.
+        ModelError: for a model that does not exist, or whose checkpoint lacks some of its weights.
         ValueError: for a model that already has an adapter, and for a tokenizer without a BOS token.
     """
     from transformers import AutoTokenizer
 
     _refuse_adapter(source)
-    folder = sources.resolve(source)
-    model = sources.load_pretrained(folder, source, torch.float32, torch.device(device), None, False, False)
+    model_source = ModelSource.identify(source)
+    model = checkpoints.load_pretrained(model_source, torch.float32, torch.device(device))
     model.set_attn_implementation("sdpa")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_source.location)
     if tokenizer.bos_token_id is None:
-        raise ValueError(f"{source}: its tokenizer has no BOS token, with which every sequence starts here")
+        raise ValueError(
+            f"{source}: its tokenizer has no BOS token, with which every training sequence starts"
+        )
     return model, tokenizer
 
 
 def _refuse_adapter(source: str) -> None:
-    """ValueError for a name whose model is another one plus an adapter: only the other one would be loaded."""
+    """Raise ValueError for a model that has an adapter already: only its base model would be loaded."""
     twin = packaged.MODELS.get(source)
     if twin is None or twin.adapter is None:
         return
@@ -47,7 +50,7 @@ def _refuse_adapter(source: str) -> None:
     )
 
 
-def adapt(model: Any, recipe: Recipe) -> Any:
+def adapt(model: Any, recipe: RecalibrationRecipe) -> Any:
     """Prepare `model` for training in place, and return the peft model around it.
 
     The rotation is nulled if the recipe says so; all weights are frozen, those of linear modules inside the layers
@@ -75,7 +78,7 @@ def adapt(model: Any, recipe: Recipe) -> Any:
     )
     torch.manual_seed(recipe.seed)
     with warnings.catch_warnings():
-        # peft asks transformers by a name that is deprecated there.
+        # peft uses a name of transformers that is deprecated.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         adapted = get_peft_model(model, config)
     if recipe.precision == "bf16":
@@ -86,5 +89,5 @@ def adapt(model: Any, recipe: Recipe) -> Any:
 
 
 def trainable(model: Any) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name."""
+    """Return the parameters that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

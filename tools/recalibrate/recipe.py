@@ -1,4 +1,4 @@
-"""The numbers that decide a recalibration, read from and written to JSON."""
+"""The numbers that determine a recalibration, read from and written to JSON."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import dataclasses
 
 from tools.train_pair.recipe import RecipeFile
 
-POSITIONS = ("nope", "rope")
+ENCODINGS = ("nope", "rope")
 PRECISIONS = ("bf16", "fp32")
 ATTENTION_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
-# A run may be continued with other values of these: they decide where it ends, not what its steps are.
+# A run can be continued with other values of these: they determine where it ends, not its steps.
 _SCHEDULE_END = ("tokens", "cooldown_tokens", "final_lr_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(RecipeFile):
+class RecalibrationRecipe(RecipeFile):
     """Everything that determines the trained adapter, apart from the model and the books.
 
     Attributes:
@@ -48,8 +48,8 @@ class Recipe(RecipeFile):
     precision: str = "bf16"
 
     def __post_init__(self) -> None:
-        if self.positions not in POSITIONS:
-            raise ValueError(f"positions is {self.positions!r}; use one of {', '.join(POSITIONS)}")
+        if self.positions not in ENCODINGS:
+            raise ValueError(f"positions is {self.positions!r}; use one of {', '.join(ENCODINGS)}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision is {self.precision!r}; use one of {', '.join(PRECISIONS)}")
         if not self.lengths or any(length < 2 or self.batch_tokens % length for length in self.lengths):
@@ -63,7 +63,7 @@ class Recipe(RecipeFile):
 
     @property
     def n_steps(self) -> int:
-        """Whole steps within `tokens`."""
+        """The number of whole steps within `tokens`."""
         return self.tokens // self.batch_tokens
 
     @property
@@ -72,13 +72,13 @@ class Recipe(RecipeFile):
         return self.n_steps - self.cooldown_tokens // self.batch_tokens
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of `step`, counted from 0."""
-        warm = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        """Return the learning rate of `step`, counted from 0."""
+        warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         cooling = self.n_steps - self.cooldown_start
-        left = min(1.0, (self.n_steps - step) / cooling) if cooling else 1.0
-        return self.lr * warm * (self.final_lr_fraction + (1 - self.final_lr_fraction) * left)
+        remaining = min(1.0, (self.n_steps - step) / cooling) if cooling else 1.0
+        return self.lr * warmup * (self.final_lr_fraction + (1 - self.final_lr_fraction) * remaining)
 
-    def same_steps(self, other: Recipe) -> bool:
-        """Whether both take the same steps before either cools down."""
+    def same_steps(self, recipe: RecalibrationRecipe) -> bool:
+        """Return whether both take the same steps before either cools down."""
         shared = {name: getattr(self, name) for name in _SCHEDULE_END}
-        return dataclasses.replace(other, **shared) == self
+        return dataclasses.replace(recipe, **shared) == self

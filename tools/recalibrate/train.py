@@ -1,4 +1,4 @@
-"""The training loop: logged, checkpointed by rename, and resumed as if it had never stopped."""
+"""The training loop, which logs, writes checkpoints atomically, and resumes to the bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tools.recalibrate import corpus
 from tools.recalibrate.loss import next_token_loss
 from tools.recalibrate.measure import held_out_loss, sinks_and_spike
 from tools.recalibrate.network import adapt, trainable
-from tools.recalibrate.recipe import Recipe
+from tools.recalibrate.recipe import RecalibrationRecipe
 from tools.train_pair.train import LOG, trim_log
 
 CHECKPOINTS = "checkpoints"
@@ -24,13 +24,13 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True)
 class Upkeep:
-    """How often a run saves and measures; none of it changes a step.
+    """Intervals at which a run saves and measures. They do not affect the training steps.
 
     Attributes:
         checkpoint_seconds: wall time between checkpoints.
-        keep_tokens: a checkpoint at every multiple of this is kept for good; of the others only the newest is.
+        keep_tokens: checkpoints at multiples of this are kept; of the others, only the newest.
         log_tokens: tokens between rows with the held-out loss.
-        measure_tokens: tokens between rows that hold sinks, norms, entropy and the BOS-MLP ratio too.
+        measure_tokens: tokens between rows that also hold sinks, norms, entropy and the BOS-MLP ratio.
         loss_windows, measure_windows, window: held-out windows for the loss and for the rest, and their length.
     """
 
@@ -43,11 +43,11 @@ class Upkeep:
     window: int = 512
 
 
-class Run:
+class Recalibration:
     """One recalibration in one folder: `checkpoints/STEP.pt`, `log.jsonl`, `recipe.json`.
 
-    Batches are a function of the seed and the step and nothing else is drawn after the adapter's first values, so a
-    checkpoint is the trained parameters, the optimiser's state and the step.
+    Batches are a function of the seed and the step, and nothing else is drawn after the adapter's initial values, so a
+    checkpoint holds only the trained parameters, the optimiser's state and the step.
 
     Args:
         branch_from: folder of another run, whose newest checkpoint before this recipe's cooldown starts this one.
@@ -57,7 +57,7 @@ class Run:
         self,
         model: Any,
         bos: int,
-        recipe: Recipe,
+        recipe: RecalibrationRecipe,
         folder: Path,
         cache: Path,
         upkeep: Upkeep | None = None,
@@ -98,45 +98,47 @@ class Run:
         return self.step * self.recipe.batch_tokens
 
     def _start(self, branch_from: Path | None) -> None:
-        """Take up this folder's newest checkpoint, else the branch's, else start anew."""
-        own = checkpoints(self.folder)
-        source = self.folder if own else branch_from
+        """Resume from this folder's newest checkpoint, else from the branch's, else start from step 0."""
+        own_checkpoints = checkpoints(self.folder)
+        source = self.folder if own_checkpoints else branch_from
         if source is None:
             return
-        earlier = Recipe.read(source / "recipe.json")
+        earlier = RecalibrationRecipe.read(source / "recipe.json")
         if not earlier.same_steps(self.recipe):
             raise ValueError(
-                f"{source} was trained by another recipe; choose another --out, or repeat its options"
+                f"{source} was trained with another recipe; choose another --out, or repeat its options"
             )
-        if own:
-            path = own[max(own)]
-            if earlier != self.recipe and max(own) > min(earlier.cooldown_start, self.recipe.cooldown_start):
+        if own_checkpoints:
+            path = own_checkpoints[max(own_checkpoints)]
+            if earlier != self.recipe and max(own_checkpoints) > min(
+                earlier.cooldown_start, self.recipe.cooldown_start
+            ):
                 raise ValueError(
-                    f"{source} is at step {max(own)}, in its cooldown; end it elsewhere with another --out and "
-                    f"--branch-from {source}"
+                    f"{source} is at step {max(own_checkpoints)}, in its cooldown; end it elsewhere with "
+                    f"another --out and --branch-from {source}"
                 )
         else:
-            before = {
+            candidates = {
                 step: path
                 for step, path in checkpoints(source).items()
                 if step <= min(earlier.cooldown_start, self.recipe.cooldown_start)
             }
-            if not before:
+            if not candidates:
                 raise ValueError(
                     f"{source} has no checkpoint before step {self.recipe.cooldown_start}, where the cooldown starts"
                 )
-            path = before[max(before)]
+            path = candidates[max(candidates)]
         state = torch.load(path, map_location=self.device, weights_only=True)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
-        if own:
+        if own_checkpoints:
             trim_log(self.folder / LOG, self.step)
 
     def save(self) -> None:
-        """Write a checkpoint, complete or not at all, and delete the one before unless it is to be kept."""
+        """Write a checkpoint atomically, and delete the previous one unless `keep_tokens` keeps it."""
         state = {
             "parameters": {name: parameter.detach() for name, parameter in self.parameters.items()},
             "optimizer": self.optimizer.state_dict(),
@@ -151,10 +153,10 @@ class Run:
             if step < self.step and not self._passed(self.upkeep.keep_tokens, step):
                 older.unlink()
 
-    def _passed(self, every: int, step: int) -> bool:
-        """Whether `step` was the first at or after a multiple of `every` tokens."""
+    def _passed(self, interval: int, step: int) -> bool:
+        """Return whether `step` was the first at or after a multiple of `interval` tokens."""
         size = self.recipe.batch_tokens
-        return step == 0 or step * size // every > (step - 1) * size // every
+        return step == 0 or step * size // interval > (step - 1) * size // interval
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.recipe.precision == "fp32":
@@ -163,7 +165,7 @@ class Run:
 
     @contextmanager
     def _measuring(self) -> Iterator[None]:
-        """Evaluation mode, in the training's precision, without compiling for shapes that are only measured."""
+        """Switch to evaluation mode, in the precision of training, without compiling for shapes used only here."""
         self.adapted.eval()
         with torch.no_grad(), self._autocast(), torch.compiler.set_stance("force_eager"):
             yield
@@ -184,12 +186,12 @@ class Run:
             row["loss"] = held_out_loss(self.model, self.head, self.loss_texts)
             if self._passed(self.upkeep.measure_tokens, self.step) or self.step == self.recipe.n_steps:
                 row |= sinks_and_spike(self.model, self.head, self.measure_texts)
-        with (self.folder / LOG).open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+        with (self.folder / LOG).open("a", encoding="utf-8") as log_file:
+            log_file.write(json.dumps(row) + "\n")
         return row
 
     def train_step(self) -> float:
-        """One batch; returns its loss. A gradient that is not finite stops the run."""
+        """Train on one batch and return its loss. A non-finite gradient stops the run."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.lr_at(self.step)
         rows = corpus.batch(self.stream, self.recipe, self.bos, self.step)
@@ -231,7 +233,7 @@ class Run:
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a run by step."""
+    """Return the checkpoints of a run by step."""
     return {int(path.stem): path for path in (folder / CHECKPOINTS).glob("*.pt")}
 
 

@@ -1,6 +1,6 @@
-"""Make the bundled pair from a folder of books: tokenizer, trunk, both twins, the two folders shipped.
+"""Make the bundled pair from a folder of books: tokenizer, trunk, both twins, and the two folders to ship.
 
-Killed, it goes on from its last checkpoint when called again with the same arguments.
+A killed run resumes from its last checkpoint when it is started again with the same arguments.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from tools.train_pair import corpus
-from tools.train_pair.recipe import Recipe
-from tools.train_pair.train import Phase, Run
+from tools.train_pair.recipe import PairRecipe
+from tools.train_pair.train import PairTraining, Phase
 
 HERE = Path(__file__).parent
 PHASES: tuple[Phase, ...] = ("trunk", "rope", "drope")
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--twin-tokens", type=int, help="tokens for each twin after the branch instead of the recipe's"
     )
-    p.add_argument("--decay-tokens", type=int, help="how many of them the learning rate falls over")
+    p.add_argument("--decay-tokens", type=int, help="the last of them, over which the learning rate falls")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--device", default="cpu")
     return p
@@ -47,13 +47,13 @@ def main(argv: list[str] | None = None) -> None:
         for name in ("trunk_tokens", "twin_tokens", "decay_tokens")
         if (value := getattr(args, name)) is not None
     }
-    recipe = Recipe.read(args.recipe).replace(**changes)
+    recipe = PairRecipe.read(args.recipe).replace(**changes)
     cache = args.cache or args.out / "cache"
     corpus.prepare(args.corpus, cache, tuple(args.held_out), recipe.vocab_size)
     for phase in PHASES:
         if args.phase in (phase, "all"):
             trunk = None if phase == "trunk" else args.out / "trunk"
-            Run(recipe, phase, args.out / phase, cache, trunk, args.device).run()
+            PairTraining(recipe, phase, args.out / phase, cache, trunk, args.device).run()
     if args.phase in ("export", "all"):
         from tools.train_pair.export import export
 

@@ -1,4 +1,4 @@
-"""The model cards, filled from what was measured on the exported weights."""
+"""The model cards, filled with what was measured on the exported weights."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ def _list(values: list[float], digits: int) -> str:
 
 
 def _weight_decay(recipe: dict[str, Any]) -> str:
-    """Weight decay in words, with its change on the way where there was one."""
-    late = recipe["late_weight_decay"]
-    if recipe["late_from_step"] is None or late is None:
+    """Describe the weight decay, and its change during training if there was one."""
+    late_decay = recipe["late_weight_decay"]
+    if recipe["late_from_step"] is None or late_decay is None:
         return f"weight decay {recipe['weight_decay']} on matrices"
-    early, change = recipe["weight_decay"], recipe["late_from_step"]
-    return f"weight decay {early} on matrices up to step {change} and {late} from there"
+    early_decay, change_step = recipe["weight_decay"], recipe["late_from_step"]
+    return f"weight decay {early_decay} on matrices up to step {change_step} and {late_decay} from there"
 
 
 def model_card(twin: str, facts: dict[str, Any]) -> str:
-    """The README of `twin`, "rope" or "drope", from the facts that `export` gathers."""
-    recipe, mine = facts["recipe"], facts[twin]
-    other = "drope" if twin == "rope" else "rope"
-    past = sorted((value for layer in mine["sink"][1:] for value in layer), reverse=True)
+    """Return the README of `twin`, "rope" or "drope", from the facts that `export` gathers."""
+    recipe, metrics = facts["recipe"], facts[twin]
+    other_twin = "drope" if twin == "rope" else "rope"
+    past = sorted((value for layer in metrics["sink"][1:] for value in layer), reverse=True)
     depth = recipe["copy_depth"]
     values = {
         "twin_name": twin,
         "kind": "rotary positions" if twin == "rope" else "no positions",
-        "million": mine["parameters"] / 1e6,
+        "million": metrics["parameters"] / 1e6,
         "n_layers": recipe["n_layers"],
         "n_heads": recipe["n_heads"],
         "d_model": recipe["d_model"],
-        "branch": mine["branch_tokens"] / 1e6,
-        "twin": (mine["trained_tokens"] - mine["branch_tokens"]) / 1e6,
-        "trained": mine["trained_tokens"] / 1e6,
+        "branch": metrics["branch_tokens"] / 1e6,
+        "twin": (metrics["trained_tokens"] - metrics["branch_tokens"]) / 1e6,
+        "trained": metrics["trained_tokens"] / 1e6,
         "n_books": len(facts["books"]["training"]),
         "stream": facts["books"]["train_tokens"] / 1e6,
         "vocab": recipe["vocab_size"],
@@ -64,16 +64,16 @@ def model_card(twin: str, facts: dict[str, Any]) -> str:
         "final_percent": 100 * recipe["final_lr_fraction"],
         "batch": recipe["batch_tokens"],
         "clip": recipe["grad_clip"],
-        "n_texts": mine["n_texts"],
-        "text_tokens": mine["text_tokens"],
-        "loss": mine["loss"],
-        "other": other,
-        "other_loss": facts[other]["loss"],
+        "n_texts": metrics["n_texts"],
+        "text_tokens": metrics["text_tokens"],
+        "loss": metrics["loss"],
+        "other": other_twin,
+        "other_loss": facts[other_twin]["loss"],
         "n_sinks": sum(value >= 0.3 for value in past),
         "n_past": len(past),
         "sinks": _list(past[:8], 2) + (", …" if len(past) > 8 else ""),
-        "bos": _list(mine["bos_ratio"], 1),
-        "entropy": _list(mine["entropy"], 2),
+        "bos": _list(metrics["bos_ratio"], 1),
+        "entropy": _list(metrics["entropy"], 2),
         "positions": recipe["max_positions"],
     }
     values["about"] = ABOUT[twin].format(**values)

@@ -24,10 +24,10 @@ HELD_OUT = ("dracula", "the-adventures-of-sherlock-holmes")
 
 
 def books(corpus: Path, held_out: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
-    """The text files of `corpus`, sorted: those to train on, and those held out (named without suffix)."""
-    found = sorted(corpus.glob("*.txt"))
-    training = [path for path in found if path.stem not in held_out]
-    held = [path for path in found if path.stem in held_out]
+    """Return the text files of `corpus`, sorted: those to train on, and those held out (named without suffix)."""
+    paths = sorted(corpus.glob("*.txt"))
+    training = [path for path in paths if path.stem not in held_out]
+    held = [path for path in paths if path.stem in held_out]
     missing = sorted(set(held_out) - {path.stem for path in held})
     if missing or not training:
         raise ValueError(
@@ -37,7 +37,7 @@ def books(corpus: Path, held_out: tuple[str, ...]) -> tuple[list[Path], list[Pat
 
 
 def train_tokenizer(paths: list[Path], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE whose encoder puts `<s>` first; ids 0, 1, 2 are `<s>`, `</s>` and the copy mark."""
+    """Return a byte-level BPE whose encoder puts `<s>` first; ids 0, 1, 2 are `<s>`, `</s>` and the copy mark."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,13 +66,13 @@ def _paragraphs(path: Path) -> Iterator[str]:
 
 
 def encode_books(tokenizer: PreTrainedTokenizerFast, paths: list[Path]) -> Tokens:
-    """All books in a row, [tokens], without special tokens (a book that spells one out is refused)."""
-    parts: list[Tokens] = []
+    """Return all books in a row, [tokens], without special tokens (a book that spells one out is refused)."""
+    encoded: list[Tokens] = []
     backend = tokenizer.backend_tokenizer
     for path in paths:
         for encoding in backend.encode_batch(list(_paragraphs(path)), add_special_tokens=False):
-            parts.append(np.asarray(encoding.ids, dtype=np.uint16))
-    stream = np.concatenate(parts)
+            encoded.append(np.asarray(encoding.ids, dtype=np.uint16))
+    stream = np.concatenate(encoded)
     if (stream < len(SPECIAL)).any():
         raise ValueError(
             f"the corpus spells out one of the special tokens {SPECIAL}; remove it from the books"
@@ -83,7 +83,7 @@ def encode_books(tokenizer: PreTrainedTokenizerFast, paths: list[Path]) -> Token
 def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], vocab_size: int) -> None:
     """Write tokenizer, `train.bin`, `held_out.bin` and `books.json` under `cache`; a finished cache is kept.
 
-    `books.json` comes last, so its presence says that the others are whole.
+    `books.json` is written last, so its presence means that the other files are complete.
     """
     training, held = books(corpus, held_out)
     facts = {
@@ -102,10 +102,10 @@ def prepare(corpus: Path, cache: Path, held_out: tuple[str, ...], vocab_size: in
 
 
 def is_prepared(cache: Path, facts: dict[str, Any], otherwise: str) -> bool:
-    """Whether a finished cache is there.
+    """Return whether a finished cache exists.
 
     Raises:
-        ValueError: for one of other books, or of what `otherwise` names.
+        ValueError: for a cache of other books, or of what `otherwise` names.
     """
     record = cache / "books.json"
     if not record.exists():
@@ -130,7 +130,7 @@ def write_streams(cache: Path, streams: dict[str, npt.NDArray[Any]], facts: dict
 
 
 def open_stream(cache: Path, name: str) -> npt.NDArray[Any]:
-    """A prepared stream, `train` or `held_out`, [tokens], mapped from disk."""
+    """Return a prepared stream, `train` or `held_out`, [tokens], mapped from disk."""
     record = json.loads((cache / "books.json").read_text(encoding="utf-8"))
     # The pair's own vocabulary always fits, so its record names no dtype.
     return np.memmap(cache / f"{name}.bin", dtype=record.get("dtype", "uint16"), mode="r")
@@ -139,7 +139,7 @@ def open_stream(cache: Path, name: str) -> npt.NDArray[Any]:
 def held_out_windows(
     stream: npt.NDArray[Any], n_windows: int, length: int, bos: int = BOS_ID
 ) -> npt.NDArray[np.int64]:
-    """`n_windows` evenly spaced windows of plain text, [n_windows, length], BOS first in each."""
+    """Return `n_windows` evenly spaced windows of plain text, [n_windows, length], BOS first in each."""
     starts = np.linspace(0, stream.size - length, n_windows, dtype=np.int64)
     return windows_at(stream, starts, length, bos)
 
@@ -147,7 +147,7 @@ def held_out_windows(
 def windows_at(
     stream: npt.NDArray[Any], starts: npt.NDArray[np.int64], length: int, bos: int
 ) -> npt.NDArray[np.int64]:
-    """The windows of a stream that begin at `starts`, [window, length], BOS first in each."""
+    """Return the windows of a stream that begin at `starts`, [window, length], BOS first in each."""
     rows = np.full((len(starts), length), bos, dtype=np.int64)
     for row, start in zip(rows, starts, strict=True):
         row[1:] = stream[start : start + length - 1]

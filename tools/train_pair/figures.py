@@ -19,15 +19,15 @@ from tools.train_pair.results import RESULTS, read_log
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images" / "pair"
 ROPE, DROPE, TRUNK, NORM = "#1b6ca8", "#d1495b", "#555555", "#e0a030"
-Rows = Sequence[dict[str, Any]]
+TableRows = Sequence[dict[str, Any]]
 
 
-def millions(rows: Rows) -> list[float]:
+def millions(rows: TableRows) -> list[float]:
     return [row["tokens"] / 1e6 for row in rows]
 
 
 def uniform_sink(length: int) -> float:
-    """Sink score of uniform causal attention, query 0 excluded: mean of 1/(i+1) over i = 1 .. length-1."""
+    """Return sink score of uniform causal attention, query 0 excluded: mean of 1/(i+1) over i = 1 .. length-1."""
     return float(np.mean([1 / (i + 1) for i in range(1, length)]))
 
 
@@ -35,23 +35,25 @@ def layer_colors(n_layers: int) -> list[Any]:
     return [plt.get_cmap("viridis")(0.92 * i / max(1, n_layers - 1)) for i in range(n_layers)]
 
 
-def _branch(axes: Axes, trunk: Rows) -> None:
+def _branch(axes: Axes, trunk: TableRows) -> None:
     axes.axvline(trunk[-1]["tokens"] / 1e6, color="black", linewidth=0.8, linestyle=":")
 
 
-def _panels(trunk: Rows, rope: Rows, drope: Rows) -> tuple[Figure, list[tuple[Axes, Rows]]]:
-    """Three panels side by side: the trunk, and each twin from the branch on."""
+def _panels(
+    trunk: TableRows, rope: TableRows, drope: TableRows
+) -> tuple[Figure, list[tuple[Axes, TableRows]]]:
+    """Make three panels side by side: the trunk, and each twin from the branch on."""
     figure, axes = plt.subplots(
         1, 3, figsize=(12, 4.2), sharey=True, layout="constrained", width_ratios=(1.5, 1, 1)
     )
     titles = ("trunk", "rope, from the branch on", "drope: rotation nulled at the branch")
-    for one, title in zip(axes, titles, strict=True):
-        one.set(title=title, xlabel="tokens trained, millions")
+    for panel, title in zip(axes, titles, strict=True):
+        panel.set(title=title, xlabel="tokens trained, millions")
     return figure, list(zip(axes, (trunk, rope, drope), strict=True))
 
 
-def sinks(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
-    """Every head past layer 0: the trunk, and each twin."""
+def sinks(trunk: TableRows, rope: TableRows, drope: TableRows) -> Figure:
+    """Draw every head past layer 0: the trunk, and each twin."""
     figure, panels = _panels(trunk, rope, drope)
     n_layers = len(trunk[0]["sink"])
     colors = layer_colors(n_layers)
@@ -64,19 +66,19 @@ def sinks(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
         axes.axhline(0.3, color="black", linewidth=0.8, linestyle="--")
         axes.axhline(uniform_sink(256), color="grey", linewidth=0.8)
         axes.set(ylim=(0, 0.8))
-    first = panels[0][0]
-    first.set_ylabel("attention to <s>, mean of a head")
+    left_axes = panels[0][0]
+    left_axes.set_ylabel("attention to <s>, mean of a head")
     handles = [plt.Line2D([], [], color=colors[i], label=f"layer {i}") for i in range(1, n_layers)]
     handles += [
         plt.Line2D([], [], color="black", linestyle="--", linewidth=0.8, label="threshold 0.3"),
         plt.Line2D([], [], color="grey", linewidth=0.8, label="uniform attention"),
     ]
-    first.legend(handles=handles, fontsize=8, loc="upper left")
+    left_axes.legend(handles=handles, fontsize=8, loc="upper left")
     return figure
 
 
-def norms(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
-    """BOS norm ratio after each layer."""
+def norms(trunk: TableRows, rope: TableRows, drope: TableRows) -> Figure:
+    """Draw the BOS norm ratio after each layer."""
     figure, panels = _panels(trunk, rope, drope)
     n_layers = len(trunk[0]["bos_ratio"])
     colors = layer_colors(n_layers)
@@ -90,8 +92,8 @@ def norms(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
     return figure
 
 
-def entropies(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
-    """Matrix entropy after each layer."""
+def entropies(trunk: TableRows, rope: TableRows, drope: TableRows) -> Figure:
+    """Draw the matrix entropy after each layer."""
     figure, panels = _panels(trunk, rope, drope)
     n_layers = len(trunk[0]["entropy"])
     colors = layer_colors(n_layers)
@@ -99,7 +101,7 @@ def entropies(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
         for layer in range(n_layers):
             label = f"after layer {layer}"
             axes.plot(millions(rows), [r["entropy"][layer] for r in rows], color=colors[layer], label=label)
-    # The first million tokens go through a collapse to 0.5 nats that would flatten everything after it.
+    # In the first million tokens the entropy falls to 0.5 nats; that range would flatten the curves after it.
     later = [value for rows in (rope, drope) for row in rows for value in row["entropy"]]
     panels[0][0].set_ylim(min(later) - 0.1, max(later) + 0.1)
     panels[0][0].set_ylabel("matrix entropy, nats")
@@ -107,10 +109,10 @@ def entropies(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
     return figure
 
 
-def loss(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
-    """Held-out loss: the whole run, and the twins from the branch on."""
-    figure, (whole, near) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axes in (whole, near):
+def loss(trunk: TableRows, rope: TableRows, drope: TableRows) -> Figure:
+    """Draw the held-out loss: the whole run, and the twins from the branch on."""
+    figure, (complete_axes, branch_axes) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axes in (complete_axes, branch_axes):
         axes.plot(
             millions(rope), [r["loss"] for r in rope], color=ROPE, label="rope", marker=".", markersize=3
         )
@@ -118,18 +120,22 @@ def loss(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
             millions(drope), [r["loss"] for r in drope], color=DROPE, label="drope", marker=".", markersize=3
         )
         axes.set_xlabel("tokens trained, millions")
-    whole.plot(millions(trunk), [r["loss"] for r in trunk], color=TRUNK, label="trunk")
-    _branch(whole, trunk)
-    whole.set(ylabel="held-out loss, nats a token", title="whole run", ylim=(None, trunk[0]["loss"]))
-    whole.legend()
-    near.set(title="from the branch on")
-    near.plot([trunk[-1]["tokens"] / 1e6], [trunk[-1]["loss"]], "o", color=TRUNK, label="trunk at the branch")
-    near.legend()
+    complete_axes.plot(millions(trunk), [r["loss"] for r in trunk], color=TRUNK, label="trunk")
+    _branch(complete_axes, trunk)
+    complete_axes.set(
+        ylabel="held-out loss, nats per token", title="whole run", ylim=(None, trunk[0]["loss"])
+    )
+    complete_axes.legend()
+    branch_axes.set(title="from the branch on")
+    branch_axes.plot(
+        [trunk[-1]["tokens"] / 1e6], [trunk[-1]["loss"]], "o", color=TRUNK, label="trunk at the branch"
+    )
+    branch_axes.legend()
     return figure
 
 
-def depth(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
-    """Profiles over depth at the branch and at the end: entropy, BOS ratio, mean and strongest sink."""
+def depth(trunk: TableRows, rope: TableRows, drope: TableRows) -> Figure:
+    """Draw profiles over depth at the branch and at the end: entropy, BOS ratio, mean and strongest sink."""
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained")
     states = (
         (trunk[-1], "trunk at the branch", TRUNK, "-"),
@@ -153,8 +159,8 @@ def depth(trunk: Rows, rope: Rows, drope: Rows) -> Figure:
     return figure
 
 
-def tried(runs: dict[str, Rows], count: int = 5) -> Figure:
-    """The strongest heads and the largest norm ratio of each run by tokens seen."""
+def draw_runs(runs: dict[str, TableRows], count: int = 5) -> Figure:
+    """Draw the strongest heads and the largest norm ratio of each run by tokens seen."""
     columns = 3
     height = -(-len(runs) // columns)
     figure, grid = plt.subplots(
@@ -171,9 +177,9 @@ def tried(runs: dict[str, Rows], count: int = 5) -> Figure:
         axes.axis("off")
     for axes, (name, rows) in zip(grid.flat, runs.items(), strict=False):
         ranked = [sorted((v for layer in r["sink"][1:] for v in layer), reverse=True)[:count] for r in rows]
-        for place in range(count):
-            shade = 1 - place / (count + 1)
-            axes.plot(millions(rows), [r[place] for r in ranked], color=ROPE, alpha=shade)
+        for index in range(count):
+            shade = 1 - index / (count + 1)
+            axes.plot(millions(rows), [r[index] for r in ranked], color=ROPE, alpha=shade)
         ratio = axes.twinx()
         ratio.plot(millions(rows), [max(r["bos_ratio"]) for r in rows], color=NORM)
         ratio.set(ylim=(0, top))
@@ -197,7 +203,7 @@ def main() -> None:
     runs = {"shipped, trunk and rope": [*trunk, *rope]}
     for path in sorted(args.results.glob("tried-*.jsonl")):
         runs[path.stem.removeprefix("tried-").replace("-", " ")] = read_log(path)
-    tried(runs).savefig(args.out / "tried.png", dpi=110, bbox_inches="tight")
+    draw_runs(runs).savefig(args.out / "tried.png", dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":

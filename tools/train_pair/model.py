@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from tools.train_pair.corpus import BOS_ID, EOS_ID
-from tools.train_pair.recipe import Recipe
+from tools.train_pair.recipe import PairRecipe
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def llama_config(recipe: Recipe) -> LlamaConfig:
+def llama_config(recipe: PairRecipe) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=recipe.vocab_size,
         hidden_size=recipe.d_model,
@@ -30,8 +30,8 @@ def llama_config(recipe: Recipe) -> LlamaConfig:
     )
 
 
-def build(recipe: Recipe) -> LlamaForCausalLM:
-    """A Llama with transformers' own initialisation, drawn from `recipe.seed`."""
+def build(recipe: PairRecipe) -> LlamaForCausalLM:
+    """Return a Llama with transformers' own initialisation, drawn from `recipe.seed`."""
     torch.manual_seed(recipe.seed)
     model = LlamaForCausalLM(llama_config(recipe))
     model.set_attn_implementation("sdpa")
@@ -39,14 +39,14 @@ def build(recipe: Recipe) -> LlamaForCausalLM:
 
 
 class NullRotation(nn.Module):
-    """Stands in for a rotary embedding: cos = its attention factor, sin = 0, whatever the positions."""
+    """Replacement of a rotary embedding: cos = its attention factor, sin = 0, for all positions."""
 
     def __init__(self, rotary: nn.Module) -> None:
         super().__init__()
         self.rotary = rotary
 
     def forward(self, x: Tensor, position_ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """cos and sin in the shape and type that the rotary embedding returns."""
+        """Return cos and sin in the shape and type that the rotary embedding returns."""
         cos, sin = self.rotary(x, position_ids, **kwargs)
         factor = float(getattr(self.rotary, "attention_scaling", 1.0))
         return torch.full_like(cos, factor), torch.zeros_like(sin)

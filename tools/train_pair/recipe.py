@@ -1,4 +1,4 @@
-"""What a pair is made from: every number that decides the result, read from and written to JSON."""
+"""Every number that determines a trained pair, read from and written to JSON."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Self
 
 @dataclasses.dataclass(frozen=True)
 class RecipeFile:
-    """What every recipe can do: be changed, and be read from and written to JSON, whose lists are its tuples."""
+    """Base of recipes: copies with changes, and reading and writing JSON, where tuples are lists."""
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some values changed; an unknown name raises TypeError."""
+        """Return a copy with some values changed; an unknown name raises TypeError."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -21,7 +21,7 @@ class RecipeFile:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The recipe with these values and the defaults for all others.
+        """Return the recipe with these values and the defaults for all others.
 
         Raises:
             ValueError: for a name that is not in the recipe.
@@ -42,8 +42,8 @@ class RecipeFile:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe(RecipeFile):
-    """Sizes are in tokens unless the name says steps; learning rates are AdamW's."""
+class PairRecipe(RecipeFile):
+    """The pair's training. Sizes are in tokens unless the name says steps; learning rates are AdamW's."""
 
     seed: int = 0
     vocab_size: int = 2048
@@ -91,30 +91,34 @@ class Recipe(RecipeFile):
             raise ValueError(f"decay_tokens={self.decay_tokens} exceeds twin_tokens={self.twin_tokens}")
 
     def batch_at(self, step: int) -> int:
-        """Tokens in the batch of `step`."""
-        return self.late_batch_tokens or self.batch_tokens if self.late(step) else self.batch_tokens
+        """Return the number of tokens in the batch of `step`."""
+        return self.late_batch_tokens or self.batch_tokens if self.is_late(step) else self.batch_tokens
 
     def weight_decay_at(self, step: int) -> float:
-        """Weight decay of the matrices in `step`."""
-        late = self.late_weight_decay if self.late(step) else None
-        return self.weight_decay if late is None else late
+        """Return the weight decay of the matrices in `step`."""
+        late_decay = self.late_weight_decay if self.is_late(step) else None
+        return self.weight_decay if late_decay is None else late_decay
 
-    def late(self, step: int) -> bool:
-        """Whether the numbers named late_… hold in `step`, where they are given."""
+    def is_late(self, step: int) -> bool:
+        """Return whether the late_… values that are set apply in `step`."""
         return self.late_from_step is not None and step >= self.late_from_step
 
     def tokens_at(self, step: int) -> int:
-        """Tokens seen in the first `step` steps."""
-        early = step if self.late_from_step is None else min(step, self.late_from_step)
-        return early * self.batch_tokens + (step - early) * (self.late_batch_tokens or self.batch_tokens)
+        """Return the number of tokens seen in the first `step` steps."""
+        early_steps = step if self.late_from_step is None else min(step, self.late_from_step)
+        return early_steps * self.batch_tokens + (step - early_steps) * (
+            self.late_batch_tokens or self.batch_tokens
+        )
 
     def trunk_lr(self, step: int) -> float:
-        """Linear warm-up, then constant."""
+        """Return the trunk's learning rate: linear warm-up, then constant."""
         return self.lr * min(1.0, (step + 1) / self.warmup_steps)
 
     def twin_lr(self, tokens: int) -> float:
-        """Constant, then linear to `final_lr_fraction` over `decay_tokens`; `tokens` are those since the branch."""
-        left = self.twin_tokens - tokens
-        if left >= self.decay_tokens:
+        """Return a twin's learning rate at `tokens` since the branch: constant, then linear to `final_lr_fraction`."""
+        remaining = self.twin_tokens - tokens
+        if remaining >= self.decay_tokens:
             return self.lr
-        return self.lr * (self.final_lr_fraction + (1 - self.final_lr_fraction) * left / self.decay_tokens)
+        return self.lr * (
+            self.final_lr_fraction + (1 - self.final_lr_fraction) * remaining / self.decay_tokens
+        )

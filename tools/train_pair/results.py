@@ -14,7 +14,7 @@ from typing import Any
 from tools.train_pair.train import LOG
 
 RESULTS = Path(__file__).with_name("results")
-KEPT = (
+COLUMNS = (
     "phase",
     "step",
     "tokens",
@@ -30,7 +30,7 @@ KEPT = (
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log or of a results file, in the order of their steps."""
+    """Return the rows of a log or of a results file, in the order of their steps."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -42,7 +42,9 @@ def _rounded(value: Any) -> Any:
 
 def gather(log: Path, out: Path) -> None:
     """Copy a log's curves, to four decimals (the learning rate exactly)."""
-    rows = ({key: row[key] if key == "lr" else _rounded(row[key]) for key in KEPT} for row in read_log(log))
+    rows = (
+        {key: row[key] if key == "lr" else _rounded(row[key]) for key in COLUMNS} for row in read_log(log)
+    )
     out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -57,8 +59,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for phase in ("trunk", "rope", "drope"):
         gather(args.pair / phase / LOG, args.out / f"{phase}.jsonl")
-    for item in args.tried:
-        name, _, folder = item.partition("=")
+    for name_and_folder in args.tried:
+        name, _, folder = name_and_folder.partition("=")
         gather(Path(folder) / "trunk" / LOG, args.out / f"tried-{name}.jsonl")
         shutil.copyfile(Path(folder) / "trunk" / "recipe.json", args.out / f"tried-{name}-recipe.json")
     shutil.copyfile(args.pair / "export" / "pair.json", args.out / "pair.json")

@@ -29,66 +29,68 @@ _TITLE = re.compile(r"\b(?:Mr|Mrs|Dr|St|Prof|Esq|Messrs)\.$")
 
 
 def sentences(paragraph: str) -> list[str]:
-    """Split after sentence ends, keeping the text: the pieces joined give `paragraph` back."""
-    pieces, start = [], 0
+    """Split after sentence ends, keeping the text: the joined pieces are `paragraph`."""
+    fragments, start = [], 0
     for match in _SENTENCE_END.finditer(paragraph):
         if not _TITLE.search(paragraph[: match.start()]):
-            pieces.append(paragraph[start : match.end()])
+            fragments.append(paragraph[start : match.end()])
             start = match.end()
-    return [*pieces, paragraph[start:]]
+    return [*fragments, paragraph[start:]]
 
 
-def passages(paragraphs: list[str], first: int) -> Iterator[str]:
-    """Ever longer passages from paragraph `first` on, one sentence at a time."""
+def passages(paragraphs: list[str], start: int) -> Iterator[str]:
+    """Yield passages that start at paragraph `start`, each one sentence longer than the previous."""
     text = ""
-    for number, paragraph in enumerate(paragraphs[first:]):
+    for number, paragraph in enumerate(paragraphs[start:]):
         text += "\n" if number else ""
         for sentence in sentences(paragraph):
             text += sentence
             yield text
 
 
-def fitting(
-    tokenizer: PreTrainedTokenizerFast, paragraphs: list[str], first: int, low: int, high: int
+def longest_passage(
+    tokenizer: PreTrainedTokenizerFast, paragraphs: list[str], start: int, low: int, high: int
 ) -> str | None:
-    """The longest passage from `first` with low..high tokens, `<s>` included, or None."""
-    found = None
-    for text in passages(paragraphs, first):
+    """Return the longest passage from `start` with low..high tokens, `<s>` included, or None."""
+    longest = None
+    for text in passages(paragraphs, start):
         size = len(tokenizer(text).input_ids)
         if size > high:
             break
         if size >= low and text.rstrip("\"'")[-1:] in (".", "!", "?"):
-            found = text
-    return found
+            longest = text
+    return longest
 
 
-def _prose(paragraph: str) -> bool:
+def _is_prose(paragraph: str) -> bool:
     return len(paragraph) > 40 and paragraph[0].isalpha() and paragraph.rstrip("\"'")[-1:] in (".", "!", "?")
 
 
-def cut(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, str]]:
-    """The bundled texts, short ones first within a book: `id`, `text` and `source` each. No two overlap."""
+def select_texts(corpus: Path, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, str]]:
+    """Return the bundled texts, short ones first within a book: `id`, `text` and `source` each. No two overlap."""
     rows: list[dict[str, str]] = []
     for book, source in SOURCES.items():
         lines = (corpus / f"{book}.txt").read_text(encoding="utf-8").splitlines()
-        # Front matter, advertisements and the printer's errata are no prose.
+        # Front matter, advertisements and the printer's errata are not prose.
         paragraphs = [line for line in lines[len(lines) // 20 : -len(lines) // 12] if "* * *" not in line]
-        wanted = [limits for limits in CLASSES for _ in range(PER_CLASS)]
+        class_limits = [limits for limits in CLASSES for _ in range(PER_CLASS)]
         used = 0
-        found: list[tuple[int, str]] = []
-        # Long and short in turn, from the front of the book to its back, so that each class spans the book.
-        order = [wanted[c * PER_CLASS + i] for i in range(PER_CLASS) for c in range(len(CLASSES))]
-        for place, (low, high) in enumerate(order):
-            start = max(used, place * len(paragraphs) // len(order))
-            for first in range(start, len(paragraphs)):
-                text = fitting(tokenizer, paragraphs, first, low, high) if _prose(paragraphs[first]) else None
+        texts: list[tuple[int, str]] = []
+        # Alternate long and short from the start of the book to its end, so that each class spans the book.
+        order = [class_limits[c * PER_CLASS + i] for i in range(PER_CLASS) for c in range(len(CLASSES))]
+        for number_in_book, (low, high) in enumerate(order):
+            earliest = max(used, number_in_book * len(paragraphs) // len(order))
+            for start in range(earliest, len(paragraphs)):
+                text = None
+                if _is_prose(paragraphs[start]):
+                    text = longest_passage(tokenizer, paragraphs, start, low, high)
                 if text is not None:
-                    found.append((len(tokenizer(text).input_ids), text))
-                    used = first + text.count("\n") + 1
+                    texts.append((len(tokenizer(text).input_ids), text))
+                    used = start + text.count("\n") + 1
                     break
             else:
-                raise ValueError(f"{book}: no passage of {low} to {high} tokens after paragraph {start}")
-        for number, (_, text) in enumerate(sorted(found)):
+                raise ValueError(f"{book}: no passage of {low} to {high} tokens after paragraph {earliest}")
+        for number, (_, text) in enumerate(sorted(texts)):
             if any(mark in text for mark in SPECIAL):
                 raise ValueError(f"{book}: a passage spells out a special token: {text[:60]!r}")
             rows.append({"id": f"{NAMES[book]}-{number:02d}", "text": text, "source": source})
@@ -101,7 +103,7 @@ def main() -> None:
     p.add_argument("--tokenizer", type=Path, required=True, help="folder of the pair's tokenizer")
     p.add_argument("--out", type=Path, required=True, help="the .jsonl to write")
     args = p.parse_args()
-    rows = cut(args.corpus, AutoTokenizer.from_pretrained(args.tokenizer))
+    rows = select_texts(args.corpus, AutoTokenizer.from_pretrained(args.tokenizer))
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The training loop: logged, checkpointed by rename, resumed at the last one in the same data order."""
+"""The training loop, which logs, writes checkpoints atomically, and resumes in the same data order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tools.train_pair import batches, corpus
 from tools.train_pair.measure import measure
 from tools.train_pair.model import build, null_rotation
-from tools.train_pair.recipe import Recipe
+from tools.train_pair.recipe import PairRecipe
 from transformers import LlamaForCausalLM
 
 Phase = Literal["trunk", "rope", "drope"]
@@ -22,8 +22,8 @@ CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 
 
-def optimizer_for(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices only, as is usual: the norms' gains are left alone."""
+def optimizer_for(model: LlamaForCausalLM, recipe: PairRecipe) -> torch.optim.AdamW:
+    """Make AdamW with weight decay on matrices only, not on the gains of norms."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     gains = [p for p in model.parameters() if p.ndim < 2]
     groups = [
@@ -33,7 +33,7 @@ def optimizer_for(model: LlamaForCausalLM, recipe: Recipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=True)
 
 
-class Run:
+class PairTraining:
     """One phase of the recipe in one folder: `checkpoint.pt`, `log.jsonl`, `snapshots/`.
 
     `step` counts optimiser steps since the start of the trunk, so the data order runs on through the branch.
@@ -42,7 +42,7 @@ class Run:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: PairRecipe,
         phase: Phase,
         folder: Path,
         cache: Path,
@@ -60,13 +60,13 @@ class Run:
         self.step, self.branch_step, self.seconds = 0, 0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "snapshots").mkdir(exist_ok=True)
-        own = folder / CHECKPOINT
-        if own.exists():
-            self._load(own)
+        own_checkpoint = folder / CHECKPOINT
+        if own_checkpoint.exists():
+            self._load(own_checkpoint)
             trim_log(self.folder / LOG, self.step)
         elif phase != "trunk":
             if trunk is None:
-                raise ValueError(f"{phase} starts from a trunk's checkpoint: give its folder")
+                raise ValueError(f"{phase} starts from a trunk's checkpoint; give the trunk's folder")
             self._load(trunk / CHECKPOINT)
             self.branch_step, self.seconds = self.step, 0.0
         if phase == "drope":
@@ -92,7 +92,7 @@ class Run:
         os.replace(partial, self.folder / CHECKPOINT)
 
     def snapshot(self) -> None:
-        """Weights alone, in float16, so that any curve can be measured again later."""
+        """Write the weights alone, in float16, so that any curve can be measured again later."""
         weights = {name: t.detach().to("cpu", torch.float16) for name, t in self.model.state_dict().items()}
         name = f"{self.recipe.tokens_at(self.step):010d}.safetensors"
         partial = self.folder / "snapshots" / f"{name}.tmp"
@@ -108,18 +108,18 @@ class Run:
             "train_loss": train_loss,
         }
         row |= {"seconds": round(self.seconds, 1), "lr": self.lr(), **measure(self.model, self.texts)}
-        with (self.folder / LOG).open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
+        with (self.folder / LOG).open("a", encoding="utf-8") as log_file:
+            log_file.write(json.dumps(row) + "\n")
         return row
 
     def lr(self) -> float:
-        """The learning rate of the next step."""
+        """Return the learning rate of the next step."""
         if self.phase == "trunk":
             return self.recipe.trunk_lr(self.step)
         return self.recipe.twin_lr(self.recipe.tokens_at(self.step) - self.recipe.tokens_at(self.branch_step))
 
     def train_step(self) -> float:
-        """One batch; returns its loss. A loss that is not finite stops the run."""
+        """Train on one batch and return its loss. A non-finite loss stops the run."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr()
         self.optimizer.param_groups[0]["weight_decay"] = self.recipe.weight_decay_at(self.step)
@@ -137,16 +137,16 @@ class Run:
         self.step += 1
         return loss.item()
 
-    def ended(self, step: int) -> bool:
-        """Whether the phase is over after `step` steps: another batch would go beyond its tokens."""
-        after = self.recipe.tokens_at(step + 1)
+    def is_finished(self, step: int) -> bool:
+        """Return whether the phase ends after `step` steps: another batch would exceed its tokens."""
+        next_tokens = self.recipe.tokens_at(step + 1)
         if self.phase == "trunk":
-            return after > self.recipe.trunk_tokens
-        return after > self.recipe.tokens_at(self.branch_step) + self.recipe.twin_tokens
+            return next_tokens > self.recipe.trunk_tokens
+        return next_tokens > self.recipe.tokens_at(self.branch_step) + self.recipe.twin_tokens
 
-    def due(self, every: int) -> bool:
-        """Whether the last step went past a multiple of `every` tokens."""
-        return self.recipe.tokens_at(self.step) // every > self.recipe.tokens_at(self.step - 1) // every
+    def is_due(self, interval: int) -> bool:
+        """Return whether the last step went past a multiple of `interval` tokens."""
+        return self.recipe.tokens_at(self.step) // interval > self.recipe.tokens_at(self.step - 1) // interval
 
     def run(self, stop_step: int | None = None) -> None:
         """Train to the phase's end (or `stop_step`), whichever comes first, and leave a checkpoint there."""
@@ -156,28 +156,28 @@ class Run:
             self.save()
             self.snapshot()
         running: list[float] = []
-        while not self.ended(self.step) and (stop_step is None or self.step < stop_step):
+        while not self.is_finished(self.step) and (stop_step is None or self.step < stop_step):
             running.append(self.train_step())
             self.seconds = done_before + time.monotonic() - start
-            last = self.ended(self.step) or self.step == stop_step
+            is_last = self.is_finished(self.step) or self.step == stop_step
             # The first steps after a start or a branch change fastest: 1, 2, 4, 8, … are logged as well.
-            since = self.step - self.branch_step
-            if last or self.due(self.recipe.log_tokens) or since & (since - 1) == 0:
+            n_since = self.step - self.branch_step
+            if is_last or self.is_due(self.recipe.log_tokens) or n_since & (n_since - 1) == 0:
                 row = self.log(sum(running) / len(running))
                 running.clear()
                 print(_line(row), flush=True)
-            if last or self.due(self.recipe.snapshot_tokens):
+            if is_last or self.is_due(self.recipe.snapshot_tokens):
                 self.snapshot()
-            if last or self.due(self.recipe.checkpoint_tokens):
+            if is_last or self.is_due(self.recipe.checkpoint_tokens):
                 self.save()
 
 
 def trim_log(log: Path, step: int) -> None:
-    """Drop what a killed run logged after its checkpoint at `step`, half a line too: those steps are taken again."""
+    """Drop the log's rows after `step`, and an incomplete last line: a resumed run takes those steps again."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    remaining_lines = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
     partial = log.with_suffix(".tmp")
-    partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    partial.write_text("".join(f"{line}\n" for line in remaining_lines), encoding="utf-8")
     os.replace(partial, log)
 
 

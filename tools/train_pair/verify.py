@@ -1,6 +1,6 @@
 """Measure a finished pair through PhaseLens itself: `python -m tools.train_pair.verify --corpus DIR`.
 
-Prints what the model cards say, for any two checkpoint folders or the bundled pair.
+Prints the figures of the model cards, for any two checkpoint folders or the bundled pair.
 """
 
 from __future__ import annotations
@@ -24,34 +24,36 @@ SHARE = 0.25
 TWIN_LOSS = 0.1
 
 
-def through_lens(source: str, texts: torch.Tensor, batch: int = 16) -> dict[str, Any]:
-    """What `measure` measures, with the same keys, by the lens' hook points, for a folder, "rope" or "drope".
+def through_lens(source: str, texts: torch.Tensor, batch_size: int = 16) -> dict[str, Any]:
+    """Measure the statistics of `measure` through the lens' hook points, for a folder, "rope" or "drope".
 
-    texts: [text, position], `<s>` first, all of one length. Two more by layer: the entropy of all positions but the
-    first, and the share of their squared norm that is their mean's.
+    `texts` are [text, position], `<s>` first, all of one length. It adds two statistics by layer: the entropy of all
+    positions but the first, and the share of their squared norm that is their mean's.
     """
     lens = phaselens.load(source, device="cpu")
     n_layers = lens.info.n_layers
     by_layer = ("bos_ratio", "bos_norm", "entropy", "entropy_without_bos", "mean_share")
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in ("loss", "sink", *by_layer)}
-    for part in texts.split(batch):
+    statistics: dict[str, list[torch.Tensor]] = {name: [] for name in ("loss", "sink", *by_layer)}
+    for batch in texts.split(batch_size):
         sinks: list[torch.Tensor] = [torch.empty(0)] * n_layers
         residuals: list[torch.Tensor] = [torch.empty(0)] * n_layers
 
         hooks = [(f"blocks.{i}.attn.hook_sink", _keeper(sinks, i)) for i in range(n_layers)]
         hooks += [(f"blocks.{i}.hook_resid_post", _keeper(residuals, i)) for i in range(n_layers)]
-        logits = lens.stream(part, hooks, unembed=True)
+        logits = lens.stream(batch, hooks, unembed=True)
         by_token = functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), part[:, 1:].flatten(), reduction="none"
+            logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
         )
-        found["loss"].append(by_token.view(len(part), -1).mean(1))
-        found["sink"].append(torch.stack([sink[:, :, 1:].mean(-1) for sink in sinks], dim=1))
-        found["bos_ratio"].append(torch.stack([bos_ratio(r) for r in residuals], dim=1))
-        found["bos_norm"].append(torch.stack([r[:, 0].double().norm(dim=-1) for r in residuals], dim=1))
-        found["entropy"].append(torch.stack([matrix_entropy(r) for r in residuals], dim=1))
-        found["entropy_without_bos"].append(torch.stack([matrix_entropy(r[:, 1:]) for r in residuals], dim=1))
-        found["mean_share"].append(torch.stack([mean_share(r[:, 1:]) for r in residuals], dim=1))
-    means = {name: torch.cat(parts).double().mean(0) for name, parts in found.items()}
+        statistics["loss"].append(by_token.view(len(batch), -1).mean(1))
+        statistics["sink"].append(torch.stack([sink[:, :, 1:].mean(-1) for sink in sinks], dim=1))
+        statistics["bos_ratio"].append(torch.stack([bos_ratio(r) for r in residuals], dim=1))
+        statistics["bos_norm"].append(torch.stack([r[:, 0].double().norm(dim=-1) for r in residuals], dim=1))
+        statistics["entropy"].append(torch.stack([matrix_entropy(r) for r in residuals], dim=1))
+        statistics["entropy_without_bos"].append(
+            torch.stack([matrix_entropy(r[:, 1:]) for r in residuals], dim=1)
+        )
+        statistics["mean_share"].append(torch.stack([mean_share(r[:, 1:]) for r in residuals], dim=1))
+    means = {name: torch.cat(batches).double().mean(0) for name, batches in statistics.items()}
     rounded = {name: [round(v, 4) for v in means[name].tolist()] for name in by_layer}
     return {
         "positions": list(lens.info.positions),
@@ -68,19 +70,19 @@ def mean_share(residual: torch.Tensor) -> torch.Tensor:
     return rows.mean(1).square().sum(-1) / rows.square().sum(-1).mean(-1)
 
 
-def _keeper(into: list[torch.Tensor], layer: int) -> Callable[[torch.Tensor, Any], None]:
+def _keeper(captured: list[torch.Tensor], layer: int) -> Callable[[torch.Tensor, Any], None]:
     def keep(value: torch.Tensor, hook: Any) -> None:
-        into[layer] = value.detach().clone()
+        captured[layer] = value.detach().clone()
 
     return keep
 
 
-def shown(rope: dict[str, Any], drope: dict[str, Any]) -> dict[str, Any]:
-    """What the pair is to show, each as (what was found, what was asked for, whether it holds)."""
+def expected_properties(rope: dict[str, Any], drope: dict[str, Any]) -> dict[str, Any]:
+    """Return the expected properties of the pair, each as (measured value, requirement, whether it holds)."""
     past = [score for layer in rope["sink"][1:] for score in layer]
     share = sum(score >= TAU for score in past) / len(past)
     entropy = rope["entropy"]
-    # After layer 0, the middle, before the last layer: a model of fewer than four layers has no middle.
+    # After layer 0, in the middle, before the last layer: a model of fewer than four layers has no middle.
     middle, around = entropy[1:-2], (entropy[0], entropy[-2])
     valley = min(middle) if middle else None
     gap = drope["loss"] / rope["loss"] - 1
@@ -100,7 +102,7 @@ def shown(rope: dict[str, Any], drope: dict[str, Any]) -> dict[str, Any]:
 def held_out_tokens(
     folder: Path, tokenizer: str, held_out: tuple[str, ...], count: int, length: int
 ) -> torch.Tensor:
-    """`count` evenly spaced windows of the held-out books under the pair's own tokenizer, [text, position]."""
+    """Return `count` evenly spaced windows of the held-out books under the pair's own tokenizer, [text, position]."""
     _, held = corpus.books(folder, held_out)
     stream = corpus.encode_books(AutoTokenizer.from_pretrained(tokenizer), held)
     return torch.from_numpy(corpus.held_out_windows(stream, count, length))
@@ -118,7 +120,7 @@ def main() -> None:
     folder = args.pair or bundled
     texts = held_out_tokens(args.corpus, str(folder / "rope"), tuple(args.held_out), args.count, args.length)
     rope, drope = (through_lens(str(folder / twin), texts) for twin in ("rope", "drope"))
-    print(json.dumps({"rope": rope, "drope": drope, "shown": shown(rope, drope)}, indent=1))
+    print(json.dumps({"rope": rope, "drope": drope, "shown": expected_properties(rope, drope)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def test_the_examples_in_docstrings_run() -> None:
     assert (results.failed, results.attempted > 3) == (0, True)
 
 
-def test_position_0_is_no_delimiter_and_spaces_do_not_count() -> None:
+def test_position_0_is_not_a_delimiter_and_spaces_are_ignored() -> None:
     assert delimiter_positions([".", "a", "Ġ.", "Ċ", ",", "."], ".,\n", 2) == [2, 3]
     assert delimiter_positions(["a", "b"], ".", 1) == []
     assert math.isnan(uniform_score([], 5))
@@ -24,8 +24,8 @@ def test_position_0_is_no_delimiter_and_spaces_do_not_count() -> None:
 def test_a_planted_sink_on_a_delimiter_is_found(phaselens_planted) -> None:
     planted = phaselens_planted("sink at position 7")
     (mark,) = {word for word in planted.text if word.isupper()}
-    given = (DelimiterSinks, {"delimiters": mark})
-    run = phaselens.run(planted.lens, metrics=[given], texts=[planted.text])
+    request = (DelimiterSinks, {"delimiters": mark})
+    run = phaselens.run(planted.lens, metrics=[request], texts=[planted.text])
     (row,) = [
         row
         for row in run.rows("delimiter-sinks", "texts").records()
@@ -36,11 +36,11 @@ def test_a_planted_sink_on_a_delimiter_is_found(phaselens_planted) -> None:
     assert row["n_delimiters"] == 1
 
 
-def test_a_text_without_a_delimiter_is_null_with_a_reason(phaselens_lens) -> None:
+def test_a_text_without_a_delimiter_is_missing_with_a_reason(phaselens_lens) -> None:
     run = phaselens.run(phaselens_lens("llama"), metrics=DelimiterSinks, texts=["to be", "or not."])
     assert run.rows("delimiter-sinks", "summary").column("n_texts") == [1]
     assert any("text '0' has no delimiter" in warning for warning in run.warnings)
 
 
-def test_it_keeps_the_contract(phaselens_check) -> None:
+def test_the_metric_keeps_the_contract(phaselens_check) -> None:
     phaselens_check(DelimiterSinks, {"count": 3, "delimiters": " :"})

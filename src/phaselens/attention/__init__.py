@@ -1,15 +1,15 @@
 """Statistics of softmax attention from q, k, v and the log-sum-exp of its rows, never from the matrix.
 
-And of what it reads and writes: massive cells of queries, keys and values, and the norms that heads write.
+Also massive cells of queries, keys and values, and norms of what heads write.
 
-Shapes, everywhere: q [batch, head, query, d_head], k and v [batch, kv_head, key, d] (key heads shared by
+Shapes in all functions: q [batch, head, query, d_head], k and v [batch, kv_head, key, d] (key heads shared by
 groups of query heads are not repeated), lse [batch, head, query] in nats. `lengths` are the numbers of real
-tokens of right-padded texts. Keyword options, everywhere: `SoftmaxOptions`.
+tokens of right-padded texts. All functions accept the keyword options of `SoftmaxOptions`.
 
 Accuracy: weights and entropies within 1e-5, log-sum-exps within 1e-5 of their size, against float64, for
 float32 inputs of any magnitude: heads whose scores are too large for float32 are computed in float64. Inputs
-in half precision are taken as they are and summed in float32. A query or key that is NaN or infinite makes
-NaN of all that it takes part in.
+in half precision are summed in float32. A query or key that is NaN or infinite makes every result that it
+enters NaN.
 """
 
 from phaselens.attention._attend import attend

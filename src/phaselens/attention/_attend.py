@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from phaselens.attention import _kernels
-from phaselens.attention._problem import Problem, SoftmaxOptions, no_gradient
+from phaselens.attention._problem import Problem, SoftmaxOptions, require_no_gradient
 from phaselens.errors import require_tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]) -> tuple[Tensor, Tensor]:
-    """Softmax attention and the log-sum-exp of its rows: (out, lse), in O(query) memory.
+    """Compute softmax attention and the log-sum-exp of its rows, (out, lse), in O(query) memory.
 
     q [batch, head, query, d_head], k [batch, kv_head, key, d_head], v [batch, kv_head, key, d_v], where
     the number of heads is a multiple of kv_heads. out [batch, head, query, d_v] in q's dtype; lse [batch,
     head, query] in nats, float32 (float64 for float64 inputs). Options: `SoftmaxOptions`. A query that sees
-    nothing gets out 0 and lse −inf (the learned sink's logit where there is one).
+    nothing gets out 0 and lse −inf (the sink logit if there is one).
 
-    Fused where the device has a kernel: the model's own rounding, so `out` is what the model computes.
+    Uses the fused kernel where the device has one, and so the model's own rounding: `out` is what the model computes.
 
     Raises ValueError where shapes do not fit, RuntimeError where a gradient would be needed.
 
@@ -30,15 +30,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]) -
     >>> [round(value, 4) for value in lse[0, 0].exp().tolist()]
     [1.0, 2.0, 3.0, 4.0]
     """
-    sinks = options.get("sinks")
-    no_gradient("attend", q, k, v, sinks)
+    sink_logits = options.get("sink_logits")
+    require_no_gradient("attend", q, k, v, sink_logits)
     problem = Problem(q, k, **options)
     check_values(k, v)
     out, lse = _kernels.attend(problem, v)
-    if sinks is not None:
-        column = sinks.to(lse.dtype)[None, :, None]
-        real, lse = lse, torch.logaddexp(lse, column)
-        out = out * (real - lse).exp()[..., None]
+    if sink_logits is not None:
+        column = sink_logits.to(lse.dtype)[None, :, None]
+        real_lse, lse = lse, torch.logaddexp(lse, column)
+        out = out * (real_lse - lse).exp()[..., None]
     return out.to(q.dtype), lse
 
 

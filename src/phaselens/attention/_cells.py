@@ -1,6 +1,6 @@
-"""Massive values: cells (head × dimension) of queries, keys and values whose norm over a text is far over the mean.
+"""Massive values: cells (head × dimension) of queries, keys and values whose norm over a text far exceeds the mean.
 
-Jin et al. 2025 (arXiv:2502.01563). A cell's norm is taken after the rotation unless said otherwise: the rotation
+Jin et al. 2025 (arXiv:2502.01563). Norms are taken after the rotation unless stated otherwise: the rotation
 mixes pairs of dimensions, so only the norm of a pair is the same before and after it.
 """
 
@@ -24,12 +24,12 @@ from phaselens.errors import (
     short_form,
 )
 
-_FEW = 16
-"""Squares added in single precision before their sum is widened."""
+_N_SINGLE = 16
+"""Number of squares that are summed in their own precision before the sum is widened."""
 
 
 def norm_matrix(states: Tensor) -> Tensor:
-    """states [pos, head, d_head], pads left out → M [head, d_head], each cell's norm over the tokens, float64.
+    """Return each cell's norm over the tokens, M [head, d_head], float64, from states [pos, head, d_head] without pads.
 
     >>> norm_matrix(torch.tensor([[[3.0, 0.0]], [[4.0, 1.0]]])).tolist()
     [[5.0, 1.0]]
@@ -37,17 +37,17 @@ def norm_matrix(states: Tensor) -> Tensor:
     require_tensor("states", states, "pos", "head", "d_head")
     wide = states if states.dtype == torch.float64 else states.float()
     squares = wide.flatten(1).square()
-    # Sums of a few in their own precision, all of those in float64.
-    whole = len(squares) // _FEW * _FEW
-    few = squares[:whole].view(-1, _FEW, squares.shape[1]).sum(1)
-    total = few.sum(0, dtype=torch.float64) + squares[whole:].sum(0, dtype=torch.float64)
+    # Groups are summed in their own precision, their sums in float64.
+    n_grouped = len(squares) // _N_SINGLE * _N_SINGLE
+    group_sums = squares[:n_grouped].view(-1, _N_SINGLE, squares.shape[1]).sum(1)
+    total = group_sums.sum(0, dtype=torch.float64) + squares[n_grouped:].sum(0, dtype=torch.float64)
     return total.sqrt_().view(states.shape[1:])
 
 
 def massive_cells(
     norms: Tensor, multiple: float = 5.0, over: Literal["global", "per_head"] = "global"
 ) -> Tensor:
-    """norms M [head, d_head] → bool [head, d_head], True where a cell exceeds `multiple` times the mean.
+    """Return bool [head, d_head], True where a cell of norms M [head, d_head] exceeds `multiple` times the mean.
 
     The mean is over all cells (`global`) or over those of the same head (`per_head`); both are in use.
 
@@ -64,9 +64,9 @@ def massive_cells(
 
 
 def pair_norms(norms: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """norms M [head, d_head], pairs of dimensions that a rotation mixes → [head, pair], norms of the pairs.
+    """Return the norms [head, pair] of pairs of dimensions that a rotation mixes, from norms M [head, d_head].
 
-    The same before and after the rotation. Dimensions in no pair are left out.
+    The rotation does not change them. Dimensions that are in no pair are left out.
 
     >>> pair_norms(torch.tensor([[3.0, 0.0, 4.0, 1.0]]), [(0, 2)]).tolist()
     [[5.0]]
@@ -78,7 +78,7 @@ def pair_norms(norms: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
 
 
 def _require_pairs(pairs: Sequence[tuple[int, int]], d_head: int) -> None:
-    """InputError unless they are pairs of dimensions of a head."""
+    """Raise InputError unless `pairs` are pairs of dimensions of a head."""
     if not is_list_like(pairs, Collection):
         raise InputError(f"expected pairs as a list of pairs of dimensions, received {short_form(pairs)}")
     for pair in pairs:
@@ -96,7 +96,7 @@ def _is_pair(pair: object, d_head: int) -> bool:
 
 
 def gaussian_massive_share(n_tokens: int, multiple: float) -> float:
-    """Share of cells whose norm over `n_tokens` Gaussian values is more than `multiple` times the mean cell's.
+    """Return the share of cells whose norm over `n_tokens` Gaussian values exceeds `multiple` times the mean cell's.
 
     The norm is chi-distributed with `n_tokens` degrees of freedom.
 

@@ -1,4 +1,4 @@
-"""The dense path: every score and every weight, differentiable, for those who hook the matrix itself."""
+"""The dense path: all scores and weights, differentiable, for hooks on the matrix itself."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from phaselens.attention._attend import check_values
+from phaselens.attention._key_blocks import mix
 from phaselens.attention._problem import Problem, SoftmaxOptions
-from phaselens.attention._strips import mix
 from phaselens.errors import InputError, require_tensor
 
 
 def explicit(
     q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, scores, pattern) with the full matrix: O(query · key) memory, differentiable.
+    """Compute (out, scores, pattern) with the full matrix: O(query · key) memory, differentiable.
 
     out [batch, head, query, d_v] and pattern [batch, head, query, key] in q's dtype; scores [batch, head,
     query, key] in float32 or wider, −inf where hidden: half precision would overflow at 65,504. Arguments
@@ -31,7 +31,7 @@ def explicit(
     problem = Problem(q, k, **options)
     check_values(k, v)
     scores = _scores(problem)
-    pattern = explicit_pattern(scores, sinks=problem.sinks).to(q.dtype)
+    pattern = explicit_pattern(scores, sink_logits=problem.sink_logits).to(q.dtype)
     return mix(pattern, v), scores, pattern
 
 
@@ -44,40 +44,42 @@ def explicit_scores(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Scores [batch, head, query, key] as the softmax sees them, float32 or wider, −inf where hidden."""
+    """Return the scores [batch, head, query, key] that enter the softmax, float32 or wider, −inf where hidden."""
     return _scores(Problem(q, k, scale, mask, window, softcap))
 
 
 def _scores(problem: Problem) -> Tensor:
-    dtype, cap = problem.accumulate, problem.softcap
+    dtype, cap = problem.compute_dtype, problem.softcap
     q, k = problem.q.to(dtype), problem.k.to(dtype)
     batch, n_heads, n_queries, d_head = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, d_head)
     scores = (grouped @ k.transpose(-1, -2) * problem.scale).view(batch, n_heads, n_queries, -1)
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
-    hidden, bias = problem.block((0, n_queries), (0, problem.n_keys))
+    hidden, bias = problem.mask_block((0, n_queries), (0, problem.n_keys))
     if bias is not None:
         scores = scores + bias
     return scores if hidden is None else scores.masked_fill(hidden, -torch.inf)
 
 
-def explicit_pattern(scores: Tensor, *, sinks: Tensor | None = None) -> Tensor:
-    """Softmax of scores [batch, head, query, key] over the keys, in the scores' dtype.
+def explicit_pattern(scores: Tensor, *, sink_logits: Tensor | None = None) -> Tensor:
+    """Return the softmax of scores [batch, head, query, key] over the keys, in the scores' dtype.
 
-    `sinks` [head] takes part in the sum and is dropped: its rows sum to less than 1. A query that sees
+    `sink_logits` [head] enter the sum and are dropped: rows then sum to less than 1. A query that sees
     nothing gets a row of zeros.
     """
     require_tensor("scores", scores, "batch", "head", "query", "key")
-    if sinks is not None:
-        require_tensor("sinks", sinks)
-    if sinks is not None and sinks.shape != scores.shape[1:2]:
-        raise InputError(f"expected sinks [head] = {tuple(scores.shape[1:2])}, received {tuple(sinks.shape)}")
-    blind = (scores == -torch.inf).all(-1, keepdim=True)
-    scores = scores.masked_fill(blind, 0.0)
-    if sinks is None:
+    if sink_logits is not None:
+        require_tensor("sink_logits", sink_logits)
+    if sink_logits is not None and sink_logits.shape != scores.shape[1:2]:
+        raise InputError(
+            f"expected sink_logits [head] = {tuple(scores.shape[1:2])}, received {tuple(sink_logits.shape)}"
+        )
+    sees_nothing = (scores == -torch.inf).all(-1, keepdim=True)
+    scores = scores.masked_fill(sees_nothing, 0.0)
+    if sink_logits is None:
         pattern = scores.softmax(-1)
     else:
-        column = sinks.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
+        column = sink_logits.to(scores.dtype)[None, :, None, None].expand(*scores.shape[:3], 1)
         pattern = torch.cat([scores, column], dim=-1).softmax(-1)[..., :-1]
-    return pattern.masked_fill(blind, 0.0)
+    return pattern.masked_fill(sees_nothing, 0.0)

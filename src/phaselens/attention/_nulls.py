@@ -1,4 +1,4 @@
-"""What attention spread evenly over the visible keys would give: the number beside each statistic."""
+"""Null values of the attention statistics: attention spread evenly over the visible keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from phaselens.errors import require_flag, require_whole
 def uniform_sink(
     n_tokens: int, include_query0: bool = False, position: int = 0, window: int | None = None
 ) -> float | None:
-    """Sink score of uniform attention in a text of `n_tokens`; None where no query counts.
+    """Return the sink score of uniform attention in a text of `n_tokens`; None if no query counts.
 
     The mean of 1 / (keys seen) over the queries that see the key: max(position, 1) … n_tokens − 1 (from 0 with
     `include_query0`), and with `window` no further than position + window − 1. That is (H_T − 1) / (T − 1) for
@@ -32,20 +32,22 @@ def uniform_sink(
     return _uniform_sink(n_tokens, include_query0, position, window)
 
 
-# Behind the checks: a cache takes True for 1, and what cannot be hashed it refuses in words of its own.
+# Called after the checks: a cache takes True for 1, and its error for unhashable values is unclear.
 @lru_cache(maxsize=65536)
 def _uniform_sink(n_tokens: int, include_query0: bool, position: int, window: int | None) -> float | None:
-    first = max(position, 0 if include_query0 else 1)
-    last = n_tokens if window is None else min(n_tokens, position + window)
-    if first >= last:
+    first_query = max(position, 0 if include_query0 else 1)
+    query_end = n_tokens if window is None else min(n_tokens, position + window)
+    if first_query >= query_end:
         return None
-    return math.fsum(1 / seen for seen in _seen(first, last, window)) / (last - first)
+    return math.fsum(1 / n_keys for n_keys in _n_visible(first_query, query_end, window)) / (
+        query_end - first_query
+    )
 
 
 def n_seeing(n_tokens: int, window: int | None = None) -> Tensor:
-    """How many queries of a text see each key, [key]: those from the key on, with `window` the first so many. float64.
+    """Return the number of queries that see each key, [key], float64: those from the key on, at most `window`.
 
-    What a mean over the queries that see a key is divided by.
+    The divisor of a mean over the queries that see a key.
 
     >>> n_seeing(4).tolist(), n_seeing(4, window=2).tolist()
     ([4.0, 3.0, 2.0, 1.0], [2.0, 2.0, 2.0, 1.0])
@@ -56,7 +58,7 @@ def n_seeing(n_tokens: int, window: int | None = None) -> Tensor:
 
 
 def uniform_sink_rows(n_tokens: int, window: int | None = None) -> Tensor:
-    """What uniform attention gives position 0 from each query 0 … n_tokens − 1, [query], float64.
+    """Return the mass [query] that each query puts on position 0 under uniform attention, float64.
 
     >>> [round(share, 4) for share in uniform_sink_rows(4, window=3).tolist()]
     [1.0, 0.5, 0.3333, 0.0]
@@ -68,7 +70,7 @@ def uniform_sink_rows(n_tokens: int, window: int | None = None) -> Tensor:
 
 
 def uniform_entropy(n_tokens: int, window: int | None = None) -> float:
-    """Mean row entropy in nats of uniform attention, ln(T!) / T without a window; row 0, which is 0, counts.
+    """Return the mean row entropy in nats of uniform attention, ln(T!) / T without a window; row 0 counts, as 0.
 
     >>> round(uniform_entropy(4), 6)
     0.794513
@@ -79,23 +81,23 @@ def uniform_entropy(n_tokens: int, window: int | None = None) -> float:
 
 @lru_cache(maxsize=65536)
 def _uniform_entropy(n_tokens: int, window: int | None) -> float:
-    return math.fsum(math.log(seen) for seen in _seen(0, n_tokens, window)) / n_tokens
+    return math.fsum(math.log(n_keys) for n_keys in _n_visible(0, n_tokens, window)) / n_tokens
 
 
 def uniform_received(n_tokens: int, window: int | None = None) -> Tensor:
-    """Mass [key], in queries, that each key receives from uniform attention: H_T − H_k. float64.
+    """Return the mass [key], in queries, that each key receives from uniform attention: H_T − H_k. float64.
 
     >>> [round(value, 4) for value in uniform_received(3).tolist()]
     [1.8333, 0.8333, 0.3333]
     """
     share = _shares(n_tokens, window)
-    after = torch.cat([share.flip(0).cumsum(0).flip(0), share.new_zeros(1)])
-    last = torch.arange(n_tokens) + (n_tokens if window is None else window)
-    return after[:-1] - after[last.clamp(max=n_tokens)]
+    from_query_on = torch.cat([share.flip(0).cumsum(0).flip(0), share.new_zeros(1)])
+    stop = torch.arange(n_tokens) + (n_tokens if window is None else window)
+    return from_query_on[:-1] - from_query_on[stop.clamp(max=n_tokens)]
 
 
 def uniform_distance(n_tokens: int, window: int | None = None) -> Tensor:
-    """Mass [distance], in queries, that uniform attention gives so many positions back. float64.
+    """Return the mass [distance], in queries, of uniform attention on keys `distance` positions back. float64.
 
     >>> [round(value, 4) for value in uniform_distance(3, window=2).tolist()]
     [2.0, 1.0, 0.0]
@@ -115,7 +117,7 @@ def uniform_window(
     exclude_first: bool = True,
     window: int | None = None,
 ) -> Tensor:
-    """Mass [query] that uniform attention gives the `width` keys before a query; as `window_mass`. float64.
+    """Return the mass [query] of uniform attention on the `width` keys before a query, as in `window_mass`. float64.
 
     >>> [round(value, 4) for value in uniform_window(5, 2).tolist()]
     [0.0, 0.0, 0.3333, 0.5, 0.4]
@@ -126,19 +128,21 @@ def uniform_window(
     _check(n_tokens, window)
     query = torch.arange(n_tokens)
     reach = width if window is None else min(width, window - 1)
-    first = (query - reach).clamp(min=int(exclude_first))
-    return (query + int(include_self) - first).clamp(min=0) * _shares(n_tokens, window)
+    first_key = (query - reach).clamp(min=int(exclude_first))
+    return (query + int(include_self) - first_key).clamp(min=0) * _shares(n_tokens, window)
 
 
-def _seen(first: int, last: int, window: int | None) -> list[int]:
-    """Keys that queries first … last − 1 see."""
-    return [query + 1 if window is None else min(query + 1, window) for query in range(first, last)]
+def _n_visible(first_query: int, query_end: int, window: int | None) -> list[int]:
+    """Return the number of keys that each of the queries first_query … query_end − 1 sees."""
+    return [
+        query + 1 if window is None else min(query + 1, window) for query in range(first_query, query_end)
+    ]
 
 
 def _shares(n_tokens: int, window: int | None) -> Tensor:
-    """1 / (keys seen), [query]."""
+    """Return 1 / (keys seen), [query]."""
     _check(n_tokens, window)
-    return torch.tensor(_seen(0, n_tokens, window), dtype=torch.float64).reciprocal()
+    return torch.tensor(_n_visible(0, n_tokens, window), dtype=torch.float64).reciprocal()
 
 
 def _check(n_tokens: int, window: int | None) -> None:

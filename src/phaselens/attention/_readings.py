@@ -1,21 +1,21 @@
-"""Numbers per text read off the statistics: scores, normalised entropies, concentration. All in float64."""
+"""Scores of a text from its attention statistics: sink score, normalised entropy, concentration. All in float64."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from phaselens.attention._gather import require_lengths
+from phaselens.attention._accumulators import require_lengths
 from phaselens.attention._problem import require_window
 from phaselens.errors import require_flag, require_tensor, require_whole
 
 
 def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0, last: int | None = None) -> Tensor:
-    """Mean of rows [batch, head, query] over queries first … length − 1: [batch, head].
+    """Return the mean [batch, head] of rows [batch, head, query] over queries first … length − 1.
 
-    With `last`, no further than that query. `lengths` [batch] are the numbers of real tokens of right-padded
-    texts; what stands beyond them is not looked at. A text with no such query has no mean: NaN, and it has no other
-    cause but NaN in `rows`.
+    With `last`, only up to that query. `lengths` [batch] are the numbers of real tokens of right-padded texts; rows
+    beyond them are not read. The mean of a text without such a query is NaN; the only other cause of NaN is NaN in
+    `rows`.
 
     >>> import torch
     >>> rows = torch.tensor([[[1.0, 0.5, 0.25, 9.0]]])
@@ -50,7 +50,7 @@ def sink_score(
     position: int = 0,
     window: int | None = None,
 ) -> Tensor:
-    """Sink score [batch, head] of each text, a fraction of attention: the mean of `sink_mass` of `position`.
+    """Return each text's sink score [batch, head], a fraction of attention: the mean of `sink_mass` of `position`.
 
     sink [batch, head, query], lengths [batch]. The mean is over the queries that see the key: from `position` on, and
     with a sliding `window` only the first `window` of them. Query 0, which can only attend to itself, is left out
@@ -70,17 +70,17 @@ def sink_score(
     require_tensor("sink", sink)
     if window is not None:
         require_window(window)
-    last = None if window is None else position + window - 1
-    return query_mean(sink, lengths, first=max(position, 0 if include_query0 else 1), last=last)
+    last_query = None if window is None else position + window - 1
+    return query_mean(sink, lengths, first=max(position, 0 if include_query0 else 1), last=last_query)
 
 
 def normalised_entropy(entropy: Tensor, *, window: int | None = None) -> Tensor:
-    """Row entropy [..., query] over its largest possible value, the log of the number of visible keys.
+    """Divide row entropies [..., query] by their largest possible value, the log of the number of visible keys.
 
-    0 is all on one key, 1 is uniform; NaN for query 0, which has no choice. Queries stand at positions
-    0, 1, …; with `window`, a query sees itself and the window − 1 keys before it. A learned sink is not a key: its
-    column is not counted among the visible ones, and what it takes is missing from the row, whose entropy is −Σ p ln p
-    of the weights as they are. Such a row has 0 where the learned sink takes everything, and with two visible keys it
+    0 is all on one key, 1 is uniform; NaN for query 0, which sees one key only. Queries are at positions
+    0, 1, …; with `window`, a query sees itself and the window − 1 keys before it. A sink logit is not a key: its
+    column is not counted among the visible ones, and its mass is missing from the row, whose entropy is −Σ p ln p
+    of the weights as they are. Such a row has 0 where the sink logit takes everything, and with two visible keys it
     can reach 1.06 (weights of 1/e each).
 
     >>> import torch
@@ -88,20 +88,19 @@ def normalised_entropy(entropy: Tensor, *, window: int | None = None) -> Tensor:
     tensor([   nan, 0.0000, 1.0000], dtype=torch.float64)
     """
     require_tensor("entropy", entropy, "…", "query")
-    seen = torch.arange(1, entropy.shape[-1] + 1, dtype=torch.float64, device=entropy.device)
+    n_visible = torch.arange(1, entropy.shape[-1] + 1, dtype=torch.float64, device=entropy.device)
     if window is not None:
         require_whole("window", window, 1)
-        seen = seen.minimum(seen.new_tensor(float(window)))
-    return torch.where(seen > 1, entropy.double() / seen.log(), torch.nan)
+        n_visible = n_visible.minimum(n_visible.new_tensor(float(window)))
+    return torch.where(n_visible > 1, entropy.double() / n_visible.log(), torch.nan)
 
 
 def concentration(received: Tensor, lengths: Tensor) -> Tensor:
-    """How far received attention is from evenly spread, [batch, head]: 0 is even, 1 is all on one key.
+    """Return the concentration of received attention, [batch, head]: 0 is even, 1 is all on one key.
 
-    C = 1 + Σ_k c_k ln c_k / ln T with c_k = received_k / T. With learned sinks the shares sum to less than 1, and are
-    taken as they are: what a learned sink takes counts as taken by one place more, so that C is 1 where it takes
-    everything. received [batch, head, key] as `received_mass`
-    gives it for the same `lengths`; NaN for a text of one token. METRICS 2.2, ColSum concentration.
+    C = 1 + Σ_k c_k ln c_k / ln T with c_k = received_k / T. With sink logits the shares sum to less than 1, and are
+    used as they are, so that C is 1 where a sink logit takes everything. received [batch, head, key] comes from
+    `received_mass` with the same `lengths`; NaN for a text of one token. METRICS 2.2, ColSum concentration.
 
     >>> import torch
     >>> concentration(torch.tensor([[[3.0, 0.0, 0.0]]]), torch.tensor([3])).item()

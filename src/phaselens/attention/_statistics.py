@@ -1,4 +1,4 @@
-"""What each query and each key does in the softmax: sinks, entropy, received mass, mass by distance."""
+"""Attention statistics of each query and key: sink mass, entropy, received mass, mass by distance or window."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from phaselens.attention._gather import (
-    Distance,
-    Entropy,
-    Make,
-    Mass,
-    Received,
-    Window,
-    gather,
-    gather_near,
+from phaselens.attention._accumulators import (
+    DistanceMass,
+    KeyMass,
+    MakeAccumulator,
+    ReceivedMass,
+    RowEntropy,
+    WindowMass,
+    accumulate,
+    accumulate_band,
+    accumulate_head,
     real_queries,
-    redo,
 )
-from phaselens.attention._guard import beyond_single
-from phaselens.attention._problem import Problem, SoftmaxOptions, no_gradient
-from phaselens.attention._strips import strips
+from phaselens.attention._key_blocks import key_blocks
+from phaselens.attention._precision import needs_float64
+from phaselens.attention._problem import Problem, SoftmaxOptions, require_no_gradient
 from phaselens.errors import InputError, require_flag, require_tensor, require_whole
 
-_TOGETHER = 16
-"""Keys scored beside the wanted one: a matrix product rounds as the fused kernel does, a single dot may not."""
+_N_KEYS_IN_PRODUCT = 16
+"""Keys scored together: a matrix product rounds as the fused kernel does, a single dot product may not."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summarise` was asked for; the rest is None. float32, float64 for float64 inputs.
+    """The statistics that `summarise` computed; the others are None. float32, float64 for float64 inputs.
 
-    sink: [batch, head, query], the mass each query gives one key, a fraction of 1.
+    sink: [batch, head, query], the mass of each query on one key, a fraction of 1.
     entropy: [batch, head, query], nats.
     received: [batch, head, key], the mass each key receives, in queries.
-    distance: [batch, head, distance], the mass given so many positions back, in queries.
-    lse: [batch, head, query], the log-sum-exp as `refine_lse` gives it.
+    distance: [batch, head, distance], the mass given to keys `distance` positions back, in queries.
+    lse: [batch, head, query], the log-sum-exp from `refine_lse`.
     """
 
     sink: Tensor | None = None
@@ -61,22 +61,22 @@ def summarise(
     real: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Summary:
-    """`sink_mass` of a key, `row_entropy`, `received_mass`, `distance_mass` (distances 0 … `distances` − 1) and
-    `refine_lse`: those asked for, in one pass.
+    """Compute the requested statistics in one pass: `sink_mass` of `position`, `row_entropy`, `received_mass`,
+    `distance_mass` (distances 0 … `distances` − 1) and `refine_lse`.
 
-    Arguments as in those functions; `real` [batch, query], True where a query counts, says in place of `lengths` which
-    are no pads. Entropy, received mass, sink and some distances together cost about what one
-    call of a fused kernel costs; the sink alone costs next to nothing.
+    Arguments as in those functions; `real` [batch, query], True where a query is not a pad, replaces `lengths`.
+    Entropy, received mass, sink and some distances together cost about one call of a fused kernel; the sink alone
+    costs next to nothing.
 
     >>> import torch
     >>> from phaselens.attention import attend
     >>> x = torch.zeros(1, 1, 4, 8)
     >>> _, lse = attend(x, x, x, scale=1.0)
-    >>> found = summarise(x, x, lse, scale=1.0, position=0, received=True)
-    >>> found.entropy is None, [round(value, 4) for value in found.received[0, 0].tolist()]
+    >>> summary = summarise(x, x, lse, scale=1.0, position=0, received=True)
+    >>> summary.entropy is None, [round(value, 4) for value in summary.received[0, 0].tolist()]
     (True, [2.0833, 1.0833, 0.5833, 0.25])
     """
-    problem = _checked("summarise", q, k, lse, options)
+    problem = _checked_problem("summarise", q, k, lse, options)
     for name, flag in (("entropy", entropy), ("received", received), ("refine", refine)):
         require_flag(name, flag)
     if distances is not None:
@@ -91,45 +91,47 @@ def summarise(
             f"{tuple(real.shape)}{'' if lengths is None else ' and lengths'}"
         )
     real = real_queries(problem, lengths) if real is None else real
-    makes: dict[str, Make] = {}
+    makers: dict[str, MakeAccumulator] = {}
     if position is not None:
         require_whole("position", position)
         if not 0 <= position < problem.n_keys:
             raise ValueError(f"expected a position in 0 … {problem.n_keys - 1}, received {position}")
-        # By one way or the other whatever else is asked for: the last digits must not depend on that.
+        # Independent of the other statistics requested, so that the last digits do not depend on them.
         if not _has_exact_lse(q):
-            makes["sink"] = lambda problem, real: Mass(problem, position)
+            makers["sink"] = lambda problem, real: KeyMass(problem, position)
     if received:
-        makes["received"] = Received
+        makers["received"] = ReceivedMass
     if distances is not None:
-        makes["distance"] = _distance(distances)
+        makers["distance"] = _distance_maker(distances)
     if entropy:
-        makes["entropy"] = lambda problem, real: Entropy(problem)
-    large = beyond_single(problem, lse)
+        makers["entropy"] = lambda problem, real: RowEntropy(problem)
+    large = needs_float64(problem, lse)
     sink = None
-    if position is not None and "sink" not in makes:
-        sink = _column(problem, lse, large, position)
-    gathered = gather(problem, lse, large, list(makes.values()), real) if makes else []
+    if position is not None and "sink" not in makers:
+        sink = _key_mass(problem, lse, large, position)
+    results = accumulate(problem, lse, large, list(makers.values()), real) if makers else []
     refined = _refined(problem, lse, large) if refine else None
-    return Summary(**{"sink": sink, "lse": refined, **dict(zip(makes, gathered, strict=True))})
+    return Summary(**{"sink": sink, "lse": refined, **dict(zip(makers, results, strict=True))})
 
 
 def _has_exact_lse(q: Tensor) -> bool:
-    """Whether the fused kernel's log-sum-exp is exact enough to divide a single weight by: in half precision, the CPU's
-    takes its exponentials with an error of 6e-5."""
+    """Return whether the fused kernel's log-sum-exp is exact enough to divide a single weight by.
+
+    In half precision, the CPU kernel computes its exponentials with an error of 6e-5.
+    """
     return q.device.type != "cpu" or q.dtype in (torch.float32, torch.float64)
 
 
-def _distance(longest: int, whole: bool = True) -> Make:
-    return lambda problem, real: Distance(problem, real, longest, whole)
+def _distance_maker(longest: int, whole_rows: bool = True) -> MakeAccumulator:
+    return lambda problem, real: DistanceMass(problem, real, longest, whole_rows)
 
 
 def sink_mass(
     q: Tensor, k: Tensor, lse: Tensor, position: int = 0, **options: Unpack[SoftmaxOptions]
 ) -> Tensor:
-    """Attention mass [batch, head, query] that each query gives the key at `position`, a fraction of 1.
+    """Return the attention mass [batch, head, query] of each query on the key at `position`, a fraction of 1.
 
-    exp(s − lse): one dot product a row; exactly 0 where the query cannot see that key. `lse` and the
+    exp(s − lse): one dot product per row; exactly 0 where the query cannot see that key. `lse` and the
     options are those of `attend`. Gu et al. 2024 (2410.10781), section 3.
 
     Raises ValueError where shapes do not fit, RuntimeError where a gradient would be needed.
@@ -142,14 +144,14 @@ def sink_mass(
     [1.0, 0.5, 0.3333, 0.25]
     """
     require_whole("position", position)
-    return _there(summarise(q, k, lse, position=position, **options).sink)
+    return _present(summarise(q, k, lse, position=position, **options).sink)
 
 
 def row_entropy(q: Tensor, k: Tensor, lse: Tensor, **options: Unpack[SoftmaxOptions]) -> Tensor:
-    """Entropy [batch, head, query] in nats of each query's attention, −Σ p ln p over the real keys.
+    """Return the entropy [batch, head, query] in nats of each query's attention, −Σ p ln p over the real keys.
 
-    With learned sinks p is not renormalised: their column only takes its share. 0 for a query that sees
-    nothing. Options and errors as in `sink_mass`.
+    With sink logits p is not renormalised; their column has its share of the mass. 0 for a query that
+    sees nothing. Options and errors as in `sink_mass`.
 
     >>> import torch
     >>> from phaselens.attention import attend
@@ -158,7 +160,7 @@ def row_entropy(q: Tensor, k: Tensor, lse: Tensor, **options: Unpack[SoftmaxOpti
     >>> [round(value, 4) for value in row_entropy(x, x, lse, scale=1.0).exp()[0, 0].tolist()]
     [1.0, 2.0, 3.0, 4.0]
     """
-    return _there(summarise(q, k, lse, entropy=True, **options).entropy)
+    return _present(summarise(q, k, lse, entropy=True, **options).entropy)
 
 
 def received_mass(
@@ -169,10 +171,10 @@ def received_mass(
     lengths: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Tensor:
-    """Attention mass [batch, head, key] that each key receives, Σ_i p_ij, in queries.
+    """Return the attention mass [batch, head, key] that each key receives, Σ_i p_ij, in queries.
 
-    `lengths` [batch] are the numbers of real tokens of right-padded texts: queries at positions from
-    there on are not counted, whatever they hold. Options and errors as in `sink_mass`.
+    `lengths` [batch] are the numbers of real tokens of right-padded texts: queries from those positions
+    on are not counted, whatever their values. Options and errors as in `sink_mass`.
 
     >>> import torch
     >>> from phaselens.attention import attend
@@ -181,7 +183,7 @@ def received_mass(
     >>> [round(value, 4) for value in received_mass(x, x, lse, scale=1.0)[0, 0].tolist()]
     [1.8333, 0.8333, 0.3333]
     """
-    return _there(summarise(q, k, lse, received=True, lengths=lengths, **options).received)
+    return _present(summarise(q, k, lse, received=True, lengths=lengths, **options).received)
 
 
 def distance_mass(
@@ -193,11 +195,11 @@ def distance_mass(
     lengths: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Tensor:
-    """Attention mass [batch, head, distance] given to keys so many positions back, Σ_i p_i,i−distance.
+    """Return the attention mass [batch, head, distance] on keys `distance` positions back, Σ_i p_i,i−distance.
 
-    In queries; distance 0 is a query's own key. A text of n tokens has n − distance such pairs, by which
-    to divide for the mean (METRICS 2.3: a(dist)); with a window, none at distances from the
-    window on. With `longest`, distances 0 … longest − 1 only, at a cost of O(query · longest).
+    In queries; distance 0 is a query's own key. A text of n tokens has n − distance such pairs; divide by
+    that for the mean (METRICS 2.3: a(dist)). With a window, distances from the window on have no mass. With
+    `longest`, distances 0 … longest − 1 only, at a cost of O(query · longest).
     `lengths` as in `received_mass`.
 
     >>> import torch
@@ -209,12 +211,16 @@ def distance_mass(
     >>> [round(value, 4) for value in distance_mass(x, x, lse, longest=2, scale=1.0)[0, 0].tolist()]
     [1.8333, 0.8333]
     """
-    problem = _checked("distance_mass", q, k, lse, options)
+    problem = _checked_problem("distance_mass", q, k, lse, options)
     real = real_queries(problem, lengths)
     if longest is None:
-        return gather(problem, lse, beyond_single(problem, lse), [_distance(problem.n_keys)], real)[0]
+        return accumulate(problem, lse, needs_float64(problem, lse), [_distance_maker(problem.n_keys)], real)[
+            0
+        ]
     require_whole("longest", longest, 1)
-    return gather_near(problem, lse, longest, lambda whole: _distance(longest, whole), real)
+    return accumulate_band(
+        problem, lse, longest, lambda whole_rows: _distance_maker(longest, whole_rows), real
+    )
 
 
 def window_mass(
@@ -227,11 +233,11 @@ def window_mass(
     exclude_first: bool = True,
     **options: Unpack[SoftmaxOptions],
 ) -> Tensor:
-    """Attention mass [batch, head, query] that each query gives the `width` keys before it, a fraction of 1.
+    """Return the attention mass [batch, head, query] of each query on the `width` keys before it, a fraction of 1.
 
-    Neither its own key, unless `include_self`, nor key 0, if `exclude_first`: a sink is no locality. With
-    width 0 and `include_self`, a query's mass on itself. Costs O(query · width). Options and errors as in
-    `sink_mass`.
+    A query's own key counts only with `include_self`, and key 0 only without `exclude_first`, because attention
+    to a sink is not local. With width 0 and `include_self`, a query's mass on itself. Costs O(query · width).
+    Options and errors as in `sink_mass`.
 
     >>> import torch
     >>> from phaselens.attention import attend
@@ -240,23 +246,23 @@ def window_mass(
     >>> [round(value, 4) for value in window_mass(x, x, lse, 2, scale=1.0)[0, 0].tolist()]
     [0.0, 0.0, 0.3333, 0.5, 0.4]
     """
-    problem = _checked("window_mass", q, k, lse, options)
+    problem = _checked_problem("window_mass", q, k, lse, options)
     require_whole("width", width)
     require_flag("include_self", include_self)
     require_flag("exclude_first", exclude_first)
     if width < 0 or (width == 0 and not include_self):
         raise ValueError(f"expected a width of at least 1, or 0 with include_self, received {width}")
 
-    def make(whole: bool) -> Make:
-        return lambda problem, real: Window(problem, width, include_self, exclude_first, whole)
+    def make(whole_rows: bool) -> MakeAccumulator:
+        return lambda problem, real: WindowMass(problem, width, include_self, exclude_first, whole_rows)
 
-    return gather_near(problem, lse, width + 1, make)
+    return accumulate_band(problem, lse, width + 1, make)
 
 
 def refine_lse(q: Tensor, k: Tensor, lse: Tensor, **options: Unpack[SoftmaxOptions]) -> Tensor:
-    """`lse`, with the heads whose scores are too large for float32 computed anew in float64.
+    """Recompute `lse` in float64 for the heads whose scores are too large for float32.
 
-    The same tensor if there is none. Options and errors as in `sink_mass`.
+    The same tensor if there are none. Options and errors as in `sink_mass`.
 
     >>> import torch
     >>> from phaselens.attention import attend
@@ -265,7 +271,7 @@ def refine_lse(q: Tensor, k: Tensor, lse: Tensor, **options: Unpack[SoftmaxOptio
     >>> refine_lse(x, x, lse, scale=1.0) is lse
     True
     """
-    return _there(summarise(q, k, lse, refine=True, **options).lse)
+    return _present(summarise(q, k, lse, refine=True, **options).lse)
 
 
 def _refined(problem: Problem, lse: Tensor, large: Tensor) -> Tensor:
@@ -273,13 +279,13 @@ def _refined(problem: Problem, lse: Tensor, large: Tensor) -> Tensor:
     if heads:
         lse = lse.clone()
     for batch, head in heads:
-        for strip in strips(problem.head(batch, head)):
-            lse[batch, head, slice(*strip.rows)] = (strip.total.log() + strip.reference)[0, 0].to(lse.dtype)
+        for block in key_blocks(problem.head(batch, head)):
+            lse[batch, head, slice(*block.rows)] = (block.total.log() + block.reference)[0, 0].to(lse.dtype)
     return lse
 
 
-def _checked(name: str, q: Tensor, k: Tensor, lse: Tensor, options: SoftmaxOptions) -> Problem:
-    no_gradient(name, q, k, lse, options.get("sinks"))
+def _checked_problem(name: str, q: Tensor, k: Tensor, lse: Tensor, options: SoftmaxOptions) -> Problem:
+    require_no_gradient(name, q, k, lse, options.get("sink_logits"))
     problem = Problem(q, k, **options)
     require_tensor("lse", lse)
     if lse.shape != q.shape[:3]:
@@ -289,30 +295,32 @@ def _checked(name: str, q: Tensor, k: Tensor, lse: Tensor, options: SoftmaxOptio
     return problem
 
 
-def _there(found: Tensor | None) -> Tensor:
-    assert found is not None
-    return found
+def _present(statistic: Tensor | None) -> Tensor:
+    assert statistic is not None
+    return statistic
 
 
-def _column(problem: Problem, lse: Tensor, large: Tensor, position: int) -> Tensor:
-    """The mass on one key, [batch, head, query], without a pass over the others."""
-    mass = _exp_column(problem, lse, position)
+def _key_mass(problem: Problem, lse: Tensor, large: Tensor, position: int) -> Tensor:
+    """Return the mass on one key, [batch, head, query], without a pass over the other keys."""
+    mass = _key_mass_from_lse(problem, lse, position)
     for batch, head in large.nonzero().tolist():
-        precise = redo(problem, batch, head, [lambda problem, real: Mass(problem, position)], None)
+        precise = accumulate_head(
+            problem, batch, head, [lambda problem, real: KeyMass(problem, position)], None
+        )
         mass[batch, head] = precise[0].to(mass.dtype)
     return mass
 
 
-def _exp_column(problem: Problem, lse: Tensor, position: int) -> Tensor:
-    dtype, group = problem.accumulate, problem.group
+def _key_mass_from_lse(problem: Problem, lse: Tensor, position: int) -> Tensor:
+    dtype, group = problem.compute_dtype, problem.group
     batch, n_heads, n_queries, d_head = problem.q.shape
-    first = max(0, min(position, problem.n_keys - _TOGETHER))
-    keys = problem.k[:, :, first : first + _TOGETHER].to(dtype).transpose(-1, -2)
+    first = max(0, min(position, problem.n_keys - _N_KEYS_IN_PRODUCT))
+    keys = problem.k[:, :, first : first + _N_KEYS_IN_PRODUCT].to(dtype).transpose(-1, -2)
     queries = problem.q.to(dtype).reshape(batch, n_heads // group, group * n_queries, d_head)
     scores = (queries @ keys)[..., position - first].reshape(lse.shape) * problem.scale
     if problem.softcap is not None:
         scores = torch.tanh(scores / problem.softcap) * problem.softcap
-    hidden, bias = problem.block((0, n_queries), (position, position + 1))
+    hidden, bias = problem.mask_block((0, n_queries), (position, position + 1))
     if bias is not None:
         scores = scores + bias.squeeze(-1)
     mass = (scores - lse).exp()

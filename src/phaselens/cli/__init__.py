@@ -1,7 +1,7 @@
-"""The command line: it parses, calls and prints. `main` is the console script.
+"""The command line: parses arguments, calls the library, prints. `main` is the console script.
 
-Exit codes: 0 done; 1 a metric failed, or something unforeseen; 2 usage or bad input; 3 a model could not
-be loaded or failed its check; 130 interrupted.
+Exit codes: 0 success; 1 a failed metric, or an unforeseen error (a bug); 2 wrong usage or bad input; 3 a model that
+could not be loaded or failed its check; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave the process with its exit code."""
-    from phaselens.cli.outcome import run_to_exit_code
+    """Run the command line and exit the process with its code."""
+    from phaselens.cli.entry import run_to_exit_code
 
     sys.exit(run_to_exit_code(sys.argv[1:] if arguments is None else arguments))

@@ -6,25 +6,26 @@ from typing import Any
 
 import click
 
-from phaselens.cli.lists import check, hooks
-from phaselens.cli.new_plugin import new_plugin
-from phaselens.cli.plugins import plugin_commands
-from phaselens.cli.repl import repl
-from phaselens.cli.run import run
+from phaselens.cli.check_command import check
+from phaselens.cli.hooks_command import hooks
+from phaselens.cli.new_plugin_command import new_plugin
+from phaselens.cli.plugins_command import plugin_commands
+from phaselens.cli.repl_command import repl
+from phaselens.cli.run_command import run
 from phaselens.errors import MetricError, PhaseLensError
 from phaselens.plugin import plugins
-from phaselens.plugin.loading import told
+from phaselens.plugin.author_errors import describe_error
 
 
 class Commands(click.Group):
-    """PhaseLens' own commands; a name that is none of them may be a plugin's, which is loaded then."""
+    """The command group: built-in commands, and those of plugins, which are loaded when their name is used."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Its own command, else a plugin's."""
+        """Return the command of that name: a built-in one, or else a plugin's."""
         return super().get_command(ctx, cmd_name) or plugins().command(cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. What a plugin's own command raises unforeseen is told as the plugin's."""
+        """Run the command. An unforeseen error in a plugin's command is reported as that plugin's."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, PhaseLensError, OSError):
@@ -33,7 +34,9 @@ class Commands(click.Group):
             name = ctx.invoked_subcommand
             if name is None or name in self.commands:
                 raise
-            raise MetricError(f"command of plugin {plugins().origin(name)} failed: {told(error)}") from error
+            raise MetricError(
+                f"command of plugin {plugins().origin(name)} failed: {describe_error(error)}"
+            ) from error
 
 
 @click.group(cls=Commands, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,7 +45,7 @@ def app() -> None:
     """Measure what a decoder-only transformer does with its first token and with position.
 
     phaselens run -p sinks measures attention sinks on the bundled RoPE and DroPE models, side by side.
-    Plugins may bring further commands; `phaselens plugins` lists them.
+    Plugins may add commands; `phaselens plugins` lists them.
     """
 
 

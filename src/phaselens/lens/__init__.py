@@ -1,6 +1,6 @@
 """The lens: TransformerLens' bridge around an unmodified Hugging Face model, with streaming attention statistics.
 
-The only storey that knows Hugging Face module names and TransformerLens' components.
+The only package that knows Hugging Face module names and TransformerLens' components.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckResult", "HookedTransformer", "ModelInfo", "load", "run_checks"]
 
-_HOMES = {
+_MODULES = {
     "CheckResult": "phaselens.lens.checks",
     "HookedTransformer": "phaselens.lens.bridge",
     "load": "phaselens.lens.loading",
@@ -25,8 +25,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    if name in _MODULES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'phaselens.lens' has no attribute {name!r}")

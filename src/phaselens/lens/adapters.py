@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
+from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.model_bridge.generalized_components import RMSNormalizationBridge
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.supported_architectures.llama import LlamaArchitectureAdapter
 from transformer_lens.model_bridge.supported_architectures.qwen2 import Qwen2ArchitectureAdapter
 
+from phaselens.lens.attention_dispatch import IMPLEMENTATION
 from phaselens.lens.components import DroPEAttentionBridge
-from phaselens.lens.interface import NAME
 
 
-class _DroPE:
-    """The base family's adapter, with the norms some variants have and attention that delegates."""
+class _DroPEAdapter:
+    """Mixin for the base family's adapter that adds the variants' norms, and attention that delegates."""
 
     _attention_bridge_cls = DroPEAttentionBridge
+    # From the base family's adapter.
+    cfg: TransformerBridgeConfig
+    _qkvo_attention_bridge: Callable[..., AttentionBridge]
 
-    def __init__(self, cfg: Any) -> None:
+    def __init__(self, cfg: TransformerBridgeConfig) -> None:
         super().__init__(cfg)  # type: ignore[call-arg]
-        # TransformerLens' loader forces eager attention unless an adapter names another.
-        self.cfg.attn_implementation = NAME  # type: ignore[attr-defined]
+        # TransformerLens' loader forces eager attention unless the adapter names another implementation.
+        self.cfg.attn_implementation = IMPLEMENTATION
 
-    def _build_attention_bridge(self: Any) -> Any:
+    def _build_attention_bridge(self) -> AttentionBridge:
         norms = {
             name: RMSNormalizationBridge(name=name, config=self.cfg, optional=True)
             for name in ("q_norm", "k_norm")
@@ -30,9 +35,9 @@ class _DroPE:
         return self._qkvo_attention_bridge(extra_submodules=norms)
 
 
-class DroPELlamaArchitectureAdapter(_DroPE, LlamaArchitectureAdapter):
+class DroPELlamaArchitectureAdapter(_DroPEAdapter, LlamaArchitectureAdapter):
     """Adapter of `llama_drope`."""
 
 
-class DroPEQwen2ArchitectureAdapter(_DroPE, Qwen2ArchitectureAdapter):
+class DroPEQwen2ArchitectureAdapter(_DroPEAdapter, Qwen2ArchitectureAdapter):
     """Adapter of `qwen2_drope`."""

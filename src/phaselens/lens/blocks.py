@@ -1,8 +1,8 @@
-"""TransformerLens' block component, mended.
+"""Corrections to TransformerLens' block component.
 
-Three things differ from TransformerLens 4.3: a block below `start_at_layer` does not run; where nobody listens inside
-a block, the model's own modules run as if they had never been wrapped; an edit of `hook_resid_mid` reaches the skip
-path as well as the MLP.
+Three things differ from TransformerLens 4.3: a block below `start_at_layer` does not run; a block without hooks runs
+the model's own modules as if they had never been wrapped; an edit of `hook_resid_mid` reaches the skip path as well as
+the MLP.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components import (
     GatedMLPBridge,
@@ -23,161 +23,188 @@ from transformer_lens.model_bridge.generalized_components import (
     MoERouterBridge,
 )
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
+from phaselens.lens.attention_dispatch import is_hooked
 from phaselens.lens.components import StreamingAttention
-from phaselens.lens.interface import is_hooked
-from phaselens.lens.native import NativeGateUp, NativeNorm
+from phaselens.lens.original_components import NativeGateUp, NativeNorm
 
 _DELEGATING = (LinearBridge, MLPBridge, GatedMLPBridge, MoEBridge, MoERouterBridge)
-"""Components of TransformerLens that call the module they wrap, and compute nothing of their own."""
+"""Components of TransformerLens that only call the module they wrap."""
+
+_ORIGINAL = "_original_component"
+"""The name under which a bridge component of TransformerLens holds the module that it wraps."""
 
 
-Place = tuple[dict[str, Any], str, GeneralizedComponent]
-"""The children of a module, the name of one of them, and the bridge component that stands there."""
+class BridgeChild(NamedTuple):
+    """A bridge component among the children of one of the model's modules, and its name there."""
 
-_OWN = "_original_component"
-"""Under which name a bridge component of TransformerLens has the module that it wraps among its children."""
+    children: dict[str, nn.Module | None]
+    name: str
+    bridge: GeneralizedComponent
 
 
 @dataclass(frozen=True)
-class Inside:
-    """A block's hook points and components, without itself and its own two points; and where bridge components stand
-    in the model's own modules, each with the children of the innermost bridge there, one of which is the model's own
-    module."""
+class BlockContents:
+    """The hook points and components inside a block, without the block and its own two points.
+
+    ``bridges`` are the bridge components inside the model's own modules, each with the children of the innermost bridge
+    there, one of which is the model's own module.
+    """
 
     points: list[HookPoint]
-    parts: list[GeneralizedComponent]
-    places: list[tuple[Place, dict[str, Any]]]
+    components: list[GeneralizedComponent]
+    bridges: list[tuple[BridgeChild, dict[str, nn.Module | None]]]
 
     @cached_property
     def delegates(self) -> bool:
-        """Whether all components let the model's own modules compute, so that these round as they do."""
+        """Whether all components let the model's own modules compute, so that rounding is the same."""
         return all(
-            isinstance(part, StreamingAttention | NativeNorm | NativeGateUp) or type(part) in _DELEGATING
-            for part in self.parts
+            isinstance(component, StreamingAttention | NativeNorm | NativeGateUp)
+            or type(component) in _DELEGATING
+            for component in self.components
         )
 
 
-class SkippingBlock:
-    """Mixed into a block bridge: skips below `start_at_layer`, runs the model's own modules where nobody listens, and
-    carries mid-residual edits to the skip path."""
+class SkippingBlock(BlockBridge):
+    """Mixin for a block bridge that skips blocks below `start_at_layer`, runs the model's own modules where nothing is
+    hooked, and carries edits of the mid residual to the skip path."""
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Run the block, unless the pass starts above it."""
+    #: The mid residual of the running forward, before and after its hooks, and the MLP's output.
+    _mid_edit: dict[str, Tensor] | None = None
+
+    def forward(self, *args: object, **kwargs: object) -> Any:
+        """Run the block, unless the forward starts above it."""
         start = getattr(self, "_start_at_layer_idx", None)
         if start is not None and self._extract_layer_idx() < start:
             return args[0] if args else kwargs["hidden_states"]
-        if self._is_unheard() and (not self.attn.nulled or kwargs.get("position_embeddings") is not None):
+        if self._is_unhooked() and (not self.attn.nulled or kwargs.get("position_embeddings") is not None):
             if self.attn.nulled:
                 kwargs["position_embeddings"] = self.attn.without_rotation(kwargs["position_embeddings"])
-            with standing(self._inside.places, plain=True):
-                return super().forward(*args, **kwargs)  # type: ignore[misc]
-        # Also where a hook of an unheard forward through this block runs a forward of its own.
-        with standing(self._inside.places, plain=False):
-            return self._heard(*args, **kwargs)
+            with installing(self._contents.bridges, original=True):
+                return super().forward(*args, **kwargs)
+        # The original modules may still be installed: a hook of an outer forward can run a forward inside it.
+        with installing(self._contents.bridges, original=False):
+            return self._run_hooked(*args, **kwargs)
 
-    def _heard(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def _run_hooked(self, *args: object, **kwargs: object) -> Any:
         """Run the block with all of its hook points."""
-        mid = self._point("hook_resid_mid")
+        mid = self.find_point("hook_resid_mid")
+        mlp_out = self.find_point("hook_mlp_out")
         if mid is None or not is_hooked(mid):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        branch = self._point("hook_mlp_out")
-        seen: dict[str, Tensor] = {}
+            return super().forward(*args, **kwargs)
+        assert mlp_out is not None
+        tensors: dict[str, Tensor] = {}
 
-        def note(**tensors: Tensor) -> None:
-            if self._mid_edit is seen:  # and not that of a forward within a hook
-                seen.update(tensors)
+        def record(**captured: Tensor) -> None:
+            if self._mid_edit is tensors:  # false in a forward that a hook runs inside this one
+                tensors.update(captured)
 
-        # Registered last, these see what all other hooks made of the value. The second is added as TransformerLens
-        # does it, since some blocks (Granite's) ask it whether anybody listens before they fire the point.
-        handle = mid.register_forward_hook(lambda _m, given, out: note(before=given[0], mid=out))
-        listener = branch.add_hook(lambda out, hook: note(branch=out))
-        outer, self._mid_edit = getattr(self, "_mid_edit", None), seen
+        # These hooks are registered last, so they see the values that all other hooks leave. The second one is added
+        # by TransformerLens' own method, since some blocks (Granite's) look for its hooks before they fire the point.
+        handle = mid.register_forward_hook(lambda _point, inputs, mid: record(before=inputs[0], mid=mid))
+        listener = mlp_out.add_hook(lambda output, hook: record(mlp_out=output))
+        outer, self._mid_edit = self._mid_edit, tensors
         try:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)
         finally:
             self._mid_edit = outer
             handle.remove()
             listener.hook.remove()
-            branch.fwd_hooks = [other for other in branch.fwd_hooks if other is not listener]
+            mlp_out.fwd_hooks = [hook for hook in mlp_out.fwd_hooks if hook is not listener]
 
-    def _is_unheard(self: Any) -> bool:
-        """Whether nothing listens inside the block, or asks for anything but the model's own computation. (Its own
-        hook_in and hook_out are outside: they fire in any case.)"""
-        inside = self._inside
+    def _is_unhooked(self) -> bool:
+        """Return whether the block has no hooks inside and needs only the model's own computation.
+
+        The block's own hook_in and hook_out do not count: they fire in any case.
+        """
+        contents = self._contents
         if (
-            not inside.delegates
-            or any(is_hooked(point) for point in inside.points)
-            or self.attn.needs_itself()
+            not contents.delegates
+            or any(is_hooked(point) for point in contents.points)
+            or self.attn.needs_bridge()
         ):
             return False
-        ours = {handle.id for handle in self._capture_hook_handles}
+        captures = {handle.id for handle in self._capture_hook_handles}
         return not any(
-            part._backward_hooks or (part._forward_hooks.keys() | part._forward_pre_hooks.keys()) - ours
-            for part in inside.parts
+            component._backward_hooks
+            or (component._forward_hooks.keys() | component._forward_pre_hooks.keys()) - captures
+            for component in contents.components
         )
 
     @cached_property
-    def _inside(self: Any) -> Inside:
-        own = (self, self.hook_in, self.hook_out)
-        modules = [module for module in self.modules() if not any(module is each for each in own)]
-        return Inside(
+    def _contents(self) -> BlockContents:
+        excluded_modules = (self, self.hook_in, self.hook_out)
+        modules = [
+            module
+            for module in self.modules()
+            if not any(module is excluded for excluded in excluded_modules)
+        ]
+        return BlockContents(
             [module for module in modules if isinstance(module, HookPoint)],
             [module for module in modules if isinstance(module, GeneralizedComponent)],
-            [(place, _innermost(place[2])._modules) for place in bridges_in(self.original_component)],
+            [(child, _innermost(child.bridge)._modules) for child in bridges_in(self.original_component)],
         )
 
-    def _point(self: Any, alias: str) -> Any:
-        """The hook point behind one of the block's aliases, or None where the family has none."""
+    def find_point(self, alias: str) -> HookPoint | None:
+        """Return the hook point behind one of the block's aliases, or None where the family has none."""
         target = getattr(self, alias, None)
         return target if isinstance(target, HookPoint) else None
 
-    def _apply_output_hook(self: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
-        seen = getattr(self, "_mid_edit", None)
-        if seen and seen["mid"] is not seen["before"]:
-            # The model adds the MLP's output to the residual it kept from before the edit; add it to the edited one.
-            whole = seen["mid"] + seen["branch"]
-            output = (whole, *output[1:]) if isinstance(output, tuple) else whole
-        return super()._apply_output_hook(output, *args, **kwargs)  # type: ignore[misc]
+    def _apply_output_hook(
+        self, output: Tensor | tuple[Any, ...], *args: object, **kwargs: object
+    ) -> Tensor | tuple[Any, ...]:
+        edit = self._mid_edit
+        if edit and edit["mid"] is not edit["before"]:
+            # The model adds the MLP's output to the residual that it kept from before the edit; add it to the edited
+            # residual instead.
+            residual = edit["mid"] + edit["mlp_out"]
+            output = (residual, *output[1:]) if isinstance(output, tuple) else residual
+        return super()._apply_output_hook(output, *args, **kwargs)
 
 
-def bridges_in(module: Any) -> Iterator[Place]:
-    """The bridge components in a module of the model, at any depth."""
+def bridges_in(module: nn.Module) -> Iterator[BridgeChild]:
+    """Yield the bridge components in a module of the model, at any depth."""
     for name, child in module._modules.items():
         if isinstance(child, GeneralizedComponent):
-            yield module._modules, name, child
+            yield BridgeChild(module._modules, name, child)
         if child is not None:
-            yield from bridges_in(own_module(child))
+            yield from bridges_in(original_module(child))
 
 
-def own_module(child: Any) -> Any:
-    """The model's module behind a bridge component; itself, where there is none."""
-    return _innermost(child)._modules.get(_OWN, child) if isinstance(child, GeneralizedComponent) else child
+def original_module(module: nn.Module) -> nn.Module:
+    """Return the model's module behind a bridge component, or `module` itself if it is not one."""
+    if not isinstance(module, GeneralizedComponent):
+        return module
+    original: nn.Module = _innermost(module)._modules.get(_ORIGINAL, module)
+    return original
 
 
 def _innermost(bridge: GeneralizedComponent) -> GeneralizedComponent:
-    """Of bridge components around one another, the one that wraps the model's module."""
+    """Return the innermost of nested bridge components, which wraps the model's module."""
     while isinstance(bridge.original_component, GeneralizedComponent):
         bridge = bridge.original_component
     return bridge
 
 
 @contextmanager
-def standing(places: Sequence[tuple[Place, dict[str, Any]]], *, plain: bool) -> Iterator[None]:
-    """Inside, the model's own modules stand at `places`, as before it was wrapped (`plain`), or the bridge components.
+def installing(
+    bridges: Sequence[tuple[BridgeChild, dict[str, nn.Module | None]]], *, original: bool
+) -> Iterator[None]:
+    """Install the model's original modules, or the bridge components that wrap them, inside the context.
 
-    Even where nobody listens, a bridge costs some 15 µs a component; on two tokens, that is a sixth of a forward.
+    A bridge costs about 15 µs per component even without hooks, which is a sixth of a forward of two tokens.
     """
     replaced = []
     try:
-        for (children, name, bridge), wrapped in places:
-            # Looked up each time, since another library may replace it: quantisation does.
-            own = wrapped.get(_OWN, bridge)
+        for (children, name, bridge), wrapped in bridges:
+            # Looked up each time, since another library may replace the module: quantisation does.
+            module = wrapped.get(_ORIGINAL, bridge)
             current = children.get(name)
-            if current is (bridge if plain else own):
+            if current is (bridge if original else module):
                 replaced.append((children, name, current))
-                children[name] = own if plain else bridge
+                children[name] = module if original else bridge
         yield
     finally:
-        for children, name, module in replaced:
-            children[name] = module
+        for children, name, current in replaced:
+            children[name] = current

@@ -1,13 +1,14 @@
-"""`HookedTransformer`: TransformerLens' bridge, mended, with one streaming forward for measurements."""
+"""`HookedTransformer`: TransformerLens' bridge, corrected, with one streaming forward for measurements."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
@@ -15,64 +16,60 @@ from phaselens.errors import (
     InputError,
     RefusedModel,
     close_matches,
-    kind_unless_whole,
     require_flag,
     require_whole,
+    type_unless_whole,
 )
-from phaselens.lens.components import (
-    DELEGATED,
-    N_DISTANCES,
-    AttentionReplay,
-    Request,
-    StreamingAttention,
-)
+from phaselens.lens import families
+from phaselens.lens.attention_dispatch import StreamingOptions
+from phaselens.lens.components import AttentionReplay
 from phaselens.lens.frequencies import same_regime
-from phaselens.lens.points import ALIASES, HookPointInfo, describe_hooks, hooked_points, position_axis
+from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
+from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
 from phaselens.lens.projection import Projection
+from phaselens.lens.rotation import SwitchesRotation
 from phaselens.lens.rows import Rows
 from phaselens.lens.texts import ReadsTexts, options_of, signed_as
 from phaselens.lens.weights import projection, weight_of
 
 if TYPE_CHECKING:
-    from phaselens.lens.losses import Unembedding
+    from phaselens.lens.reference import Reference
+    from phaselens.lens.token_losses import Unembedding
 
-HookFn = Callable[..., Any]
-
-_SEGMENT = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
+_RANGE_ATTRIBUTES = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
 
 
-class HookedTransformer(ReadsTexts):
+class HookedTransformer(SwitchesRotation, ReadsTexts):
     """A TransformerLens bridge around an unmodified Hugging Face causal language model.
 
     Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`,
     `hooks()`, `transformer_lens.patching`). On top of it:
 
-    * ``blocks.{i}.attn.hook_lse``, ``hook_sink``, ``hook_entropy`` [batch, head, query], ``hook_received`` [batch,
-      head, key] and ``hook_distance`` [batch, head, distance], float32, computed only where hooked, exactly, in O(L)
-      memory;
+    * the statistics of attention (`phaselens.lens.points.STATISTICS`, such as ``blocks.{i}.attn.hook_sink`` [batch,
+      head, query]): float32 or wider, exact, in O(L) memory, computed only where hooked;
     * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
-    * `info` (what is known of the model) and `stream` (one measuring forward);
-    * one BOS policy, `bos`, for all that takes a text: the ids are those that a run measures.
+    * `info` (facts about the model) and `stream` (one measuring forward);
+    * `set_rotation` nulls the rotation of layers and restores it;
+    * one BOS policy, `bos`, for every method that takes a text: the ids are those that a run measures.
 
-    Made by `phaselens.load`; not meant to be constructed directly.
+    `phaselens.load` returns one; it is not meant to be constructed directly.
     """
 
     tokenizer_note: str | None
-    reference: Any
-    _request: Request
-    _points: dict[str, Any]
+    reference: Reference | None
+    _streaming_options: StreamingOptions
+    _points: dict[str, HookPoint | None]
     position_axes: dict[str, int | None]
     _unembedding: Unembedding | None
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding is, and so where tokens go."""
-        weight: Tensor = self.original_model.get_input_embeddings().weight
-        return weight.device
+        """The device of the embedding, where tokens must be."""
+        return families.embedding_of(self.original_model).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype, which is that of all activations but the statistics."""
+        """The dtype of the weights and of all activations except statistics and matrices."""
         dtype: torch.dtype = next(self.original_model.parameters()).dtype
         return dtype
 
@@ -85,14 +82,14 @@ class HookedTransformer(ReadsTexts):
         n_distances: int = N_DISTANCES,
         reads_only: bool = False,
     ) -> Iterator[None]:
-        """Say, for the forwards inside, how long each text is and what `hook_sink` and `hook_distance` measure.
+        """Set the texts' lengths, and what `hook_sink` and `hook_distance` measure, for forwards inside the context.
 
         Args:
-            lengths: [batch], number of real tokens of each right-padded text; None where nothing is padded.
+            lengths: [batch], the number of real tokens of each right-padded text; None where nothing is padded.
             sink_position: absolute position of the key.
-            n_distances: `hook_distance` holds distances 0 … n_distances − 1.
+            n_distances: `hook_distance` has the distances 0 … n_distances − 1.
             reads_only: hooks write into no activation in place. A layer whose matrix is hooked, and not edited, then
-                computes to the bit what it computes without (but not under `torch.inference_mode`).
+                computes bit for bit what it computes without the hook (except under `torch.inference_mode`).
         """
         if isinstance(sink_position, int) and sink_position < 0:
             raise InputError(f"sink position {sink_position}: positions are counted from 0")
@@ -100,29 +97,32 @@ class HookedTransformer(ReadsTexts):
         require_whole("n_distances", n_distances, 1)
         require_flag("reads_only", reads_only)
         if lengths is not None:
-            received = kind_unless_whole(lengths) or ("" if lengths.dim() == 1 else str(list(lengths.shape)))
+            received = type_unless_whole(lengths) or ("" if lengths.dim() == 1 else str(list(lengths.shape)))
             if received:
-                raise InputError(f"lengths: expected a tensor [batch] of whole numbers, got {received}")
-        request = self._request
-        before = vars(request).copy()
-        vars(request).update(sink_position=sink_position, n_distances=n_distances, reads_only=reads_only)
+                raise InputError(
+                    f"expected lengths as a tensor [batch] of whole numbers, received {received}"
+                )
+        options = self._streaming_options
+        outer = vars(options).copy()
+        vars(options).update(sink_position=sink_position, n_distances=n_distances, reads_only=reads_only)
         try:
-            with request.rows.reading(lengths):
+            with options.rows.with_lengths(lengths):
                 yield
         finally:
-            vars(request).update(before)
+            vars(options).update(outer)
 
     @property
     def rows(self) -> Rows:
-        """Where the rows of the forward that is running stand; for hooks that act at absolute positions."""
-        return self._request.rows
+        """The absolute positions of the running forward's rows, for hooks that act at absolute positions."""
+        return self._streaming_options.rows
 
     def attention_replay(self, layer: int) -> AttentionReplay:
-        """A context in which the attention of `layer` is computed once, and its output handed on again in every other
-        pass: for passes that start from one residual and change nothing before that output. It can be entered again.
+        """Return a context that computes the attention of `layer` once and reuses its output in all later forwards.
+
+        Use it for forwards that start from one residual and change nothing before that output. It can be entered again.
 
         Raises:
-            InputError: for a layer that is not there, and inside, for a residual of another shape.
+            InputError: for a layer that does not exist, and inside, for a residual of another shape.
 
         >>> import phaselens
         >>> from phaselens.testing import tiny_model
@@ -138,13 +138,12 @@ class HookedTransformer(ReadsTexts):
             raise InputError(
                 f"attention_replay({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}"
             )
-        attention: StreamingAttention = self.blocks[layer].attn
-        return AttentionReplay(attention)
+        return AttentionReplay(self.blocks[layer].attn)
 
     def stream(
         self,
         tokens: Tensor | None = None,
-        hooks: Sequence[tuple[str, HookFn]] = (),
+        hooks: Sequence[Hook] = (),
         *,
         residual: Tensor | None = None,
         start_at_layer: int | None = None,
@@ -155,13 +154,13 @@ class HookedTransformer(ReadsTexts):
         n_distances: int = N_DISTANCES,
         reads_only: bool = False,
     ) -> Tensor:
-        """One forward without gradient, KV cache or (unless asked for) unembedding.
+        """Run one forward without gradient and KV cache, and without unembedding unless `unembed` is set.
 
         Args:
             tokens: [batch, pos] ids, padded on the right: causal attention then needs no mask, and no real token sees
-                a pad. Rows of pads are computed and must be dropped by whoever reads them.
+                a pad. Rows of pads are computed; the caller must drop them.
             hooks: pairs of a hook name and a function `(tensor, hook)`.
-            residual: [batch, pos, d_model], with `start_at_layer`, in place of tokens.
+            residual: [batch, pos, d_model], with `start_at_layer`, instead of tokens.
             start_at_layer: the first layer to run, on `residual`; n_layers for the final norm alone.
             stop_at_layer: the layer to stop before; n_layers to stop before the final norm.
             unembed: return logits [batch, pos, d_vocab].
@@ -172,7 +171,7 @@ class HookedTransformer(ReadsTexts):
             `unembed`, logits.
 
         Raises:
-            InputError: for tokens the model does not have, an unknown hook, or layers out of range.
+            InputError: for tokens that the model does not have, an unknown hook point, or layers out of range.
 
         >>> import phaselens
         >>> from phaselens.testing import tiny_model
@@ -188,25 +187,25 @@ class HookedTransformer(ReadsTexts):
             if layer is not None:
                 require_whole(name, layer)
         if unembed and stop_at_layer is not None:
-            raise InputError("stream: with stop_at_layer there are no logits; leave unembed out")
-        inputs = self._inputs(tokens, residual, start_at_layer)
+            raise InputError("stream: with stop_at_layer there are no logits; omit unembed")
+        inputs = self._model_inputs(tokens, residual, start_at_layer)
         model = self.original_model
-        handles = hooked_points(self, hooks)
+        pairs = resolve_hooks(self, hooks)
         added = []
         try:
             if stop_at_layer == self.info.n_layers:
-                last = f"blocks.{self.info.n_layers - 1}.hook_resid_post"
-                handles.append((self.require_hook(last), _stop))
-            for point, hook in handles:
-                added.append((point, point.add_hook(hook)))
+                last_residual = in_layer(self.info.n_layers - 1, "hook_resid_post")
+                pairs.append((self.require_hook(last_residual), _stop))
+            for point, function in pairs:
+                added.append((point, point.add_hook(function)))
             if start_at_layer == self.info.n_layers and not unembed:
                 with torch.no_grad():
                     normed: Tensor = self.ln_final(residual)
                     return normed
-            asked = self.streaming(
+            streaming = self.streaming(
                 lengths=lengths, sink_position=sink_position, n_distances=n_distances, reads_only=reads_only
             )
-            with torch.no_grad(), asked, self._between(residual, start_at_layer, stop_at_layer):
+            with torch.no_grad(), streaming, self._between(residual, start_at_layer, stop_at_layer):
                 if unembed:
                     logits: Tensor = model(**inputs, use_cache=False).logits
                     return logits
@@ -218,28 +217,35 @@ class HookedTransformer(ReadsTexts):
         finally:
             for point, handle in added:
                 handle.hook.remove()
-                point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+                point.fwd_hooks = [hook for hook in point.fwd_hooks if hook is not handle]
 
-    def _inputs(self, tokens: Tensor | None, residual: Tensor | None, start: int | None) -> dict[str, Tensor]:
+    def _model_inputs(
+        self, tokens: Tensor | None, residual: Tensor | None, start: int | None
+    ) -> dict[str, Tensor]:
+        """Return the arguments of the model's forward, or raise InputError for inputs that do not fit."""
         if start is not None:
             if residual is None or tokens is not None:
                 raise InputError(
-                    "start_at_layer takes `residual`, the activation entering that layer, and no tokens"
+                    "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
                 )
             return {"inputs_embeds": residual}
         if tokens is None or residual is not None:
-            raise InputError("stream takes `tokens`; `residual` goes with start_at_layer")
+            raise InputError("stream needs `tokens`; give `residual` only with start_at_layer")
         if not isinstance(tokens, Tensor):
-            raise InputError(f"tokens: expected a tensor of ids [batch, pos], got a {type(tokens).__name__}")
+            raise InputError(
+                f"expected tokens as a tensor [batch, pos] of ids, received {type(tokens).__name__}"
+            )
         if tokens.dim() != 2 or tokens.is_floating_point():
-            raise InputError(f"tokens: expected ids [batch, pos], got {tokens.dtype} {list(tokens.shape)}")
+            raise InputError(
+                f"expected tokens as a tensor [batch, pos] of ids, received {tokens.dtype} {list(tokens.shape)}"
+            )
         if tokens.numel() == 0:
-            raise InputError(f"tokens: expected at least one token, got {list(tokens.shape)}")
+            raise InputError(f"expected tokens with at least one id, received shape {list(tokens.shape)}")
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.info.d_vocab:
             raise InputError(
-                f"tokens: ids from {low} to {high}, but {self.info.label} knows 0 to {self.info.d_vocab - 1}; "
-                "was another model's tokenizer used?"
+                f"tokens: ids from {low} to {high}, but {self.info.label} has 0 to {self.info.d_vocab - 1}; "
+                "encode the text with this model's tokenizer"
             )
         if "learned" in self.info.positions and self.info.n_ctx and tokens.shape[1] > self.info.n_ctx:
             raise InputError(
@@ -252,147 +258,133 @@ class HookedTransformer(ReadsTexts):
     def _between(
         self, residual: Tensor | None = None, start: int | None = None, stop: int | None = None
     ) -> Iterator[None]:
-        """Inside, forwards run from layer `start`, on `residual`, until layer `stop`; by default, all layers. Outside,
-        they run as before: a hook may run a forward of its own within one of some layers."""
+        """Run forwards inside the context from layer `start`, on `residual`, to layer `stop`; by default, all layers.
+
+        The outer range is restored on exit, since a hook can run a forward inside one that runs some layers only.
+        """
         n_layers = self.info.n_layers
         if stop is not None and not -n_layers <= stop <= n_layers:
             raise InputError(f"stop_at_layer {stop}: {self.info.label} has {n_layers} layers")
-        before = self._segment()
+        outer = self._layer_range()
         try:
-            self._set_segment((None, None, stop if stop is None or stop >= 0 else stop + n_layers))
+            self._set_layer_range((None, None, stop if stop is None or stop >= 0 else stop + n_layers))
             if start is not None:
                 self._setup_start_at_layer(residual, start)
             yield
         finally:
-            self._set_segment(before)
+            self._set_layer_range(outer)
 
-    def _segment(self) -> tuple[Any, ...]:
-        """What TransformerLens notes in every block of the layers that a forward runs."""
-        return tuple(getattr(self.blocks[0], name, None) for name in _SEGMENT)
+    def _layer_range(self) -> tuple[Any, ...]:
+        """Return the values in which TransformerLens stores, in every block, the layers that a forward runs."""
+        return tuple(getattr(self.blocks[0], name, None) for name in _RANGE_ATTRIBUTES)
 
-    def _set_segment(self, segment: tuple[Any, ...]) -> None:
-        if all(new is old for new, old in zip(segment, self._segment(), strict=True)):
+    def _set_layer_range(self, layer_range: tuple[Any, ...]) -> None:
+        if all(value is current for value, current in zip(layer_range, self._layer_range(), strict=True)):
             return
         for block in self.blocks:
-            for name, value in zip(_SEGMENT, segment, strict=True):
+            for name, value in zip(_RANGE_ATTRIBUTES, layer_range, strict=True):
                 setattr(block, name, value)
 
     @property
-    def hook_dict(self) -> dict[str, Any]:
-        """All hook points by name; without the statistics while an option of TransformerLens is on that replaces the
+    def hook_dict(self) -> dict[str, HookPoint]:
+        """All hook points by name. The statistics are left out if an option of TransformerLens replaces the
         model's attention by its own, which has none. A cache of everything then holds everything else."""
-        points: dict[str, Any] = super().hook_dict
-        if not self._no_statistics_because():
+        points: dict[str, HookPoint] = super().hook_dict
+        if not self._eager_reason():
             return points
-        return {name: point for name, point in points.items() if not name.endswith(DELEGATED)}
+        return {name: point for name, point in points.items() if not name.endswith(OWN_ATTENTION_POINTS)}
 
-    def _no_statistics_because(self) -> str:
-        return str(self.blocks[0].attn.own_computation_reason())
+    def _eager_reason(self) -> str:
+        return str(self.blocks[0].attn.eager_reason())
 
     def _check_hook_fireable(self, *names: str) -> None:
-        """Called by TransformerLens for points that are asked for by name.
+        """Check points that are requested by name; TransformerLens calls this.
 
         Raises:
-            RefusedModel: for a statistic that cannot be served under the present options.
+            RefusedModel: for a statistic that cannot be served under the current options.
         """
-        reason = self._no_statistics_because()
-        unserved = [name for name in names if name.endswith(DELEGATED)]
+        reason = self._eager_reason()
+        unserved = [name for name in names if name.endswith(OWN_ATTENTION_POINTS)]
         if reason and unserved:
             raise RefusedModel(f"{unserved[0]} cannot be served under {reason}; switch that off")
         super()._check_hook_fireable(*names)
 
-    def _generate_tokens(self, current_tokens: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens' loop over new tokens; without a cache where a rotation would change."""
+    def _generate_tokens(self, current_tokens: Tensor, *args: object, **kwargs: object) -> Any:
+        """Run TransformerLens' loop over new tokens, without a cache if the rotation would change during it."""
         padded = kwargs.get("_is_batched_list") or kwargs.get("initial_attention_mask") is not None
-        self._cache_one_rotation(kwargs, current_tokens, padded=bool(padded))
+        self._switch_off_stale_cache(kwargs, current_tokens, padded=bool(padded))
         return super()._generate_tokens(current_tokens, *args, **kwargs)
 
-    def _hf_generate(self, input: Any, options: dict[str, Any]) -> Any:
-        """Without a cache where `generate` does without, and where `use_past_kv_cache=False` asks for it."""
+    def _hf_generate(self, input: str | list[str] | Tensor, options: dict[str, Any]) -> Any:
+        """Run Hugging Face's generation, without a cache if `generate` uses none or `use_past_kv_cache` is False."""
         tokens = input if isinstance(input, Tensor) else self.to_tokens(input, truncate=False)
-        self._cache_one_rotation(options, tokens, padded=len(tokens) > 1)
+        self._switch_off_stale_cache(options, tokens, padded=len(tokens) > 1)
         if not options["use_past_kv_cache"]:
             options["use_cache"] = False
-        with self.rows.reading(self.rows.lengths_of_next):
+        with self.rows.with_lengths(self.rows.lengths_of_next):
             return super()._hf_generate(input, options)
 
-    def _cache_one_rotation(self, options: dict[str, Any], tokens: Tensor, *, padded: bool) -> None:
-        """Switch off the cache of a generation from `tokens` [batch, pos] in which a text grows so long that its
-        rotation changes: cached keys would keep the old one."""
+    def _switch_off_stale_cache(self, options: dict[str, Any], tokens: Tensor, *, padded: bool) -> None:
+        """Switch off the cache of a generation from `tokens` [batch, pos] if a text may grow so long that its rotation
+        changes: cached keys would keep the old one."""
         n_tokens = tokens.shape[1]
         shortest = 1 if padded else n_tokens
         if not same_regime(self.original_model, shortest, n_tokens + int(options["max_new_tokens"])):
             options["use_past_kv_cache"] = False
 
     @signed_as(TransformerBridge.forward)
-    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:
-        """TransformerLens' forward of texts, tokens or embeddings. Of several texts that are padded, no pad counts, and
-        each keeps the rotation of its own length."""
+    def forward(self, input: str | list[str] | Tensor, *args: object, **kwargs: object) -> Any:
+        """Run TransformerLens' forward; pads do not count, and each text keeps the rotation of its own length."""
         lengths = self.rows.lengths_of_next
         if self._are_texts(input):
             options = options_of(TransformerBridge.forward, self, input, *args, **kwargs)
             if options["attention_mask"] is None:
-                input, lengths = self._read_padded(input, options)
+                input, lengths = self._padded_inputs(input, options)
                 args, kwargs = (), options
-        asked = {name: value for name, value in vars(self._request).items() if name != "rows"}
-        with self._between(), self.streaming(lengths=lengths, **asked):
+        outer = {name: value for name, value in vars(self._streaming_options).items() if name != "rows"}
+        with self._between(), self.streaming(lengths=lengths, **outer):
             return super().forward(input, *args, **kwargs)
 
     def describe_hooks(self, *, every: bool = False) -> list[HookPointInfo]:
-        """Every hook point with shape, dtype and meaning; see `phaselens.lens.points.describe_hooks`."""
+        """Return every hook point with shape, dtype and meaning; see `phaselens.lens.hooks.describe_hooks`."""
         return describe_hooks(self, every=every)
 
     def position_axis(self, name: str) -> int | None:
-        """Which dimension of the tensor at a hook point runs over positions; None if none does."""
+        """Return the dimension of the tensor at a hook point that runs over positions; None if none does."""
         return position_axis(self, name)
 
     def weight_of(self, layer: int | None, name: str) -> Tensor:
-        """The weight that TransformerLens calls `blocks.{layer}.{name}`; see `phaselens.lens.weights.weight_of`."""
+        """Return the weight `name`, such as `mlp.W_in`; see `phaselens.lens.weights.weight_of`."""
         return weight_of(self, layer, name)
 
     def projection_of(self, layer: int | None, name: str) -> Projection:
-        """The projection of that name, `attn.W_O`; see `phaselens.lens.weights.projection`."""
+        """Return the projection `name`, such as `attn.W_O`; see `phaselens.lens.weights.projection`."""
         return projection(self, layer, name)
 
-    def find_hook(self, name: str) -> Any:
-        """The hook point of that name, or None."""
+    def find_hook(self, name: str) -> HookPoint | None:
+        """Return the hook point with this name, or None."""
         if name not in self._points:
-            self._points[name] = self.hook_dict.get(name) or self._point_by_path(name)
+            self._points[name] = super().hook_dict.get(name)
         return self._points[name]
 
-    def require_hook(self, name: str) -> Any:
-        """The hook point of that name.
+    def require_hook(self, name: str) -> HookPoint:
+        """Return the hook point with this name.
 
         Raises:
-            InputError: with close matches, where there is none.
+            InputError: with close matches, if the model has none.
         """
         point = self.find_hook(name)
         if point is None:
-            known = [
-                *self.hook_dict,
-                *(f"blocks.{i}.{alias}" for i in range(self.info.n_layers) for alias in ALIASES),
-            ]
-            hint = close_matches(name, known, otherwise="describe_hooks() of the model lists all of them")
+            hint = close_matches(
+                name, self.hook_dict, otherwise="describe_hooks() of the model lists all of them"
+            )
+            declared = declaration(name)
+            if declared is not None and declared.exists_in:
+                hint = f"only {declared.exists_in} have it; {hint}"
             raise InputError(f"{self.info.label} has no hook point {name!r}; {hint}")
         return point
 
-    def _point_by_path(self, name: str) -> Any:
-        """Resolve an alias such as `blocks.0.hook_resid_pre`, which is an attribute and not a module of its own."""
-        from transformer_lens.hook_points import HookPoint
 
-        target: Any = self
-        for part in name.split("."):
-            if part.isdigit() and hasattr(target, "__getitem__"):
-                if int(part) >= len(target):
-                    return None
-                target = target[int(part)]
-            else:
-                target = getattr(target, part, None)
-            if target is None:
-                return None
-        return target if isinstance(target, HookPoint) else None
-
-
-def _stop(residual: Tensor, hook: Any) -> None:
-    """A hook after which nothing is computed."""
+def _stop(residual: Tensor, hook: object) -> None:
+    """Stop the forward at the hook point."""
     raise StopAtLayerException(residual)

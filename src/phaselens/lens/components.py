@@ -1,59 +1,42 @@
-"""TransformerLens' attention component, mended: it always delegates to the model's own module, so that no family is
-re-implemented and nothing forces eager attention, and it streams statistics. Blocks are in `blocks`, norms and MLPs in
-`native`.
+"""Corrections to TransformerLens' attention component.
+
+It always delegates to the model's own module, so that no family is re-implemented and no eager attention is needed, and
+it streams statistics. Blocks are in `blocks`, norms and MLPs in `original_components`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.generalized_components.position_embeddings_attention import (
     PositionEmbeddingsAttentionBridge,
 )
 from transformers import Cache
 
 from phaselens.errors import InputError, RefusedModel
-from phaselens.lens import families, interface
-from phaselens.lens.interface import is_hooked
-from phaselens.lens.native import watch_parts
-from phaselens.lens.rows import Rows
+from phaselens.lens import attention_dispatch, families
+from phaselens.lens.attention_dispatch import StreamingOptions, is_hooked
+from phaselens.lens.original_components import watch_parts
+from phaselens.lens.points import OWN_ATTENTION_POINTS, ROTATED_POINTS, STATISTICS, Hook, read_only_reason
 
-STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
-DELEGATED = (*STATISTICS, "hook_attended")
-"""Points that fire only where the model's own attention runs, and not TransformerLens'."""
-N_DISTANCES = 64
-"""Distances of `hook_distance`, where nobody asks for another number."""
+if TYPE_CHECKING:
+    from phaselens.lens.bridge import HookedTransformer
 
 
-@dataclass
-class Request:
-    """What one forward asks of the statistics; one object, shared by a lens' layers.
-
-    ``sink_position`` is the absolute position of the key that `hook_sink` measures; ``n_distances`` how many distances
-    `hook_distance` has; ``rows`` knows where the rows of the running forward stand, and which of them are pads, whose
-    queries are left out of `hook_received` and `hook_distance`. ``reads_only`` says that hooks write into nothing in
-    place: a matrix that is looked at and not edited then leaves no trace in what the layer computes.
-    """
-
-    sink_position: int = 0
-    n_distances: int = N_DISTANCES
-    reads_only: bool = False
-    rows: Rows = field(default_factory=Rows)
-
-
-class _CacheTap:
+class _HookedCache:
     """A KV cache that lets `hook_rot_k` see, and edit, new keys before they are stored with the old ones."""
 
-    def __init__(self, cache: Any, point: Any) -> None:
+    def __init__(self, cache: Cache, point: HookPoint) -> None:
         self._cache = cache
         self._point = point
 
-    def update(self, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def update(self, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
         return self._cache.update(self._point(key), value, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -61,10 +44,10 @@ class _CacheTap:
 
 
 class AttentionReplay:
-    """What one layer's attention gives, computed in the first pass that is made inside, and given again in all others.
+    """The output of one layer's attention, computed in the first forward inside the context and reused in the others.
 
-    For passes whose residual below the layer is the same, and that change nothing before attention's output. hook_out
-    fires in each of them, the points inside attention only in the first.
+    It is for forwards that start from one residual and change nothing before attention's output. hook_out fires in
+    each of them, the points inside attention only in the first.
     """
 
     def __init__(self, attention: StreamingAttention) -> None:
@@ -79,81 +62,80 @@ class AttentionReplay:
         self._attention.replay = None
 
 
-class StreamingAttention:
-    """Mixed into an attention bridge: delegates to the model's module, and streams the statistics of its rows."""
+class StreamingAttention(AttentionBridge):
+    """Mixin for an attention bridge that delegates to the model's module and streams the statistics of its rows."""
 
     # DroPE's norm variants: TransformerLens' own computation would apply the unused norm too.
     always_delegate = False
-    request: Request
+    streaming_options: StreamingOptions
     nulled: bool
+    #: cos and sin at position 0, each [1, 1, d_rotary], which `rotation.detect_rotation` stores.
     origin: tuple[Tensor, Tensor] | None
     replay: AttentionReplay | None
     # From TransformerLens' component and from `add_points`.
-    hook_attn_scores: Any
-    hook_pattern: Any
-    hook_rot_q: Any
-    hook_rot_k: Any
-    hook_attended: Any
-    original_component: Any
+    hook_attn_scores: HookPoint
+    hook_pattern: HookPoint
+    hook_rot_q: HookPoint
+    hook_rot_k: HookPoint
+    hook_attended: HookPoint
+    original_component: nn.Module
 
-    def add_points(self: Any) -> None:
-        """Give the component its hook points; called once, on the template that layers are cloned from."""
-        for name in (*STATISTICS, "hook_rot_q", "hook_rot_k", "hook_attended"):
+    def add_points(self) -> None:
+        """Add the component's hook points; called once, on the template that layers are cloned from."""
+        for name in (*OWN_ATTENTION_POINTS, *ROTATED_POINTS):
             if name not in self._modules:
                 setattr(self, name, HookPoint())
         for name in STATISTICS:
             getattr(self, name).pos_dim = 2
-        self.request = Request()
+        self.streaming_options = StreamingOptions()
         self.nulled = False
-        # cos and sin at position 0, each [1, 1, d_rotary], which `positions.detect` notes.
         self.origin = None
         self.replay = None
         self._rot_k_fired = False
 
-    def adopt(self: Any, request: Request) -> None:
-        """Share the lens' request; and let the module call our projections where TransformerLens calls them itself."""
-        self.request = request
-        for part in (self.o, self.submodules.get("qkv")):
-            if part is None:
+    def connect(self, options: StreamingOptions) -> None:
+        """Share the lens' options, and let the model's module call the projections that TransformerLens wraps."""
+        self.streaming_options = options
+        for projection in (self.o, self.submodules.get("qkv")):
+            if projection is None:
                 continue
             for name, child in self.original_component.named_children():
-                if child is part.original_component:
-                    setattr(self.original_component, name, part)
+                if child is projection.original_component:
+                    setattr(self.original_component, name, projection)
 
     def hooked_statistics(self) -> list[str]:
-        """Names of the statistics that somebody listens to."""
+        """Return the names of the statistics that have hooks."""
         return [name for name in STATISTICS if is_hooked(getattr(self, name))]
 
-    def fire_rotated(self: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    def fire_rotated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Fire hook_rot_q and hook_rot_k (after rotation; equal to hook_q and hook_k where there is none)."""
         query = self.hook_rot_q(query)
         return query, key if self._rot_k_fired else self.hook_rot_k(key)
 
-    def fire_statistic(self: Any, name: str, value: Tensor) -> None:
-        """Hand a statistic to its listeners. It is a measurement: nothing of the model follows from it."""
-        seen = getattr(self, name)(value)
-        if seen is not value:
+    def fire_statistic(self, name: str, value: Tensor) -> None:
+        """Fire a statistic's hooks, which cannot change it: it is a measurement."""
+        returned = getattr(self, name)(value)
+        if returned is not value:
             raise InputError(
-                f"{self.name}.{name}: a hook returned a new value, but this point is a measurement and nothing follows "
-                "from it; return None, and edit hook_pattern or hook_attn_scores instead"
+                f"{self.name}.{name}: a hook returned a new value; return None: {read_only_reason(f'attn.{name}')}"
             )
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Delegate to the model's own attention, firing hook_in, hook_out and all points between."""
         replay = self.replay
         if replay is not None and replay.output is not None:
-            given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            if given.shape[:-1] != replay.output[0].shape[:-1]:
+            residual = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            if residual.shape[:-1] != replay.output[0].shape[:-1]:
                 raise InputError(
-                    f"attention_replay: kept for {list(replay.output[0].shape[:-1])} (batch, pos), asked for "
-                    f"{list(given.shape[:-1])}; make a new one for each residual"
+                    f"attention_replay: expected a residual of shape {list(replay.output[0].shape[:-1])} (batch, pos), "
+                    f"received {list(residual.shape[:-1])}; make a new one for each residual"
                 )
-            return self._handed_on(replay.output)
+            return self._fire_output(replay.output)
         embeddings = kwargs.get("position_embeddings")
         if self.nulled and embeddings is not None:
             kwargs["position_embeddings"] = self.without_rotation(embeddings)
-        if self._wants_own_computation():
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        if self._needs_eager_computation():
+            return super().forward(*args, **kwargs)
         if "hidden_states" in kwargs:
             kwargs["hidden_states"] = self.hook_in(kwargs["hidden_states"])
         else:
@@ -167,89 +149,86 @@ class StreamingAttention:
             # Families name the argument differently: past_key_values, layer_past, …
             for name, value in kwargs.items():
                 if isinstance(value, Cache):
-                    kwargs[name] = _CacheTap(value, self.hook_rot_k)
+                    kwargs[name] = _HookedCache(value, self.hook_rot_k)
                     rot_k_fired = True
         module = self.original_component
         fused = self._watch_fused_projection()
-        # A hook may run a forward of its own, which comes through here while this one is not over.
+        # A hook may run another forward, which calls this method while this call is still running.
         outer, self._rot_k_fired = self._rot_k_fired, rot_k_fired
         try:
-            with interface.owned(module, self):
-                out = module(*args, **kwargs)
+            with attention_dispatch.owning(module, self):
+                output = module(*args, **kwargs)
         finally:
             self._rot_k_fired = outer
             if fused is not None:
                 fused.remove()
         if replay is not None:
-            replay.output = out
-        return self._handed_on(out)
+            replay.output = output
+        return self._fire_output(output)
 
     def without_rotation(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """(cos, sin) → what the model gives at position 0, for every position, of the same shapes.
+        """Return cos and sin as the model computes them at position 0, for every position, in the same shapes.
 
-        That is cos=1 and sin=0, but for models (YaRN, longrope) that multiply both by an attention factor: they keep
-        it, for it scales attention and does not rotate.
+        These are cos = 1 and sin = 0, except in models (YaRN, longrope) that multiply both by an attention factor: they
+        keep it, because it scales attention and does not rotate.
         """
         if self.origin is None:
             raise RefusedModel(
-                "the rotation of a layer was nulled before anybody looked at it; null it by load(positions='nope') or "
-                "phaselens.lens.positions.null_rotation"
+                "the rotation of a layer was nulled before its cos and sin at position 0 were read; null it with "
+                "load(positions='nope') or lens.set_rotation(nulled=True)"
             )
         cos, sin = (
-            at_origin.to(part).expand_as(part).clone()
-            for at_origin, part in zip(self.origin, embeddings, strict=True)
+            at_origin.to(embedding).expand_as(embedding).clone()
+            for at_origin, embedding in zip(self.origin, embeddings, strict=True)
         )
         return cos, sin
 
-    def _handed_on(self: Any, out: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.hook_out(out[0]), *out[1:])
+    def _fire_output(self, output: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self.hook_out(output[0]), *output[1:])
 
-    def needs_itself(self: Any) -> bool:
-        """Whether the model's own module would not do in its place, even where nobody listens."""
-        return bool(self.own_computation_reason() or self.replay is not None)
+    def needs_bridge(self) -> bool:
+        """Return whether the model's own module cannot replace this component even where no hook listens."""
+        return bool(self.eager_reason() or self.replay is not None)
 
-    def _own_options(self: Any) -> list[str]:
-        """Options that are on and need the parts of TransformerLens' own computation."""
+    def eager_reason(self) -> str:
+        """Return the options that require TransformerLens' own (eager) attention, which has no statistics, or ""."""
         options = ("use_split_qkv_input", "use_attn_in", "use_attn_result")
-        return [option for option in options if getattr(self.config, option, False)]
+        names = [option for option in options if getattr(self.config, option, False)]
+        return ", ".join(names) or ("compatibility mode" if self.compatibility_mode else "")
 
-    def own_computation_reason(self: Any) -> str:
-        """Why TransformerLens' own (eager) computation must run, which has no statistics; empty where it need not."""
-        return ", ".join(self._own_options()) or ("compatibility mode" if self.compatibility_mode else "")
-
-    def _wants_own_computation(self: Any) -> bool:
-        """Whether TransformerLens' own (eager) computation must run: only for the options that need its parts."""
-        why = self.own_computation_reason()
-        if not why:
+    def _needs_eager_computation(self) -> bool:
+        """Return whether TransformerLens' own (eager) computation must run, due to the options of `eager_reason`."""
+        reason = self.eager_reason()
+        if not reason:
             return False
-        if self.always_delegate and self.normalises:
+        if self.always_delegate and self.has_norms:
             raise RefusedModel(
-                f"{self.name}: {why} is not available for DroPE models with query or key norms; "
+                f"{self.name}: {reason} is not available for DroPE models with query or key norms; "
                 "load the model without it"
             )
-        unserved = [name for name in DELEGATED if is_hooked(getattr(self, name))]
+        unserved = [name for name in OWN_ATTENTION_POINTS if is_hooked(getattr(self, name))]
         if unserved:
             raise RefusedModel(
-                f"{self.name}: {', '.join(unserved)} cannot be served under {why}; switch that off"
+                f"{self.name}: {', '.join(unserved)} cannot be served under {reason}; switch that off"
             )
         return True
 
     @property
-    def normalises(self: Any) -> bool:
+    def has_norms(self) -> bool:
         """Whether the module is a DroPE attention with query or key norms."""
         return bool(getattr(self.original_component, "normed", ""))
 
-    def _watch_fused_projection(self: Any) -> Any:
-        """Where q, k and v come from one projection: fire their three hook points on its parts."""
-        points = [part.hook_out for part in (self.q, self.k, self.v)]
+    def _watch_fused_projection(self) -> RemovableHandle | None:
+        """Fire the hook points of q, k and v on the parts of one projection, in models that fuse the three."""
+        points = [projection.hook_out for projection in (self.q, self.k, self.v)]
         if "qkv" not in self.submodules or not any(is_hooked(point) for point in points):
             return None
         layout = families.fused_layout(self.original_component)
         return watch_parts(self.qkv, points, layout.split, layout.join)
 
 
-def mixed(component: Any, mixin: type) -> None:
-    """Turn `component` into an instance of its own class with `mixin` in front."""
+def mix_in(component: nn.Module, mixin: type) -> None:
+    """Put `mixin` in front of the class of `component`, in place."""
     cls = type(component)
     if not issubclass(cls, mixin):
         component.__class__ = _mixed_class(cls, mixin)
@@ -257,14 +236,14 @@ def mixed(component: Any, mixin: type) -> None:
         component.add_points()
 
 
-_CLASSES: dict[tuple[type, type], type] = {}
+_MIXED_CLASSES: dict[tuple[type, type], type] = {}
 
 
 def _mixed_class(cls: type, mixin: type) -> type:
-    """One class a pair, so that copies of a component still share theirs."""
-    if (cls, mixin) not in _CLASSES:
-        _CLASSES[cls, mixin] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), {})
-    return _CLASSES[cls, mixin]
+    """Return one class for each pair, so that copies of a component share their class."""
+    if (cls, mixin) not in _MIXED_CLASSES:
+        _MIXED_CLASSES[cls, mixin] = type(f"{mixin.__name__}{cls.__name__}", (mixin, cls), {})
+    return _MIXED_CLASSES[cls, mixin]
 
 
 class DroPEAttentionBridge(StreamingAttention, PositionEmbeddingsAttentionBridge):
@@ -273,21 +252,21 @@ class DroPEAttentionBridge(StreamingAttention, PositionEmbeddingsAttentionBridge
     rope_optional = True
     always_delegate = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         self.add_points()
 
 
-def each_attention(bridge: Any) -> list[StreamingAttention]:
-    """The attention components of a bridge, layer by layer."""
-    return [cast(StreamingAttention, block.attn) for block in bridge.blocks]
+def attention_layers(lens: HookedTransformer) -> list[StreamingAttention]:
+    """Return the attention components of a model, layer by layer."""
+    return [block.attn for block in lens.blocks]
 
 
-def probe(bridge: Any, tokens: Tensor, hooks: Sequence[tuple[str, Any]] = (), **options: Any) -> None:
-    """Run the model's body once on `tokens` [batch, pos], all of them a text's own, for what `hooks` see or edit.
+def probe(lens: HookedTransformer, tokens: Tensor, hooks: Sequence[Hook] = (), **options: object) -> None:
+    """Run the model's body once with `hooks` on `tokens` [batch, pos], none of which is a pad.
 
     Args:
         options: more arguments of the model, such as position_ids.
     """
-    with torch.no_grad(), bridge.hooks(fwd_hooks=list(hooks)), bridge.rows.reading(None):
-        bridge.original_model.base_model(input_ids=tokens, use_cache=False, **options)
+    with torch.no_grad(), lens.hooks(fwd_hooks=list(hooks)), lens.rows.with_lengths(None):
+        lens.original_model.base_model(input_ids=tokens, use_cache=False, **options)

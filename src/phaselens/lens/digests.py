@@ -1,4 +1,4 @@
-"""Digests of files, each file read once while it stays as it is."""
+"""Digests of files; an unchanged file is read once."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 
 def sha256(path: Path) -> str:
-    """The hexadecimal sha256 of a file.
+    """Return the hexadecimal sha256 of a file.
 
-    A digest is kept for as long as the file's size and times of change stay the same: weights of half a gigabyte are
-    looked at several times in a run.
+    The digest is cached while the file's size and times of change stay the same: a run needs the
+    digest of half a gigabyte of weights several times.
 
     Raises:
         OSError: for a file that cannot be read.

@@ -1,17 +1,17 @@
-"""DroPE models as native transformers classes: `llama_drope` and `qwen2_drope`, with no remote code.
+"""DroPE models as native transformers classes, without remote code: `llama_drope` and `qwen2_drope`.
 
-A DroPE checkpoint is a RoPE model whose rotation was nulled (cos=1, sin=0) and which was then recalibrated. Its
-`config.json` says in `attention_type` what attention does to queries and keys instead:
+A DroPE checkpoint is a RoPE model whose rotation was nulled (cos=1, sin=0) and which was then recalibrated. The
+`attention_type` in its `config.json` names what attention does to queries and keys instead:
 
 =================  ==========================================================================
-``nope``           nothing: the base model's attention, un-rotated (the default)
+``nope``           nothing: the base model's attention without rotation (the default)
 ``qk_norm_nope``   RMSNorm of queries and keys, over all heads together, before the split
 ``q_norm_nope``    RMSNorm of queries only
 ``k_norm_nope``    RMSNorm of keys only
 =================  ==========================================================================
 
-`softmax_scale`, where given, *replaces* d_head^-0.5; it does not multiply it. The three norm variants store both
-norms, the unused one too. Parameter names are the base model's. Format as released with DroPE (arXiv 2512.12167).
+`softmax_scale`, if present, *replaces* d_head^-0.5; it does not multiply it. The three norm variants store both norms,
+the unused one too. Parameter names are the base model's. Format as released with DroPE (arXiv 2512.12167).
 """
 
 from __future__ import annotations
@@ -20,60 +20,71 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, Qwen2Config
+from transformers import Cache, LlamaConfig, Qwen2Config
 from transformers.models.llama import modeling_llama
 from transformers.models.qwen2 import modeling_qwen2
 
-# What each attention_type normalises.
+# The states that each attention_type normalises.
 ATTENTION_TYPES: dict[str, str] = {"nope": "", "qk_norm_nope": "qk", "q_norm_nope": "q", "k_norm_nope": "k"}
 
 
 class NoRotaryEmbedding(nn.Module):
-    """The identity rotation: cos=1 and sin=0 of the shape that the base model's rotary module returns."""
+    """The identity rotation: cos=1 and sin=0, in the shape that the base model's rotary module returns."""
 
     def __init__(self, d_rotary: int) -> None:
         super().__init__()
         self.d_rotary = d_rotary
 
-    def forward(self, x: Tensor, position_ids: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, each [1, pos, d_rotary], whatever the positions are."""
+    def forward(self, x: Tensor, position_ids: Tensor, **_: object) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, each [1, pos, d_rotary], the same for all positions."""
         shape = (1, position_ids.shape[-1], self.d_rotary)
         return x.new_ones(shape), x.new_zeros(shape)
 
 
 def rotate(states: Tensor, angles: Tensor) -> Tensor:
-    """Rotate as the base families do, which share one rotation: what a DroPE model's states would go through.
+    """Rotate states as the base families do, which share one rotation.
 
     Args:
         states: [pos, d_rotary], of one head.
-        angles: [d_rotary / 2], by pair.
+        angles: [d_rotary / 2], one per pair.
 
     >>> rotate(torch.tensor([[5.0, 0.0]]), torch.tensor([0.6435])).round().tolist()
     [[4.0, 3.0]]
     """
-    both = torch.cat([angles, angles]).expand(1, len(states), -1)
+    angles_by_dimension = torch.cat([angles, angles]).expand(1, len(states), -1)
     rotated, _ = modeling_llama.apply_rotary_pos_emb(
-        states[None, None], states[None, None], both.cos(), both.sin()
+        states[None, None], states[None, None], angles_by_dimension.cos(), angles_by_dimension.sin()
     )
-    turned: Tensor = rotated[0, 0]
-    return turned
+    states_rotated: Tensor = rotated[0, 0]
+    return states_rotated
 
 
-class _NormedAttention:
+class _NormedAttention(nn.Module):
     """Attention of the norm variants: the base class' projections, flat RMSNorms, no rotation."""
 
-    def _add_norms(self: Any, config: Any, norm: type[nn.Module]) -> None:
+    # Set by the base class.
+    config: DroPELlamaConfig | DroPEQwen2Config
+    layer_idx: int
+    head_dim: int
+    scaling: float
+    attention_dropout: float
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    o_proj: nn.Linear
+
+    def _add_norms(self, config: DroPELlamaConfig | DroPEQwen2Config, norm: type[nn.Module]) -> None:
         self.normed = ATTENTION_TYPES[config.attention_type]
         self.q_norm = norm(config.num_attention_heads * self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = norm(config.num_key_value_heads * self.head_dim, eps=config.rms_norm_eps)
 
     def forward(
-        self: Any,
+        self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
-        **kwargs: Any,
+        past_key_values: Cache | None = None,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend without rotation; `position_embeddings` are accepted, as the decoder layer passes them, and unused."""
         q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
@@ -82,7 +93,7 @@ class _NormedAttention:
         if "k" in self.normed:
             k = self.k_norm(k)
         batch_and_pos = hidden_states.shape[:-1]
-        q, k, v = (t.view(*batch_and_pos, -1, self.head_dim).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (states.view(*batch_and_pos, -1, self.head_dim).transpose(1, 2) for states in (q, k, v))
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         if getattr(self, "sliding_window", None) is not None:
@@ -91,8 +102,10 @@ class _NormedAttention:
             self.config._attn_implementation, modeling_llama.eager_attention_forward
         )
         dropout = self.attention_dropout if self.training else 0.0
-        out, weights = attend(self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
-        return self.o_proj(out.reshape(*batch_and_pos, -1).contiguous()), weights
+        attended, weights = attend(
+            self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.o_proj(attended.reshape(*batch_and_pos, -1).contiguous()), weights
 
 
 class DroPELlamaAttention(_NormedAttention, modeling_llama.LlamaAttention):
@@ -112,22 +125,22 @@ class DroPEQwen2Attention(_NormedAttention, modeling_qwen2.Qwen2Attention):
 
 
 class _DroPEConfig:
-    """What DroPE adds to a base configuration, checked once, here."""
+    """The fields that DroPE adds to a base configuration, and their checks."""
 
     def __post_init__(self: Any, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]
         if self.attention_type not in ATTENTION_TYPES:
-            known = ", ".join(ATTENTION_TYPES)
-            raise ValueError(f"attention_type is {self.attention_type!r}; DroPE knows {known}")
+            attention_types = ", ".join(ATTENTION_TYPES)
+            raise ValueError(f"attention_type is {self.attention_type!r}; DroPE knows {attention_types}")
         if self.softmax_scale is not None and not self.softmax_scale > 0:
             raise ValueError(f"softmax_scale is {self.softmax_scale!r}; it must be above 0, or left out")
 
     def to_dict(self) -> dict[str, Any]:
-        """As the base class does, without `softmax_scale` where there is none: readers take null for a scale."""
-        plain: dict[str, Any] = super().to_dict()  # type: ignore[misc]
-        if plain.get("softmax_scale") is None:
-            plain.pop("softmax_scale", None)
-        return plain
+        """Return the fields, without a `softmax_scale` of None, since readers would mistake null for a scale."""
+        fields: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        if fields.get("softmax_scale") is None:
+            fields.pop("softmax_scale", None)
+        return fields
 
 
 class DroPELlamaConfig(_DroPEConfig, LlamaConfig):
@@ -146,8 +159,12 @@ class DroPEQwen2Config(_DroPEConfig, Qwen2Config):
     softmax_scale: float | None = None
 
 
-def _drop_positions(inner: Any, config: Any, attention: type[nn.Module]) -> None:
-    """Null the rotation of a freshly built base model and give it the attention its config names."""
+def _drop_rotation(
+    inner: modeling_llama.LlamaModel | modeling_qwen2.Qwen2Model,
+    config: DroPELlamaConfig | DroPEQwen2Config,
+    attention: type[_NormedAttention],
+) -> None:
+    """Null the rotation of a newly built base model and give it the attention that its config names."""
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     inner.rotary_emb = NoRotaryEmbedding(d_head)
     for index, layer in enumerate(inner.layers):
@@ -164,7 +181,7 @@ class DroPELlamaModel(modeling_llama.LlamaModel):
 
     def __init__(self, config: DroPELlamaConfig) -> None:
         super().__init__(config)
-        _drop_positions(self, config, DroPELlamaAttention)
+        _drop_rotation(self, config, DroPELlamaAttention)
         self.post_init()
 
 
@@ -182,7 +199,7 @@ class DroPELlamaForCausalLM(modeling_llama.LlamaForCausalLM):
 
     def __init__(self, config: DroPELlamaConfig) -> None:
         super().__init__(config)
-        _drop_positions(self.model, config, DroPELlamaAttention)
+        _drop_rotation(self.model, config, DroPELlamaAttention)
         self.post_init()
 
 
@@ -193,7 +210,7 @@ class DroPEQwen2Model(modeling_qwen2.Qwen2Model):
 
     def __init__(self, config: DroPEQwen2Config) -> None:
         super().__init__(config)
-        _drop_positions(self, config, DroPEQwen2Attention)
+        _drop_rotation(self, config, DroPEQwen2Attention)
         self.post_init()
 
 
@@ -204,5 +221,5 @@ class DroPEQwen2ForCausalLM(modeling_qwen2.Qwen2ForCausalLM):
 
     def __init__(self, config: DroPEQwen2Config) -> None:
         super().__init__(config)
-        _drop_positions(self.model, config, DroPEQwen2Attention)
+        _drop_rotation(self.model, config, DroPEQwen2Attention)
         self.post_init()

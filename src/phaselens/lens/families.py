@@ -1,18 +1,121 @@
-"""What differs between model families, where the lens has to know it."""
+"""Facts that differ between model families, read from a Hugging Face model or its attention modules.
+
+Only this file knows the names that families give them: one function per fact, with the names in the tables at the top.
+To support another name, add it to its table. The exception is the state that rotary modules keep between forwards
+(`inv_freq`, `original_inv_freq`, …), which `frequencies` reads and resets. Facts that no attribute states reliably are
+measured on the model instead: `rotation` (how a layer encodes positions), `rotation_pairs`, `visibility` (windows).
+
+Functions take the model's own attention modules, whose configuration is `config`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, cat
+from torch import Tensor, cat, nn
 
 from phaselens.errors import RefusedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+# Attention modules with one projection for q, k and v, and whether it is laid out head by head.
+_FUSED_BY_HEAD = {"GPT2Attention": False, "Phi3Attention": False, "GPTNeoXAttention": True}
+# Attributes of attention modules.
+_D_HEAD = ("head_dim", "head_size")
+_QUERIES_PER_KEY = ("num_key_value_groups",)
+_SCALE = ("scaling",)
+_SOFTCAP = ("attn_logit_softcapping",)
+_SINK_LOGITS = ("sinks",)
+# Attributes of the model: its unembedding, and a factor of the logits.
+_UNEMBEDDING = ("lm_head", "embed_out")
+_LOGIT_FACTOR = ("logit_scale",)
+# Fields of the configuration.
+_LOGIT_DIVISOR = ("logits_scaling",)
+_LOGIT_SOFTCAP = ("final_logit_softcapping",)
+_D_MLP = ("intermediate_size",)
+_N_CTX = ("max_position_embeddings",)
+_QUANTISATION = "quantization_config"
+# How the name of a rotary module ends, and a word in the class name of every norm.
+_ROTARY_MODULE = "rotary_emb"
+_NORM_CLASS = "norm"
+# transformers' rope types whose frequencies depend on a text's length: part of a name, and a name.
+_STRETCHED_ROPE, _TWO_SET_ROPE = "dynamic", "longrope"
+# A norm inside a linear module, before its product (BitNet).
+_INNER_NORM = ("rms_norm",)
+# The input width of a linear module (torch's Linear, transformers' Conv1D).
+_LINEAR_WIDTH = ("in_features", "nx")
+
+
+def _attribute(owner: object, names: tuple[str, ...]) -> Any:
+    """Return the first of these attributes that `owner` has and that is not None; None without any."""
+    values = (getattr(owner, name, None) for name in names)
+    return next((value for value in values if value is not None), None)
+
+
+# Facts of one attention module
+
+
+def n_heads_of(attention: nn.Module) -> int:
+    """Return the number of heads of queries."""
+    config: PreTrainedConfig = attention.config
+    return int(config.num_attention_heads)
+
+
+def n_kv_heads_of(attention: nn.Module) -> int:
+    """Return the number of heads of keys and values.
+
+    They are read from the module: a configuration may have a `num_key_value_heads` that nothing reads (GPT-2,
+    GPT-NeoX).
+    """
+    return n_heads_of(attention) // int(_attribute(attention, _QUERIES_PER_KEY) or 1)
+
+
+def d_head_of(attention: nn.Module) -> int:
+    """Return the size of one head's query."""
+    config: PreTrainedConfig = attention.config
+    return int(_attribute(attention, _D_HEAD) or config.hidden_size // config.num_attention_heads)
+
+
+def scale_of(attention: nn.Module) -> float:
+    """Return the factor of q·k before the softmax."""
+    scale = _attribute(attention, _SCALE)
+    return float(scale) if scale is not None else d_head_of(attention) ** -0.5
+
+
+def softcap_of(attention: nn.Module) -> float | None:
+    """Return the bound c of scores c·tanh(score / c), whatever the configuration says; None without one."""
+    softcap = _attribute(attention, _SOFTCAP)
+    return None if softcap is None else float(softcap)
+
+
+def sink_logits_of(attention: nn.Module) -> Tensor | None:
+    """Return the learned sink logits [head], each one more term of the softmax's sum; None without any."""
+    logits: Tensor | None = _attribute(attention, _SINK_LOGITS)
+    return logits
+
+
+def norms_in(attention: nn.Module) -> list[nn.Module]:
+    """Return the norms inside attention, which act on queries and keys before the rotation."""
+    return [
+        module
+        for name, module in attention.named_modules()
+        # The parametrizations of a weight (weight_norm) act neither on queries nor on keys.
+        if _NORM_CLASS in type(module).__name__.lower() and "parametrizations" not in name.split(".")
+    ]
+
+
+def norm_inside(linear: nn.Module) -> nn.Module | None:
+    """Return the norm inside a linear module, which acts on its input before the product; None without one."""
+    norm: nn.Module | None = _attribute(linear, _INNER_NORM)
+    return norm
 
 
 @dataclass(frozen=True)
 class FusedLayout:
-    """How one projection's output holds queries, keys and values.
+    """Layout of queries, keys and values in the output of one projection.
 
     ``by_head`` False: all queries, then all keys, then all values (GPT-2, Phi-3). True: for each head its query, key
     and value (GPT-NeoX).
@@ -24,54 +127,144 @@ class FusedLayout:
     by_head: bool
 
     def split(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[batch, pos, all] -> q [batch, pos, n_heads, d_head], k and v [batch, pos, n_kv_heads, d_head]."""
+        """Split [batch, pos, all] into q [batch, pos, n_heads, d_head], k and v [batch, pos, n_kv_heads, d_head]."""
         if self.by_head:
             q, k, v = fused.unflatten(-1, (self.n_heads, 3 * self.d_head)).chunk(3, dim=-1)
             return q, k, v
         sizes = [self.n_heads * self.d_head, self.n_kv_heads * self.d_head, self.n_kv_heads * self.d_head]
-        q, k, v = (part.unflatten(-1, (-1, self.d_head)) for part in fused.split(sizes, dim=-1))
+        q, k, v = (projected.unflatten(-1, (-1, self.d_head)) for projected in fused.split(sizes, dim=-1))
         return q, k, v
 
-    def join(self, parts: tuple[Tensor, Tensor, Tensor] | list[Tensor]) -> Tensor:
-        """The inverse of `split`; each part may also come back flat, [batch, pos, heads·d_head]."""
-        shaped = [part if part.dim() == 4 else part.unflatten(-1, (-1, self.d_head)) for part in parts]
+    def join(self, projections: tuple[Tensor, Tensor, Tensor] | list[Tensor]) -> Tensor:
+        """Join what `split` returned; each projection may also be flat, [batch, pos, heads·d_head]."""
+        shaped = [
+            projection if projection.dim() == 4 else projection.unflatten(-1, (-1, self.d_head))
+            for projection in projections
+        ]
         if self.by_head:
             return cat(shaped, dim=-1).flatten(-2)
-        return cat([part.flatten(-2) for part in shaped], dim=-1)
+        return cat([projection.flatten(-2) for projection in shaped], dim=-1)
 
 
-# Attention modules with one projection for q, k and v, and whether it is laid out head by head.
-_FUSED_BY_HEAD = {"GPT2Attention": False, "Phi3Attention": False, "GPTNeoXAttention": True}
-
-
-def fused_layout(module: Any) -> FusedLayout:
-    """The layout of a module's fused projection.
+def fused_layout(attention: nn.Module) -> FusedLayout:
+    """Return the layout of a module's fused projection of queries, keys and values.
 
     Raises:
         RefusedModel: for a family whose layout is not known.
     """
-    by_head = _FUSED_BY_HEAD.get(type(module).__name__)
+    by_head = _FUSED_BY_HEAD.get(type(attention).__name__)
     if by_head is None:
-        known = ", ".join(_FUSED_BY_HEAD)
+        supported = ", ".join(_FUSED_BY_HEAD)
         raise RefusedModel(
-            f"{type(module).__name__} computes q, k and v in one projection of unknown layout, so hook_q, hook_k and "
-            f"hook_v cannot be served; known: {known}. hook_rot_q and hook_rot_k can be hooked instead"
+            f"{type(attention).__name__} computes q, k and v in one projection of unknown layout, so hook_q, hook_k "
+            f"and hook_v cannot be served; known: {supported}. hook_rot_q and hook_rot_k can be hooked instead"
         )
-    config = module.config
-    n_kv_heads = n_kv_heads_of(module, config)
-    return FusedLayout(config.num_attention_heads, n_kv_heads, d_head_of(module, config), by_head)
+    return FusedLayout(n_heads_of(attention), n_kv_heads_of(attention), d_head_of(attention), by_head)
 
 
-def d_head_of(module: Any, config: Any) -> int:
-    """The size of one head's query."""
-    size = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
-    return int(size or config.hidden_size // config.num_attention_heads)
+# Facts of one rotary module
 
 
-def n_kv_heads_of(module: Any, config: Any) -> int:
-    """How many heads of keys and values an attention module has.
+def rope_types_of(rotary: nn.Module) -> dict[str | None, str]:
+    """Return the rope type by layer type, under None if all layers share one; empty if the module states none."""
+    # Only the module's own attribute: a bridge also has those of the module that it wraps.
+    rope_type = vars(rotary).get("rope_type")
+    if isinstance(rope_type, dict):
+        return dict(rope_type)
+    return {None: rope_type} if isinstance(rope_type, str) else {}
 
-    By what the module computes with: a configuration may carry a `num_key_value_heads` that nothing reads (GPT-2,
-    GPT-NeoX).
-    """
-    return int(config.num_attention_heads) // int(getattr(module, "num_key_value_groups", None) or 1)
+
+def is_stretched_rope(rope_type: str) -> bool:
+    """Return whether this rope type stretches the frequencies once a text exceeds the trained length."""
+    return _STRETCHED_ROPE in rope_type
+
+
+def is_two_set_rope(rope_type: str) -> bool:
+    """Return whether this rope type has one set of frequencies for short texts and one for long ones."""
+    return rope_type == _TWO_SET_ROPE
+
+
+def n_ctx_before_rope(rotary: nn.Module, layer_type: str | None) -> int:
+    """Return the configured length of the texts that the model was made for before its rope type extended it."""
+    config: PreTrainedConfig = rotary.config
+    parameters = config.rope_parameters
+    layer_parameters = parameters if layer_type is None else parameters[layer_type]
+    return int(layer_parameters["original_max_position_embeddings"])
+
+
+# Facts of the model
+
+
+def needs_eager(model: PreTrainedModel) -> bool:
+    """Return whether SDPA cannot compute the model's attention: it has neither a softcap nor learned sink logits."""
+    return any(
+        softcap_of(module) is not None or sink_logits_of(module) is not None for module in model.modules()
+    )
+
+
+def n_ctx_of(model: PreTrainedModel) -> int | None:
+    """Return the number of positions that the model was made for; None if it does not state one."""
+    n_ctx = _attribute(model.config.get_text_config(), _N_CTX)
+    return None if n_ctx is None else int(n_ctx)
+
+
+def d_model_of(model: PreTrainedModel) -> int:
+    """Return the width of the residual stream."""
+    return int(model.config.hidden_size)
+
+
+def d_vocab_of(model: PreTrainedModel) -> int:
+    """Return the number of tokens in the embedding."""
+    return len(embedding_of(model))
+
+
+def embedding_of(model: PreTrainedModel) -> Tensor:
+    """Return the embedding [d_vocab, d_model]."""
+    weight: Tensor = model.get_input_embeddings().weight
+    return weight
+
+
+def d_mlp_of(model: PreTrainedModel, output: nn.Module) -> int:
+    """Return the width of an MLP's hidden activations, read from its output projection if that states it."""
+    width = _attribute(output, _LINEAR_WIDTH)
+    if isinstance(width, int):
+        return width
+    return int(_attribute(model.config, _D_MLP) or 4 * embedding_of(model).shape[1])
+
+
+def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """Return the model's rotary modules, which compute cos and sin."""
+    return (module for name, module in model.named_modules() if name.endswith(_ROTARY_MODULE))
+
+
+def unembedding_of(model: PreTrainedModel) -> nn.Module | None:
+    """Return the module with `weight` [d_vocab, d_model] that computes logits from the final norm's output, or None."""
+    unembedding: nn.Module | None = _attribute(model, _UNEMBEDDING)
+    return unembedding
+
+
+def logit_factor_of(model: PreTrainedModel) -> float:
+    """Return the factor of the unembedding's output."""
+    factor = float(_attribute(model, _LOGIT_FACTOR) or 1.0)
+    return factor / float(_attribute(model.config, _LOGIT_DIVISOR) or 1.0)
+
+
+def logit_softcap_of(model: PreTrainedModel) -> float | None:
+    """Return the bound c of logits c·tanh(logit / c); None without one."""
+    softcap: float | None = _attribute(model.config, _LOGIT_SOFTCAP)
+    return softcap
+
+
+def quantisation_of(model: PreTrainedModel) -> str | None:
+    """Return the method by which the checkpoint's weights are quantised; None where they are not."""
+    stored = getattr(model.config, _QUANTISATION, None)
+    if stored is None:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
+    return str(method or "unknown")
+
+
+def drop_quantisation(model: PreTrainedModel) -> None:
+    """Remove the quantisation from the configuration of a model whose weights are dequantised."""
+    if hasattr(model.config, _QUANTISATION):
+        delattr(model.config, _QUANTISATION)

@@ -1,35 +1,39 @@
-"""`phaselens.load`: from a name, a folder, a hub id or a model object to a checked lens."""
+"""`phaselens.load`: a checked lens from a name, a folder, a hub id or a model object."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from phaselens.data import Encoder
 from phaselens.data.tokens import require_bos
-from phaselens.errors import InputError, RefusedModel
-from phaselens.lens import checks, families, packaged, sources
-from phaselens.lens import positions as layers
+from phaselens.errors import InputError, RefusedModel, short_form
+from phaselens.lens import checkpoints, checks, families
 from phaselens.lens.bridge import HookedTransformer
-from phaselens.lens.components import each_attention
-from phaselens.lens.info import ModelInfo
+from phaselens.lens.components import attention_layers
+from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.lora import cast_parameters, merge_adapter
+from phaselens.lens.model_source import ModelSource
 from phaselens.lens.packaged import PackagedModel
-from phaselens.lens.rotation import read_rotations
+from phaselens.lens.pretrained import as_model_errors
+from phaselens.lens.reference import reference_of
+from phaselens.lens.rotation import detect_rotation
+from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.visibility import measure_windows
 from phaselens.lens.weights import read_head_outputs
 from phaselens.lens.wrapping import require_served, wrap
 
-POSITIONS = ("auto", "nope")
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load(
-    source: Any,
+    source: str | os.PathLike[str] | ModelSource | PreTrainedModel,
     *,
     label: str | None = None,
     positions: str = "auto",
@@ -37,93 +41,88 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
-    tokenizer: Any = None,
+    tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     check: bool | Literal["report"] = True,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> HookedTransformer:
-    """Load a decoder-only language model and check that what the lens sees is what the model does.
+    """Load a decoder-only language model and check that the lens shows what the model computes.
 
     Args:
         source: ``"rope"`` or ``"drope"`` (the bundled pair); ``"smollm2"`` (from the extra ``phaselens[smollm2]``); a
-            checkpoint folder; a hub id (the only thing here that can reach the network); or a Hugging Face model
-            object, which is wrapped in place.
+            checkpoint folder; a hub id (the only source that can reach the network); or a Hugging Face model object,
+            which is wrapped in place.
         label: the name used in tables; by default the last part of `source`.
-        positions: ``"auto"`` as the checkpoint is; ``"nope"`` nulls the rotation of any rotary model (cos=1, sin=0),
-            without recalibration.
-        bos: ``"auto"`` puts before a text what the tokenizer does, ``"always"`` one BOS token, ``"never"`` nothing; on
-            every route (runs, prompts, `to_tokens`, `generate`). See `phaselens.data.Encoder`.
-        device: ``"auto"`` is the GPU where there is one; else as torch names it.
+        positions: ``"auto"`` keeps the checkpoint's rotation; ``"nope"`` nulls the rotation of any rotary model (cos=1,
+            sin=0), without recalibration.
+        bos: ``"auto"`` prepends to a text what the tokenizer prepends, ``"always"`` one BOS token, ``"never"``
+            nothing; in runs, prompts, `to_tokens` and `generate` alike. See `phaselens.data.Encoder`.
+        device: ``"auto"`` is the GPU if there is one; otherwise a device as torch names it.
         dtype: ``"auto"`` is the checkpoint's on a GPU and float32 on a CPU.
-        tokenizer: a tokenizer, or where to load one from, instead of the checkpoint's own.
-        check: compare the hooked forward with the model's own, and refuse on a difference; ``"report"`` keeps what
-            `run_checks` needs to compare, and refuses nothing.
-        trust_remote_code, allow_pickle: both off: neither is needed for a family that is served, and both run code
-            that comes with a checkpoint.
+        revision: a commit, branch or tag of a hub id.
+        tokenizer: a tokenizer, or a folder or hub id to load it from, instead of the checkpoint's own.
+        check: compare the hooked forward with the model's own, and refuse the model on a difference; ``"report"`` keeps
+            the reference for `run_checks`, and refuses nothing.
+        trust_remote_code, allow_pickle: run code, or read pickles, that come with a checkpoint. No family that is
+            served needs either.
 
     Returns:
         A TransformerLens bridge with `info`, `stream` and the statistics' hook points.
 
     Raises:
-        ModelError: nothing there, damaged, too large for memory.
-        RefusedModel: a family or a checkpoint that cannot be served exactly; says which layer, and by how much.
-        InputError: a device, dtype, `positions` or `bos` that does not exist; ``bos="always"`` without a BOS token.
+        ModelError: for a checkpoint that is missing, damaged, or too large for memory.
+        RefusedModel: for a family or checkpoint that cannot be served exactly; names the layer and the difference.
+        InputError: for a device, dtype, `positions` or `bos` that does not exist, and for ``bos="always"`` without a
+            BOS token.
 
     >>> from phaselens.testing import tiny_model
     >>> lens = load(tiny_model("llama"), positions="nope")
     >>> lens.info.positions
     ('nope', 'nope')
     """
-    if positions not in POSITIONS:
-        raise InputError(
-            f"positions {positions!r}: use auto (as the checkpoint is) or nope (rotation nulled)"
-        )
+    if positions not in ROTATION_MODES:
+        modes = " or ".join(f"{mode} ({effect})" for mode, effect in ROTATION_MODES.items())
+        raise InputError(f"positions {positions!r}: use {modes}")
     require_bos(bos)
     _require_types(label, revision, check, trust_remote_code, allow_pickle)
     tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
     if tokenizer is not None and not isinstance(tokenizer, str) and not callable(tokenizer):
         raise InputError(
-            f"tokenizer is a {type(tokenizer).__name__}; give a tokenizer, or where to load one from"
+            "expected tokenizer as a tokenizer, or a folder or hub id to load one from, received "
+            f"{short_form(tokenizer)}"
         )
-    if not isinstance(source, str | os.PathLike):
+    options = _Options(label, positions, bos, device, dtype, tokenizer, check)
+    if isinstance(source, ModelSource):
+        _require_unused("a ModelSource, which has its own", revision=revision)
+    elif isinstance(source, str | os.PathLike):
+        source = ModelSource.identify(os.fspath(source), revision)
+    else:
         _require_unused(
             "a model object",
             revision=revision,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-        return _from_object(source, label, positions, bos, device, dtype, tokenizer, check)
-    name = os.fspath(source)
-    folder = sources.resolve(name)
-    if os.path.isdir(folder):
-        _require_unused(f"{name!r}, a folder", revision=revision)
-    package = packaged.MODELS.get(name)
-    adapter = packaged.adapter_folder(name) if package is not None and package.adapter is not None else None
-    place = sources.resolve_device(device)
-    sources.require_readable(folder, name, revision, allow_pickle)
-    with sources.explained(name):
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust_remote_code)
-        kind = sources.resolve_dtype(dtype, place, config)
-        # An adapter is merged in float32, so that every dtype starts from the same weights.
-        merged_in = torch.float32 if adapter is not None else None
-        sources.require_memory(folder, name, kind, place, loaded_as=merged_in)
-        model = sources.load_pretrained(
-            folder, name, merged_in or kind, place, revision, trust_remote_code, allow_pickle
-        )
-        text_tokenizer, note = sources.load_tokenizer(folder, tokenizer, revision)
-    if adapter is not None:
-        merge_adapter(model, adapter, name)
-        cast_parameters(model, kind)
-    how = "nope" if package is not None and package.nulled else positions
-    lens = _build(model, name, label, how, bos, text_tokenizer, note, check, folder, revision)
-    if package is not None:
-        lens.info = _describe_packaged(lens.info, package, adapter)
-    return lens
+        return _from_object(source, options)
+    return _from_checkpoint(source, options, trust_remote_code, allow_pickle)
 
 
-def _require_types(label: Any, revision: Any, check: Any, trust_remote_code: Any, allow_pickle: Any) -> None:
+@dataclass(frozen=True)
+class _Options:
+    """The checked arguments of `load` that apply to every kind of source."""
+
+    label: str | None
+    rotation_mode: str
+    bos: str
+    device: str | torch.device
+    dtype: str | torch.dtype
+    tokenizer: PreTrainedTokenizerBase | str | None
+    check: bool | Literal["report"]
+
+
+def _require_types(
+    label: object, revision: object, check: object, trust_remote_code: object, allow_pickle: object
+) -> None:
     for option, value in (("label", label), ("revision", revision)):
         if value is not None and (not isinstance(value, str) or not value):
             raise InputError(f"{option} is {value!r}; give text, or leave it out")
@@ -134,154 +133,172 @@ def _require_types(label: Any, revision: Any, check: Any, trust_remote_code: Any
         raise InputError(f"check is {check!r}; give True, False or 'report'")
 
 
-def _require_unused(what: str, **options: Any) -> None:
-    """InputError for an option that says nothing of `what`, and would be ignored."""
+def _require_unused(source_kind: str, **options: object) -> None:
+    """Raise InputError for an option that has no effect on this kind of source."""
     for option, value in options.items():
         if value:
-            raise InputError(f"load: {option}={value!r} says nothing of {what}; leave it out")
+            raise InputError(f"load: {option}={value!r} has no effect on {source_kind}; leave it out")
 
 
-def _from_object(
-    model: Any,
-    label: str | None,
-    positions: str,
-    bos: str,
-    device: str | torch.device,
-    dtype: str | torch.dtype,
-    tokenizer: Any,
-    check: bool | Literal["report"],
+def _from_checkpoint(
+    source: ModelSource, options: _Options, trust_remote_code: bool, allow_pickle: bool
 ) -> HookedTransformer:
-    """Wrap a model that is in memory already; it stays where it is and as it is, unless told otherwise."""
+    if source.folder is not None:
+        _require_unused(f"{source.name!r}, a folder", revision=source.revision)
+    location, package, adapter = source.location, source.package, source.adapter
+    device = checkpoints.resolve_device(options.device)
+    checkpoints.require_readable(source, allow_pickle)
+    tokenizer, tokenizer_note = options.tokenizer, None
+    with as_model_errors(source.name):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(
+            location, revision=source.revision, trust_remote_code=trust_remote_code
+        )
+        dtype = checkpoints.resolve_dtype(options.dtype, device, config)
+        # An adapter is merged in float32, so that every dtype starts from the same weights.
+        merged_in = torch.float32 if adapter is not None else None
+        checkpoints.require_memory(source, dtype, device, loaded_as=merged_in)
+        model = checkpoints.load_pretrained(
+            source,
+            merged_in or dtype,
+            device,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        if tokenizer is None:
+            tokenizer, tokenizer_note = checkpoints.load_own_tokenizer(source)
+        elif isinstance(tokenizer, str):
+            tokenizer = checkpoints.load_tokenizer(tokenizer, source.revision)
+    if adapter is not None:
+        merge_adapter(model, adapter, source.name)
+        cast_parameters(model, dtype)
+    if package is not None and package.nulled:
+        options = replace(options, rotation_mode="nope")
+    lens = _build(model, source, replace(options, tokenizer=tokenizer), tokenizer_note)
+    if package is not None:
+        lens.info = _describe_packaged(lens.info, package, adapter)
+    return lens
+
+
+def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer:
+    """Wrap a model that is in memory already; it keeps its device and dtype unless `options` name others."""
     from transformers import PreTrainedModel
 
     if isinstance(model, HookedTransformer):
         raise InputError(f"{model.info.label} is loaded already; use it as it is")
     if not isinstance(model, PreTrainedModel):
         raise InputError(
-            f"load: got a {type(model).__name__}; give a name, a folder, a hub id, or a Hugging Face causal LM"
+            "expected source as a name, a folder, a hub id, or a Hugging Face causal LM, received "
+            f"{short_form(model)}"
         )
-    if device != "auto":
-        model.to(sources.resolve_device(device))
-    if dtype != "auto":
-        model.to(sources.resolve_dtype(dtype, torch.device("cpu"), model.config))
-    name = model.config.name_or_path or type(model).__name__
-    if isinstance(tokenizer, str):
-        tokenizer, _ = sources.load_tokenizer(tokenizer, tokenizer, None)
-    note = None if tokenizer is not None else "the model was given as an object without a tokenizer"
-    return _build(model, name, label, positions, bos, tokenizer, note, check, "", None)
+    if options.device != "auto":
+        model.to(checkpoints.resolve_device(options.device))
+    if options.dtype != "auto":
+        model.to(checkpoints.resolve_dtype(options.dtype, torch.device("cpu"), model.config))
+    note = None if options.tokenizer is not None else "the model was given as an object without a tokenizer"
+    if isinstance(options.tokenizer, str):
+        options = replace(options, tokenizer=checkpoints.load_tokenizer(options.tokenizer))
+    return _build(model, None, options, note)
 
 
 def _build(
-    model: Any,
-    source: str,
-    label: str | None,
-    how: str,
-    bos: str,
-    tokenizer: Any,
-    note: str | None,
-    check: bool | Literal["report"],
-    folder: str,
-    revision: str | None,
+    model: PreTrainedModel, source: ModelSource | None, options: _Options, tokenizer_note: str | None
 ) -> HookedTransformer:
     require_served(model)
-    reference = checks.reference_of(model, nulled=how == "nope") if check else None
+    nulled = options.rotation_mode == "nope"
+    reference = reference_of(model, nulled=nulled) if options.check else None
+    tokenizer = options.tokenizer
+    name = source.name if source is not None else model.config.name_or_path or type(model).__name__
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lens = wrap(model, _own_copy(tokenizer), source)
+        lens = wrap(model, _copy_for_transformer_lens(tokenizer), name)
     lens.text_tokenizer = tokenizer
-    lens.tokenizer_note = note
-    nulled = layers.null_rotation(lens) if how == "nope" else None
-    lens.info = _describe(lens, source, label, bos, tokenizer, folder, revision, nulled)
+    lens.tokenizer_note = tokenizer_note
+    lens.info = _describe(lens, name, source, options)
+    if nulled:
+        lens.set_rotation(nulled=True)
     if tokenizer is not None:
-        lens.cfg.default_prepend_bos = lens._default_prepend_bos = lens.encoder(bos).puts_bos_first
+        lens.cfg.default_prepend_bos = lens._default_prepend_bos = lens.encoder(options.bos).puts_bos_first
     lens.reference = reference
-    if check is True:
+    if options.check is True:
         checks.require(lens, checks.run_checks(lens, full=False))
     return lens
 
 
-def _own_copy(tokenizer: Any) -> Any:
-    """A tokenizer for TransformerLens, which adds special tokens to its own; texts are tokenised with the original.
+def _copy_for_transformer_lens(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
+    """Copy a tokenizer for TransformerLens, which adds special tokens to it; texts are tokenised with the original.
 
-    TransformerLens would load it anew with `add_bos_token`, perhaps over the network, unless told that it has it;
-    whether it does add one, TransformerLens then finds out by trying.
+    TransformerLens would reload a tokenizer without `add_bos_token`, perhaps over the network. Whether the tokenizer
+    really adds a BOS token, TransformerLens measures later.
     """
     if tokenizer is None:
         return None
     import copy
 
-    own = copy.deepcopy(tokenizer)
-    own.init_kwargs["add_bos_token"] = True
-    own.init_kwargs.setdefault("name_or_path", "")
-    return own
+    copied = copy.deepcopy(tokenizer)
+    copied.init_kwargs["add_bos_token"] = True
+    copied.init_kwargs.setdefault("name_or_path", "")
+    return copied
 
 
-def _describe(
-    lens: HookedTransformer,
-    source: str,
-    label: str | None,
-    bos: str,
-    tokenizer: Any,
-    folder: str,
-    revision: str | None,
-    positions: tuple[str, ...] | None,
-) -> ModelInfo:
-    """All of it measured, but for what the caller knows; `positions` None: measured too."""
+def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, options: _Options) -> ModelInfo:
+    """Return the facts of a wrapped model, measured on it where they can be."""
     from importlib.metadata import version
 
-    config = lens.original_model.config
-    n_heads = int(config.num_attention_heads)
-    modules = [attention.original_component for attention in each_attention(lens)]
-    d_heads = {families.d_head_of(module, config) for module in modules}
+    model: PreTrainedModel = lens.original_model
+    config = model.config
+    encodings = detect_rotation(lens)
+    modules = [attention.original_component for attention in attention_layers(lens)]
+    d_heads = {families.d_head_of(module) for module in modules}
     if len(d_heads) > 1:
         raise RefusedModel(
-            f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot say"
+            f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot represent"
         )
-    if positions is None:
-        positions = layers.detect(lens)
+    tokenizer = options.tokenizer
     bos_token_id = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else config.bos_token_id
     return ModelInfo(
-        label=label or source.rstrip("/").rsplit("/", 1)[-1],
-        source=source,
+        label=options.label or name.rstrip("/").rsplit("/", 1)[-1],
+        source=name,
         family=config.model_type,
-        architecture=type(lens.original_model).__name__,
+        architecture=type(model).__name__,
         n_layers=len(modules),
-        n_heads=n_heads,
-        n_kv_heads=families.n_kv_heads_of(modules[0], config),
+        n_heads=families.n_heads_of(modules[0]),
+        n_kv_heads=families.n_kv_heads_of(modules[0]),
         d_head=d_heads.pop(),
-        d_model=int(config.hidden_size),
-        d_vocab=int(lens.original_model.get_input_embeddings().weight.shape[0]),
-        n_ctx=getattr(config, "max_position_embeddings", None),
-        positions=positions,
+        d_model=families.d_model_of(model),
+        d_vocab=families.d_vocab_of(model),
+        n_ctx=families.n_ctx_of(model),
+        positions=encodings,
         windows=measure_windows(lens),
-        scales=tuple(layers.scale_of(module, config) for module in modules),
-        softcap=layers.softcap_of(modules[0]),
+        scales=tuple(families.scale_of(module) for module in modules),
+        softcap=families.softcap_of(modules[0]),
         dtype=str(lens.dtype).removeprefix("torch."),
         device=str(lens.device),
         attention_path="sdpa; statistics from the fused kernel's log-sum-exp",
         bos_token_id=bos_token_id,
         bos_policy=_bos_policy(tokenizer),
-        bos=bos,
-        revision=revision,
+        bos=options.bos,
+        revision=source.revision if source is not None else None,
         attention_type=getattr(config, "attention_type", None),
         softmax_scale=getattr(config, "softmax_scale", None),
-        quantisation=_quantisation(config),
-        rotations=read_rotations(lens, positions),
+        quantisation=families.quantisation_of(model),
+        rotations=read_rotated_pairs(lens, encodings),
         head_outputs=read_head_outputs(lens),
-        files=sources.hash_files(folder) if folder else {},
+        files=checkpoints.hash_files(source.folder) if source is not None else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )
 
 
 def _describe_packaged(info: ModelInfo, package: PackagedModel, adapter: Path | None) -> ModelInfo:
-    """`info` with what the checkpoint folder cannot say: the stored format, the note for readers, the adapter."""
-    hashes = sources.hash_files(str(adapter)) if adapter is not None else {}
+    """Add the facts that a packaged model's checkpoint folder lacks: the stored format, the note, the adapter."""
+    hashes = checkpoints.hash_files(adapter)
     files = {**info.files, **{f"adapter/{file}": digest for file, digest in hashes.items()}}
     return replace(info, quantisation=package.quantisation, note=package.note, files=files)
 
 
-def _bos_policy(tokenizer: Any) -> str:
-    """Whether the tokenizer itself puts a BOS token at position 0, and what it appends."""
+def _bos_policy(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Describe the tokenizer's own policy: a BOS token at position 0 or none, and tokens that it appends."""
     if tokenizer is None:
         return "no tokenizer"
     encoder = Encoder(tokenizer)
@@ -289,15 +306,7 @@ def _bos_policy(tokenizer: Any) -> str:
         policy = "tokenizer has no BOS"
     else:
         policy = "tokenizer adds BOS" if encoder.puts_bos_first else "tokenizer adds no BOS"
-    if encoder.left_out:
-        appended = " ".join(map(str, tokenizer.convert_ids_to_tokens(encoder.left_out)))
+    if encoder.dropped_ids:
+        appended = " ".join(map(str, tokenizer.convert_ids_to_tokens(encoder.dropped_ids)))
         policy += f", and appends {appended}, which is left out"
     return policy
-
-
-def _quantisation(config: Any) -> str | None:
-    said = getattr(config, "quantization_config", None)
-    if said is None:
-        return None
-    method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
-    return str(method or "unknown")

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from phaselens.errors import ModelError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _PREFIX = "base_model.model."
 _LOW_RANK = (".lora_A.weight", ".lora_B.weight")
-# Variants that change what an adapter's two matrices mean; merging them as W + scale·B·A would be wrong.
+# Variants that give an adapter's two matrices another meaning; merging them as W + scale·B·A would be wrong.
 _VARIANTS = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
 
 
-def merge_adapter(model: Any, folder: Path, name: str) -> None:
+def merge_adapter(model: PreTrainedModel, folder: Path, name: str) -> None:
     """Add `scale · B · A` to each weight that the adapter in `folder` names, in place.
 
-    A tensor that is stored whole (peft's `modules_to_save`, such as a norm's gain) replaces the model's own.
+    A tensor stored in full (peft's `modules_to_save`, such as a norm's gain) replaces the model's own.
 
     Args:
         model: a Hugging Face model in float32, [out, in] weights named as when the adapter was trained.
@@ -37,10 +40,10 @@ def merge_adapter(model: Any, folder: Path, name: str) -> None:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
         scale = config["lora_alpha"] / config["r"]
-    except (OSError, ValueError, KeyError, SafetensorError) as damaged:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(
-            f"model {name!r}: its adapter in {folder} cannot be read ({damaged}); reinstall phaselens"
-        ) from damaged
+            f"model {name!r}: its adapter in {folder} cannot be read ({error}); reinstall phaselens"
+        ) from error
     if variants := [key for key in _VARIANTS if config.get(key)]:
         raise ModelError(
             f"model {name!r}: its adapter uses {', '.join(variants)}; only plain LoRA can be merged here, so merge it "
@@ -62,15 +65,15 @@ def merge_adapter(model: Any, folder: Path, name: str) -> None:
                 weight.copy_(stored)
 
 
-def cast_parameters(model: Any, dtype: torch.dtype) -> None:
-    """Cast every parameter of `model` to `dtype` in place, and leave buffers, such as rotary frequencies, exact."""
+def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast every parameter of `model` to `dtype` in place; buffers, such as rotary frequencies, keep theirs."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
 
 
 def _updates(tensors: dict[str, Tensor], name: str) -> dict[str, tuple[Tensor, bool]]:
-    """By name of the model's parameter: B·A and True, or a tensor that replaces it and False; float32."""
+    """Map a parameter's name to B·A and True, or to a tensor that replaces it and False; float32."""
     updates: dict[str, tuple[Tensor, bool]] = {}
     for key, tensor in tensors.items():
         target = key.removeprefix(_PREFIX)
@@ -79,7 +82,7 @@ def _updates(tensors: dict[str, Tensor], name: str) -> dict[str, tuple[Tensor, b
             b = tensors.get(f"{_PREFIX}{module}{_LOW_RANK[1]}")
             if b is None or b.shape[1] != tensor.shape[0]:
                 raise ModelError(
-                    f"model {name!r}: its adapter holds an A for {module} and no B that fits it; reinstall phaselens"
+                    f"model {name!r}: its adapter has a LoRA A for {module} but no matching B; reinstall phaselens"
                 )
             updates[f"{module}.weight"] = (b.float() @ tensor.float(), True)
         elif not target.endswith(_LOW_RANK[1]):

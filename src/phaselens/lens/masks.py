@@ -1,4 +1,4 @@
-"""The masks that transformers builds for the lens' attention, and a recorder of what they say.
+"""The masks that transformers builds for the lens' attention, and a recorder of the functions behind them.
 
 transformers describes each mask by a function of (query position, key position), from which it makes the tensor that a
 layer's attention gets. A recorder notes which function belongs to the mask of which layer.
@@ -12,46 +12,49 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-#: Whether a query sees a key, elementwise, of positions that broadcast against each other.
-Rule = Callable[[Tensor, Tensor], Tensor]
+#: Whether a query sees a key: elementwise, of positions that broadcast against each other.
+MaskFunction = Callable[[Tensor, Tensor], Tensor]
 
 
-def elementwise(mask_function: Callable[..., Any]) -> Rule:
-    """transformers' function of (batch, head, query, key) as a function of the two positions alone."""
+def elementwise(mask_function: Callable[..., Any]) -> MaskFunction:
+    """Return transformers' function of (batch, head, query, key) as a function of the two positions alone."""
 
     def rule(query: Tensor, key: Tensor) -> Tensor:
         query, key = torch.broadcast_tensors(query, key)
-        first = torch.zeros_like(query)
-        return torch.as_tensor(mask_function(first, first, query, key)).expand_as(query)
+        index = torch.zeros_like(query)  # the first text and the first head
+        return torch.as_tensor(mask_function(index, index, query, key)).expand_as(query)
 
     return rule
 
 
 class MaskRecorder:
-    """Which mask reached the attention of which module, and the function that says what the mask hides."""
+    """Records which mask reached the attention of which module, and the function that decides what the mask hides."""
 
     def __init__(self) -> None:
-        # The tensors are kept, so that no later mask can be given the memory of an earlier one.
-        self._built: list[tuple[Tensor, Rule]] = []
+        # The tensors are kept, so that no later mask can reuse the memory of an earlier one.
+        self._built: list[tuple[Tensor, MaskFunction]] = []
         self._reached: dict[int, Tensor | None] = {}
 
-    def build(self, **arguments: Any) -> Tensor | None:
-        """As `sdpa_mask`, but never leaving the mask out where a causal kernel would do without."""
-        mask: Tensor | None = sdpa_mask(**{**arguments, "allow_is_causal_skip": False})
-        function = arguments.get("mask_function", causal_mask_function)
+    def build(
+        self, *, mask_function: Callable[..., Any] = causal_mask_function, **arguments: object
+    ) -> Tensor | None:
+        """Build the mask as `sdpa_mask` does, but also where a causal kernel needs none."""
+        mask: Tensor | None = sdpa_mask(
+            **{**arguments, "mask_function": mask_function, "allow_is_causal_skip": False}
+        )
         if mask is not None:
-            self._built.append((mask, elementwise(function)))
+            self._built.append((mask, elementwise(mask_function)))
         return mask
 
-    def note(self, module: Any, mask: Tensor | None) -> None:
-        """Called by the attention function: `mask` is what it got for `module`."""
+    def note(self, module: nn.Module, mask: Tensor | None) -> None:
+        """Record the mask that the attention function got for `module`."""
         self._reached[id(module)] = mask
 
-    def rule(self, module: Any) -> Rule | None:
-        """What the queries of `module` see; None where its mask was made in a way that is not known."""
+    def rule(self, module: nn.Module) -> MaskFunction | None:
+        """Return the mask function of `module`; None if its mask was built in an unknown way."""
         mask = self._reached[id(module)]
         if mask is None:
             return elementwise(causal_mask_function)
@@ -65,14 +68,18 @@ class MaskRecorder:
 _RECORDER: ContextVar[MaskRecorder | None] = ContextVar("phaselens_mask_recorder", default=None)
 
 
-def build_mask(**arguments: Any) -> Tensor | None:
-    """The mask function that transformers calls for the lens' attention: its own `sdpa_mask`."""
+def build_mask(
+    *, mask_function: Callable[..., Any] = causal_mask_function, **arguments: object
+) -> Tensor | None:
+    """Build the mask for the lens' attention as transformers' `sdpa_mask` does; transformers calls this."""
     recorder = _RECORDER.get()
-    return sdpa_mask(**arguments) if recorder is None else recorder.build(**arguments)
+    build = sdpa_mask if recorder is None else recorder.build
+    mask: Tensor | None = build(mask_function=mask_function, **arguments)
+    return mask
 
 
-def note_mask(module: Any, mask: Tensor | None) -> None:
-    """Tell a running probe which mask the attention of `module` got."""
+def note_mask(module: nn.Module, mask: Tensor | None) -> None:
+    """Record the mask that the attention of `module` got, while a recorder is active."""
     recorder = _RECORDER.get()
     if recorder is not None:
         recorder.note(module, mask)
@@ -80,6 +87,7 @@ def note_mask(module: Any, mask: Tensor | None) -> None:
 
 @contextmanager
 def recording() -> Iterator[MaskRecorder]:
+    """Activate a new recorder inside the context."""
     recorder = MaskRecorder()
     token = _RECORDER.set(recorder)
     try:

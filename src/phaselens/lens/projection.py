@@ -1,4 +1,4 @@
-"""One projection of a layer: its weight, its bias, and what it multiplies by them. Imports no torch, as `info`."""
+"""One projection of a layer: its weight, its bias, and the inputs that it multiplies. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Projection:
-    """One projection of one layer: its module gives ``multiplied(inputs) @ weight + bias`` within rounding.
+    """A projection whose module computes ``multiplied(inputs) @ weight + bias``, within rounding.
 
     ``weight`` has TransformerLens' shape: W_Q, W_K, W_V [head, d_model, d_head], W_O [head, d_head, d_model], those of
-    an MLP [in, out]. ``bias`` is flat, [out]. ``rounding`` names what the module rounds its input to, empty where it
-    does not; ``norm`` is a norm inside the module, before the product.
+    an MLP [in, out]. ``bias`` is flat, [out]. ``rounding`` names the format to which the module rounds its input, empty
+    without rounding; ``norm`` is a norm inside the module, before the product.
 
     >>> import torch
     >>> projection = Projection(torch.eye(2)[None], torch.zeros(2), rounding="8-bit integers")
@@ -31,30 +31,30 @@ class Projection:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the module multiplies its input as it is."""
+        """Whether the module multiplies its input unchanged."""
         return not self.rounding and self.norm is None
 
     def scaled(self, inputs: Tensor) -> Tensor:
-        """The module's input [..., in] or [..., head, d_head], after a norm inside the module and before rounding."""
+        """Return the input [..., in] or [..., head, d_head] after a norm inside the module, before rounding."""
         return inputs if self.norm is None else self._on_flat(self.norm, inputs)
 
     def multiplied(self, inputs: Tensor) -> Tensor:
-        """What the module multiplies by the weight where its input is `inputs`, in the same shape."""
+        """Return the values that the module multiplies by the weight when its input is `inputs`, in the same shape."""
         scaled = self.scaled(inputs)
         return self._on_flat(ROUNDINGS[self.rounding], scaled) if self.rounding else scaled
 
     def _on_flat(self, function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-        """Apply `function` to inputs whose heads lie beside each other."""
+        """Apply `function` to inputs with their heads flattened into one dimension."""
         shape = self.weight.shape
         by_head = len(shape) == 3 and shape[-1] == len(self.bias) and inputs.shape[-2:] == shape[:2]
         return function(inputs.flatten(-2) if by_head else inputs).detach().view(inputs.shape)
 
 
 def _integers(levels: float, *, step: bool = False) -> Callable[[Tensor], Tensor]:
-    """Rounding to integers, by a scale for each token that brings its largest entry to `levels`.
+    """Return a function that rounds to integers, by one scale per token that brings its largest entry to `levels`.
 
-    Some multiply by that scale, others divide by its inverse, the step: entries near the middle between two integers
-    then fall to different sides.
+    Some modules multiply by that scale, others divide by its inverse, the step. The two round entries near the middle
+    between two integers differently.
     """
 
     def rounded(inputs: Tensor) -> Tensor:
@@ -67,12 +67,12 @@ def _integers(levels: float, *, step: bool = False) -> Callable[[Tensor], Tensor
 
 
 def _floats(inputs: Tensor) -> Tensor:
-    """Rounding to 8-bit floats, by a scale for each token that brings its largest entry to theirs."""
+    """Round to 8-bit floats, by one scale per token that brings its largest entry to the largest 8-bit float."""
     import torch
 
-    kind = torch.float8_e4m3fn
-    scale = torch.finfo(kind).max / inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-    return (inputs * scale).to(kind).to(inputs.dtype) / scale
+    dtype = torch.float8_e4m3fn
+    scale = torch.finfo(dtype).max / inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12)
+    return (inputs * scale).to(dtype).to(inputs.dtype) / scale
 
 
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -82,4 +82,4 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "8-bit floats": _floats,
     "4-bit integers": _integers(7, step=True),
 }
-"""How modules round their input, by name."""
+"""The ways in which modules round their input, by name."""

@@ -1,9 +1,9 @@
 """Make DroPE checkpoints loadable through the plain transformers and TransformerLens entry points.
 
-`import phaselens` must do this, since `AutoConfig` looks a `model_type` up before anything else of ours runs; yet
-it must not pay for importing transformers, which takes seconds. So each registration waits for the module that it
-concerns: at once where that is imported already, otherwise at the moment it is. Even then only names are registered:
-the classes derive from Llama's and Qwen2's, whose modules may at that moment be half imported themselves.
+`import phaselens` must do this, since `AutoConfig` looks a `model_type` up before any other code of PhaseLens runs; yet
+it must not import transformers, which takes seconds. So each registration waits for the module that it concerns: it
+runs at once if that is imported already, otherwise when it is imported. Even then only names are registered: the
+classes derive from Llama's and Qwen2's, whose modules may be only partly imported at that moment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-# model_type: its classes in phaselens.lens.drope.
+# model_type → its class in phaselens.lens.drope.
 _CONFIGS = {"llama_drope": "DroPELlamaConfig", "qwen2_drope": "DroPEQwen2Config"}
 _MODELS = {"llama_drope": "DroPELlamaModel", "qwen2_drope": "DroPEQwen2Model"}
 _ADAPTERS = {
@@ -27,8 +27,8 @@ _ADAPTERS = {
 _CAUSAL_LMS = {"llama_drope": "DroPELlamaForCausalLM", "qwen2_drope": "DroPEQwen2ForCausalLM"}
 
 
-class _WhenAsked:
-    """Stands for `phaselens.lens.drope`, and imports it when a class is looked up in it."""
+class _LazyModule:
+    """A placeholder for `phaselens.lens.drope` that imports it when a class is looked up in it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -36,15 +36,17 @@ class _WhenAsked:
         return getattr(import_module("phaselens.lens.drope"), name)
 
 
-class _AfterImport(MetaPathFinder):
-    """Calls a function with a module as soon as that was imported. (wrapt does the same, and imports asyncio for
-    it: half of what `import phaselens` costs.)"""
+class _PostImportFinder(MetaPathFinder):
+    """Calls a function with a module as soon as the module is imported.
+
+    wrapt does the same, but it imports asyncio for it, which would double the cost of `import phaselens`.
+    """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, Callable[[Any], None]] = {}
+        self._waiting: dict[str, Callable[[ModuleType], None]] = {}
 
-    def add(self, name: str, hook: Callable[[Any], None]) -> None:
-        """Call `hook` now if the module is there, else when it is."""
+    def add(self, name: str, hook: Callable[[ModuleType], None]) -> None:
+        """Call `hook` now if the module is imported already, else when it is imported."""
         if name in sys.modules:
             hook(sys.modules[name])
         else:
@@ -53,8 +55,9 @@ class _AfterImport(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The spec that the other finders give, with a loader that calls the hook at its end."""
-        hook = self._waiting.pop(fullname, None)  # and so this finder is not asked for it a second time
+        """Return the spec that the other finders return, with a loader that calls the hook at its end."""
+        # Popped, so that the lookup below does not recurse into this finder.
+        hook = self._waiting.pop(fullname, None)
         if hook is None:
             return None
         spec = find_spec(fullname)
@@ -63,19 +66,19 @@ class _AfterImport(MetaPathFinder):
             return None
         execute = spec.loader.exec_module
 
-        def execute_and_tell(module: ModuleType) -> None:
+        def execute_and_notify(module: ModuleType) -> None:
             execute(module)
             hook(module)
 
-        spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_and_notify  # type: ignore[method-assign]
         return spec
 
 
-_FINDER = _AfterImport()
+_FINDER = _PostImportFinder()
 
 
 def register_when_imported() -> None:
-    """Arrange the three registrations; cheap, and safe to call again."""
+    """Schedule the three registrations; cheap, and safe to call again."""
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
     for module, hook in (
@@ -86,38 +89,39 @@ def register_when_imported() -> None:
         _FINDER.add(module, hook)
 
 
-# transformers' own `register` takes classes, not names; its mappings resolve names in the module kept beside them.
-def _register_configs(auto: Any) -> None:
+# transformers' own `register` takes classes, not names; its mappings resolve names in the module stored beside them.
+def _register_configs(auto: ModuleType) -> None:
     auto.CONFIG_MAPPING_NAMES.update(_CONFIGS)
     for model_type in _CONFIGS:
-        auto.CONFIG_MAPPING._modules[model_type] = _WhenAsked()
+        auto.CONFIG_MAPPING._modules[model_type] = _LazyModule()
 
 
-def _register_models(auto: Any) -> None:
+def _register_models(auto: ModuleType) -> None:
     for mapping, names in ((auto.MODEL_MAPPING, _MODELS), (auto.MODEL_FOR_CAUSAL_LM_MAPPING, _CAUSAL_LMS)):
         mapping._model_mapping.update(names)
         for model_type, config in _CONFIGS.items():
             mapping._reverse_config_mapping[config] = model_type
-            mapping._modules[model_type] = _WhenAsked()
+            mapping._modules[model_type] = _LazyModule()
 
 
-def _register_adapters(factory: Any) -> None:
+def _register_adapters(factory: ModuleType) -> None:
     for architecture, adapter in _ADAPTERS.items():
-        factory.ArchitectureAdapterFactory.register_adapter(architecture, _built_when_asked(adapter))
-        # boot_transformers asks this table; the factory's own is a copy of it, made on import.
-        factory.SUPPORTED_ARCHITECTURES[architecture] = _built_when_asked(adapter)
+        factory.ArchitectureAdapterFactory.register_adapter(architecture, _lazy_adapter(adapter))
+        # boot_transformers reads this table; the factory's own is a copy of it, made on import.
+        factory.SUPPORTED_ARCHITECTURES[architecture] = _lazy_adapter(adapter)
 
 
 def register_adapter(architecture: str, adapter: Callable[[Any], Any]) -> None:
-    """Make models whose class is called `architecture` loadable, by a TransformerLens adapter made from their
-    configuration."""
-    factory: Any = import_module("transformer_lens.factories.architecture_adapter_factory")
+    """Make models of the class `architecture` loadable by a TransformerLens adapter built from their configuration."""
+    factory = import_module("transformer_lens.factories.architecture_adapter_factory")
     factory.ArchitectureAdapterFactory.register_adapter(architecture, adapter)
     factory.SUPPORTED_ARCHITECTURES[architecture] = adapter
 
 
-def _built_when_asked(name: str) -> Callable[[Any], Any]:
-    def build(cfg: Any) -> Any:
-        return getattr(import_module("phaselens.lens.adapters"), name)(cfg)
+def _lazy_adapter(name: str) -> Callable[[object], object]:
+    """Return a function that imports the adapter class when TransformerLens builds an adapter."""
+
+    def build(config: object) -> object:
+        return getattr(import_module("phaselens.lens.adapters"), name)(config)
 
     return build

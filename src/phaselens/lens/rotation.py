@@ -1,193 +1,207 @@
-"""Which dimensions of a head the model's rotation mixes, read from the rotation itself.
-
-The basis vectors of a head go through every layer as queries and keys, in one forward: in its first row all tokens
-stand at position 0, in each other row at one far position. Between two rows each vector changes by the same linear map,
-the rotation from one position to the other, so that its matrix [d_head, d_head] can be read, and the dimensions that it
-mixes are those off its diagonal. Nothing here depends on the family: norms of queries and keys are left out of that
-forward, and a factor on the rotated dimensions (YaRN's, longrope's) is in every row.
-"""
+"""The rotation of each layer: whether it has one, and the switch that nulls and restores it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
-from phaselens.errors import RefusedModel
-from phaselens.lens import drope, families
-from phaselens.lens.components import each_attention, probe
-from phaselens.lens.info import Rotation
+from phaselens.errors import InputError, RefusedModel, require_flag, require_wholes
+from phaselens.lens import families
+from phaselens.lens.components import StreamingAttention, attention_layers, probe
+from phaselens.lens.info import ModelInfo
+from phaselens.lens.points import HookFunction, in_layer
 
-FAR = (10**3 + 9, 10**5 + 3, 10**7 + 19)
-"""Far positions, at which also the slowest pairs of a large base turn visibly."""
-SMALLEST = 1e-9
-"""Entries of a rotation matrix above this mix two dimensions: of basis vectors, all others stay exactly zero."""
-_ROTATED = ("hook_rot_q", "hook_rot_k")
+if TYPE_CHECKING:
+    from phaselens.lens.bridge import HookedTransformer
+
+_PROBE = 9
+# The keys: whether the embedding has learned positions, and whether the layer rotates.
+_ENCODINGS = {
+    (False, False): "nope",
+    (False, True): "rope",
+    (True, False): "learned",
+    (True, True): "learned+rope",
+}
 
 
-def read_rotations(lens: Any, positions: Sequence[str]) -> tuple[Rotation | None, ...]:
-    """The pairs of dimensions that each layer's rotation mixes, or None for a layer that has no rotation.
+class SwitchesRotation(TransformerBridge):
+    """A bridge whose layers can be run with their rotation nulled: cos=1, sin=0.
 
-    A rotation that was nulled (positions=nope) is read as the model has it; a DroPE checkpoint keeps the pairs of the
-    family it was made from, so that a model and its copies without rotation are compared on the same pairs.
-
-    Args:
-        positions: what `detect` says of each layer.
+    The attention factor by which YaRN and longrope multiply cos and sin is kept: every token is treated as if it were
+    at position 0.
     """
-    attentions = each_attention(lens)
-    nulled = [attention.nulled for attention in attentions]
-    rotary = [
-        was_nulled or kind in ("rope", "learned+rope")
-        for was_nulled, kind in zip(nulled, positions, strict=True)
-    ]
-    dropped = _drope_rotation(lens)
-    if dropped is not None:
-        return (dropped,) * len(attentions)
-    if not any(rotary):
-        return (None,) * len(attentions)
-    try:
-        for attention in attentions:
-            attention.nulled = False
-        rotated = _rotated(lens)
-    finally:
-        for attention, was_nulled in zip(attentions, nulled, strict=True):
-            attention.nulled = was_nulled
-    return tuple(
-        _as_served(pairs_of(states, lens.dtype), kind) if rotates else None
-        for states, rotates, kind in zip(rotated, rotary, positions, strict=True)
-    )
 
+    info: ModelInfo
 
-def _as_served(rotation: Rotation, kind: str) -> Rotation | None:
-    """None where a layer that was nulled has no rotation anyway; a problem where one that rotates shows no pair."""
-    if rotation.pairs or rotation.problem:
-        return rotation
-    if kind == "nope":
-        return None
-    return Rotation((), rotation.d_head, "no dimension turns visibly at any far position")
+    @property
+    def nulled_layers(self) -> tuple[int, ...]:
+        """The layers whose rotation is nulled at present."""
+        return tuple(layer for layer, attention in enumerate(attention_layers(self)) if attention.nulled)
 
+    def set_rotation(self, layers: int | Iterable[int] | None = None, *, nulled: bool) -> tuple[int, ...]:
+        """Null the rotation of some layers, or restore it; `info.positions` follows.
 
-def pairs_of(rotated: Tensor, dtype: torch.dtype) -> Rotation:
-    """The pairs that mix, from the same vectors rotated to several positions.
+        A layer without any rotation, or in the requested state already, stays as it is.
 
-    Args:
-        rotated: [position, sample, d_head], float64, each sample the same vector at every position; basis vectors, or
-            any that span a head.
-        dtype: what the rotation was computed in, and so how far rounding blurs vectors that are no basis vectors.
+        Args:
+            layers: one layer or several, counted from 0; None for all.
+            nulled: True nulls, False restores.
 
-    Returns:
-        A `Rotation` that says in `problem` why there are no pairs, where the matrices are not those of pairs.
-    """
-    d_head = rotated.shape[-1]
-    if not bool(rotated.isfinite().all()):
-        return Rotation((), d_head, "queries or keys at far positions are not finite")
-    first, others = rotated[0], rotated[1:]
-    if len(first) < d_head or int(torch.linalg.matrix_rank(first)) < d_head:
-        return Rotation((), d_head, "queries and keys do not reach every dimension of a head")
-    is_basis = bool(((first != 0).sum(-1) <= 1).all())
-    limit = SMALLEST if is_basis else min(0.15, 64 * d_head**0.5 * torch.finfo(dtype).eps)
-    matrices = torch.linalg.lstsq(first, others.transpose(0, 1).flatten(1)).solution.unflatten(
-        1, (-1, d_head)
-    )
-    turned = matrices.abs().amax(1).fill_diagonal_(0.0)
-    mixes = torch.maximum(turned, turned.T) > limit
-    if bool((mixes.sum(-1) > 1).any()):
-        return Rotation((), d_head, "the rotation mixes more than pairs of dimensions")
-    pairs = [(low, high) for low, high in mixes.nonzero().tolist() if low < high]
-    return Rotation(tuple(pairs), d_head)
+        Returns:
+            The layers that changed.
 
+        Raises:
+            InputError: for a layer that the model does not have.
+            RefusedModel: for a layer whose positions are not given as cos and sin; no layer has changed then.
 
-def _rotated(lens: Any) -> list[Tensor]:
-    """By layer: basis vectors as queries and keys, [position, sample, d_head] in float64, rotated to 0 and to `FAR`."""
-    attentions = each_attention(lens)
-    config = lens.original_model.config
-    module = attentions[0].original_component
-    d_head, n_heads = families.d_head_of(module, config), int(config.num_attention_heads)
-    n_tokens = math.ceil(1.25 * d_head / (n_heads + families.n_kv_heads_of(module, config)))
-    ids = torch.tensor([0, *FAR], device=lens.device)[:, None].repeat(1, n_tokens)
-    generator = torch.Generator().manual_seed(0)
-    rotated: dict[tuple[int, str], Tensor] = {}
-
-    def put_basis(first: int) -> Any:
-        def put(value: Tensor, hook: Any) -> Tensor:
-            n_vectors = value[0].numel() // d_head
-            vectors = torch.eye(d_head)[(first + torch.arange(n_vectors)) % d_head]
-            return _to_all_rows(vectors.view(1, *value.shape[1:]), value)
-
-        return put
-
-    def put_random(value: Tensor, hook: Any) -> Tensor:
-        return _to_all_rows(torch.randn(value[:1].shape, generator=generator), value)
-
-    def keep(layer: int, point: str) -> Any:
-        return lambda value, hook: rotated.__setitem__((layer, point), value)
-
-    hooks = []
-    for layer, attention in enumerate(attentions):
-        if _splits_queries_and_keys(attention):
-            hooks.append((f"blocks.{layer}.attn.hook_q", put_basis(0)))
-            hooks.append((f"blocks.{layer}.attn.hook_k", put_basis(n_heads * n_tokens)))
+        >>> import phaselens
+        >>> from phaselens.testing import tiny_model
+        >>> lens = phaselens.load(tiny_model("llama"))
+        >>> lens.set_rotation(1, nulled=True), lens.info.positions
+        ((1,), ('rope', 'nope'))
+        >>> lens.set_rotation(nulled=False), lens.info.positions
+        ((1,), ('rope', 'rope'))
+        """
+        require_flag("nulled", nulled)
+        chosen_layers = self._require_layers(layers)
+        if nulled:
+            changed = [layer for layer in chosen_layers if self.info.positions[layer] != "nope"]
+            if changed:
+                self._null(changed)
         else:
-            hooks.append((f"blocks.{layer}.hook_in", put_random))
-        hooks += [(f"blocks.{layer}.attn.{point}", keep(layer, point)) for point in _ROTATED]
-    with _without_norms(attentions):
-        probe(lens, torch.zeros_like(ids), hooks, position_ids=ids)
-    return [
-        torch.cat([rotated[layer, point].flatten(1, 2) for point in _ROTATED], dim=1).cpu().double()
-        for layer in range(len(attentions))
-    ]
+            nulled_before = self.nulled_layers
+            changed = [layer for layer in chosen_layers if layer in nulled_before]
+            self._set_nulled(set(nulled_before) - set(changed))
+        return tuple(changed)
+
+    @contextmanager
+    def nulled_rotation(self, layers: int | Iterable[int] | None = None) -> Iterator[None]:
+        """Null the rotation of exactly these layers inside the context, and put back the earlier state at its end.
+
+        Args:
+            layers: as in `set_rotation`; an empty list restores every rotation.
+        """
+        nulled_before = self.nulled_layers
+        nulled_inside = self._require_layers(layers)
+        try:
+            self.set_rotation(set(nulled_before) - set(nulled_inside), nulled=False)
+            self.set_rotation(nulled_inside, nulled=True)
+            yield
+        finally:
+            self._set_nulled(nulled_before)
+
+    def _null(self, layers: Sequence[int]) -> None:
+        """Null the rotation of `layers`, and check that positions then no longer affect them."""
+        attentions = attention_layers(self)
+        family = self.info.family
+        for layer in layers:
+            origin = attentions[layer].origin
+            if origin is not None and bool(origin[1].any()):
+                raise RefusedModel(
+                    f"{family}: positions=nope cannot be served: layer {layer} rotates position 0 as well, so it "
+                    "isn't a rotation by position alone"
+                )
+        try:
+            for layer in layers:
+                attentions[layer].nulled = True
+            encodings = detect_rotation(self)
+            unchanged = [layer for layer in layers if encodings[layer] != "nope"]
+            if unchanged:
+                raise RefusedModel(
+                    f"{family}: positions=nope cannot be served: layer {unchanged[0]} has "
+                    f"{self.info.positions[unchanged[0]]!r} positions, which are not given as cos and sin; only "
+                    "rotary models can be nulled"
+                )
+        except BaseException:  # Ctrl-C too: either all of the layers are nulled, or none
+            for layer in layers:
+                attentions[layer].nulled = False
+            raise
+        self.info = replace(self.info, positions=encodings)
+
+    def _set_nulled(self, layers: Collection[int]) -> None:
+        """Null exactly `layers`, each of which was nulled before, and restore all others."""
+        encodings = list(self.info.positions)
+        for layer, attention in enumerate(attention_layers(self)):
+            if attention.nulled != (layer in layers):
+                attention.nulled = layer in layers
+                encodings[layer] = "nope" if attention.nulled else "rope"
+        self.info = replace(self.info, positions=tuple(encodings))
+
+    def _require_layers(self, layers: int | Iterable[int] | None) -> list[int]:
+        n_layers = self.info.n_layers
+        if layers is None:
+            return list(range(n_layers))
+        numbers = list(layers) if isinstance(layers, Iterable) else [layers]
+        require_wholes("layers", numbers)
+        for layer in numbers:
+            if not 0 <= layer < n_layers:
+                raise InputError(f"layer {layer}: {self.info.label} has layers 0 to {n_layers - 1}")
+        return sorted(set(map(int, numbers)))
 
 
-def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:
-    """values [1, …] in each row of a tensor of its own, since a model may write into it (OLMo's clip_qkv does)."""
-    return values.to(like.device, like.dtype).expand_as(like).clone()
+def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
+    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned` or `learned+rope`.
+
+    The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…. The keys of a layer that
+    rotates differ between the two passes; those of other layers are equal. Each layer also stores its cos and sin at
+    position 0, for `SwitchesRotation.set_rotation`.
+
+    Raises:
+        RefusedModel: for attention that bypasses transformers' attention interface.
+    """
+    model = lens.original_model
+    attentions = attention_layers(lens)
+    n_layers = len(lens.blocks)
+    tokens = torch.arange(_PROBE, device=lens.device)[None] % families.d_vocab_of(model)
+    residuals: dict[int, Tensor] = {}
+    keys: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+
+    def keep_residual(layer: int) -> HookFunction:
+        return lambda residual, hook: residuals.__setitem__(layer, residual)
+
+    def put_residual(layer: int) -> HookFunction:
+        return lambda _residual, hook: residuals[layer]
+
+    def keep_keys(forward_index: int, layer: int) -> HookFunction:
+        return lambda key, hook: keys[forward_index].__setitem__(layer, key)
+
+    for forward_index, (stride, at_entry) in enumerate(((1, keep_residual), (2, put_residual))):
+        ids = stride * torch.arange(_PROBE, device=tokens.device)[None]
+        hooks = [(in_layer(layer, "hook_in"), at_entry(layer)) for layer in range(n_layers)]
+        hooks += [
+            (in_layer(layer, "attn.hook_rot_k"), keep_keys(forward_index, layer)) for layer in range(n_layers)
+        ]
+        handles = [
+            attention.register_forward_pre_hook(_keep_origin, with_kwargs=True) for attention in attentions
+        ]
+        try:
+            probe(lens, tokens, hooks, position_ids=ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    has_learned_positions = hasattr(lens, "pos_embed")
+    encodings = []
+    for layer in range(n_layers):
+        if layer not in keys[0] or layer not in keys[1]:
+            raise RefusedModel(
+                f"{model.config.model_type}: attention of layer {layer} does not go through transformers' attention "
+                "interface, so its rows cannot be measured; use a family listed in docs/families.md"
+            )
+        rotates = not torch.allclose(keys[0][layer], keys[1][layer], rtol=0.0, atol=0.0, equal_nan=True)
+        encodings.append(_ENCODINGS[has_learned_positions, rotates])
+    return tuple(encodings)
 
 
-def _splits_queries_and_keys(attention: Any) -> bool:
-    """Whether hook_q and hook_k can be edited: not where one projection of unknown layout gives both."""
-    if "qkv" not in attention.submodules:
-        return True
-    try:
-        families.fused_layout(attention.original_component)
-    except RefusedModel:
-        return False
-    return True
-
-
-def _drope_rotation(lens: Any) -> Rotation | None:
-    """What the rotation of a DroPE model's base family mixes; None for other models."""
-    d_rotary = next(
-        (
-            module.d_rotary
-            for module in lens.original_model.modules()
-            if isinstance(module, drope.NoRotaryEmbedding)
-        ),
-        None,
-    )
-    if d_rotary is None:
-        return None
-    angles = torch.arange(1, d_rotary // 2 + 1, dtype=torch.float64) / d_rotary
-    vectors = torch.eye(d_rotary, dtype=torch.float64)
-    return pairs_of(torch.stack([vectors, drope.rotate(vectors, angles)]), torch.float64)
-
-
-@contextmanager
-def _without_norms(attentions: Sequence[Any]) -> Iterator[None]:
-    """Let norms inside attention, which act on queries and keys before the rotation, hand on what they are given."""
-    norms = [
-        module
-        for attention in attentions
-        for name, module in attention.original_component.named_modules()
-        # The parametrizations of a weight (weight_norm) act on no query and no key.
-        if "norm" in type(module).__name__.lower() and "parametrizations" not in name.split(".")
-    ]
-    handles = [module.register_forward_hook(lambda _module, inputs, _out: inputs[0]) for module in norms]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _keep_origin(attention: StreamingAttention, _args: object, kwargs: dict[str, Any]) -> None:
+    """Store an attention component's cos and sin at position 0; a forward pre-hook."""
+    embeddings = kwargs.get("position_embeddings")
+    if isinstance(embeddings, tuple) and len(embeddings) == 2:
+        cos, sin = (embedding[..., :1, :].detach().clone() for embedding in embeddings)
+        attention.origin = cos, sin

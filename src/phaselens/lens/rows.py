@@ -1,4 +1,4 @@
-"""Where the rows of a running forward stand: absolute positions of its tokens and of the keys that a cache holds.
+"""The absolute positions of a running forward's tokens, and of the keys in its cache.
 
 A *slot* is a column of the token tensor, counted from the first token that the cache saw; pads take slots too. A
 *position* counts a text's own tokens: 0 is its first. The two differ where a prompt is padded on the left.
@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache
 
 from phaselens.errors import InputError
@@ -21,57 +21,57 @@ from phaselens.errors import InputError
 
 @dataclass(frozen=True)
 class _Call:
-    """The arguments of one call of the model's body, as far as they say where its rows stand."""
+    """The arguments of one call of the model's body that determine the positions of its rows."""
 
     n_past: int
     n_new: int
     mask: Tensor | None
     position_ids: Tensor | None
     device: torch.device
-    #: Whether there is a mask that does not say which tokens are pads: by query and key, or one for each kind of layer.
+    #: Whether there is a mask that does not mark pads: one by query and key, or one for each type of layer.
     masks_pairs: bool
 
     @property
     def n_slots(self) -> int:
-        """Slots so far: those that a cache has seen, and the new ones."""
+        """The number of slots so far: those in the cache, and the new ones."""
         return self.n_past + self.n_new
 
     @cached_property
     def slot_positions(self) -> Tensor:
-        """[batch or 1, slot]: the absolute position of every slot so far, pads at −1. All layers read the same one."""
+        """[batch or 1, slot]: the absolute position of every slot so far, −1 for pads; the same for all layers."""
         if self.mask is not None:
-            seen = self.mask.bool()[:, : self.n_slots]
-            # As transformers does it: slots for which the mask has no column are hidden.
-            seen = torch.nn.functional.pad(seen, (0, self.n_slots - seen.shape[1]))
-            return torch.where(seen, seen.long().cumsum(-1) - 1, -1)
+            visible = self.mask.bool()[:, : self.n_slots]
+            # Slots for which the mask has no column are hidden, as in transformers.
+            visible = nn.functional.pad(visible, (0, self.n_slots - visible.shape[1]))
+            return torch.where(visible, visible.long().cumsum(-1) - 1, -1)
         slots = torch.arange(self.n_slots, device=self.device)[None]
         if self.position_ids is None:
             return slots
         ids = self.position_ids
         if self.masks_pairs:
-            # Pads stand on the left, under ids that say nothing: positions are counted back from the last one.
-            counted = slots - slots[:, -1:] + ids[:, -1:]
-            past, ids = counted[:, : self.n_past], torch.where(counted[:, self.n_past :] < 0, -1, ids)
+            # Pads are on the left, and their ids mean nothing: positions are counted back from the last one.
+            positions = slots - slots[:, -1:] + ids[:, -1:]
+            past, ids = positions[:, : self.n_past], torch.where(positions[:, self.n_past :] < 0, -1, ids)
         else:
-            # Of slots in the cache only their number is known: they are taken to lead up to the first new one.
+            # Only the number of cached slots is known: they are assumed to precede the first new one.
             past = slots[:, : self.n_past] - self.n_past + ids[:, :1]
         return torch.cat([torch.where(past >= 0, past, -1), ids], -1)
 
 
 class Rows:
-    """Follows the calls of the model's body, and so knows where the rows of the forward that is running stand.
+    """The positions of the running forward's rows, from the arguments of the calls of the model's body.
 
-    It holds no model: a reference from a hook back to its model would keep both alive.
+    It does not refer to the model: a reference from a hook back to its model would keep both alive.
     """
 
     def __init__(self) -> None:
-        #: The calls that are running, the innermost last: a hook may run a forward of its own. None: not followed.
+        #: The running calls, the innermost last, since a hook may run another forward. None: without tokens.
         self._calls: list[_Call | None] = []
-        #: [batch], the real tokens of right-padded texts that come without an attention mask.
+        #: [batch], the numbers of real tokens of right-padded texts without an attention mask.
         self.lengths: Tensor | None = None
 
-    def follow(self, body: Any) -> None:
-        """Listen to the calls of `body`, the model without its unembedding."""
+    def follow(self, body: nn.Module) -> None:
+        """Register for the calls of `body`, the model without its unembedding."""
         body.register_forward_pre_hook(self._begin, with_kwargs=True)
         body.register_forward_hook(self._end, always_call=True)
 
@@ -79,7 +79,7 @@ class Rows:
     def _call(self) -> _Call | None:
         return self._calls[-1] if self._calls else None
 
-    def _begin(self, _body: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin(self, _body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = kwargs.get("input_ids")
         if tokens is None and args:
             tokens = args[0]
@@ -101,68 +101,72 @@ class Rows:
         )
         self._calls.append(call)
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, *_: object) -> None:
         self._calls.pop()
 
     @contextmanager
-    def reading(self, lengths: Tensor | None) -> Iterator[None]:
-        """Inside, texts have these `lengths`. Outside, nothing is left of calls that were interrupted inside: PyTorch
-        runs no hook after a KeyboardInterrupt, so that they would seem to go on."""
-        before, n_calls = self.lengths, len(self._calls)
+    def with_lengths(self, lengths: Tensor | None) -> Iterator[None]:
+        """Set the texts' lengths inside the context.
+
+        On exit, calls that were interrupted inside are forgotten: PyTorch runs no hook after a KeyboardInterrupt, so
+        they would still seem to be running.
+        """
+        outer, n_calls = self.lengths, len(self._calls)
         self.lengths = lengths
         try:
             yield
         finally:
-            self.lengths = before
+            self.lengths = outer
             del self._calls[n_calls:]
 
     @property
     def lengths_of_next(self) -> Tensor | None:
-        """`lengths`, as far as they are those of a forward that begins now: one within a hook is of another batch."""
+        """`lengths` for a forward that begins now; None for one within a hook, which has another batch."""
         return None if self.running else self.lengths
 
     @property
     def running(self) -> bool:
-        """Whether a forward of the model's body is under way."""
+        """Whether a forward of the model's body is running."""
         return self._call is not None
 
     def _require_call(self) -> _Call:
         if self._call is None:
             raise InputError(
-                "positions were asked for outside of the model's own forward, or it was called without tokens; run "
+                "positions were requested outside of the model's own forward, or it was called without tokens; run "
                 "the whole model"
             )
         return self._call
 
     @property
     def n_slots(self) -> int:
-        """Slots so far: those that a cache has seen, and the new ones."""
+        """The number of slots so far: those in the cache, and the new ones."""
         return self._require_call().n_slots
 
     @property
     def n_past(self) -> int:
-        """Slots that a cache saw before this call."""
+        """The number of slots in the cache before this call."""
         return self._require_call().n_past
 
     def positions(self) -> Tensor:
-        """Absolute positions [batch or 1, pos] of the rows of this call; pads on the left, and masked ones, at −1."""
+        """Return the absolute positions [batch or 1, pos] of this call's rows; −1 for left pads and masked rows."""
         call = self._require_call()
         return call.slot_positions[:, call.n_past :]
 
     def starts(self) -> list[int]:
-        """The absolute position of each text's first row in this call, counted on to the left where that is a pad. One
-        entry stands for all texts where they agree."""
+        """Return the absolute position of each text's first row in this call, negative if that is a pad: counted back
+        from the first real row. One entry if all texts agree."""
         call = self._require_call()
         if call.mask is None and call.position_ids is None:
             return [call.n_past]
         positions = self.positions()
         real = positions >= 0
-        first = real.int().argmax(-1, keepdim=True)
-        starts = torch.where(real.any(-1), (positions.gather(-1, first) - first)[:, 0], -call.n_new).tolist()
+        first_real = real.int().argmax(-1, keepdim=True)
+        counted_back = (positions.gather(-1, first_real) - first_real)[:, 0]
+        starts = torch.where(real.any(-1), counted_back, -call.n_new).tolist()
         return starts[:1] if len(set(starts)) == 1 else starts
 
     def real(self) -> Tensor | None:
-        """[batch or 1, pos], True where a row of this call is a text's own token; None where all of them are."""
+        """Return a mask [batch or 1, pos], True where a row of this call is a real token; None if all of them are."""
         call = self._require_call()
         if self.lengths is not None:
             slots = torch.arange(call.n_past, call.n_slots, device=call.device)
@@ -172,15 +176,14 @@ class Rows:
         return self.positions() >= 0
 
     def text_lengths(self, position_ids: Tensor) -> Tensor:
-        """How long each text is so far [batch or 1], given the position ids [batch or 1, pos] of this call."""
+        """Return the length of each text so far [batch or 1], given the position ids [batch or 1, pos] of this call."""
         real = self.real() if self.running else None
         if real is None:
             return position_ids.amax(-1) + 1
         return torch.where(real, position_ids, -1).amax(-1) + 1
 
     def slots_at(self, position: int) -> list[int]:
-        """The slot of the token at an absolute position, for each text; −1 where there is none. One entry stands for
-        all texts where they agree."""
+        """Return the slot of an absolute position in each text, −1 for none; one entry if all texts agree."""
         call = self._require_call()
         if call.mask is None and call.position_ids is None:
             return [position]
@@ -188,23 +191,25 @@ class Rows:
         slots = torch.where(hits.any(-1), hits.int().argmax(-1), -1).tolist()
         return slots[:1] if len(set(slots)) == 1 else slots
 
-    def require_contiguous(self, what: str) -> None:
-        """InputError where a mask hides a token between two visible ones: distances in slots are then not distances
-        between positions."""
+    def require_contiguous(self, statistic: str) -> None:
+        """Raise InputError if the mask hides a token between two visible ones.
+
+        Distances between slots are then not distances between positions.
+        """
         call = self._require_call()
         if call.mask is None:
             return
-        seen = call.mask.bool()
-        starts = (seen[:, 1:] & ~seen[:, :-1]).sum(-1) + seen[:, 0]
-        if bool((starts > 1).any()):
+        visible = call.mask.bool()
+        n_spans = (visible[:, 1:] & ~visible[:, :-1]).sum(-1) + visible[:, 0]
+        if bool((n_spans > 1).any()):
             raise InputError(
-                f"{what}: the attention mask hides tokens between visible ones, where distances are undefined; "
+                f"{statistic}: the attention mask hides tokens between visible ones, where distances are undefined; "
                 "give the text without the hidden tokens"
             )
 
 
-def _as_matrix(position_ids: Any) -> Tensor | None:
-    """Position ids as [batch or 1, pos]; None where there are none, or several to a token."""
+def _as_matrix(position_ids: object) -> Tensor | None:
+    """Return position ids as [batch or 1, pos]; None if there are none, or several per token."""
     if not isinstance(position_ids, Tensor) or position_ids.dim() > 2:
         return None
     return position_ids if position_ids.dim() == 2 else position_ids[None]

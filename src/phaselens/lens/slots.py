@@ -1,15 +1,25 @@
-"""Which tokens the keys that reach a layer belong to: a cache may hold fewer than the text has, or room for more."""
+"""The tokens that the keys of a layer belong to: a cache may hold fewer keys than the text has, or room for more."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
+from phaselens.lens.points import dimensions
 from phaselens.lens.rows import Rows
+
+
+class KernelOptions(TypedDict):
+    """The options of one layer's softmax, as the functions of `phaselens.attention` take them."""
+
+    scale: float
+    mask: Tensor | None
+    softcap: float | None
+    sink_logits: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -26,11 +36,10 @@ class KeySlots:
     n_texts: int
 
     @classmethod
-    def of(cls, rows: Rows, key: Tensor) -> KeySlots:
-        """The slots of `key` [batch, kv_head, key, d_head] in the call that `rows` follows."""
-        if (
-            not rows.running
-        ):  # an attention module that is called by itself: its keys are all there is, and no pads
+    def of_call(cls, rows: Rows, key: Tensor) -> KeySlots:
+        """Return the slots of `key` [batch, kv_head, key, d_head] in the call that `rows` follows."""
+        # An attention module that is called alone gets all keys, and none of them is a pad.
+        if not rows.running:
             return cls(None, key.shape[2], 0, len(key))
         n_keys, n_slots = key.shape[2], rows.n_slots
         return cls(rows, min(n_keys, n_slots), max(0, n_slots - n_keys), len(key))
@@ -41,28 +50,29 @@ class KeySlots:
         real = None if self.rows is None else self.rows.real()
         return None if real is None else real.expand(self.n_texts, -1)
 
-    def at(self, position: int) -> list[int]:
-        """The slot of the token at an absolute position for each text, or one entry for all; −1 for none."""
+    def slots_at(self, position: int) -> list[int]:
+        """Return the slot of an absolute position in each text, −1 for none; one entry if all texts agree."""
         return [position] if self.rows is None else self.rows.slots_at(position)
 
     def require_served(self, statistics: Sequence[str]) -> None:
-        """InputError for statistics that have no meaning under the mask of this call."""
-        if "hook_distance" in statistics and self.rows is not None:
-            self.rows.require_contiguous("hook_distance")
+        """Raise InputError for statistics that are undefined under the mask of this call."""
+        for statistic in statistics:
+            if self.rows is not None and "distance" in dimensions(f"attn.{statistic}"):
+                self.rows.require_contiguous(statistic)
 
     def crop(self, keys: Tensor) -> Tensor:
-        """Keys or values [batch, kv_head, key, d] without the slots that are not filled yet."""
+        """Return keys or values [batch, kv_head, key, d] without the slots that are not filled yet."""
         return keys[:, :, : self.n_kept]
 
-    def crop_mask(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The softmax options with a mask for the filled slots only."""
+    def crop_mask(self, options: KernelOptions) -> KernelOptions:
+        """Return the softmax options with a mask for the filled slots only."""
         mask = options["mask"]
         if mask is None or mask.shape[-1] == self.n_kept:
             return options
         return {**options, "mask": mask[..., : self.n_kept]}
 
     def with_dropped(self, by_key: Tensor, value: float) -> Tensor:
-        """A tensor [..., key] with a column for each slot so far, `value` in those whose keys are gone."""
+        """Return a tensor [..., key] with a column for each slot so far, `value` in those whose keys were dropped."""
         if not self.n_dropped:
             return by_key
         return torch.nn.functional.pad(by_key, (self.n_dropped, 0), value=value)

@@ -1,102 +1,106 @@
-"""How far the queries of each layer see, measured on the masks that the model's own forward builds.
+"""The attention window of each layer, measured on the masks that the model's own forward builds.
 
-Neither a configuration nor an attribute says it reliably: EXAONE 4 sets `sliding_window` on layers that ignore it, and
-a Llama configuration may carry one that nothing reads. What decides is the mask that reaches the attention function.
-transformers describes each mask by a function of (query position, key position); during a probe of a few tokens the
-lens notes which function belongs to the mask of which layer, and then asks that function about positions far away,
-where no forward has to go.
+Neither the configuration nor an attribute is reliable: EXAONE 4 sets `sliding_window` on layers that ignore it, and a
+Llama configuration may contain one that nothing reads. The mask that reaches the attention function decides.
+transformers describes each mask by a function of (query position, key position). During a probe of a few tokens the
+lens records which function belongs to the mask of which layer. It then calls that function on positions far away,
+which needs no long forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from phaselens.errors import RefusedModel
-from phaselens.lens.components import each_attention, probe
-from phaselens.lens.masks import Rule, recording
+from phaselens.lens import families
+from phaselens.lens.components import attention_layers, probe
+from phaselens.lens.masks import MaskFunction, recording
+from phaselens.lens.points import HookFunction, in_layer
 
-_PROBE = 4
+if TYPE_CHECKING:
+    from phaselens.lens.bridge import HookedTransformer
+
+_N_PROBE_TOKENS = 4
 _FAR = 1 << 30
 """A position beyond every window."""
 _LONGEST_TEXT = 64
-"""Windows that are shorter than this are also tried on a text that is longer than they are."""
+"""Windows shorter than this are also tested on a text that is longer than they are."""
 
 
-def measure_windows(lens: Any) -> tuple[int | None, ...]:
-    """How many keys a query of each layer sees, itself included, or None where it sees all before it.
+def measure_windows(lens: HookedTransformer) -> tuple[int | None, ...]:
+    """Return the number of keys that a query of each layer sees, its own included; None if it sees all before it.
 
     Raises:
-        RefusedModel: for a layer that sees something else, such as a chunk of the text or keys after the query, and
-            for one whose mask says nothing about longer texts.
+        RefusedModel: for a layer that sees other keys, such as a chunk of the text or keys after the query, and for one
+            whose mask does not determine what happens in longer texts.
     """
     rules = _rules(lens)
-    measured: dict[int, int | None] = {}
-    windows = []
+    window_by_rule: dict[int, int | None] = {}
     for layer, rule in enumerate(rules):
-        if id(rule) not in measured:
-            measured[id(rule)] = _window_of(rule, _named(lens, layer))
-        windows.append(measured[id(rule)])
-    return tuple(windows)
+        if id(rule) not in window_by_rule:
+            window_by_rule[id(rule)] = _measured_window(rule, _label(lens, layer))
+    return tuple(window_by_rule[id(rule)] for rule in rules)
 
 
-def disagreements(lens: Any) -> dict[int, float]:
-    """For each layer, the share of (query, key) pairs that `lens.info.windows` gets wrong.
+def disagreements(lens: HookedTransformer) -> dict[int, float]:
+    """Return, for each layer, the share of (query, key) pairs for which `lens.info.windows` is wrong.
 
-    Pairs at positions near and far of the rule behind the layer's mask; and, in texts of a few tokens more than the
-    windows that are short enough, cells of the layer's own matrix of scores, which are −inf where hidden.
+    Two things are compared with the window: the rule behind the layer's mask, on pairs of positions near and far; and,
+    in a text a few tokens longer than the short windows, the cells of the layer's own scores, −inf where hidden.
     """
     windows = lens.info.windows
     shares: dict[int, float] = {}
-    tried: dict[tuple[int, int | None], float] = {}
+    share_by_rule: dict[tuple[int, int | None], float] = {}
     for layer, rule in enumerate(_rules(lens)):
         window = windows[layer]
-        if (id(rule), window) not in tried:
-            query, key = _pairs([*windows, _window_of(rule, _named(lens, layer))])
-            tried[id(rule), window] = float((rule(query, key) != visible(query, key, window)).double().mean())
-        shares[layer] = tried[id(rule), window]
+        if (id(rule), window) not in share_by_rule:
+            query, key = _pairs([*windows, _measured_window(rule, _label(lens, layer))])
+            disagrees = rule(query, key) != visible(query, key, window)
+            share_by_rule[id(rule), window] = float(disagrees.double().mean())
+        shares[layer] = share_by_rule[id(rule), window]
     for layer, share in _hidden_cells(lens).items():
         shares[layer] = max(shares[layer], share)
     return shares
 
 
 def visible(query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    """Whether a query at one position sees a key at another, elementwise.
+    """Return whether a query at one position sees a key at another, elementwise.
 
     >>> visible(torch.tensor(5), torch.arange(8), 3).tolist()
     [False, False, False, True, True, True, False, False]
     """
-    seen = key <= query
-    return seen if window is None else seen & (key > query - window)
+    is_causal = key <= query
+    return is_causal if window is None else is_causal & (key > query - window)
 
 
-def _rules(lens: Any) -> list[Rule]:
-    """The rule of each layer, found by one forward of a few tokens."""
-    vocabulary = lens.original_model.get_input_embeddings().weight.shape[0]
-    tokens = torch.arange(_PROBE, device=lens.device)[None] % vocabulary
+def _rules(lens: HookedTransformer) -> list[MaskFunction]:
+    """Return the rule of each layer, found by one forward of a few tokens."""
+    tokens = torch.arange(_N_PROBE_TOKENS, device=lens.device)[None] % families.d_vocab_of(
+        lens.original_model
+    )
     with recording() as recorder:
         probe(lens, tokens)
     rules = []
-    for layer, attention in enumerate(each_attention(lens)):
+    for layer, attention in enumerate(attention_layers(lens)):
         rule = recorder.rule(attention.original_component)
         if rule is None:
             raise RefusedModel(
-                f"{_named(lens, layer)} makes its mask in a way of its own, so which keys a query of a long text sees "
-                "cannot be told; use a family listed in docs/families.md"
+                f"{_label(lens, layer)} builds its own mask, so the keys that a query of a long text sees cannot be "
+                "determined; use a family listed in docs/families.md"
             )
         rules.append(rule)
     return rules
 
 
-def _named(lens: Any, layer: int) -> str:
+def _label(lens: HookedTransformer, layer: int) -> str:
     return f"{lens.original_model.config.model_type}: attention of layer {layer}"
 
 
-def _window_of(rule: Rule, name: str) -> int | None:
-    """The window that explains everything a rule says, at positions near and far."""
+def _measured_window(rule: MaskFunction, label: str) -> int | None:
+    """Return the window that explains a rule completely, at positions near and far."""
 
     def sees(query: int, key: int) -> bool:
         return bool(rule(torch.tensor([query]), torch.tensor([key])))
@@ -105,24 +109,27 @@ def _window_of(rule: Rule, name: str) -> int | None:
         if sees(_FAR, 0):
             window = None
         else:
-            hidden, seen = 0, _FAR
-            while seen - hidden > 1:
-                middle = (hidden + seen) // 2
-                hidden, seen = (hidden, middle) if sees(_FAR, middle) else (middle, seen)
-            window = _FAR - hidden
+            hidden_key, visible_key = 0, _FAR
+            while visible_key - hidden_key > 1:
+                middle = (hidden_key + visible_key) // 2
+                if sees(_FAR, middle):
+                    visible_key = middle
+                else:
+                    hidden_key = middle
+            window = _FAR - hidden_key
         query, key = _pairs([window])
-        says = rule(query, key)
+        sees_pair = rule(query, key)
     except (IndexError, RuntimeError) as error:
         raise RefusedModel(
-            f"{name} has a mask that cannot be asked about long texts ({error}); use a family listed in "
+            f"{label} has a mask that cannot be evaluated for long texts ({error}); use a family listed in "
             "docs/families.md"
         ) from error
-    wrong = (says != visible(query, key, window)).nonzero()
-    if len(wrong):
-        row, column = wrong[0].tolist()
-        how = "sees" if bool(says[row, column]) else "does not see"
+    mismatches = (sees_pair != visible(query, key, window)).nonzero()
+    if len(mismatches):
+        row, column = mismatches[0].tolist()
+        verb = "sees" if bool(sees_pair[row, column]) else "does not see"
         raise RefusedModel(
-            f"{name} sees neither all keys before a query nor a window of them: query {int(query[row, 0])} {how} key "
+            f"{label} sees neither all keys before a query nor a window of them: query {int(query[row, 0])} {verb} key "
             f"{int(key[row, column])}, as in chunks of a text, or in both directions. PhaseLens measures causal "
             "attention and sliding windows only; use a family listed in docs/families.md"
         )
@@ -130,7 +137,7 @@ def _window_of(rule: Rule, name: str) -> int | None:
 
 
 def _pairs(windows: list[int | None]) -> tuple[Tensor, Tensor]:
-    """query [pair, 1] and key [pair, choice] at positions where rules can differ, near and far; keys are ≥ 0."""
+    """Return query [pair, 1] and key [pair, choice] at positions, near and far, where rules can differ."""
     sizes = sorted({size for size in windows if size is not None} | {1})
     generator = torch.Generator().manual_seed(0)
     random = [torch.randint(1 << bits, (8,), generator=generator) for bits in (5, 8, 11, 14, 17, 20, 24, 30)]
@@ -138,18 +145,20 @@ def _pairs(windows: list[int | None]) -> tuple[Tensor, Tensor]:
         [max(0, factor * size + step) for size in sizes for factor in (1, 2, 3) for step in range(-2, 3)]
     )
     query = torch.cat([torch.arange(32), edges, *random, torch.tensor([_FAR, _FAR + 1])])[:, None]
-    near = torch.tensor([-2, -1, 0, 1, 2])
-    steps = torch.cat([near, *(near - size for size in sizes)])
+    near_steps = torch.tensor([-2, -1, 0, 1, 2])
+    steps = torch.cat([near_steps, *(near_steps - size for size in sizes)])
     share = torch.rand(len(query), 16, generator=generator, dtype=torch.float64)
     key = torch.cat([query + steps, torch.arange(4).expand(len(query), 4), (share * query).long()], dim=1)
     return query, key.clamp(min=0)
 
 
-def _hidden_cells(lens: Any) -> dict[int, float]:
-    """For each layer, the share of cells of its scores that are hidden though its window shows them, or not though it
-    hides them; of a text that is longer than the windows that are short enough for that."""
-    small = [window for window in lens.info.windows if window is not None and window < _LONGEST_TEXT]
-    length = max(small, default=_PROBE) + 2
+def _hidden_cells(lens: HookedTransformer) -> dict[int, float]:
+    """Return, for each layer, the share of cells of its scores whose visibility contradicts its window.
+
+    The text is longer than the short windows.
+    """
+    short_windows = [window for window in lens.info.windows if window is not None and window < _LONGEST_TEXT]
+    length = max(short_windows, default=_N_PROBE_TOKENS) + 2
     limit = lens.info.n_ctx if "learned" in lens.info.positions else None
     length = min(length, limit or length)
     vocabulary = lens.info.d_vocab
@@ -157,16 +166,18 @@ def _hidden_cells(lens: Any) -> dict[int, float]:
     shares: dict[int, float] = {}
     position = torch.arange(length)
 
-    def compare(layer: int) -> Callable[..., None]:
-        def hook(scores: Tensor, hook: Any) -> None:
-            # Scores that are not finite where a key is seen are the model's own (NaN weights), and say nothing.
+    def compare(layer: int) -> HookFunction:
+        def record(scores: Tensor, hook: object) -> None:
+            # NaN or +inf scores come from the model itself (NaN weights) and do not show what the mask hides.
             if not bool((scores.isnan() | (scores == torch.inf)).any()):
                 expected = visible(position[:, None], position, lens.info.windows[layer])
-                seen = (scores != -torch.inf).cpu()
-                shares[layer] = float((seen != expected).double().mean())
+                is_visible = (scores != -torch.inf).cpu()
+                shares[layer] = float((is_visible != expected).double().mean())
 
-        return hook
+        return record
 
-    hooks = [(f"blocks.{layer}.attn.hook_attn_scores", compare(layer)) for layer in range(lens.info.n_layers)]
+    hooks = [
+        (in_layer(layer, "attn.hook_attn_scores"), compare(layer)) for layer in range(lens.info.n_layers)
+    ]
     lens.stream(tokens, hooks)
     return shares

@@ -1,93 +1,75 @@
-"""Attribution patching: the effect of every cell at once, estimated from one gradient.
+"""Attribution patching: the effects of all cells at once, estimated from one gradient.
 
-The effect of putting an activation of the clean run into the corrupt one is, to first order, the metric's gradient with
-respect to the activation times its change (Nanda 2023, "Attribution Patching"). One forward of the clean run, and one
-forward and backward of the corrupt one, whatever the number of cells; wrong where the metric is far from linear on the
-way, as it is in the residual stream below norms.
+The effect of putting an activation of the clean run into the corrupt run is, to first order, the metric's gradient with
+respect to the activation times the change of the activation (Nanda 2023, "Attribution Patching"). It takes one forward
+of the clean run, and one forward and backward of the corrupt run, whatever the number of cells. It is wrong where the
+metric is far from linear between the two activations, as in the residual stream below norms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError
-from phaselens.patching.metrics import LogitMetric
-from phaselens.patching.passes import Hook, captured
-from phaselens.patching.points import is_matrix, kind_point
-from phaselens.patching.prompts import Prompt, bos_of
+from phaselens.lens.points import Hook
+from phaselens.patching.passes import capture_activations
+from phaselens.patching.plans import SweepPlan
 from phaselens.patching.results import Sweep
+from phaselens.patching.targets import positions_first
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def attribute(
-    clean: Prompt,
-    corrupt: Prompt,
-    metric: LogitMetric,
-    what: str,
-    by: str,
-    layers: Sequence[int],
-    hooks: Sequence[Hook],
-    base: float,
-    reference: float,
-) -> Sweep:
-    """Every cell of `layers`; see `Experiment.attribution`, which calls it."""
+def attribute(plan: SweepPlan) -> Sweep:
+    """Estimate every cell of the plan; see `Experiment.attribution`, which calls this."""
     import numpy as np
     import torch
 
-    lens = corrupt.lens
-    names = [f"blocks.{layer}.{kind_point(what)}" for layer in layers]
-    donor = captured(lens, clean.tokens, names)
-    acts: dict[str, Tensor] = {}
+    lens, tokens = plan.lens, plan.corrupt.tokens
+    names = [plan.hook_name(layer) for layer in plan.layers]
+    clean = capture_activations(lens, plan.clean.tokens, names)
+    corrupt: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Hook:
-        def hold(value: Tensor, hook: Any) -> Tensor:
-            acts[name] = value
-            # Returned, although unchanged: what the hook sees may be a view that nothing else follows from.
+    def keep_hook(name: str) -> Hook:
+        def keep(value: Tensor, hook: object) -> Tensor:
+            corrupt[name] = value
+            # Returned although it is unchanged: the hook's tensor may be a view from which nothing else is computed.
             return value
 
-        return name, hold
+        return name, keep
 
-    watched = lens.hooks(fwd_hooks=[_rooted(lens), *hooks, *map(watch, names)])
-    with torch.enable_grad(), watched, lens.rows.reading(None):
-        logits = lens.original_model(input_ids=corrupt.tokens, use_cache=False).logits
-        value = metric(logits, corrupt.tokens).sum()
+    hooked_lens = lens.hooks(fwd_hooks=[_gradient_root(), *plan.hooks, *map(keep_hook, names)])
+    with torch.enable_grad(), hooked_lens, lens.rows.with_lengths(None):
+        logits = lens.original_model(input_ids=tokens, use_cache=False).logits
+        value = plan.metric(logits, tokens).sum()
         if not value.requires_grad:
             raise InputError(
-                f"attribution: {metric.name} has no gradient with respect to the logits, so nothing can be estimated "
-                "from it; use sweep"
+                f"attribution: {plan.metric.name} has no gradient with respect to the logits, so nothing can be "
+                "estimated from it; use sweep"
             )
-        gradients = torch.autograd.grad(value, [acts[name] for name in names], allow_unused=True)
+        gradients = torch.autograd.grad(value, [corrupt[name] for name in names], allow_unused=True)
     rows = []
     for name, gradient in zip(names, gradients, strict=True):
-        change = donor[name] - acts[name].detach()
-        # No gradient at all: the metric does not depend on it.
+        change = clean[name] - corrupt[name].detach()
+        # The gradient is None where the metric does not depend on the activation.
         product = torch.zeros_like(change) if gradient is None else gradient * change
-        rows.append(_by_cell(product.double()[0], by, name).cpu().numpy())
-    estimate = np.ma.masked_array(np.stack(rows))
-    return Sweep(
-        what, by, base + estimate, base, reference, metric.name, tuple(layers),
-        tuple(clean.words), tuple(corrupt.words), lens.info.n_heads, kind="attribution",
-        bos=bos_of(clean, corrupt),
-    )  # fmt: skip
+        rows.append(_sum_by_cell(positions_first(name, product.double())[0], plan.by).cpu().numpy())
+    return plan.result(plan.base + np.ma.masked_array(np.stack(rows)), kind="attribution")
 
 
-def _rooted(lens: Any) -> Hook:
-    """Gradients begin at the first layer, also where the weights ask for none."""
+def _gradient_root() -> Hook:
+    """Return a hook at which gradients start, also for a model whose weights require none."""
 
-    def root(value: Tensor, hook: Any) -> Tensor:
+    def root(value: Tensor, hook: object) -> Tensor:
         return value.detach().requires_grad_()
 
     return "blocks.0.hook_resid_pre", root
 
 
-def _by_cell(product: Tensor, by: str, name: str) -> Tensor:
-    """Sum what one cell covers: [pos], [head] or [pos, head] of [pos, d], [pos, head, d] or [head, query, key]."""
-    if is_matrix(name):
-        product = product.transpose(0, 1)
+def _sum_by_cell(product: Tensor, by: str) -> Tensor:
+    """Sum [pos, d] or [pos, head, d] over each cell, which leaves [pos], [head] or [pos, head]."""
     if by == "pos":
         return product.flatten(1).sum(1)
-    by_both = product.sum(-1)
-    return by_both.sum(0) if by == "head" else by_both
+    by_position_and_head = product.sum(-1)
+    return by_position_and_head.sum(0) if by == "head" else by_position_and_head

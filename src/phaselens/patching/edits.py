@@ -1,16 +1,17 @@
-"""What can be done to a run: one frozen object each, which holds no tensor and can be written down."""
+"""Edits of a run: one frozen object per edit. It holds no tensor, and its `code` recreates it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any
+from numbers import Real
+from typing import TYPE_CHECKING
 
-from phaselens.errors import InputError
-from phaselens.patching.passes import Hook
-from phaselens.patching.points import Places, Target, brief, counted, is_matrix
+from phaselens.errors import InputError, short_form
+from phaselens.lens.points import Hook, HookFunction, is_attention, is_matrix
+from phaselens.patching.targets import Target
+from phaselens.patching.wording import count_phrase, number_phrase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,54 +19,34 @@ if TYPE_CHECKING:
     from phaselens.lens.rows import Rows
     from phaselens.patching.prompts import Prompt
 
-#: Gives the clean run's activations of some hook points, by name.
-Clean = Callable[[Sequence[str]], Mapping[str, "Tensor"]]
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Numbers in short: `5`, `0–7`, `1, 4`.
-
-    >>> ranges([0, 1, 2]), ranges([4]), ranges([1, 4])
-    ('0–2', '4', '1, 4')
-    """
-    if len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]}–{numbers[-1]}"
-    return ", ".join(map(str, numbers))
-
-
-def numbered(noun: str, numbers: Sequence[int]) -> str:
-    """Numbers behind their noun: `layer 5`, `layers 0–7`.
-
-    >>> numbered("layer", [5]), numbered("layer", [0, 1, 2])
-    ('layer 5', 'layers 0–2')
-    """
-    return f"{noun if len(numbers) == 1 else noun + 's'} {ranges(numbers)}"
+#: A function from hook names to the clean run's activations at these points.
+CleanActivations = Callable[[Sequence[str]], Mapping[str, "Tensor"]]
 
 
 @dataclass(frozen=True, repr=False)
-class Edit:
-    """One step of the stack. `code` is the call that makes it again.
+class Intervention:
+    """One edit of the stack. `code` is the call that recreates it.
 
-    `set_aside` says why the edit does not fit the present prompts and is not applied, or is None. `made_on` is the pair
-    of prompts (clean, corrupt) that it was made on.
+    `set_aside` is None, or the reason why the edit does not fit the current prompts and is not applied. `made_on` are
+    the prompts (clean, corrupt) on which the edit was made.
     """
 
     code: str
     set_aside: str | None = field(default=None, kw_only=True)
     made_on: tuple[Prompt, Prompt | None] | None = field(default=None, kw_only=True, compare=False)
 
-    def fitted(self, clean: Prompt, corrupt: Prompt | None) -> Edit:
-        """The same edit on these prompts, set aside where it does not fit them."""
-        return replace(self._on(clean, corrupt), set_aside=self._misfit(clean, corrupt))
+    def fit_to(self, clean: Prompt, corrupt: Prompt | None) -> Intervention:
+        """Return the edit on these prompts, set aside if it does not fit them."""
+        return replace(self._moved_to(clean, corrupt), set_aside=self._misfit_reason(clean, corrupt))
 
-    def _on(self, clean: Prompt, corrupt: Prompt | None) -> Edit:
+    def _moved_to(self, clean: Prompt, corrupt: Prompt | None) -> Intervention:
         return self
 
-    def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
+    def _misfit_reason(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
         return None
 
-    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
-        """The hooks that make it, at absolute positions, which `rows` knows; none where it edits no activations."""
+    def hooks(self, clean: CleanActivations, rows: Rows) -> list[Hook]:
+        """Return the hooks that apply the edit, at the absolute positions of `rows`; none if it edits no activation."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -73,67 +54,69 @@ class Edit:
 
 
 @dataclass(frozen=True, repr=False)
-class _OfTarget(Edit):
-    """An edit of activations at some places, which prompts may be too short for."""
+class _TargetedIntervention(Intervention):
+    """An edit of the activations in a target, which needs prompts that are long enough for it."""
 
     target: Target
 
-    def _on(self, clean: Prompt, corrupt: Prompt | None) -> Edit:
-        return replace(self, target=self.target.on(len(clean)))
+    def _moved_to(self, clean: Prompt, corrupt: Prompt | None) -> Intervention:
+        return replace(self, target=self.target.for_length(len(clean)))
 
-    def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
-        return None if self.target.fits(len(clean)) else f"the prompts have {counted(len(clean), 'token')}"
+    def _misfit_reason(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
+        return (
+            None if self.target.fits(len(clean)) else f"the prompts have {count_phrase(len(clean), 'token')}"
+        )
 
 
 @dataclass(frozen=True, repr=False)
-class Patch(_OfTarget):
-    """Activations of the corrupt run are replaced by those of the clean run."""
+class Patch(_TargetedIntervention):
+    """Replace activations of the corrupt run by those of the clean run."""
 
-    def _misfit(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
-        return "there is no corrupt prompt" if corrupt is None else super()._misfit(clean, corrupt)
+    def _misfit_reason(self, clean: Prompt, corrupt: Prompt | None) -> str | None:
+        return "there is no corrupt prompt" if corrupt is None else super()._misfit_reason(clean, corrupt)
 
-    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
-        """A hook for each point."""
+    def hooks(self, clean: CleanActivations, rows: Rows) -> list[Hook]:
+        """Return one hook per point."""
         values = clean(self.target.names)
-        return [(name, _writer(self.target, name, values[name], rows)) for name in self.target.names]
+        return [(name, _write_hook(self.target, name, values[name], rows)) for name in self.target.names]
 
     def __str__(self) -> str:
-        return f"patch {_where(self.target)} from the clean run"
+        return f"patch {_describe(self.target)} from the clean run"
 
 
 @dataclass(frozen=True, repr=False)
-class Ablate(_OfTarget):
-    """Activations are replaced by a number, or by their mean over the positions of the same run."""
+class Ablate(_TargetedIntervention):
+    """Replace activations by a number, or by their mean over the positions of the same run."""
 
     value: float | str = 0.0
 
-    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
-        """A hook for each point."""
-        return [(name, _writer(self.target, name, self.value, rows)) for name in self.target.names]
+    def hooks(self, clean: CleanActivations, rows: Rows) -> list[Hook]:
+        """Return one hook per point."""
+        return [(name, _write_hook(self.target, name, self.value, rows)) for name in self.target.names]
 
     def __str__(self) -> str:
         value = "their mean over positions" if self.value == "mean" else f"{self.value:g}"
-        return f"ablate {_where(self.target)} to {value}"
+        return f"ablate {_describe(self.target)} to {value}"
 
 
 @dataclass(frozen=True, repr=False)
-class Rotation(Edit):
-    """The rotation of some layers was nulled or restored; `before` is how it stood in each layer."""
+class SetRotation(Intervention):
+    """The rotation of `layers` was nulled or restored. `changed` are the layers whose rotation changed."""
 
     layers: tuple[int, ...]
     nulled: bool
-    before: tuple[bool, ...]
+    changed: tuple[int, ...]
 
-    def hooks(self, clean: Clean, rows: Rows) -> list[Hook]:
-        """None: it is a switch of the model."""
+    def hooks(self, clean: CleanActivations, rows: Rows) -> list[Hook]:
+        """Return no hooks: the rotation is a switch of the model."""
         return []
 
     def __str__(self) -> str:
-        return f"rotation of {numbered('layer', self.layers)} {'nulled' if self.nulled else 'restored'}"
+        return f"rotation of {number_phrase('layer', self.layers)} {'nulled' if self.nulled else 'restored'}"
 
 
-def _writer(target: Target, name: str, value: Tensor | float | str, rows: Rows) -> Callable[..., Tensor]:
-    def write(old: Tensor, hook: Any) -> Tensor:
+def _write_hook(target: Target, name: str, value: Tensor | float | str, rows: Rows) -> HookFunction:
+    def write(activation: Tensor, hook: object) -> Tensor:
         import torch
 
         n_past, starts = (rows.n_past, rows.starts()) if rows.running else (0, [0])
@@ -143,116 +126,71 @@ def _writer(target: Target, name: str, value: Tensor | float | str, rows: Rows) 
                 "(use_past_kv_cache=False)"
             )
         if len(starts) == 1:
-            return write_text(old, starts[0], n_past)
-        return torch.cat([write_text(old[i : i + 1], start, n_past) for i, start in enumerate(starts)])
+            return write_text(activation, starts[0], n_past)
+        return torch.cat([write_text(activation[i : i + 1], start, n_past) for i, start in enumerate(starts)])
 
-    def write_text(old: Tensor, start: int, n_past: int) -> Tensor:
+    def write_text(activation: Tensor, start: int, n_past: int) -> Tensor:
         n_pads = max(0, n_past - start)
         if isinstance(value, str):
-            mean = old[:, n_pads:].mean(1, keepdim=True)
-            return target.write(name, old, mean.expand(-1, old.shape[1] - n_pads, *old.shape[2:]), start)
-        return target.write(name, old, value, start, n_pads)
+            mean = activation[:, n_pads:].mean(1, keepdim=True)
+            rows_of_mean = mean.expand(-1, activation.shape[1] - n_pads, *activation.shape[2:])
+            return target.write(name, activation, rows_of_mean, start)
+        return target.write(name, activation, value, start, n_pads)
 
     return write
 
 
-def _where(target: Target) -> str:
+def _describe(target: Target) -> str:
     names = target.names
-    shown = names[0] if len(names) == 1 else f"{names[0]} … {names[-1].split('.')[1]} ({len(names)} layers)"
-    heads = "" if target.heads is None else f", {numbered('head', target.heads)}"
-    places = "all positions" if target.positions is None else numbered("position", target.positions)
-    return f"{shown} at {places}{heads}"
+    points = names[0] if len(names) == 1 else f"{names[0]} … {names[-1].split('.')[1]} ({len(names)} layers)"
+    heads = "" if target.heads is None else f", {number_phrase('head', target.heads)}"
+    positions = "all positions" if target.positions is None else number_phrase("position", target.positions)
+    return f"{points} at {positions}{heads}"
 
 
-def require_value(value: Any, names: Sequence[str]) -> float | str:
-    """What an ablation may write: `"zero"`, `"mean"` or a number.
+def parse_ablation_value(value: object, names: Sequence[str]) -> float | str:
+    """Return the value that an ablation writes: a number (`"zero"` is 0), or `"mean"`.
 
     Raises:
-        InputError: for anything else, infinite numbers among it, and for the mean of a matrix.
+        InputError: for anything else, infinite numbers included, and for the mean of a matrix.
     """
     if isinstance(value, str) and value == "mean":
-        _require_mean(names)
+        _require_no_matrix(names)
         return value
     if isinstance(value, str) and value == "zero":
         return 0.0
     if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    raise InputError(f"value={brief(value)}: write 'zero', 'mean' or a number")
+    raise InputError(f"value={short_form(value)}: give 'zero', 'mean' or a number")
 
 
-def _require_mean(names: Sequence[str]) -> None:
-    """InputError for a matrix of queries and keys: causal rows have no mean that could stand in for one of them."""
+def _require_no_matrix(names: Sequence[str]) -> None:
+    """Raise InputError for a matrix of queries and keys: no mean over causal rows could replace one of them."""
     for name in filter(is_matrix, names):
         reason = (
             "lets a query attend to later keys"
-            if name.endswith("hook_pattern")
+            if is_attention(name)
             else "is -inf for every key that is hidden from one of them"
         )
         raise InputError(
-            f"{name}: value='mean': the mean of its rows over queries {reason}; write 'zero' or a number, or ablate "
+            f"{name}: value='mean': the mean of its rows over queries {reason}; give 'zero' or a number, or ablate "
             "hook_z or hook_v of the layer to their mean"
         )
 
 
-def call(name: str, /, *positional: Any, **arguments: Any) -> str:
-    """A call as source, for scripts.
-
-    >>> call("patch", "blocks.1.hook_z", pos=(3, -1), head=0)
-    "patch('blocks.1.hook_z', pos=[3, -1], head=0)"
-    """
-    shown = [_source(value) for value in positional]
-    shown += [f"{key}={_source(value)}" for key, value in arguments.items()]
-    return f"{name}({', '.join(shown)})"
-
-
-def edit_call(verb: str, point: str | None, **arguments: Any) -> str:
-    """The call that makes an edit again, without the arguments that have their defaults."""
-    return call(verb, *(() if point is None else (point,)), **unusual(**arguments))
-
-
-def unusual(**arguments: Any) -> dict[str, Any]:
-    """The arguments of an edit or a sweep that do not have their defaults."""
-    usual = {"pos": "all", "value": "zero"}
-    return {
-        name: value
-        for name, value in arguments.items()
-        if value is not None and not (isinstance(value, str) and value == usual.get(name))
-    }
-
-
-def _source(value: Any) -> str:
-    """A value as source: numbers of any library as Python's own, and what can be iterated as a list."""
-    if value is None or isinstance(value, bool | str | range):
-        return repr(value)
-    if isinstance(value, Integral):
-        return repr(int(value))
-    if isinstance(value, Real):
-        return repr(float(value)) if math.isfinite(value) else f"float('{float(value)}')"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_source(key)}: {_source(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, Iterable):
-        return f"[{', '.join(map(_source, value))}]"
-    return repr(value)
-
-
-def kept(given: Places) -> Places:
-    """What can be read only once, as a list."""
-    return list(given) if isinstance(given, Iterator) else given
-
-
-class Stack(tuple[Edit, ...]):
-    """Edits in the order they were made; printed as a numbered list."""
+class Stack(tuple[Intervention, ...]):
+    """Edits in the order in which they were made; printed as a numbered list."""
 
     __slots__ = ()
 
     @property
-    def applied(self) -> tuple[Edit, ...]:
-        """Those that fit the present prompts."""
+    def applied(self) -> tuple[Intervention, ...]:
+        """The edits that fit the current prompts."""
         return tuple(edit for edit in self if edit.set_aside is None)
 
     @property
     def set_aside(self) -> tuple[str, ...]:
-        """What is set aside, each edit with its number and the reason."""
+        """The edits that are set aside, each with its number and the reason."""
         return tuple(
             f"{number}. {edit} ({edit.set_aside})"
             for number, edit in enumerate(self, start=1)

@@ -1,22 +1,39 @@
-"""Two prompts, a metric and a stack of edits: everything the REPL does, as one object."""
+"""`Experiment`: two prompts, a metric and a stack of edits. Everything the REPL does, as one object."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from phaselens.errors import InputError, is_whole
-from phaselens.patching import edits as steps
+from phaselens.errors import InputError, is_whole, short_form
+from phaselens.lens.points import Hook
 from phaselens.patching.attribution import attribute
-from phaselens.patching.edits import Stack, call, unusual
-from phaselens.patching.metrics import LogitMetric, as_metric, loss
-from phaselens.patching.named import Apply, ByLayer, Measured, Row, by_layer, find_condition, shown_column
-from phaselens.patching.passes import Hook, captured, require_rows, rotation, rotation_as, set_rotation
-from phaselens.patching.points import Places, brief, chosen, single, target
+from phaselens.patching.edits import Ablate, Intervention, Patch, SetRotation, Stack, parse_ablation_value
+from phaselens.patching.metrics import LogitFunction, LogitMetric, as_metric, loss
+from phaselens.patching.old_names import OldNames
+from phaselens.patching.passes import capture_activations, require_rows
+from phaselens.patching.plans import SweepPlan, axes_of
+from phaselens.patching.plugin_metrics import (
+    ApplyCondition,
+    LayerRow,
+    LayerValues,
+    MetricByLayer,
+    displayed_column,
+    find_condition,
+    measure_by_layer,
+)
 from phaselens.patching.prompts import Alignment, Prompt, align, bos_of, require_prompt, token_text
-from phaselens.patching.results import Outcome, Sweep, Token
-from phaselens.patching.sweeps import axes_of, sweep
+from phaselens.patching.results import PromptResult, Sweep, Token
+from phaselens.patching.sweeps import sweep
+from phaselens.patching.targets import (
+    IndexChoice,
+    resolve_indices,
+    resolve_position,
+    resolve_target,
+    without_iterator,
+)
+from phaselens.patching.wording import call_source, non_default, number_phrase
 from phaselens.plugin import plugins
 from phaselens.runs import Observer
 
@@ -24,17 +41,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Experiment:
+class Experiment(OldNames):
     """Activation patching on one model.
 
-    Edits are made to the run of `corrupt`; what is patched in comes from the run of `clean`. Without `corrupt`,
-    edits are made to the clean run, and there is nothing to patch in. The stack of edits holds no activations, so
-    that prompts can be exchanged under it.
+    Edits are made to the run of `corrupt`; patches take their activations from the run of `clean`. Without `corrupt`,
+    edits are made to the clean run, and nothing can be patched. The stack of edits holds no activations, so the prompts
+    can be replaced under it.
 
     Args:
         clean, corrupt: prompts of one model and of one length; see `prompt`.
-        metric: what `run`, `sweep` and `attribution` report: `logit_diff(…)`, `loss` or a function that takes logits
-            [batch, pos, d_vocab] and gives [batch]. By default the loss of the prompt's own tokens.
+        metric: the number that `run`, `sweep` and `attribution` report: `logit_diff(…)`, `loss`, or a function of
+            logits [batch, pos, d_vocab] that returns [batch]. By default the loss of the prompt's tokens.
 
     >>> from phaselens.testing import tiny_lens
     >>> from phaselens.patching import logit_diff, prompt
@@ -46,16 +63,18 @@ class Experiment:
     (2, 6)
     """
 
-    def __init__(self, clean: Prompt, corrupt: Prompt | None = None, metric: Any = loss) -> None:
+    def __init__(
+        self, clean: Prompt, corrupt: Prompt | None = None, metric: LogitMetric | LogitFunction = loss
+    ) -> None:
         self.lens = require_prompt(clean, "clean").lens
-        self._as_loaded = rotation(self.lens)
-        self._edits: list[steps.Edit] = []
-        self.metric = metric
+        self._nulled_at_start = self.lens.nulled_layers
+        self._edits: list[Intervention] = []
+        self._metric = as_metric(metric)
         self.prompts(clean, corrupt)
 
     @property
     def metric(self) -> LogitMetric:
-        """What runs and sweeps are judged by; set to `logit_diff(…)`, `loss` or a function of logits.
+        """The number that runs and sweeps report; set to `logit_diff(…)`, `loss` or a function of logits.
 
         Raises:
             InputError: when set to anything else.
@@ -63,29 +82,29 @@ class Experiment:
         return self._metric
 
     @metric.setter
-    def metric(self, metric: Any) -> None:
+    def metric(self, metric: LogitMetric | LogitFunction) -> None:
         self._metric = as_metric(metric)
 
     def prompts(self, clean: Prompt, corrupt: Prompt | None = None) -> Alignment | None:
-        """Exchange the prompts and keep the edits.
+        """Replace the prompts and keep the edits.
 
-        An edit that does not fit the new prompts, for want of a position or of a corrupt prompt, is set aside: it stays
-        in the stack, is not applied, and is applied again once prompts fit. Positions that were given from the end
-        (−1) are counted from the end of the new prompts.
+        An edit that does not fit the new prompts, because they lack a position or a corrupt prompt, is set aside: it
+        stays in the stack, is not applied, and is applied again once prompts fit. Positions that count from the end
+        (−1) count from the end of the new prompts.
 
         Raises:
             InputError: for prompts of another model or of two lengths.
         """
         require_prompt(clean, "clean")
-        aligned = None if corrupt is None else align(clean, corrupt)
+        alignment = None if corrupt is None else align(clean, corrupt)
         if clean.lens is not self.lens:
             raise InputError(
-                f"these edits are {self.lens.info.label}'s; make another Experiment for {clean.lens.info.label}"
+                f"this experiment edits {self.lens.info.label}; make another Experiment for {clean.lens.info.label}"
             )
         self.clean, self.corrupt = clean, corrupt
-        self._edits = [edit.fitted(clean, corrupt) for edit in self._edits]
-        self._clean_activations: dict[tuple[Any, ...], Mapping[str, Tensor]] = {}
-        return aligned
+        self._edits = [edit.fit_to(clean, corrupt) for edit in self._edits]
+        self._clean_activations: dict[tuple[object, ...], Mapping[str, Tensor]] = {}
+        return alignment
 
     @property
     def edited(self) -> Prompt:
@@ -95,185 +114,163 @@ class Experiment:
     # Edits
 
     def patch(
-        self, point: str | None = None, *, layer: Places = None, pos: Places = "all", head: Places = None,
-        what: str | None = None,
-    ) -> steps.Edit:  # fmt: skip
+        self, point: str | None = None, *, layer: IndexChoice = None, pos: IndexChoice = "all",
+        head: IndexChoice = None, what: str | None = None,
+    ) -> Intervention:  # fmt: skip
         """Put activations of the clean run into the corrupt run.
 
         Args:
             point: a whole hook name, `"blocks.3.hook_resid_post"`; or instead
             what: a kind of activation (`resid`, `attn`, `mlp`, `head`, `q`, `k`, `v`, `pattern`), in
             layer: one layer or several; by default all.
-            pos: a position or several, `"all"`; negative from the end. For `pattern`, those of the queries.
-            head: a head or several; by default all.
+            pos: one position or several, or `"all"`; negative from the end. For `pattern`, positions of queries.
+            head: one head or several; by default all.
 
         Raises:
             InputError: for a point, layer, position or head that does not exist, or without a corrupt run.
         """
-        if self.corrupt is None:
-            raise InputError("patch: there is no corrupt prompt to put the clean run's activations into")
-        layer, pos, head = map(steps.kept, (layer, pos, head))
-        where = target(self.lens, len(self.edited), point, what, layer, pos, head)
-        require_rows(self.lens, self.clean.tokens, where.names)  # what cannot be patched says so now
-        code = steps.edit_call("patch", point, layer=layer, pos=pos, head=head, what=what)
-        return self._push(steps.Patch(code, where))
+        self._require_corrupt("patch")
+        layer, pos, head = map(without_iterator, (layer, pos, head))
+        target = resolve_target(self.lens, len(self.edited), point, what, layer, pos, head)
+        require_rows(
+            self.lens, self.clean.tokens, target.names
+        )  # a point that cannot be patched is refused now
+        arguments = non_default(layer=layer, pos=pos, head=head, what=what)
+        return self._push(Patch(call_source("patch", *_positional(point), **arguments), target))
 
     def ablate(
-        self, point: str | None = None, *, layer: Places = None, pos: Places = "all", head: Places = None,
-        what: str | None = None, value: float | str = "zero",
-    ) -> steps.Edit:  # fmt: skip
-        """Replace activations by `"zero"`, by a number, or by their `"mean"` over the run's own positions.
+        self, point: str | None = None, *, layer: IndexChoice = None, pos: IndexChoice = "all",
+        head: IndexChoice = None, what: str | None = None, value: float | str = "zero",
+    ) -> Intervention:  # fmt: skip
+        """Replace activations by `"zero"`, by a number, or by their `"mean"` over the positions of the same run.
 
         The other arguments are those of `patch`. Attention scores and weights have no such mean, since each query sees
-        other keys.
+        different keys.
 
         Raises:
             InputError: as `patch` does, and for a value that cannot be written.
         """
-        layer, pos, head = map(steps.kept, (layer, pos, head))
-        where = target(self.lens, len(self.edited), point, what, layer, pos, head)
-        written = steps.require_value(value, where.names)
-        require_rows(self.lens, self.edited.tokens, where.names)
-        code = steps.edit_call("ablate", point, layer=layer, pos=pos, head=head, what=what, value=value)
-        return self._push(steps.Ablate(code, where, written))
+        layer, pos, head = map(without_iterator, (layer, pos, head))
+        target = resolve_target(self.lens, len(self.edited), point, what, layer, pos, head)
+        number_or_mean = parse_ablation_value(value, target.names)
+        require_rows(self.lens, self.edited.tokens, target.names)
+        arguments = non_default(layer=layer, pos=pos, head=head, what=what, value=value)
+        return self._push(
+            Ablate(call_source("ablate", *_positional(point), **arguments), target, number_or_mean)
+        )
 
     def condition(
-        self, name: str, which: str | None = None, *, layer: int | None = None, **params: Any
-    ) -> steps.Edit:
-        """Put a condition of a causal metric on the run, `condition("bos-mlp", layer=1)`.
+        self, name: str, which: str | None = None, *, layer: int | None = None, **params: object
+    ) -> Intervention:
+        """Apply a condition of a causal metric to the run: `condition("bos-mlp", layer=1)`.
 
         Args:
             name: a causal metric, installed or built in.
-            which: the name of one of its conditions; by default the first that is no control.
-            layer: the layer it is to concern.
-            params: the metric's own parameters.
+            which: the name of one of its conditions; by default the first that is not a control.
+            layer: the layer of the condition.
+            params: parameters of the metric.
 
         Raises:
-            InputError: for a metric or condition that does not exist, with those that do.
+            InputError: for a metric or condition that does not exist; the message lists those that do.
         """
         condition = find_condition(self.lens, name, which, layer, params)
-        code = call("condition", name, **unusual(which=which, layer=layer), **params)
-        return self._push(Apply(code, name, condition, self.edited))
+        code = call_source("condition", name, **non_default(which=which, layer=layer), **params)
+        return self._push(ApplyCondition(code, name, condition, self.edited))
 
-    def nope(self, layer: Places = None) -> steps.Edit:
-        """Null the rotation of one layer, several, or all: queries and keys then know no positions (cos = 1, sin = 0).
+    def null_rope(self, layer: IndexChoice = None) -> Intervention:
+        """Null the rotation of one layer, several, or all: queries and keys lose their positions (cos = 1, sin = 0).
 
-        It is a switch of the model, thrown for every run on it until `rope` or `undo`.
+        The rotation is a switch of the model: every run on it is affected until `restore_rope` or `undo`.
 
         Raises:
-            RefusedModel: where positions do not come in as a rotation.
-            InputError: where it is nulled already.
+            RefusedModel: for a model that does not encode positions by a rotation.
+            InputError: where the rotation is nulled already.
         """
-        from phaselens.lens.positions import detect, null_rotation
+        return self._switch_rotation("null_rope", layer, nulled=True)
 
-        layer = steps.kept(layer)
-        layers = self._layers(layer)
-        kinds = detect(self.lens)
-        if all(kinds[each] == "nope" for each in layers):
-            raise InputError(
-                f"nope: there is no rotation to null in {steps.numbered('layer', layers)} of {self.lens.info.label}"
-            )
-        before = rotation(self.lens)
-        try:
-            null_rotation(self.lens, layers, before=kinds)
-        except (
-            BaseException
-        ):  # Ctrl-C too: without an edit that undo() could take back, nothing may have changed
-            set_rotation(self.lens, before)
-            raise
-        return self._push(steps.Rotation(call("nope", **unusual(layer=layer)), layers, True, before))
-
-    def rope(self, layer: Places = None) -> steps.Edit:
+    def restore_rope(self, layer: IndexChoice = None) -> Intervention:
         """Restore the rotation of one layer, several, or all.
 
         Raises:
-            InputError: where it is not nulled, or the model has none.
+            InputError: where the rotation is not nulled, or the model has none.
         """
-        from phaselens.lens.positions import restore_rotation
+        return self._switch_rotation("restore_rope", layer, nulled=False)
 
-        layer = steps.kept(layer)
+    def _switch_rotation(self, verb: str, layer: IndexChoice, *, nulled: bool) -> Intervention:
+        layer = without_iterator(layer)
         layers = self._layers(layer)
-        before = rotation(self.lens)
-        if not any(before[each] for each in layers):
-            raise InputError(
-                f"rope: no rotation was nulled in {steps.numbered('layer', layers)} of {self.lens.info.label}"
-            )
-        restore_rotation(self.lens, layers)
-        restored = tuple(each for each in layers if before[each])
-        return self._push(steps.Rotation(call("rope", **unusual(layer=layer)), restored, False, before))
+        if not (changed := self.lens.set_rotation(layers, nulled=nulled)):
+            reason = "there is no rotation to null" if nulled else "no rotation was nulled"
+            layers_phrase = number_phrase("layer", layers)
+            raise InputError(f"{verb}: {reason} in {layers_phrase} of {self.lens.info.label}")
+        code = call_source(verb, **non_default(layer=layer))
+        return self._push(SetRotation(code, layers if nulled else changed, nulled, changed))
 
-    def _layers(self, layer: Places) -> tuple[int, ...]:
-        return chosen(layer, self.lens.info.n_layers, "layer", self.lens.info.label)
+    def _layers(self, layer: IndexChoice) -> tuple[int, ...]:
+        return resolve_indices(layer, self.lens.info.n_layers, "layer", self.lens.info.label)
 
-    def _push(self, edit: steps.Edit) -> steps.Edit:
-        made = replace(edit, made_on=(self.clean, self.corrupt))
-        self._edits.append(made)
-        return made
+    def _push(self, edit: Intervention) -> Intervention:
+        edit = replace(edit, made_on=(self.clean, self.corrupt))
+        self._edits.append(edit)
+        return edit
 
-    def undo(self) -> steps.Edit:
-        """Take back the last edit, applied or set aside, and return it.
+    def undo(self) -> Intervention:
+        """Undo the last edit, applied or set aside, and return it.
 
         Raises:
-            InputError: where there is none.
+            InputError: if the stack is empty.
         """
         if not self._edits:
-            raise InputError("undo: there is no edit to take back")
-        last = self._edits.pop()
-        if isinstance(last, steps.Rotation):
-            set_rotation(self.lens, last.before)
-        return last
+            raise InputError("undo: there is no edit to undo")
+        edit = self._edits.pop()
+        if isinstance(edit, SetRotation):
+            self.lens.set_rotation(edit.changed, nulled=not edit.nulled)
+        return edit
 
     def patched(self) -> Stack:
-        """The edits, first one first, those that are set aside among them."""
+        """Return the edits in the order in which they were made, including those that are set aside."""
         return Stack(self._edits)
 
     # Runs
 
-    def run(self, top: int = 5, pos: int = -1) -> Outcome:
+    def run(self, top: int = 5, pos: int = -1) -> PromptResult:
         """Run the model without and with the edits.
 
         "Without" is the model as it was loaded, rotation included.
 
         Args:
-            top: how many of the most probable next tokens to list.
-            pos: the position after which they stand.
+            top: the number of most probable next tokens to list.
+            pos: the position whose next token is predicted.
 
         Raises:
-            InputError: for a position or number that cannot be.
+            InputError: for a position or number out of range.
         """
         if not is_whole(top) or not 1 <= top <= self.lens.info.d_vocab:
-            raise InputError(f"top={brief(top)}: give a number, 1 to {self.lens.info.d_vocab}")
+            raise InputError(f"top={short_form(top)}: give a number, 1 to {self.lens.info.d_vocab}")
         prompt = self.edited
-        position = single(pos, len(prompt))
+        position = resolve_position(pos, len(prompt))
         reason = self.metric.misfit(len(prompt)) if self.metric is not loss else None
-        measured = self.metric is not loss and reason is None
+        has_metric = self.metric is not loss and reason is None
         clean = None
-        with rotation_as(self.lens, self._as_loaded):
+        with self.lens.nulled_rotation(self._nulled_at_start):
             before = self._logits(prompt)
-            if measured and self.corrupt is not None:
+            if has_metric and self.corrupt is not None:
                 clean = self._value(self._logits(self.clean), self.clean)
         after = self._logits(prompt, self.hooks())
-        probabilities = [logits[0, position].double().softmax(-1) for logits in (before, after)]
-        lists = [
-            tuple(
-                Token(token_text(self.lens, token), *(float(one[token]) for one in probabilities))
-                for token in each.topk(top).indices.tolist()
-            )
-            for each in probabilities
-        ]
+        top_before, top_after = self._top_tokens(before[0, position], after[0, position], top)
         losses = None
         if len(prompt) > 1:
             losses = float(loss(before, prompt.tokens)[0]), float(loss(after, prompt.tokens)[0])
         edits = self.patched()
-        return Outcome(
+        return PromptResult(
             "clean" if self.corrupt is None else "corrupt",
             position,
             prompt.words[position],
-            lists[0],
-            lists[1],
+            top_before,
+            top_after,
             losses,
-            self.metric.name if measured else None,
-            (self._value(before, prompt), self._value(after, prompt)) if measured else None,
+            self.metric.name if has_metric else None,
+            (self._value(before, prompt), self._value(after, prompt)) if has_metric else None,
             clean,
             tuple(map(str, edits.applied)),
             edits.set_aside,
@@ -281,33 +278,44 @@ class Experiment:
             bos=bos_of(self.clean, self.corrupt),
         )
 
-    def measure(self, name: str, **params: Any) -> Measured:
-        """A metric, by name, on the prompts' runs: by layer, without and with the edits.
+    def _top_tokens(self, before: Tensor, after: Tensor, top: int) -> Sequence[tuple[Token, ...]]:
+        """Return the most probable tokens of two rows of logits [d_vocab], each with its probability in both."""
+        probabilities = [logits.double().softmax(-1) for logits in (before, after)]
+        return [
+            tuple(
+                Token(token_text(self.lens, token), *(float(row[token]) for row in probabilities))
+                for token in ranking.topk(top).indices.tolist()
+            )
+            for ranking in probabilities
+        ]
+
+    def measure(self, name: str, **params: object) -> MetricByLayer:
+        """Measure a metric, by name, on the prompts' runs: by layer, without and with the edits.
 
         Raises:
-            InputError: for a metric or parameter that does not exist, or that shows no number by layer.
+            InputError: for a metric or parameter that does not exist, or a metric that shows no number by layer.
         """
         if not isinstance(name, str):
-            raise InputError(f"measure: a metric is named by a text, got {type(name).__name__}")
-        _, column, unit = shown_column(plugins().metric(name))
+            raise InputError(f"measure: name is {short_form(name)}; give the name of a metric")
+        _, column, unit = displayed_column(plugins().metric(name))
         prompt = self.edited
-        clean: ByLayer | None = None
-        with rotation_as(self.lens, self._as_loaded):
-            before = by_layer(prompt, name, params)
+        clean: LayerValues | None = None
+        with self.lens.nulled_rotation(self._nulled_at_start):
+            before = measure_by_layer(prompt, name, params)
             if self.corrupt is not None:
-                clean = by_layer(self.clean, name, params)
+                clean = measure_by_layer(self.clean, name, params)
         with self.lens.hooks(fwd_hooks=self.hooks()):
-            after = by_layer(prompt, name, params)
+            after = measure_by_layer(prompt, name, params)
 
-        def rows(part: Callable[[ByLayer], Mapping[int, float | None]]) -> tuple[Row, ...]:
-            without, with_edits = part(before), part(after)
-            of_clean = {} if clean is None else part(clean)
+        def rows(select: Callable[[LayerValues], Mapping[int, float | None]]) -> tuple[LayerRow, ...]:
+            values_before, values_after = select(before), select(after)
+            values_clean = {} if clean is None else select(clean)
             return tuple(
-                (layer, without[layer], with_edits.get(layer), of_clean.get(layer))
-                for layer in sorted(without)
+                (layer, values_before[layer], values_after.get(layer), values_clean.get(layer))
+                for layer in sorted(values_before)
             )
 
-        return Measured(
+        return MetricByLayer(
             name,
             column,
             unit,
@@ -319,16 +327,16 @@ class Experiment:
         )
 
     def hooks(self) -> list[Hook]:
-        """The edits that fit the prompts, as pairs of a hook name and a function: `lens.stream(…, hooks)`."""
+        """Return the edits that fit the prompts as pairs of a hook name and a function, for `lens.stream(…, hooks)`."""
         return [
             hook for edit in self.patched().applied for hook in edit.hooks(self._clean_values, self.lens.rows)
         ]
 
     def _clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
-        """Activations of the clean run, of the model as its rotation stands now."""
-        key = (tuple(names), rotation(self.lens))
+        """Return activations of the clean run, for the current rotation of the model."""
+        key = (tuple(names), self.lens.nulled_layers)
         if key not in self._clean_activations:
-            self._clean_activations[key] = captured(self.lens, self.clean.tokens, names)
+            self._clean_activations[key] = capture_activations(self.lens, self.clean.tokens, names)
         return self._clean_activations[key]
 
     def _logits(self, prompt: Prompt, hooks: Sequence[Hook] = ()) -> Tensor:
@@ -338,59 +346,52 @@ class Experiment:
         return float(self.metric(logits, prompt.tokens)[0])
 
     def values(self) -> tuple[float, float]:
-        """The metric of the run that is edited, edits included, and of the clean run, rotation as it stands."""
-        return self._value(self._logits(self.edited, self.hooks()), self.edited), self._value(
-            self._logits(self.clean), self.clean
-        )
+        """Return the metric of the edited run and of the clean run, for the current rotation."""
+        edited = self._value(self._logits(self.edited, self.hooks()), self.edited)
+        return edited, self._value(self._logits(self.clean), self.clean)
 
     def sweep(
-        self,
-        what: str = "resid",
-        *,
-        by: str | None = None,
-        layer: Places = None,
+        self, what: str = "resid", *, by: str | None = None, layer: IndexChoice = None,
         observer: Observer | None = None,
-    ) -> Sweep:
-        """Put one cell of the clean run at a time into the corrupt run, and see what the metric does.
+    ) -> Sweep:  # fmt: skip
+        """Put one cell of the clean run at a time into the corrupt run, edits included, and measure the metric.
 
-        On top of the edits there are. Layers are walked upwards: a cell's run starts at its layer, from the residual
-        that the corrupt run has there. Ctrl-C ends it; the cells that were done are kept, the others masked.
+        Layers are swept upwards: the run of a cell starts at its layer, from the residual that the corrupt run has
+        there. Ctrl-C ends the sweep; the cells that are done are kept, the others masked.
 
         Args:
             what: `resid` (entering each layer), `attn`, `mlp` (their outputs), `head` (z), `q`, `k`, `v`, `pattern`.
-            by: `"pos"`: layer × position; `"head"`: layer × head, all positions at once; `"pos-head"`: both. By default
-                by head where there are heads. `pos` of a pattern is the query's.
+            by: `"pos"`: layer × position; `"head"`: layer × head, all positions at once; `"pos-head"`: both. The
+                default is `"head"` where there are heads, else `"pos"`. `pos` of a pattern is the query's.
             layer: the layers to sweep; by default all.
-            observer: is told how far it is.
+            observer: receives the progress.
 
         Raises:
-            InputError: for what cannot be swept, or without a corrupt run.
+            InputError: for an activation that cannot be swept, or without a corrupt run.
         """
-        by, layers = self._swept("sweep", what, by, layer)
-        base, clean = self.values()
-        swept = sweep(
-            self.clean, self._corrupt("sweep"), self.metric, what, by, layers, self.hooks(), base, clean,
-            observer or Observer(),
+        return sweep(self._plan("sweep", what, by, layer), observer or Observer())
+
+    def attribution(self, what: str = "resid", *, by: str | None = None, layer: IndexChoice = None) -> Sweep:
+        """Estimate the results of `sweep` for all cells at once, from the metric's gradient: fast, and to first order.
+
+        `agreement(sweep, attribution)` measures how far the estimate can be trusted.
+        """
+        return attribute(self._plan("attribution", what, by, layer))
+
+    def _plan(self, verb: str, what: str, by: str | None, layer: IndexChoice) -> SweepPlan:
+        corrupt = self._require_corrupt(verb)
+        axes, layers = axes_of(self.lens, what, by), tuple(sorted(self._layers(layer)))
+        base, clean_value = self.values()
+        return SweepPlan(
+            self.clean, corrupt, self.metric, what, axes, layers, self.hooks(), self.patched().set_aside, base,
+            clean_value,
         )  # fmt: skip
-        return replace(swept, set_aside=self.patched().set_aside)
 
-    def attribution(self, what: str = "resid", *, by: str | None = None, layer: Places = None) -> Sweep:
-        """What `sweep` finds, estimated for all cells at once by the metric's gradient: fast, and to first order only.
-
-        How far to trust it is said by `agreement(sweep, attribution)`.
-        """
-        by, layers = self._swept("attribution", what, by, layer)
-        base, clean = self.values()
-        estimated = attribute(
-            self.clean, self._corrupt("attribution"), self.metric, what, by, layers, self.hooks(), base, clean
-        )
-        return replace(estimated, set_aside=self.patched().set_aside)
-
-    def _swept(self, verb: str, what: str, by: str | None, layer: Places) -> tuple[str, tuple[int, ...]]:
-        self._corrupt(verb)
-        return axes_of(what, by, self.lens), tuple(sorted(self._layers(layer)))
-
-    def _corrupt(self, verb: str) -> Prompt:
+    def _require_corrupt(self, verb: str) -> Prompt:
         if self.corrupt is None:
             raise InputError(f"{verb}: there is no corrupt prompt to put the clean run's activations into")
         return self.corrupt
+
+
+def _positional(point: str | None) -> tuple[str, ...]:
+    return () if point is None else (point,)

@@ -1,100 +1,101 @@
-"""Forward passes with edits: whole ones, and one layer at a time from the residual that enters it."""
+"""Forward passes with edits: whole passes, and passes one layer at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError
-from phaselens.patching.points import layer_of, row_axis
+from phaselens.lens.points import Hook, is_logits, layer_of
+from phaselens.patching.targets import row_axis
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
 
-Hook = tuple[str, Callable[..., Any]]
 
+def capture_hook(name: str, activations: dict[str, Tensor]) -> Hook:
+    """Return a hook that copies the activation at a point into `activations`, by its name."""
 
-def keep(into: dict[str, Tensor], name: str) -> Hook:
-    """A hook that copies the activation of that name."""
-
-    def copy(value: Tensor, hook: Any) -> None:
-        into[name] = value.detach().clone()
+    def copy(value: Tensor, hook: object) -> None:
+        activations[name] = value.detach().clone()
 
     return name, copy
 
 
-def from_layer(hooks: Iterable[Hook], layer: int) -> list[Hook]:
-    """Those that fire when a pass resumes at `layer`. (What is in no layer fires there too, or never.)"""
-    return [one for one in hooks if (at := layer_of(one[0])) is None or at >= layer]
+def hooks_from_layer(hooks: Iterable[Hook], first_layer: int) -> list[Hook]:
+    """Return the hooks that fire when a pass resumes at `first_layer`.
+
+    Points outside of the layers are included: they fire after the layers, or not at all.
+    """
+    return [hook for hook in hooks if (layer := layer_of(hook[0])) is None or layer >= first_layer]
 
 
-def in_layer(hooks: Iterable[Hook], layer: int) -> list[Hook]:
-    """Those of one layer."""
-    return [one for one in hooks if layer_of(one[0]) == layer]
+def hooks_in_layer(hooks: Iterable[Hook], layer: int | None) -> list[Hook]:
+    """Return the hooks of one layer, or those outside of the layers for None."""
+    return [hook for hook in hooks if layer_of(hook[0]) == layer]
 
 
-class Walk:
-    """The residual stream of one text, one layer after the other: `residual` [1, pos, d_model] enters `layer`.
+class LayerwiseRun:
+    """A forward pass of one text, one layer at a time: `residual` [1, pos, d_model] enters layer `layer`.
 
-    `hooks` edit the run. Those of a layer have not acted on `residual` before that layer runs.
+    `hooks` edit the pass. The hooks of `layer` have not acted on `residual` yet.
     """
 
     def __init__(self, lens: HookedTransformer, tokens: Tensor, hooks: Sequence[Hook] = ()) -> None:
         self.lens = lens
         self.hooks = hooks
         self.layer = 0
-        # Stopping before a layer fires that layer's first hook point already, so its hooks are left out.
-        below = [one for one in hooks if layer_of(one[0]) is None]
-        self.residual = lens.stream(tokens, below, stop_at_layer=0)
+        # Stopping before a layer already fires the first hook point of that layer, so its hooks are left out.
+        self.residual = lens.stream(tokens, hooks_in_layer(hooks, None), stop_at_layer=0)
 
     def advance(self, listeners: Sequence[Hook] = ()) -> None:
-        """Run the layer, `listeners` beside its edits, and stand before the next one."""
-        hooks = [*in_layer(self.hooks, self.layer), *listeners]
-        above = self.lens.stream(
+        """Run the current layer, with its edits and `listeners`, and move to the next one."""
+        hooks = [*hooks_in_layer(self.hooks, self.layer), *listeners]
+        next_residual = self.lens.stream(
             residual=self.residual, start_at_layer=self.layer, stop_at_layer=self.layer + 1, hooks=hooks
         )
         self.layer += 1
         if self.layer < self.lens.info.n_layers:
-            self.residual = above
+            self.residual = next_residual
 
-    def resume(self, extra: Sequence[Hook], batch: int) -> Tensor:
-        """Logits [batch, pos, d_vocab] of the run from here on, `extra` hooks after the edits."""
+    def resume(self, hooks: Sequence[Hook], batch_size: int) -> Tensor:
+        """Return logits [batch, pos, d_vocab] of the pass from the current layer on, with `hooks` after the edits."""
         return self.lens.stream(
-            residual=self.residual.expand(batch, -1, -1),
+            residual=self.residual.expand(batch_size, -1, -1),
             start_at_layer=self.layer,
-            hooks=[*from_layer(self.hooks, self.layer), *extra],
+            hooks=[*hooks_from_layer(self.hooks, self.layer), *hooks],
             unembed=True,
         )
 
 
-def captured(lens: HookedTransformer, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """The activations of those names in a plain run, [1, …].
+def capture_activations(lens: HookedTransformer, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the activations [1, …] at these points in an unedited pass.
 
     Raises:
-        InputError: for one that does not fire, or that has no row for each position.
+        InputError: for a point that does not fire, or that has no row for each position.
     """
     activations: dict[str, Tensor] = {}
-    lens.stream(tokens, [keep(activations, name) for name in names], unembed=any(map(_late, names)))
+    hooks = [capture_hook(name, activations) for name in names]
+    lens.stream(tokens, hooks, unembed=any(map(is_logits, names)))
     shapes = {name: list(activation.shape) for name, activation in activations.items()}
     _check_shapes(lens, shapes, names, tokens.shape[1])
     return activations
 
 
 def require_rows(lens: HookedTransformer, tokens: Tensor, names: Sequence[str]) -> None:
-    """Check that each of those points fires in a plain run and has a row for each position; keeps no activations.
+    """Check that each point fires in an unedited pass and has a row for each position; keep no activations.
 
     Raises:
-        InputError: for the first one that does not.
+        InputError: for the first point that does not.
     """
     shapes: dict[str, list[int]] = {}
 
-    def note(name: str) -> Hook:
+    def shape_hook(name: str) -> Hook:
         return name, lambda value, hook: shapes.update({name: list(value.shape)})
 
-    lens.stream(tokens, [note(name) for name in names], unembed=any(map(_late, names)))
+    lens.stream(tokens, [shape_hook(name) for name in names], unembed=any(map(is_logits, names)))
     _check_shapes(lens, shapes, names, tokens.shape[1])
 
 
@@ -111,33 +112,3 @@ def _check_shapes(
             raise InputError(
                 f"{name} is {shape}, with no row for each of the {n_tokens} positions; choose another point"
             )
-
-
-def _late(name: str) -> bool:
-    return name.startswith("unembed")
-
-
-@contextmanager
-def rotation_as(lens: HookedTransformer, nulled: Sequence[bool]) -> Iterator[None]:
-    """Inside, the rotation of each layer is nulled or not."""
-    before = rotation(lens)
-    set_rotation(lens, nulled)
-    try:
-        yield
-    finally:
-        set_rotation(lens, before)
-
-
-def rotation(lens: HookedTransformer) -> tuple[bool, ...]:
-    """For each layer, whether its rotation is nulled."""
-    from phaselens.lens.components import each_attention
-
-    return tuple(attention.nulled for attention in each_attention(lens))
-
-
-def set_rotation(lens: HookedTransformer, nulled: Sequence[bool]) -> None:
-    """Null the rotation of each layer, or restore it."""
-    from phaselens.lens.components import each_attention
-
-    for attention, null in zip(each_attention(lens), nulled, strict=True):
-        attention.nulled = null

@@ -1,15 +1,16 @@
-"""One text as a model reads it, and two of them side by side."""
+"""Prompts: the tokens that a model reads for a text, and two prompts side by side."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from phaselens.data import Text
-from phaselens.errors import InputError
+from phaselens.errors import InputError, short_form
 from phaselens.lens.info import require_lens
-from phaselens.patching.points import counted
+from phaselens.patching.wording import count_phrase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def token_text(lens: HookedTransformer, token: int) -> str:
-    """One token as Python writes a string: spaces show, and control characters are spelled out.
+    """Return one token as a Python string literal: spaces are visible, and control characters are escaped.
 
-    Without a tokenizer it is the token's number.
+    Without a tokenizer it is the token's id, such as `#17`.
     """
     if lens.text_tokenizer is None:
         return f"#{token}"
@@ -29,9 +30,9 @@ def token_text(lens: HookedTransformer, token: int) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Prompt:
-    """A text and the token ids that a model makes of it; made by `prompt`.
+    """A text and its token ids for a model; made by `prompt`.
 
-    `notes` say where the ids are not simply what the tokenizer gives.
+    `notes` say where the ids differ from what the tokenizer returns by itself.
     """
 
     lens: HookedTransformer
@@ -40,16 +41,20 @@ class Prompt:
     bos: str = "auto"
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        # A model of `phaselens repl` wraps its lens, and two prompts belong together if their lens is the same object.
+        object.__setattr__(self, "lens", inspect.unwrap(self.lens))
+
     @property
     def tokens(self) -> Tensor:
-        """[1, pos], on the model's device."""
+        """The ids as a tensor [1, pos], on the model's device."""
         import torch
 
         return torch.tensor([self.ids], device=self.lens.device)
 
     @property
     def words(self) -> list[str]:
-        """Each token as text, quoted; see `token_text`."""
+        """Each token as quoted text; see `token_text`."""
         return [token_text(self.lens, token) for token in self.ids]
 
     def __len__(self) -> int:
@@ -59,22 +64,22 @@ class Prompt:
         return str(self)
 
     def __str__(self) -> str:
-        head = f"{counted(len(self), 'token')} of {self.lens.info.label!r}:"
-        tokens = " ".join([head, *(f"{place}{word}" for place, word in enumerate(self.words))])
+        title = f"{count_phrase(len(self), 'token')} of {self.lens.info.label!r}:"
+        tokens = " ".join([title, *(f"{position}{word}" for position, word in enumerate(self.words))])
         return "\n".join([tokens, *(f"note: {note}" for note in self.notes)])
 
 
 def prompt(lens: HookedTransformer, text: str, *, bos: str | None = None) -> Prompt:
-    """`text` as `lens` reads it.
+    """Tokenize `text` as `lens` reads it.
 
     Args:
         lens: a model made by `phaselens.load`.
-        text: what the model is to read.
-        bos: `"auto"` as its tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as the model was
-            loaded.
+        text: the text of the prompt.
+        bos: `"auto"`: as the model's tokenizer does; `"always"` or `"never"`: with or without a BOS token at
+            position 0; None: as the model was loaded.
 
     Raises:
-        InputError: for no text, no tokens, or a model without a tokenizer.
+        InputError: for anything but a text, for a text without tokens, or a model without a tokenizer.
 
     >>> from phaselens.testing import tiny_lens
     >>> prompt(tiny_lens(), "to be").words
@@ -82,30 +87,32 @@ def prompt(lens: HookedTransformer, text: str, *, bos: str | None = None) -> Pro
     """
     require_lens("lens", lens)
     if not isinstance(text, str):
-        raise InputError(f"a prompt is a text, got {type(text).__name__}; write prompt(model, 'text')")
+        raise InputError(
+            f"expected a prompt as text, received {short_form(text)}; write prompt(model, 'text')"
+        )
     if lens.text_tokenizer is None:
         reason = lens.tokenizer_note or "none was found"
         raise InputError(f"model {lens.info.label!r} has no tokenizer for prompts: {reason}")
     encoder = lens.encoder(bos)
-    made = encoder.tokens(Text("prompt", text), _longest(lens))
-    if made.cut:
+    tokens = encoder.tokenize(Text("prompt", text), _max_tokens(lens))
+    if tokens.cut:
         raise InputError(
-            f"the prompt has {made.full_length} tokens, but {lens.info.label} has learned positions for "
+            f"the prompt has {tokens.full_length} tokens, but {lens.info.label} has learned positions for "
             f"{lens.info.n_ctx}; shorten it"
         )
-    return Prompt(lens, text, made.ids, encoder.bos, tuple(encoder.notes([made])))
+    return Prompt(lens, text, tokens.ids, encoder.bos, tuple(encoder.notes([tokens])))
 
 
 def bos_of(clean: Prompt, corrupt: Prompt | None = None) -> str:
-    """The BOS policy of one prompt or of two: `auto`, or where they differ `clean auto, corrupt never`."""
+    """Return the BOS policy of one or two prompts: `auto`, or if they differ `clean auto, corrupt never`."""
     if corrupt is None or corrupt.bos == clean.bos:
         return clean.bos
     return f"clean {clean.bos}, corrupt {corrupt.bos}"
 
 
-def _longest(lens: HookedTransformer) -> int:
-    learned = any("learned" in kind for kind in lens.info.positions)
-    return lens.info.n_ctx if learned and lens.info.n_ctx else 1 << 30
+def _max_tokens(lens: HookedTransformer) -> int:
+    has_learned_positions = any("learned" in encoding for encoding in lens.info.positions)
+    return lens.info.n_ctx if has_learned_positions and lens.info.n_ctx else 1 << 30
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,35 +124,36 @@ class Alignment:
 
     @property
     def differing(self) -> tuple[int, ...]:
-        """Positions at which the two have different tokens."""
+        """Positions at which the prompts have different tokens."""
         pairs = enumerate(zip(self.clean.ids, self.corrupt.ids, strict=True))
-        return tuple(place for place, (one, other) in pairs if one != other)
+        return tuple(position for position, (clean_id, corrupt_id) in pairs if clean_id != corrupt_id)
 
     def rows(self) -> Iterator[tuple[int, str, str, bool]]:
-        """(position, clean token, corrupt token, whether they differ)."""
+        """Yield (position, clean token, corrupt token, whether they differ)."""
         differing = set(self.differing)
-        for place, (one, other) in enumerate(zip(self.clean.words, self.corrupt.words, strict=True)):
-            yield place, one, other, place in differing
+        words = zip(self.clean.words, self.corrupt.words, strict=True)
+        for position, (clean_word, corrupt_word) in enumerate(words):
+            yield position, clean_word, corrupt_word, position in differing
 
     def __repr__(self) -> str:
         return str(self)
 
     def __str__(self) -> str:
         rows = list(self.rows())
-        width = max(len("clean"), *(len(one) for _, one, _, _ in rows))
+        width = max(len("clean"), *(len(clean_word) for _, clean_word, _, _ in rows))
         lines = [f" pos  {'clean':{width}}  corrupt"]
-        for place, one, other, differs in rows:
-            lines.append(f"{place:4}  {one:{width}}  {'≠ ' + other if differs else '='}")
+        for position, clean_word, corrupt_word, differs in rows:
+            lines.append(f"{position:4}  {clean_word:{width}}  {'≠ ' + corrupt_word if differs else '='}")
         for name, prompt in (("clean", self.clean), ("corrupt", self.corrupt)):
             lines += [f"note: {name}: {note}" for note in prompt.notes]
         return "\n".join(lines)
 
 
 def align(clean: Prompt, corrupt: Prompt) -> Alignment:
-    """The two prompts side by side.
+    """Pair two prompts token by token.
 
     Raises:
-        InputError: where they are of different models or lengths; it shows where they part.
+        InputError: for prompts of different models or lengths, with the position where they diverge.
 
     >>> from phaselens.testing import tiny_lens
     >>> lens = tiny_lens()
@@ -160,34 +168,34 @@ def align(clean: Prompt, corrupt: Prompt) -> Alignment:
             "make both with one model"
         )
     if len(clean) != len(corrupt):
-        raise InputError(_parting(clean, corrupt))
+        raise InputError(_describe_divergence(clean, corrupt))
     return Alignment(clean, corrupt)
 
 
-def _parting(clean: Prompt, corrupt: Prompt) -> str:
-    """Where two prompts of different lengths part, in one line."""
-    a, b = clean.ids, corrupt.ids
-    shorter = min(len(a), len(b))
-    first = next((place for place in range(shorter) if a[place] != b[place]), shorter)
-    rest = shorter - first
-    last = next((back for back in range(rest) if a[-1 - back] != b[-1 - back]), rest)
+def _describe_divergence(clean: Prompt, corrupt: Prompt) -> str:
+    """Return a line that says where two prompts of different lengths diverge."""
+    clean_ids, corrupt_ids = clean.ids, corrupt.ids
+    n_shared = min(len(clean), len(corrupt))
+    start = next((i for i in range(n_shared) if clean_ids[i] != corrupt_ids[i]), n_shared)
+    n_left = n_shared - start
+    n_same_end = next((i for i in range(n_left) if clean_ids[-1 - i] != corrupt_ids[-1 - i]), n_left)
 
-    def between(prompt: Prompt) -> str:
-        words = prompt.words[first : len(prompt) - last]
-        shown = " ".join(words[:6]) + (" …" if len(words) > 6 else "")
-        return f"reads {shown}" if words else "has nothing"
+    def describe_excerpt(prompt: Prompt) -> str:
+        words = prompt.words[start : len(prompt) - n_same_end]
+        excerpt = " ".join(words[:6]) + (" …" if len(words) > 6 else "")
+        return f"reads {excerpt}" if words else "has nothing"
 
     return (
-        f"clean has {len(a)} tokens and corrupt {len(b)}: they part at position {first}, where clean {between(clean)} "
-        f"and corrupt {between(corrupt)}; choose words of as many tokens"
+        f"clean has {len(clean)} tokens and corrupt {len(corrupt)}: they diverge at position {start}, where clean "
+        f"{describe_excerpt(clean)} and corrupt {describe_excerpt(corrupt)}; use prompts with the same number of tokens"
     )
 
 
-def require_prompt(candidate: Any, name: str) -> Prompt:
-    """`candidate`, if it is a prompt.
+def require_prompt(candidate: object, name: str) -> Prompt:
+    """Return `candidate` if it is a prompt.
 
     Raises:
-        InputError: which says how to make one.
+        InputError: for anything else, with the call that makes a prompt.
     """
     if not isinstance(candidate, Prompt):
         raise InputError(

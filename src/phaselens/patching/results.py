@@ -1,4 +1,4 @@
-"""What an experiment finds, as plain data that can print itself without a terminal."""
+"""Results of an experiment: plain data that prints itself without a terminal."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, is_list_like, require_kind, short_form
-from phaselens.patching.points import counted
+from phaselens.patching.wording import count_phrase, number_text
 
 if TYPE_CHECKING:
     import numpy as np
 
+#: Axes of a sweep's values, by the name of `by`.
 AXES = {"pos": ("layer", "pos"), "head": ("layer", "head"), "pos-head": ("layer", "pos", "head")}
 
 
-class Shown:
-    """What shows itself as it prints."""
+class TextResult:
+    """Base class of results whose repr is the text that they print."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
-def empty(shape: tuple[int, ...]) -> np.ma.MaskedArray[Any, Any]:
-    """Cells that were not measured, float64."""
+def unmeasured(shape: tuple[int, ...]) -> np.ma.MaskedArray[Any, Any]:
+    """Return a float64 array of this shape with every cell masked."""
     import numpy as np
 
     return np.ma.masked_array(np.zeros(shape), mask=True)
 
 
 @dataclass(frozen=True, repr=False)
-class Sweep(Shown):
+class Sweep(TextResult):
     """The metric with one cell of the clean run at a time put into the corrupt run.
 
     `values` is a masked array, float64: [layer, pos], [layer, head] or [layer, pos, head], as `axes` says; `layers` are
-    the layers of its rows. A cell that was not measured is masked. `base` is the metric of the run that is patched,
-    `clean` that of the clean run.
+    the layers of its rows. A cell that was not measured is masked. `base` is the metric of the corrupt run with its
+    edits, `clean` that of the clean run.
 
     With `kind` `"attribution"` the values are `base` plus the gradient's estimate of each cell's effect. `set_aside`
     are the edits that did not fit the prompts and were not applied; `bos` is the prompts' BOS policy.
@@ -63,80 +64,82 @@ class Sweep(Shown):
 
     @property
     def effect(self) -> np.ma.MaskedArray[Any, Any]:
-        """By how much each cell moves the metric: `values - base`."""
+        """The change of the metric by each cell: `values - base`."""
         return self.values - self.base
 
     @property
     def recovered(self) -> np.ma.MaskedArray[Any, Any]:
-        """The same as a share of the way from `base` to `clean`: 0 did nothing, 1 restored the clean run's metric.
+        """`effect` as a fraction of the difference between `base` and `clean`: 1 restores the clean run's metric.
 
         Raises:
-            InputError: where the two do not differ, so that there is no way to go.
+            InputError: where `base` and `clean` are equal, so that the fraction is undefined.
         """
         if self.clean == self.base:
             raise InputError(
-                f"{self.metric} is {self.base:g} in both runs; nothing can be recovered, look at `effect`"
+                f"{self.metric} is {self.base:g} in both runs, so that nothing can be recovered; use `effect`"
             )
         return self.effect / (self.clean - self.base)
 
     @property
     def n_done(self) -> int:
-        """How many cells were measured."""
+        """The number of cells that were measured."""
         return int(self.values.count())
 
     def grid(self) -> np.ma.MaskedArray[Any, Any]:
-        """`effect` with its axis of heads as wide as the queries'; a key or value head that is not there is masked."""
+        """Return `effect` with as many heads as queries have; heads that keys and values lack are masked."""
         effect = self.effect
-        missing = self.n_heads - effect.shape[-1] if self.axes[-1] == "head" else 0
-        if not missing:
+        n_missing = self.n_heads - effect.shape[-1] if self.axes[-1] == "head" else 0
+        if not n_missing:
             return effect
-        wide = empty((*effect.shape[:-1], self.n_heads))
-        wide[..., : effect.shape[-1]] = effect
-        return wide
+        widened = unmeasured((*effect.shape[:-1], self.n_heads))
+        widened[..., : effect.shape[-1]] = effect
+        return widened
 
     def cells(self) -> Iterator[dict[str, Any]]:
-        """Each cell as a row: its layer, position and head, `value` and `effect`; None where it was not measured."""
+        """Yield each cell as a row: layer, position and head, `value` and `effect`; None where it was not measured."""
         import numpy as np
 
         effect = self.effect
-        for place in np.ndindex(*self.values.shape):
-            row = {axis: int(index) for axis, index in zip(self.axes, place, strict=True)}
+        for index in np.ndindex(*self.values.shape):
+            row = {axis: int(number) for axis, number in zip(self.axes, index, strict=True)}
             row["layer"] = self.layers[row["layer"]]
-            there = self.values[place] is not np.ma.masked
+            is_measured = self.values[index] is not np.ma.masked
             yield {
                 **row,
-                "value": float(self.values[place]) if there else None,
-                "effect": float(effect[place]) if there else None,
+                "value": float(self.values[index]) if is_measured else None,
+                "effect": float(effect[index]) if is_measured else None,
             }
 
     def strongest(self, n: int = 5) -> list[dict[str, Any]]:
-        """The `n` cells that move the metric most, either way."""
+        """Return the `n` cells with the largest effect, by absolute value."""
         measured = [cell for cell in self.cells() if cell["effect"] is not None]
         return sorted(measured, key=lambda cell: -abs(cell["effect"]))[:n]
 
     @property
     def title(self) -> str:
-        """What was swept, over what, and how far it got."""
-        over = " × ".join(self.axes)
-        done = f", stopped after {self.n_done:,} of {self.values.size:,} cells" if self.interrupted else ""
-        return f"{self.what}: {self.kind}, {over}{done}"
+        """The kind of activation, the axes, and where an interrupted sweep stopped."""
+        axes = " × ".join(self.axes)
+        progress = (
+            f", stopped after {self.n_done:,} of {self.values.size:,} cells" if self.interrupted else ""
+        )
+        return f"{self.what}: {self.kind}, {axes}{progress}"
 
     def __str__(self) -> str:
         lines = [
             self.title,
-            f"{self.metric}: corrupt {self.base:.4f}, clean {self.clean:.4f}; strongest cells:",
+            f"{self.metric}: corrupt {number_text(self.base)}, clean {number_text(self.clean)}; strongest cells:",
         ]
         for cell in self.strongest():
-            where = ", ".join(f"{axis} {cell[axis]}" for axis in self.axes)
+            indices = ", ".join(f"{axis} {cell[axis]}" for axis in self.axes)
             word = f" {self.clean_words[cell['pos']]}" if "pos" in cell else ""
-            lines.append(f"  {where}{word}: {cell['effect']:+.4f}")
+            lines.append(f"  {indices}{word}: {number_text(cell['effect'], signed=True)}")
         lines.append(f"bos: {self.bos}")
         lines += [f"set aside: {edit}" for edit in self.set_aside]
         return "\n".join(lines)
 
 
 def stack(sweeps: Sequence[Sweep]) -> np.ma.MaskedArray[Any, Any]:
-    """Effects of several sweeps of the same axes, [sweep, …]; cells that one of them does not have are masked.
+    """Stack the effects of several sweeps of the same axes, [sweep, …]; cells that a sweep lacks are masked.
 
     Raises:
         InputError: for sweeps of different axes or layers.
@@ -148,16 +151,18 @@ def stack(sweeps: Sequence[Sweep]) -> np.ma.MaskedArray[Any, Any]:
     for sweep in sweeps:
         require_kind("each of sweeps", sweep, Sweep, "from Experiment.sweep or attribution")
     if not sweeps:
-        raise InputError("stack: no sweep was given")
-    shapes = {(one.axes, one.layers, one.grid().shape) for one in sweeps}
+        raise InputError("stack: the list of sweeps is empty")
+    shapes = {(sweep.axes, sweep.layers, sweep.grid().shape) for sweep in sweeps}
     if len(shapes) > 1:
-        raise InputError("stack: these sweeps differ in axes, layers or positions; sweep them alike")
-    return np.ma.stack([one.grid() for one in sweeps])
+        raise InputError(
+            "stack: these sweeps differ in axes, layers or positions; give sweeps that agree in all three"
+        )
+    return np.ma.stack([sweep.grid() for sweep in sweeps])
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token that a model may say next, and how probable it holds it before and after the edits."""
+    """A possible next token, and its probability before and after the edits."""
 
     text: str
     before: float
@@ -165,11 +170,11 @@ class Token:
 
 
 @dataclass(frozen=True, repr=False)
-class Outcome(Shown):
-    """What the edits did: next tokens, loss (nats a token) and metric before and after them.
+class PromptResult(TextResult):
+    """Next tokens, loss (nats per token) and metric of a prompt, before and after the edits.
 
     `top_before` and `top_after` are the most probable tokens at `pos`, most probable first. `clean` is the metric of
-    the clean run. Loss and metric are None where there are none to measure; `reason` says why the metric is missing.
+    the clean run. `loss` and `value` are None where they are missing; `reason` says why the metric is missing.
     `edits` were applied; those in `set_aside` did not fit the prompts. `bos` is the prompts' BOS policy.
     """
 
@@ -188,16 +193,17 @@ class Outcome(Shown):
     bos: str = field(kw_only=True)
 
     def __str__(self) -> str:
-        head = f"{self.run}, next token after position {self.pos} {self.word}"
-        after = f"after {counted(len(self.edits), 'edit')}"
-        lines = [head, f"  {'before':>28}  {after:>28}"]
-        for one, other in zip(self.top_before, self.top_after, strict=True):
-            lines.append(f"  {one.text:>20} {one.before:7.4f}  {other.text:>20} {other.after:7.4f}")
+        title = f"{self.run}, next token after position {self.pos} {self.word}"
+        after = f"after {count_phrase(len(self.edits), 'edit')}"
+        lines = [title, f"  {'before':>28}  {after:>28}"]
+        for unedited, edited in zip(self.top_before, self.top_after, strict=True):
+            before_edits, after_edits = number_text(unedited.before), number_text(edited.after)
+            lines.append(f"  {unedited.text:>20} {before_edits:>7}  {edited.text:>20} {after_edits:>7}")
         if self.loss is not None:
-            lines.append(f"loss, nats a token: {self.loss[0]:.4f} → {self.loss[1]:.4f}")
+            lines.append(f"loss, nats per token: {' → '.join(map(number_text, self.loss))}")
         if self.value is not None:
-            clean = "" if self.clean is None else f" (clean run: {self.clean:.4f})"
-            lines.append(f"{self.metric}: {self.value[0]:.4f} → {self.value[1]:.4f}{clean}")
+            clean = "" if self.clean is None else f" (clean run: {number_text(self.clean)})"
+            lines.append(f"{self.metric}: {' → '.join(map(number_text, self.value))}{clean}")
         lines += [f"no metric: {self.reason}"] if self.reason else []
         lines.append(f"bos: {self.bos}")
         lines += [f"set aside: {edit}" for edit in self.set_aside]
@@ -205,11 +211,11 @@ class Outcome(Shown):
 
 
 @dataclass(frozen=True, repr=False)
-class Agreement(Shown):
-    """How well attribution tells what patching finds, over the `n` cells that both have.
+class Agreement(TextResult):
+    """Correlations between attribution and patching, over the `n` cells that both have.
 
-    Correlations are None where they do not exist: fewer than three cells, or one side without any variation;
-    `reason` says which.
+    A correlation is None where it is undefined, with fewer than three cells or where one side is constant; `reason`
+    says which.
     """
 
     n: int
@@ -219,31 +225,33 @@ class Agreement(Shown):
 
     def __str__(self) -> str:
         if self.pearson is None or self.spearman is None:
-            return f"attribution against patching: not to be said, {self.reason}"
-        found = f"Pearson {self.pearson:.3f}, Spearman {self.spearman:.3f}"
-        return f"attribution against patching, {self.n:,} cells: {found}"
+            return f"attribution against patching: undefined, {self.reason}"
+        correlations = (
+            f"Pearson {number_text(self.pearson, digits=3)}, Spearman {number_text(self.spearman, digits=3)}"
+        )
+        return f"attribution against patching, {self.n:,} cells: {correlations}"
 
 
-def agreement(one: Sweep, other: Sweep) -> Agreement:
-    """Correlation of two sweeps' effects over the cells that both have.
+def agreement(sweep_a: Sweep, sweep_b: Sweep) -> Agreement:
+    """Correlate the effects of two sweeps, over the cells that both have.
 
     Raises:
-        InputError: where their cells are not the same.
+        InputError: where the two do not have the same cells.
     """
     import numpy as np
     from scipy import stats
 
-    for name, sweep in (("one", one), ("other", other)):
+    for name, sweep in (("sweep_a", sweep_a), ("sweep_b", sweep_b)):
         require_kind(name, sweep, Sweep, "from Experiment.sweep or attribution")
-    same = ("what", "by", "layers", "metric", "base")
-    differing = [name for name in same[:-1] if getattr(one, name) != getattr(other, name)]
-    if differing or one.values.shape != other.values.shape:
+    properties = ("what", "by", "layers", "metric")
+    differing = [name for name in properties if getattr(sweep_a, name) != getattr(sweep_b, name)]
+    if differing or sweep_a.values.shape != sweep_b.values.shape:
         raise InputError(f"agreement: the two sweeps differ in {', '.join(differing) or 'their shape'}")
-    both = ~(np.ma.getmaskarray(one.values) | np.ma.getmaskarray(other.values))
-    x, y = one.effect.data[both], other.effect.data[both]
-    n = int(both.sum())
+    common = ~(np.ma.getmaskarray(sweep_a.values) | np.ma.getmaskarray(sweep_b.values))
+    x, y = sweep_a.effect.data[common], sweep_b.effect.data[common]
+    n = int(common.sum())
     if n < 3:
-        return Agreement(n, None, None, f"only {n} cells are known in both")
+        return Agreement(n, None, None, f"only {count_phrase(n, 'cell')} measured in both")
     if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Agreement(n, None, None, "one of the two is the same everywhere")
+        return Agreement(n, None, None, "one of the two is constant")
     return Agreement(n, float(stats.pearsonr(x, y)[0]), float(stats.spearmanr(x, y)[0]))

@@ -1,131 +1,99 @@
-"""One cell at a time from the clean run into the corrupt one, layer by layer upwards."""
+"""Sweeps: put one cell of the clean run at a time into the corrupt run, layer by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from phaselens.errors import InputError, close_matches
-from phaselens.patching.metrics import LogitMetric
-from phaselens.patching.passes import Hook, Walk, keep
-from phaselens.patching.points import brief, is_matrix, kind_point, n_heads_of
-from phaselens.patching.prompts import Prompt, bos_of
-from phaselens.patching.results import AXES, Sweep, empty
+from phaselens.errors import InputError
+from phaselens.lens.points import HookFunction, is_matrix
+from phaselens.patching.passes import LayerwiseRun, capture_hook
+from phaselens.patching.plans import SweepPlan
+from phaselens.patching.results import Sweep, unmeasured
+from phaselens.patching.targets import positions_first
 from phaselens.runs import Observer
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A forward holds as many cells as keep its largest tensor below this many numbers: 64 MB of float32. Larger ones are no
-# faster on a CPU, and one forward is also the longest that Ctrl-C waits.
-_NUMBERS = 1 << 24
-_MOST = 32
+# Cells share a forward as long as its largest tensor stays below this many numbers, 64 MB of float32. Larger batches
+# are not faster on a CPU, and Ctrl-C waits for the end of a forward.
+_MAX_NUMBERS = 1 << 24
+_MAX_BATCH = 32
 
-Cell = tuple[int | None, int | None]
-
-
-def axes_of(what: str, by: str | None, lens: Any) -> str:
-    """What to sweep over: `by` if it fits `what`, else the usual.
-
-    Raises:
-        InputError: for an unknown kind or `by`, or heads of what has none.
-    """
-    point = kind_point(what)
-    has_heads = n_heads_of(lens, f"blocks.0.{point}") is not None
-    if by is None:
-        return "head" if has_heads else "pos"
-    if not isinstance(by, str) or by not in AXES:
-        raise InputError(f"by={brief(by)}; {close_matches(str(by), AXES)}")
-    if "head" in by and not has_heads:
-        raise InputError(f"by={by!r}: {what} has no heads; leave by= out, or sweep head, q, k, v or pattern")
-    return by
+#: Index of a cell within a layer: [pos], [head] or [pos, head].
+CellIndex = tuple[int, ...]
+#: Position and head of a cell; None for all.
+SweepCell = tuple[int | None, int | None]
 
 
-def shape_of(lens: Any, what: str, by: str, n_tokens: int) -> tuple[int, ...]:
-    """How many cells a layer has along each axis."""
-    n_heads = n_heads_of(lens, f"blocks.0.{kind_point(what)}") or 0
-    sizes = {"pos": n_tokens, "head": n_heads}
-    return tuple(sizes[axis] for axis in AXES[by][1:])
-
-
-def sweep(
-    clean: Prompt,
-    corrupt: Prompt,
-    metric: LogitMetric,
-    what: str,
-    by: str,
-    layers: Sequence[int],
-    hooks: Sequence[Hook],
-    base: float,
-    reference: float,
-    observer: Observer,
-) -> Sweep:
-    """Every cell of `layers`; see `Experiment.sweep`, which calls it."""
+def sweep(plan: SweepPlan, observer: Observer) -> Sweep:
+    """Measure every cell of the plan; see `Experiment.sweep`, which calls this."""
     import numpy as np
 
-    lens = corrupt.lens
-    inner = shape_of(lens, what, by, len(corrupt))
-    values = empty((len(layers), *inner))
-    places = list(np.ndindex(*inner))
+    values = unmeasured((len(plan.layers), *plan.layer_shape))
+    indices = list(np.ndindex(*plan.layer_shape))
     interrupted = False
-    observer.measuring(f"{what} sweep of {lens.info.label}", len(layers) * len(places))
+    observer.measuring(f"{plan.what} sweep of {plan.lens.info.label}", values.size)
     try:
-        donor, run = Walk(lens, clean.tokens), Walk(lens, corrupt.tokens, hooks)
-        for layer in range(max(layers) + 1):
-            name = f"blocks.{layer}.{kind_point(what)}"
-            if layer not in layers:
-                donor.advance()
+        clean_run = LayerwiseRun(plan.lens, plan.clean.tokens)
+        corrupt_run = LayerwiseRun(plan.lens, plan.corrupt.tokens, plan.hooks)
+        last_layer = max(plan.layers)
+        for layer in range(last_layer + 1):
+            if layer not in plan.layers:
+                clean_run.advance()
             else:
-                kept: dict[str, Tensor] = {}
-                donor.advance([keep(kept, name)])
-                if name not in kept:
-                    raise InputError(f"{name} does not fire in {lens.info.label}; sweep something else")
-                for some in _chunks(lens, places, len(corrupt), name):
-                    found = _measure(
-                        run, metric, corrupt.tokens, name, kept[name], [_cell(by, at) for at in some]
-                    )
-                    for at, value in zip(some, found, strict=True):
-                        values[(layers.index(layer), *at)] = value
-                    observer.advance(len(some))
-            if layer < max(layers):
-                run.advance()
+                name = plan.hook_name(layer)
+                activation = _advance_and_capture(clean_run, name)
+                for batch in _batches(plan, indices, name):
+                    cells = [_sweep_cell(plan.by, index) for index in batch]
+                    results = _measure(plan, corrupt_run, name, activation, cells)
+                    for index, value in zip(batch, results, strict=True):
+                        values[(plan.layers.index(layer), *index)] = value
+                    observer.advance(len(batch))
+            if layer < last_layer:
+                corrupt_run.advance()
     except KeyboardInterrupt:
         interrupted = True
-    return Sweep(
-        what, by, values, base, reference, metric.name, tuple(layers),
-        tuple(clean.words), tuple(corrupt.words), lens.info.n_heads, interrupted=interrupted,
-        bos=bos_of(clean, corrupt),
-    )  # fmt: skip
+    return plan.result(values, interrupted=interrupted)
 
 
-def _chunks(
-    lens: Any, places: Sequence[tuple[int, ...]], n: int, name: str
-) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Cells that share a forward."""
-    info = lens.info
-    largest = n * max(info.d_vocab, 4 * info.d_model, info.n_heads * n if is_matrix(name) else 0)
-    size = max(1, min(_MOST, _NUMBERS // largest))
-    for start in range(0, len(places), size):
-        yield places[start : start + size]
+def _advance_and_capture(run: LayerwiseRun, name: str) -> Tensor:
+    """Advance the run by one layer, and return the activation at a point of that layer."""
+    activations: dict[str, Tensor] = {}
+    run.advance([capture_hook(name, activations)])
+    if name not in activations:
+        raise InputError(
+            f"{name} does not fire in a run of {run.lens.info.label}; choose another kind of activation"
+        )
+    return activations[name]
 
 
-def _cell(by: str, at: tuple[int, ...]) -> Cell:
-    """(position, head), None for all."""
+def _batches(plan: SweepPlan, indices: Sequence[CellIndex], name: str) -> Iterator[Sequence[CellIndex]]:
+    """Yield groups of cells that share a forward."""
+    info, n_tokens = plan.lens.info, len(plan.corrupt)
+    row_size = max(info.d_vocab, 4 * info.d_model, info.n_heads * n_tokens if is_matrix(name) else 0)
+    batch_size = max(1, min(_MAX_BATCH, _MAX_NUMBERS // (n_tokens * row_size)))
+    for start in range(0, len(indices), batch_size):
+        yield indices[start : start + batch_size]
+
+
+def _sweep_cell(by: str, index: CellIndex) -> SweepCell:
     if by == "pos":
-        return at[0], None
-    return (None, at[0]) if by == "head" else (at[0], at[1])
+        return index[0], None
+    return (None, index[0]) if by == "head" else (index[0], index[1])
 
 
 def _measure(
-    run: Walk, metric: LogitMetric, tokens: Tensor, name: str, clean: Tensor, cells: Sequence[Cell]
+    plan: SweepPlan, run: LayerwiseRun, name: str, clean: Tensor, cells: Sequence[SweepCell]
 ) -> list[float]:
-    """The metric of one forward in which row i has cell i of the clean run."""
-    logits = run.resume([(name, _one_each(name, clean[0], cells))], len(cells))
-    return [float(value) for value in metric(logits, tokens).double()]
+    """Return the metric of each row of one forward, where row i has cell i of the clean activation."""
+    logits = run.resume([(name, _cell_hook(name, clean, cells))], len(cells))
+    return [float(value) for value in plan.metric(logits, plan.corrupt.tokens).double()]
 
 
-def _one_each(name: str, clean: Tensor, cells: Sequence[Cell]) -> Callable[..., Tensor]:
-    """A hook that puts cell i of `clean` into row i."""
+def _cell_hook(name: str, clean: Tensor, cells: Sequence[SweepCell]) -> HookFunction:
+    """Return a hook that writes cell i of `clean` [1, …] into row i."""
     import torch
 
     rows = torch.arange(len(cells), device=clean.device)
@@ -133,23 +101,18 @@ def _one_each(name: str, clean: Tensor, cells: Sequence[Cell]) -> Callable[..., 
         None if cells[0][axis] is None else torch.tensor([cell[axis] for cell in cells], device=clean.device)
         for axis in (0, 1)
     )
+    source = positions_first(name, clean)[0]
 
-    def write(old: Tensor, hook: Any) -> Tensor:
-        # A point that is the same in all rows comes as one row.
-        edited = old.expand(len(cells), *old.shape[1:]).clone()
-        if heads is None and is_matrix(name):
-            edited[rows, :, positions] = clean[:, positions].transpose(0, 1)
-        elif heads is None:
-            edited[rows, positions] = clean[positions]
-        elif is_matrix(name):
-            if positions is None:
-                edited[rows, heads] = clean[heads]
-            else:
-                edited[rows, heads, positions] = clean[heads, positions]
+    def write(activation: Tensor, hook: object) -> Tensor:
+        # An activation that is the same in all rows has only one row.
+        edited = activation.expand(len(cells), *activation.shape[1:]).clone()
+        view = positions_first(name, edited)
+        if heads is None:
+            view[rows, positions] = source[positions]
         elif positions is None:
-            edited[rows, :, heads] = clean[:, heads].transpose(0, 1)
+            view[rows, :, heads] = source[:, heads].transpose(0, 1)
         else:
-            edited[rows, positions, heads] = clean[positions, heads]
+            view[rows, positions, heads] = source[positions, heads]
         return edited
 
     return write

@@ -3,63 +3,80 @@
     from phaselens.plugin import Column, LayerView, Metric, Params, TableSpec, hookimpl, param
 
 A plugin is a module named by an entry point of the group `phaselens`. The entry point's name is the name of what it
-offers, most often of a metric; the module implements hooks such as `phaselens_metrics()`. This package imports no
-torch; nor should a plugin's module at its top level.
+offers, usually a metric; the module implements hooks such as `phaselens_metrics()`. This package does not import torch,
+and a plugin's module should not import it at its top level.
 """
 
 from phaselens.data import Encoder, Text
 from phaselens.errors import InputError
-from phaselens.lens.info import ModelInfo, Rotation
+from phaselens.lens.info import ModelInfo, RotatedPairs
+from phaselens.lens.points import in_layer
 from phaselens.lens.projection import Projection
-from phaselens.plugin.causal import CausalMetric
+from phaselens.plugin.causal_metric import CausalMetric
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
-from phaselens.plugin.conditions import BASELINE, Condition, Edit, Outcome, Prompt, Site
+from phaselens.plugin.condition_losses import EditEffect, Losses
+from phaselens.plugin.conditions import (
+    BASELINE,
+    Condition,
+    ConditionKey,
+    Edit,
+    Site,
+    TaskPrompt,
+    TextOutcome,
+)
+from phaselens.plugin.display import Display, FigurePanel, FigureSet
 from phaselens.plugin.hookspecs import FinishedRun, hookimpl
-from phaselens.plugin.losses import Losses, Proof
 from phaselens.plugin.manager import Plugins, plugins
-from phaselens.plugin.metric import Display, Metric, require_metric
-from phaselens.plugin.offers import NamedModel, NamedTexts
+from phaselens.plugin.metric import Metric, require_metric
+from phaselens.plugin.named_sources import NamedModel, NamedTexts
 from phaselens.plugin.params import Params, ParamSpec, param
-from phaselens.plugin.registry import Registered
-from phaselens.plugin.tables import MODEL, Cell, Column, Table, TableSpec, interval_help
+from phaselens.plugin.registry import RegisteredPlugin
+from phaselens.plugin.tables import MODEL, CellValue, Column, Table, TableSpec, interval_help
 from phaselens.plugin.views import Batch, LayerView, PerText
+from phaselens.plugin.warning import TOO_FEW_TEXTS, MetricWarning
 
 __all__ = [
     "BASELINE",
     "CAUSAL_TABLES",
     "MODEL",
+    "TOO_FEW_TEXTS",
     "Batch",
     "CausalMetric",
     "CausalTables",
-    "Cell",
+    "CellValue",
     "Column",
     "Condition",
+    "ConditionKey",
     "Display",
     "Edit",
+    "EditEffect",
     "Encoder",
+    "FigurePanel",
+    "FigureSet",
     "FinishedRun",
     "InputError",
     "LayerView",
     "Losses",
     "Metric",
+    "MetricWarning",
     "ModelInfo",
     "NamedModel",
     "NamedTexts",
-    "Outcome",
     "ParamSpec",
     "Params",
     "PerText",
     "Plugins",
     "Projection",
-    "Prompt",
-    "Proof",
-    "Registered",
-    "Rotation",
+    "RegisteredPlugin",
+    "RotatedPairs",
     "Site",
     "Table",
     "TableSpec",
+    "TaskPrompt",
     "Text",
+    "TextOutcome",
     "hookimpl",
+    "in_layer",
     "interval_help",
     "param",
     "plugins",

@@ -1,41 +1,46 @@
-"""The tables of a causal metric, made from its losses."""
+"""The tables of a causal metric, computed from its losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phaselens.errors import InputError, require_function, require_kind, require_whole
+from phaselens.errors import require_function, require_kind, require_whole
+from phaselens.plugin.author_errors import finding_error
+from phaselens.plugin.condition_losses import Losses
 from phaselens.plugin.conditions import BASELINE, Condition
-from phaselens.plugin.losses import Losses
 from phaselens.plugin.tables import Column, TableSpec, interval_help
 
 if TYPE_CHECKING:
     import numpy as np
 
 _INTERVAL = interval_help(paired=True)
-_D_Z = "over the sd (n − 1) of the texts' differences, both weighted by predicted tokens"
+_D_Z = "divided by the sd (n − 1) of the texts' differences, both weighted by predicted tokens"
 
 CAUSAL_TABLES = (
     TableSpec(
         "texts",
         (
             Column("text", str, None, "the text's id"),
-            Column("condition", str, None, "the condition's name; `baseline` is the model as it is"),
-            Column("layer", int, "index", "the layer it concerns, 0-based"),
+            Column("condition", str, None, "the condition's name; `baseline` is the unedited model"),
+            Column("layer", int, "index", "the condition's layer, 0-based"),
             Column("loss", float, "nats/token", "mean over the text's predicted tokens"),
-            Column("n_predicted", int, "tokens", "predicted tokens: the text's tokens but the first"),
-            Column("seed", int, None, "which repeat of a control"),
+            Column(
+                "n_predicted", int, "tokens", "predicted tokens: all of the text's tokens except the first"
+            ),
+            Column("seed", int, None, "the repeat of a control"),
         ),
-        "a row per text and condition",
+        "one row per text and condition",
     ),
     TableSpec(
         "conditions",
         (
-            Column("condition", str, None, "the condition's name; `baseline` is the model as it is"),
-            Column("layer", int, "index", "the layer it concerns, 0-based"),
+            Column("condition", str, None, "the condition's name; `baseline` is the unedited model"),
+            Column("layer", int, "index", "the condition's layer, 0-based"),
             Column("ppl", float, "perplexity", "exp of the mean loss over all predicted tokens"),
-            Column("ratio", float, "ratio", "ppl over the baseline's; 1 if the condition does nothing"),
+            Column(
+                "ratio", float, "ratio", "ppl divided by the baseline's; 1 if the condition has no effect"
+            ),
             Column("ci_low", float, "ratio", _INTERVAL),
             Column("ci_high", float, "ratio", _INTERVAL),
             Column(
@@ -48,7 +53,7 @@ CAUSAL_TABLES = (
                 "p_value",
                 float,
                 "probability",
-                "of such a delta_nats by chance: signs of the texts' differences swapped",
+                "two-sided p of delta_nats, from random sign flips of texts",
             ),
             Column("n_texts", int, "texts", "texts with a predicted token"),
             Column("delta_low", float, "nats/token", _INTERVAL),
@@ -56,23 +61,25 @@ CAUSAL_TABLES = (
             Column("d_z", float, "sd", f"delta_nats {_D_Z}"),
             Column("worse", float, "fraction", "texts whose loss rose; 0.5 by chance"),
             Column("n_predicted", int, "tokens", "predicted tokens of all texts"),
-            Column("n_seeds", int, "seeds", "repeats that were averaged, text by text, before all else"),
+            Column(
+                "n_seeds", int, "seeds", "repeats, averaged text by text before anything else is computed"
+            ),
             Column(
                 "ppl_length_weighted",
                 float,
                 "perplexity",
                 "texts weighted by their tokens, the first one included",
             ),
-            Column("ratio_length_weighted", float, "ratio", "the same of the ratio"),
+            Column("ratio_length_weighted", float, "ratio", "ratio with texts weighted by all tokens"),
         ),
-        "a row per condition, the baseline first",
+        "one row per condition, the baseline first",
     ),
     TableSpec(
         "contrasts",
         (
-            Column("condition", str, None, "the condition"),
-            Column("control", str, None, "what it is compared with"),
-            Column("layer", int, "index", "the layer they concern, 0-based"),
+            Column("condition", str, None, "the condition's name"),
+            Column("control", str, None, "the control that it is compared with"),
+            Column("layer", int, "index", "the layer of both, 0-based"),
             Column("delta_nats", float, "nats/token", "condition − control, mean over all predicted tokens"),
             Column("ci_low", float, "nats/token", _INTERVAL),
             Column("ci_high", float, "nats/token", _INTERVAL),
@@ -80,18 +87,18 @@ CAUSAL_TABLES = (
                 "p_value",
                 float,
                 "probability",
-                "of such a delta_nats by chance: signs of the texts' differences swapped",
+                "two-sided p of delta_nats, from random sign flips of texts",
             ),
             Column("d_z", float, "sd", f"delta_nats {_D_Z}"),
             Column("n_texts", int, "texts", "texts in both"),
             Column("n_seeds", int, "seeds", "repeats of the control, averaged text by text first"),
         ),
-        "a row per condition and control of it",
+        "one row per condition and control",
     ),
 )
 
 
-#: What of a comparison stands in a table, and so needs its reason where it is missing.
+#: Fields of a comparison that are columns of a table, and so need a reason if they are missing.
 _FIELDS = frozenset(
     {
         "ppl",
@@ -110,10 +117,10 @@ _FIELDS = frozenset(
 
 
 class CausalTables:
-    """Rows of the three tables; what is missing in them gets its reason through `warn`.
+    """Rows of the three tables. `warn` receives the reason for each missing value.
 
     Raises:
-        InputError: where no condition did anything.
+        InputError: if no condition had an effect.
     """
 
     def __init__(self, losses: Losses, seed: int, warn: Callable[[str], None]) -> None:
@@ -123,141 +130,132 @@ class CausalTables:
         self._losses = losses
         self._seed = seed
         self._warn = warn
-        self._complain()
-        self._sound = {condition.key for condition in losses.working}
+        self._warn_of_ineffective()
+        self._effective = {condition.key for condition in losses.effective_conditions}
 
-    def _complain(self) -> None:
-        """Say which conditions did nothing, and why."""
-        asked = list(self._losses.conditions.values())
-        refused = {condition.key: self._losses.refusal(condition) for condition in asked}
-        for condition in asked:
-            reason = refused[condition.key]
+    def _warn_of_ineffective(self) -> None:
+        """Warn of each condition that had no effect, with the reason; raise InputError if none had any."""
+        conditions = list(self._losses.conditions.values())
+        reasons = {condition.key: self._losses.no_effect_reason(condition) for condition in conditions}
+        for condition in conditions:
+            reason = reasons[condition.key]
             if reason:
-                self._warn(f"{_called(condition)} is null: {reason}")
-            for point in self._losses.idle(condition):
-                self._warn(
-                    f"{_called(condition)}: what it writes at {point} stood there already, in every text"
-                )
-        if asked and all(refused.values()):
-            reasons = "; ".join(dict.fromkeys(f"{_called(one)}: {refused[one.key]}" for one in asked))
-            raise InputError(f"no condition did anything: {reasons}")
+                self._warn(f"{condition.label} is missing: {reason}")
+            for point in self._losses.unchanged_points(condition):
+                self._warn(f"{condition.label}: every text already had the value that it writes at {point}")
+        if conditions and all(reasons.values()):
+            listed = dict.fromkeys(f"{condition.label}: {reasons[condition.key]}" for condition in conditions)
+            raise finding_error(f"no condition had an effect: {'; '.join(listed)}")
 
     def texts(self) -> Iterator[tuple[Any, ...]]:
-        """A row per text and condition."""
+        """Yield one row per text and condition."""
         indices = self._losses.indices
         n_predicted = self._losses.n_predicted(indices)
-        sound = self._sound | {BASELINE.key}
+        reported = self._effective | {BASELINE.key}
         for condition in (BASELINE, *self._losses.conditions.values()):
-            losses = self._losses.of(condition, indices)
+            losses = self._losses.by_text(condition, indices)
             for index, loss, n in zip(indices, losses, n_predicted, strict=True):
                 if not n:
                     self._warn(
-                        f"text {self._losses.names[index]!r}: one token, so nothing is predicted: loss is null"
+                        f"text {self._losses.names[index]!r}: one token, so nothing is predicted: loss is missing"
                     )
-                there = condition.key in sound and loss == loss
+                has_loss = condition.key in reported and loss == loss
                 yield (
                     self._losses.names[index],
                     condition.name,
                     condition.layer,
-                    loss if there else None,
+                    loss if has_loss else None,
                     n,
                     condition.seed,
                 )
 
     def conditions(self) -> Iterator[tuple[Any, ...]]:
-        """A row per condition, the baseline first."""
+        """Yield one row per condition, the baseline first."""
         from phaselens.uncertainty import compare_conditions
 
-        indices = [index for index in self._losses.by_content if self._losses.predicts(index)]
+        indices = [index for index in self._losses.by_content if self._losses.has_predictions(index)]
         n_predicted = self._losses.n_predicted(indices)
         lengths = [self._losses.lengths[index] for index in indices]
-        before = self._losses.of(BASELINE, indices)
-        groups = list(_repeats(self._losses.conditions.values()).items())
+        baseline = self._losses.by_text(BASELINE, indices)
+        groups = list(self._losses.repeats.items())
         columns = [self._mean_over_seeds(group, indices) for _, group in groups]
-        compared = compare_conditions(
-            before, _side_by_side([before, *columns]), n_predicted, lengths=lengths, seed=self._seed
+        comparisons = compare_conditions(
+            baseline, _side_by_side([baseline, *columns]), n_predicted, lengths=lengths, seed=self._seed
         )
-        first = compared[0]
-        if first.ppl_baseline is None:
-            self._warn(f"baseline: ppl is null: {first.reasons['ppl_baseline']}")
+        of_baseline = comparisons[0]
+        if of_baseline.ppl_baseline is None:
+            self._warn(f"baseline: ppl is missing: {of_baseline.reasons['ppl_baseline']}")
         yield (
-            BASELINE.name, None, first.ppl_baseline, *([None] * 5), first.n_texts, *([None] * 4), first.n_predicted,
-            1, first.ppl_baseline_length_weighted, None,
+            BASELINE.name, None, of_baseline.ppl_baseline, *([None] * 5), of_baseline.n_texts, *([None] * 4),
+            of_baseline.n_predicted, 1, of_baseline.ppl_baseline_length_weighted, None,
         )  # fmt: skip
-        for ((name, layer), group), found in zip(groups, compared[1:], strict=True):
-            if not all(condition.key in self._sound for condition in group):
+        for ((name, layer), group), comparison in zip(groups, comparisons[1:], strict=True):
+            if not all(condition.key in self._effective for condition in group):
                 yield (
                     name,
                     layer,
                     *([None] * 6),
-                    found.n_texts,
+                    comparison.n_texts,
                     *([None] * 4),
-                    found.n_predicted,
+                    comparison.n_predicted,
                     len(group),
                     None,
                     None,
                 )
                 continue
-            self._explain(_called(group[0]), found.reasons)
+            self._explain(group[0].label, comparison.reasons)
             yield (
-                name, layer, found.ppl, found.ratio, found.ci_low, found.ci_high, found.delta_nats, found.p_value,
-                found.n_texts, found.delta_low, found.delta_high, found.d_z, found.share_worse, found.n_predicted,
-                len(group), found.ppl_length_weighted, found.ratio_length_weighted,
+                name, layer, comparison.ppl, comparison.ratio, comparison.ci_low, comparison.ci_high,
+                comparison.delta_nats, comparison.p_value, comparison.n_texts, comparison.delta_low,
+                comparison.delta_high, comparison.d_z, comparison.share_worse, comparison.n_predicted, len(group),
+                comparison.ppl_length_weighted, comparison.ratio_length_weighted,
             )  # fmt: skip
 
     def contrasts(self) -> Iterator[tuple[Any, ...]]:
-        """A row per condition and control of it."""
+        """Yield one row per condition and control."""
         from phaselens.uncertainty import compare_arms
 
-        indices = [index for index in self._losses.by_content if self._losses.predicts(index)]
+        indices = [index for index in self._losses.by_content if self._losses.has_predictions(index)]
         n_predicted = self._losses.n_predicted(indices)
-        groups = _repeats(self._losses.conditions.values())
+        groups = self._losses.repeats
         for (name, layer), controls in groups.items():
-            of = controls[0].control_for
-            treated = groups.get((of, layer)) if of is not None else None
-            if treated is None or not all(one.key in self._sound for one in (*treated, *controls)):
+            treated_name = controls[0].control_for
+            treated = groups.get((treated_name, layer)) if treated_name is not None else None
+            if treated is None:
                 continue
-            repeats = _side_by_side([self._losses.of(control, indices) for control in controls])
-            found = compare_arms(
+            if not all(condition.key in self._effective for condition in (*treated, *controls)):
+                continue
+            repeats = _side_by_side([self._losses.by_text(control, indices) for control in controls])
+            comparison = compare_arms(
                 self._mean_over_seeds(treated, indices), repeats, n_predicted=n_predicted, seed=self._seed
             )
-            self._explain(f"{of} − {name}", found.reasons)
+            self._explain(f"{treated_name} − {name}", comparison.reasons)
             yield (
-                of, name, layer, found.difference, found.ci_low, found.ci_high, found.p_value, found.d_z,
-                found.n_texts, found.n_seeds,
+                treated_name, name, layer, comparison.difference, comparison.ci_low, comparison.ci_high,
+                comparison.p_value, comparison.d_z, comparison.n_texts, comparison.n_seeds,
             )  # fmt: skip
 
     def _mean_over_seeds(self, group: Sequence[Condition], indices: Sequence[int]) -> np.ndarray:
-        """Loss [text] of one condition, its repeats averaged text by text."""
+        """Return the loss [text] of one condition, its repeats averaged text by text."""
         import numpy as np
 
-        repeats = np.stack([self._losses.of(condition, indices) for condition in group])
-        # Around the first: repeats that agree give their value and no rounding.
+        repeats = np.stack([self._losses.by_text(condition, indices) for condition in group])
+        # Deviations from the first repeat are averaged, so that the mean of equal repeats is exact.
         mean: np.ndarray = repeats[0] + (repeats - repeats[0]).mean(0)
         return mean
 
-    def _explain(self, what: str, reasons: Mapping[str, str]) -> None:
-        shown = {name: reason for name, reason in reasons.items() if name in _FIELDS}
-        for reason in dict.fromkeys(shown.values()):
-            fields = [name for name, given in shown.items() if given == reason]
-            self._warn(f"{what}: {', '.join(fields)} null: {reason}")
-
-
-def _called(condition: Condition) -> str:
-    """A condition's name for messages."""
-    return condition.name if condition.layer is None else f"{condition.name} (layer {condition.layer})"
+    def _explain(self, label: str, reasons: Mapping[str, str]) -> None:
+        """Warn of each reason for which fields of a comparison are missing."""
+        fields_by_reason: dict[str, list[str]] = {}
+        for field, reason in reasons.items():
+            if field in _FIELDS:
+                fields_by_reason.setdefault(reason, []).append(field)
+        for reason, fields in fields_by_reason.items():
+            self._warn(f"{label}: {', '.join(fields)} missing: {reason}")
 
 
 def _side_by_side(columns: Sequence[np.ndarray]) -> np.ndarray:
-    """[text, column]."""
+    """Stack columns [text] into one array [text, column]."""
     import numpy as np
 
     return np.stack(columns, axis=1)
-
-
-def _repeats(conditions: Iterable[Condition]) -> dict[tuple[str, int | None], list[Condition]]:
-    """Conditions by name and layer; several in one place are repeats with different seeds."""
-    groups: dict[tuple[str, int | None], list[Condition]] = {}
-    for condition in conditions:
-        groups.setdefault((condition.name, condition.layer), []).append(condition)
-    return groups

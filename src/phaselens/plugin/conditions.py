@@ -1,36 +1,35 @@
-"""What a causal metric declares: conditions, and the edits that make them. Imports no torch."""
+"""Conditions of causal metrics, and the edits that make them up. This module does not import torch."""
 
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phaselens.errors import InputError, is_list_like, is_number, is_whole
-from phaselens.plugin.mistakes import kind_of
+from phaselens.lens.points import in_each_layer, layer_of, read_only_reason
+from phaselens.plugin.author_errors import describe_value
 from phaselens.plugin.views import Batch
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-_IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
-_STATISTICS = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
-
-#: The condition without an edit has this name; every other one is compared with it.
+#: Name of the condition without edits, with which every other condition is compared.
 BASELINE_NAME = "baseline"
+
+#: Name, layer and seed of a condition.
+ConditionKey: TypeAlias = tuple[str, int | None, int | None]
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where an edit is applied, for a `to` that is a function.
+    """The site of an edit, passed to a `to` that is a function.
 
-    `positions` [batch or 1, pos] are the absolute positions of the rows of the tensor: 0 is the text's first token,
-    also when a KV cache hands tokens over one by one or a prompt is padded on the left (pads stand at −1). `batch`
-    holds the texts of a run; it is None elsewhere (generation, the REPL). `weight` finds a weight of the same layer,
-    as in `LayerView`.
+    `positions` [batch or 1, pos] are the absolute positions of the tensor's rows: 0 is the text's first token, even if
+    a KV cache passes tokens one by one or a prompt is padded on the left (pads have −1). `batch` holds the texts of a
+    run; it is None elsewhere (generation, the REPL). `weight` returns a weight of the same layer, as in `LayerView`.
     """
 
     point: str
@@ -40,25 +39,25 @@ class Site:
     weight: Callable[[str], Tensor] = field(default=lambda name: _no_weight(name), repr=False)
 
     def mask(self, positions: Iterable[int]) -> Tensor:
-        """[batch or 1, pos], True in rows that stand at one of these absolute positions."""
+        """Return a boolean mask [batch or 1, pos] of the rows at these absolute positions."""
         import torch
 
-        wanted = torch.tensor(sorted(positions), device=self.positions.device)
-        return torch.isin(self.positions, wanted)
+        edited = torch.tensor(sorted(positions), device=self.positions.device)
+        return torch.isin(self.positions, edited)
 
 
 def _no_weight(name: str) -> Tensor:
-    raise LookupError(f"no model stands behind this site, so it has no weight {name!r}")
+    raise LookupError(f"this site belongs to no model, so it has no weight {name!r}")
 
 
 @dataclass(frozen=True)
 class Edit:
     """One change of the activations at one hook point.
 
-    `point` is a hook name; `{layer}` in it stands for every layer. `to` is the number that is written, or a function
-    `(tensor, site)` that returns the new tensor, of the same shape, and leaves the one it was given as it is. Only rows
-    at `positions` (absolute; None: all) and `heads` (None: all; for points with heads) are changed, in every phase:
-    with a KV cache, an edit of position 0 happens in the prefill and never again.
+    `point` is a hook name; `{layer}` in it means every layer. `to` is the number to write, or a function
+    `(tensor, site)` that returns a new tensor of the same shape and does not change its argument. Only rows at
+    `positions` (absolute; None: all) and `heads` (None: all; for points with heads) are changed, in every phase: with a
+    KV cache, position 0 is edited once, in the prefill.
 
     >>> Edit("blocks.1.hook_mlp_out", 0.0, positions=[0]).layer
     1
@@ -71,56 +70,57 @@ class Edit:
 
     def __post_init__(self) -> None:
         if not isinstance(self.point, str):
-            raise InputError(f"an edit's point is {kind_of(self.point)}; give the name of a hook point")
-        if self.point.rsplit(".", 1)[-1] in _STATISTICS:
             raise InputError(
-                f"edit of {self.point}: it is a measurement, and nothing in the model follows from it"
+                f"an edit's point is {describe_value(self.point)}; give the name of a hook point"
             )
+        if reason := read_only_reason(self.point):
+            raise InputError(f"edit of {self.point}: {reason}")
         if not callable(self.to) and not is_number(self.to):
             raise InputError(
-                f"edit of {self.point}: `to` is {kind_of(self.to)}; give a number, or a function (tensor, site)"
+                f"edit of {self.point}: `to` is {describe_value(self.to)}; give a number, or a function (tensor, site)"
             )
         for name in ("positions", "heads"):
-            _require_places(f"edit of {self.point}: {name}", getattr(self, name))
+            _require_whole_numbers(f"edit of {self.point}: {name}", getattr(self, name))
 
     @property
     def layer(self) -> int | None:
-        """The layer of its point; None outside of the layers."""
-        inside = _IN_LAYER.fullmatch(self.point)
-        return int(inside[1]) if inside else None
+        """The layer of the hook point; None for a point outside of the layers."""
+        return layer_of(self.point)
 
     def in_layers(self, n_layers: int) -> list[Edit]:
-        """Itself, or one edit for every layer where the point says `{layer}`."""
+        """Return one edit per layer if the point contains `{layer}`, else the edit itself."""
         if "{layer}" not in self.point:
             return [self]
-        edits = [copy.copy(self) for _ in range(n_layers)]  # copies: all but the point has been checked
-        for layer, edit in enumerate(edits):
-            object.__setattr__(edit, "point", self.point.replace("{layer}", str(layer)))
+        edits = []
+        for point in in_each_layer(self.point, n_layers):
+            edit = copy.copy(self)  # a copy: all but the point has been checked
+            object.__setattr__(edit, "point", point)
+            edits.append(edit)
         return edits
 
 
-def _require_places(what: str, places: Any) -> None:
-    """InputError unless it is None or a collection of whole numbers from 0."""
-    if places is None:
+def _require_whole_numbers(label: str, numbers: object) -> None:
+    """Raise InputError unless `numbers` is None or a collection of whole numbers from 0."""
+    if numbers is None:
         return
-    if not is_list_like(places, Collection):
-        example = f"[{places!r}]" if is_whole(places) else "[0]"
+    if not isinstance(numbers, Collection) or not is_list_like(numbers):
+        example = f"[{numbers!r}]" if is_whole(numbers) else "[0]"
         raise InputError(
-            f"{what} are a list of whole numbers from 0, such as {example}; found {kind_of(places)}"
+            f"{label} are {describe_value(numbers)}; give a list of whole numbers from 0, such as {example}"
         )
-    for value in places:
-        if not is_whole(value) or value < 0:
-            raise InputError(f"{what} are whole numbers from 0, found {value!r}")
+    for number in numbers:
+        if not is_whole(number) or number < 0:
+            raise InputError(f"{label} contain {number!r}; give whole numbers from 0")
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A name and the edits that make it.
+    """A named set of edits.
 
-    `layer` is what tables show as its layer. Conditions that differ in nothing but `seed` are repeats of one control:
-    their losses are averaged text by text before anything else is computed. `control_for` names the condition, of the
-    same layer, that this one is the control of; their difference, text by text, then stands in the table `contrasts`.
-    A control of a condition that does not exist fails the metric. `params` are for the record.
+    Tables show `layer` as the condition's layer. Conditions that differ only in `seed` are repeats of one control:
+    their losses are averaged text by text before anything else is computed. `control_for` names the condition of the
+    same layer that this one is the control for; the table `contrasts` then holds their difference, text by text. The
+    metric fails if that condition does not exist. `params` are only recorded.
     """
 
     name: str
@@ -132,42 +132,55 @@ class Condition:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise InputError(f"a condition's name is {kind_of(self.name)}; give text")
-        edits: Any = self.edits
+            raise InputError(f"a condition's name is {describe_value(self.name)}; give text")
+        edits: object = self.edits
         if isinstance(edits, Edit):
             raise InputError(f"condition {self.name!r}: its edits are one Edit; give a list: [Edit(…)]")
-        if not is_list_like(edits, Collection):
-            raise InputError(f"condition {self.name!r}: its edits are {kind_of(edits)}; give a list of Edits")
+        if not isinstance(edits, Collection) or not is_list_like(edits):
+            raise InputError(
+                f"condition {self.name!r}: its edits are {describe_value(edits)}; give a list of Edits"
+            )
         for edit in edits:
             if not isinstance(edit, Edit):
-                raise InputError(f"condition {self.name!r}: {kind_of(edit)} among its edits; give Edits only")
-        for field_name, least in (("layer", 0), ("seed", None)):
-            value = getattr(self, field_name)
-            if value is not None and (not is_whole(value) or (least is not None and value < least)):
                 raise InputError(
-                    f"condition {self.name!r}: its {field_name} is {kind_of(value)}; give a whole number, or None"
+                    f"condition {self.name!r}: {describe_value(edit)} among its edits; give Edits only"
+                )
+        for field_name, minimum in (("layer", 0), ("seed", None)):
+            value = getattr(self, field_name)
+            if value is not None and (not is_whole(value) or (minimum is not None and value < minimum)):
+                raise InputError(
+                    f"condition {self.name!r}: its {field_name} is {describe_value(value)}; "
+                    "give a whole number, or None"
                 )
         if self.control_for is not None and not isinstance(self.control_for, str):
             raise InputError(
-                f"condition {self.name!r}: control_for is {kind_of(self.control_for)}; give the name of a condition"
+                f"condition {self.name!r}: control_for is {describe_value(self.control_for)}; "
+                "give the name of a condition"
             )
         if not isinstance(self.params, Mapping):
-            raise InputError(f"condition {self.name!r}: params are {kind_of(self.params)}; give a dict")
+            raise InputError(
+                f"condition {self.name!r}: params are {describe_value(self.params)}; give a dict"
+            )
 
     @property
-    def key(self) -> tuple[str, int | None, int | None]:
-        """What tells it from the other conditions of its metric."""
+    def key(self) -> ConditionKey:
+        """Name, layer and seed, which identify the condition within its metric."""
         return self.name, self.layer, self.seed
+
+    @property
+    def label(self) -> str:
+        """The name with the layer, for messages."""
+        return self.name if self.layer is None else f"{self.name} (layer {self.layer})"
 
 
 BASELINE = Condition(BASELINE_NAME, ())
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A token sequence of a metric's own, to be run instead of the run's texts.
+class TaskPrompt:
+    """A token sequence that a metric runs instead of the run's texts.
 
-    Only the tokens from position `scored_from` on are predicted and scored (1: all but the first).
+    Only the tokens from position `scored_from` on are predicted and scored (1: all except the first).
     """
 
     id: str
@@ -176,13 +189,13 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
-            raise InputError(f"a prompt's id is {kind_of(self.id)}; give text")
+            raise InputError(f"a prompt's id is {describe_value(self.id)}; give text")
         if self.ids is None:
             raise InputError(f"prompt {self.id!r}: its ids are None; give a list of token ids")
-        _require_places(f"prompt {self.id!r}: its ids", self.ids)
+        _require_whole_numbers(f"prompt {self.id!r}: its ids", self.ids)
         if not is_whole(self.scored_from):
             raise InputError(
-                f"prompt {self.id!r}: scored_from is {kind_of(self.scored_from)}; give a whole number"
+                f"prompt {self.id!r}: scored_from is {describe_value(self.scored_from)}; give a whole number"
             )
         if not 1 <= self.scored_from < len(self.ids):
             raise InputError(
@@ -192,13 +205,13 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One text (or prompt) under one condition.
+class TextOutcome:
+    """The result of one text (or prompt) under one condition.
 
-    `loss` [n_predicted] is in nats per predicted token, float32, and finite unless the model's logits are not; `top`
-    [n_predicted] is the token that the model holds most likely in each place (the lowest id among equals); `targets`
-    [n_predicted] are the tokens that stand there. `index` is the text's place in the run (or the prompt's in its
-    list), `content` a hash of what it says, `length` its tokens.
+    `loss` [n_predicted] is in nats per predicted token, float32, and finite unless the model's logits are not. `top`
+    [n_predicted] is the most likely token at each position (the lowest id among equals), `targets` [n_predicted] the
+    actual one. `index` is the text's index in the run (or the prompt's in its list), `content` a hash of its content,
+    `length` its number of tokens.
     """
 
     text: str

@@ -1,6 +1,6 @@
 """The hooks that a plugin module may implement, each marked with `phaselens.plugin.hookimpl`.
 
-A hook may gain arguments from one version to the next, and never loses one; an implementation takes those it needs.
+A new version may add arguments to a hook and never removes one; an implementation declares those that it needs.
 """
 
 from __future__ import annotations
@@ -10,50 +10,48 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pluggy
 
-from phaselens.plugin.offers import NamedModel, NamedTexts
+from phaselens.plugin.metric import Metric
+from phaselens.plugin.named_sources import NamedModel, NamedTexts
 
 if TYPE_CHECKING:
     import click
     import pyarrow as pa
-
-    from phaselens.plugin.metric import Metric
 
 hookspec = pluggy.HookspecMarker("phaselens")
 hookimpl = pluggy.HookimplMarker("phaselens")
 
 
 class FinishedRun(Protocol):
-    """What a plugin may ask of a run that is over."""
+    """A finished run, as a plugin sees it."""
 
     def table(self, metric: str, name: str) -> pa.Table:
-        """A result table, for instance `run.table("sinks", "layers")`."""
+        """Return a result table: `run.table("sinks", "layers")`."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole run as plain JSON values, as `--format json` prints it."""
+        """Return the whole run as plain JSON values, as `--format json` prints it."""
 
 
 @hookspec
 def phaselens_metrics() -> Sequence[type[Metric[Any]] | str]:  # type: ignore[empty-body]
-    """Return the metrics that this plugin offers: classes, or `"module:Class"` strings loaded only when
-    used."""
+    """Return the metrics that this plugin offers: classes, or strings `"module:Class"`, imported on first use."""
 
 
 @hookspec
 def phaselens_models() -> Sequence[NamedModel]:  # type: ignore[empty-body]
-    """Return models that `phaselens run` then accepts by name, each with the function that loads it."""
+    """Return the models that `phaselens run` accepts by name, each with a function that loads it."""
 
 
 @hookspec
 def phaselens_texts() -> Sequence[NamedTexts]:  # type: ignore[empty-body]
-    """Return sets of texts that `--texts` then accepts by name, each with the function that reads it."""
+    """Return the sets of texts that `--texts` accepts by name, each with a function that reads it."""
 
 
 @hookspec
 def phaselens_commands(cli: click.Group) -> None:
-    """Add a command to `cli`, the group of commands; it becomes `phaselens NAME`."""
+    """Add a command to the click group `cli`; it becomes `phaselens NAME`."""
 
 
 @hookspec
 def phaselens_run_finished(run: FinishedRun) -> None:
-    """Called when a run that used this plugin is over and its tables are complete. `run` is a copy: what is changed in
-    it changes no result."""
+    """React to a run that used this plugin, once its tables are complete. `run` is a copy; changes to it have no effect
+    on the results."""

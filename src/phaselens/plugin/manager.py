@@ -1,186 +1,180 @@
-"""The plugins of this process: known by their metadata, loaded only when asked for by name."""
+"""The plugins of this process: listed from their metadata, imported only when requested by name."""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from phaselens.errors import InputError, close_matches
 from phaselens.plugin import hookspecs
-from phaselens.plugin.folders import PackageFolder
-from phaselens.plugin.loading import FAULTS, Loaded, blamed, told
+from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
 from phaselens.plugin.metric import Metric
-from phaselens.plugin.offers import NamedModel, NamedTexts
-from phaselens.plugin.probe import Probes
-from phaselens.plugin.registry import OWN, Registered, Selection, installed
-from phaselens.plugin.settings import settings_kept
+from phaselens.plugin.named_sources import NamedModel, NamedTexts
+from phaselens.plugin.package_folder import PackageFolder
+from phaselens.plugin.plugin_loading import LoadedPlugin, errors_naming
+from phaselens.plugin.process_settings import preserved_settings
+from phaselens.plugin.registry import PHASELENS, RegisteredPlugin, Selection, installed_plugins
+from phaselens.plugin.subprocess_check import check_in_subprocesses
 
 if TYPE_CHECKING:
     import click
 
+Offer = TypeVar("Offer")
+
 
 class Plugins:
-    """All installed plugins, those of files given for once, and which of them are loaded."""
+    """All installed plugins, and those of files and folders that the user added."""
 
     def __init__(self) -> None:
-        self.selection = Selection.of()
-        self.registered = installed(self.selection)
-        self._files: dict[str, Registered] = {}
-        self._in_files: dict[str, type[Metric[Any]]] = {}
-        self._loaded: dict[str, Loaded] = {}
+        self.selection = Selection.from_environment()
+        self.registered = installed_plugins(self.selection)
+        self._added: dict[str, RegisteredPlugin] = {}
+        self._added_metrics: dict[str, type[Metric[Any]]] = {}
+        self._loaded: dict[str, LoadedPlugin] = {}
 
     @property
     def names(self) -> list[str]:
-        """Names that can be asked for."""
+        """Names of the plugins that can be used."""
         usable = [plugin.name for plugin in self.registered if plugin.status == "ok"]
-        return sorted({*usable, *self._files})
+        return sorted({*usable, *self._added})
 
-    def origin(self, name: str) -> Registered:
-        """The plugin of that name; InputError where there is none, or where it is disabled or failed."""
-        if name in self._files:
-            return self._files[name]
-        named = [plugin for plugin in self.registered if plugin.name == name]
-        for plugin in named:
+    def origin(self, name: str) -> RegisteredPlugin:
+        """Return the plugin of that name; raise InputError if there is none, or if it is disabled or failed."""
+        if name in self._added:
+            return self._added[name]
+        candidates = [plugin for plugin in self.registered if plugin.name == name]
+        for plugin in candidates:
             if plugin.status == "ok":
                 return plugin
-        for plugin in named:
+        for plugin in candidates:
             raise InputError(f"plugin {plugin} is {plugin.status}: {plugin.reason}")
         raise InputError(f"no plugin {name!r}; {close_matches(name, self.names)}")
 
     def add_file(self, path: str) -> list[str]:
-        """Take the metrics of a file that is not installed; returns their names. They go before installed ones."""
-        place = Path(path)
-        if not place.is_file() or place.suffix != ".py":
-            problem = "this is no .py file" if place.exists() else "there is no such file"
+        """Add the metrics of a file that is not installed, and return their names. They replace installed ones."""
+        file = Path(path)
+        if not file.is_file() or file.suffix != ".py":
+            problem = "this is not a .py file" if file.exists() else "there is no such file"
             raise InputError(f"plugin file {path!r}: {problem}; name a Python file that defines a metric")
-        origin = Registered(place.stem, f"file {path}", "file", path)
-        with blamed(origin):
-            loaded = Loaded.by_path(place)
-            found = {metric.name: metric for metric in loaded.metrics() or loaded.defined()}
-            if not found:
+        plugin = RegisteredPlugin(file.stem, f"file {path}", "file", path)
+        with errors_naming(plugin):
+            loaded = LoadedPlugin.by_path(file)
+            metrics = {metric.name: metric for metric in loaded.metrics() or loaded.defined_metrics()}
+            if not metrics:
                 raise LookupError("it defines no metric")
-        for name in found:
-            if name in self._files:
-                raise InputError(f"metric {name!r} is in {self._files[name].version} and in {path}; give one")
-            self._files[name] = replace(origin, name=name)
-        self._loaded[origin.module] = loaded
-        self._in_files.update(found)
-        return list(found)
+        for name in metrics:
+            if name in self._added:
+                raise InputError(
+                    f"metric {name!r} is in {self._added[name].version} and in {path}; give only one"
+                )
+            self._added[name] = replace(plugin, name=name)
+        self._loaded[plugin.module] = loaded
+        self._added_metrics.update(metrics)
+        return list(metrics)
 
     def add_folder(self, path: str) -> list[str]:
-        """Take the metrics of a package's folder that need not be installed; returns their names."""
+        """Add the metrics of a package folder, which need not be installed, and return their names."""
         folder = PackageFolder.read(Path(path))
         if str(folder.root) not in sys.path:
             sys.path.insert(0, str(folder.root))
         names: list[str] = []
         for name, module in folder.modules.items():
-            origin = Registered(name, module, "folder", path)
-            with blamed(origin):
-                self._loaded[module] = loaded = Loaded.by_name(module)
-                found = {metric.name: metric for metric in loaded.metrics() if metric.name == name}
-                if not found:
-                    loaded.offers(name)  # complains where it offers nothing at all of this name
-            self._files.update(dict.fromkeys(found, origin))
-            self._in_files.update(found)
-            names += found
+            plugin = RegisteredPlugin(name, module, "folder", path)
+            with errors_naming(plugin):
+                self._loaded[module] = loaded = LoadedPlugin.by_name(module)
+                metrics = {metric.name: metric for metric in loaded.metrics() if metric.name == name}
+                if not metrics:
+                    loaded.offers(name)  # raises if it offers nothing of this name
+            self._added.update(dict.fromkeys(metrics, plugin))
+            self._added_metrics.update(metrics)
+            names += metrics
         if not names:
             raise InputError(
-                f"{path}: its plugins {', '.join(folder.modules)} are no metrics; there is nothing to check"
+                f"{path}: its plugins {', '.join(folder.modules)} are not metrics; there is nothing to check"
             )
         return names
 
     def metric(self, name: str) -> type[Metric[Any]]:
-        """The metric class of that name, imported now if it was not before. InputError names the
-        distribution and the original exception."""
-        if name in self._in_files:
-            return self._in_files[name]
-        origin = self.origin(name)
-        with blamed(origin):
-            return self._load(origin).metric(name)
+        """Return the metric class of that name, imported on first use. InputError names the distribution and the
+        original exception."""
+        if name in self._added_metrics:
+            return self._added_metrics[name]
+        return self._offer(name, LoadedPlugin.metric)
 
     def model(self, name: str) -> NamedModel | None:
-        """The model that a plugin of that name offers, if there is one."""
-        if not self._is_known(name):
-            return None
-        origin = self.origin(name)
-        with blamed(origin):
-            return self._load(origin).model(name)
+        """Return the model that a plugin of that name offers, or None."""
+        return self._offer(name, LoadedPlugin.model) if self._is_registered(name) else None
 
     def texts(self, name: str) -> NamedTexts | None:
-        """The texts that a plugin of that name offers, if there is one."""
-        if not self._is_known(name):
-            return None
-        origin = self.origin(name)
-        with blamed(origin):
-            return self._load(origin).texts(name)
+        """Return the texts that a plugin of that name offers, or None."""
+        return self._offer(name, LoadedPlugin.texts) if self._is_registered(name) else None
 
     def command(self, name: str) -> click.Command | None:
-        """The command that a plugin of that name offers, if there is one."""
-        if not self._is_known(name):
-            return None
-        origin = self.origin(name)
-        with blamed(origin):
-            return self._load(origin).command(name)
+        """Return the command that a plugin of that name offers, or None."""
+        return self._offer(name, LoadedPlugin.command) if self._is_registered(name) else None
 
-    def run_finished(self, run: hookspecs.FinishedRun, names: Iterable[str]) -> list[str]:
-        """Tell each plugin in `names` that `run` is over; returns a line for each that failed at it."""
-        failed = []
+    def notify_run_finished(self, run: hookspecs.FinishedRun, names: Iterable[str]) -> list[str]:
+        """Call `phaselens_run_finished` of each plugin in `names`, and return one line per failure."""
+        failures = []
         modules = {self.origin(name).module: name for name in reversed(list(names))}
         for module, name in reversed(modules.items()):
             loaded = self._loaded.get(module)
             try:
                 if loaded is not None:
-                    with settings_kept():
+                    with preserved_settings():
                         loaded.call("phaselens_run_finished", run=run)
-            except FAULTS as error:  # its own failure must not take the results with it
-                failed.append(f"{name}: phaselens_run_finished failed: {told(error)}")
-        return failed
+            except PLUGIN_EXCEPTIONS as error:  # the results are complete and must not be lost
+                failures.append(f"{name}: phaselens_run_finished failed: {describe_error(error)}")
+        return failures
 
-    def look(self) -> list[Registered]:
-        """All plugins, those that should work after trying: PhaseLens' own here, others each in its own process."""
-        with self.probe() as probes:
-            tried = {(one.name, one.distribution): one for one in probes.results()}
-        return [tried.get((one.name, one.distribution)) or self._tried(one) for one in self.registered]
-
-    def probe(self, besides: Iterable[str] = ()) -> Probes:
-        """Start trying all others' plugins, but those in `besides`, each in its own process."""
-        left_out = set(besides)
-        return Probes(
-            one
-            for one in self.registered
-            if one.status == "ok" and one.distribution != OWN and one.name not in left_out
+    def check_all(self) -> list[RegisteredPlugin]:
+        """Import the plugins with status ok (third-party ones each in its own process), and return all plugins."""
+        third_party = (
+            plugin for plugin in self.registered if plugin.status == "ok" and plugin.distribution != PHASELENS
         )
+        checked = {
+            (plugin.name, plugin.distribution): plugin for plugin in check_in_subprocesses(third_party)
+        }
+        return [
+            checked.get((plugin.name, plugin.distribution)) or self._check_built_in(plugin)
+            for plugin in self.registered
+        ]
 
-    def require_sound(self) -> None:
-        """InputError for the first plugin that failed, where the environment asks for strictness."""
+    def require_working(self) -> None:
+        """Raise InputError for the first plugin that failed, if PHASELENS_STRICT_PLUGINS is set."""
         if not self.selection.strict:
             return
-        for one in self.look():
-            if one.status == "failed":
-                raise InputError(f"plugin {one} failed: {one.reason} (PHASELENS_STRICT_PLUGINS is set)")
+        for plugin in self.check_all():
+            if plugin.status == "failed":
+                raise InputError(f"plugin {plugin} failed: {plugin.reason} (PHASELENS_STRICT_PLUGINS is set)")
 
-    def _tried(self, one: Registered) -> Registered:
-        if one.status != "ok" or one.distribution != OWN:
-            return one
+    def _check_built_in(self, plugin: RegisteredPlugin) -> RegisteredPlugin:
+        if plugin.status != "ok":
+            return plugin
         try:
-            return replace(one, offers=self._load(one).offers(one.name))
-        except FAULTS as error:  # shown in the list
-            return one.without("failed", told(error))
+            return replace(plugin, offers=self._load(plugin).offers(plugin.name))
+        except PLUGIN_EXCEPTIONS as error:  # shown in the list
+            return plugin.with_status("failed", describe_error(error))
 
-    def _is_known(self, name: str) -> bool:
+    def _is_registered(self, name: str) -> bool:
         return any(plugin.name == name for plugin in self.registered)
 
-    def _load(self, origin: Registered) -> Loaded:
-        if origin.module not in self._loaded:
-            self._loaded[origin.module] = Loaded.by_name(origin.module)
-        return self._loaded[origin.module]
+    def _offer(self, name: str, lookup: Callable[[LoadedPlugin, str], Offer]) -> Offer:
+        plugin = self.origin(name)
+        with errors_naming(plugin):
+            return lookup(self._load(plugin), name)
+
+    def _load(self, plugin: RegisteredPlugin) -> LoadedPlugin:
+        if plugin.module not in self._loaded:
+            self._loaded[plugin.module] = LoadedPlugin.by_name(plugin.module)
+        return self._loaded[plugin.module]
 
 
 @functools.cache
 def plugins() -> Plugins:
-    """The plugins of this process."""
+    """Return the plugins of this process."""
     return Plugins()

@@ -1,6 +1,6 @@
-"""What the installed metadata says of plugins: names, distributions, versions. No plugin is imported here.
+"""Installed plugins as their metadata describes them: names, distributions, versions. No plugin is imported here.
 
-A plugin is an entry point of the group `phaselens`. Its name is the name of all it offers (a metric, a model, a set of
+A plugin is an entry point of the group `phaselens`. Its name is the name of what it offers (a metric, a model, a set of
 texts, a command); its value is the module that implements the hooks.
 """
 
@@ -13,17 +13,18 @@ from importlib.metadata import EntryPoint, distributions, entry_points, version
 from typing import Literal
 
 GROUP = "phaselens"
-OWN = "phaselens"
+#: The distribution of the built-in plugins.
+PHASELENS = "phaselens"
 
 Status = Literal["ok", "disabled", "shadowed", "failed"]
 
 
 @dataclass(frozen=True)
-class Registered:
-    """A plugin as its installed metadata tells it.
+class RegisteredPlugin:
+    """A plugin as its installed metadata describes it.
 
-    `status` is `ok`, `disabled` (by the environment), `shadowed` (another distribution has the name already) or
-    `failed`; `reason` says why it is not ok, and `offers` what it was found to offer, where anybody looked.
+    `status` is `ok`, `disabled` (by the environment), `shadowed` (another distribution has a plugin of that name) or
+    `failed`; `reason` says why it is not ok. `offers` names what it offers, once it has been imported.
     """
 
     name: str
@@ -37,12 +38,12 @@ class Registered:
     def __str__(self) -> str:
         return f"{self.name!r} ({self.distribution} {self.version})"
 
-    def without(self, status: Status, reason: str) -> Registered:
-        """The same plugin, not to be used."""
+    def with_status(self, status: Status, reason: str) -> RegisteredPlugin:
+        """Return a copy of the plugin with a status other than ok."""
         return replace(self, status=status, reason=reason)
 
     def as_dict(self) -> dict[str, object]:
-        """Plain JSON values."""
+        """Return the plugin as plain JSON values."""
         return {
             "name": self.name,
             "status": self.status,
@@ -56,9 +57,9 @@ class Registered:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which plugins the environment allows: by plugin name or by distribution name.
+    """The plugins that the environment allows, by plugin name or by distribution name.
 
-    `only` is None where all are allowed. `strict` makes a plugin that fails an error for everybody.
+    `only` is None where all are allowed. With `strict`, a plugin that fails is an error for every command.
     """
 
     only: frozenset[str] | None = None
@@ -66,78 +67,81 @@ class Selection:
     strict: bool = False
 
     @classmethod
-    def of(cls, environment: Mapping[str, str] = os.environ) -> Selection:
-        """From `PHASELENS_PLUGINS`, `PHASELENS_DISABLE_PLUGINS` and `PHASELENS_STRICT_PLUGINS`."""
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Selection:
+        """Read `PHASELENS_PLUGINS`, `PHASELENS_DISABLE_PLUGINS` and `PHASELENS_STRICT_PLUGINS`."""
         only = environment.get("PHASELENS_PLUGINS")
         return cls(
-            None if only is None else _names(only),
-            _names(environment.get("PHASELENS_DISABLE_PLUGINS", "")),
+            None if only is None else _split(only),
+            _split(environment.get("PHASELENS_DISABLE_PLUGINS", "")),
             environment.get("PHASELENS_STRICT_PLUGINS", "") not in ("", "0"),
         )
 
-    def objection(self, one: Registered) -> str:
-        """Why `one` is disabled, or nothing."""
-        own = {one.name, one.distribution}
-        if own & self.disabled:
+    def reason_disabled(self, plugin: RegisteredPlugin) -> str:
+        """Return why `plugin` is disabled; empty if it is not."""
+        names = {plugin.name, plugin.distribution}
+        if names & self.disabled:
             return "named in PHASELENS_DISABLE_PLUGINS"
-        if self.only is not None and not own & self.only:
+        if self.only is not None and not names & self.only:
             return "not named in PHASELENS_PLUGINS"
         return ""
 
 
-def _names(text: str) -> frozenset[str]:
+def _split(text: str) -> frozenset[str]:
     return frozenset(name.strip() for name in text.split(",") if name.strip())
 
 
-def installed(selection: Selection) -> tuple[Registered, ...]:
-    """All plugins, by name. Of several of one name PhaseLens' own keeps it, else the first distribution by name."""
-    listed = [_registered(each) for each in _entry_points()]
-    listed.sort(key=lambda one: (one.name, one.distribution != OWN, one.distribution))
-    keepers: dict[str, Registered] = {}
-    result = []
-    for one in listed:
-        objection = selection.objection(one)
-        if objection:
-            one = one.without("disabled", objection)
-        elif one.status == "ok":
-            keeper = keepers.setdefault(one.name, one)
-            if keeper.distribution != one.distribution:
-                one = one.without("shadowed", f"{keeper.distribution} {keeper.version} has the name")
-        result.append(one)
-    named = {name for one in listed for name in (one.name, one.distribution)}
-    for name in sorted((selection.only or frozenset()) - named):
-        result.append(
-            Registered(name, "", "?", "?", "failed", "named in PHASELENS_PLUGINS, but not installed")
-        )
-    return tuple(result)
+def installed_plugins(selection: Selection) -> tuple[RegisteredPlugin, ...]:
+    """Return all installed plugins, by name. Of several with one name, PhaseLens' own is ok, else the first one."""
+    listed = [_read_entry_point(entry_point) for entry_point in _entry_points()]
+    listed.sort(key=lambda plugin: (plugin.name, plugin.distribution != PHASELENS, plugin.distribution))
+    owners: dict[str, RegisteredPlugin] = {}
+    plugins = []
+    for plugin in listed:
+        reason = selection.reason_disabled(plugin)
+        if reason:
+            plugin = plugin.with_status("disabled", reason)
+        elif plugin.status == "ok":
+            owner = owners.setdefault(plugin.name, plugin)
+            if owner.distribution != plugin.distribution:
+                plugin = plugin.with_status(
+                    "shadowed", f"{owner.distribution} {owner.version} has a plugin of this name"
+                )
+        plugins.append(plugin)
+    installed_names = {name for plugin in listed for name in (plugin.name, plugin.distribution)}
+    for name in sorted((selection.only or frozenset()) - installed_names):
+        reason = "named in PHASELENS_PLUGINS, but not installed"
+        plugins.append(RegisteredPlugin(name, "", "?", "?", "failed", reason))
+    return tuple(plugins)
 
 
 def _entry_points() -> Iterable[EntryPoint]:
-    """One distribution's unreadable metadata spoils the quick way; then each is read by itself."""
+    """Return the group's entry points. Distributions are read one by one if the metadata of one cannot be read."""
     try:
         return list(entry_points(group=GROUP))
-    except Exception:  # noqa: BLE001 - importlib.metadata raises whatever a broken file makes it stumble over
-        found: list[EntryPoint] = []
+    except Exception:  # noqa: BLE001 - importlib.metadata raises whatever a broken file causes
+        readable: list[EntryPoint] = []
         for distribution in distributions():
             try:
-                found += [each for each in distribution.entry_points if each.group == GROUP]
-            except Exception:  # noqa: BLE001, S112 - nothing is known of plugins whose metadata cannot be read
+                readable += [point for point in distribution.entry_points if point.group == GROUP]
+            except Exception:  # noqa: BLE001, S112 - its plugins cannot even be named
                 continue
-        return found
+        return readable
 
 
-def _registered(point: EntryPoint) -> Registered:
-    distribution = getattr(point.dist, "name", None) or "?"
-    number = getattr(point.dist, "version", None) or "?"
-    one = Registered(point.name, point.value, distribution, number)
-    if not all(part.isidentifier() for part in point.value.split(".")):
-        return one.without("failed", f"its entry point names no module: {point.value!r}")
-    unmet = "" if distribution == OWN or point.dist is None else _unmet(point.dist.requires or [])
-    return one.without("failed", unmet) if unmet else one
+def _read_entry_point(entry_point: EntryPoint) -> RegisteredPlugin:
+    name = getattr(entry_point.dist, "name", None) or "?"
+    version_number = getattr(entry_point.dist, "version", None) or "?"
+    plugin = RegisteredPlugin(entry_point.name, entry_point.value, name, version_number)
+    if not all(part.isidentifier() for part in entry_point.value.split(".")):
+        return plugin.with_status("failed", f"its entry point does not name a module: {entry_point.value!r}")
+    if name == PHASELENS or entry_point.dist is None:
+        return plugin
+    problem = _requirement_problem(entry_point.dist.requires or [])
+    return plugin.with_status("failed", problem) if problem else plugin
 
 
-def _unmet(requirements: Iterable[str]) -> str:
-    """What a distribution asks of PhaseLens' version and does not get, or nothing."""
+def _requirement_problem(requirements: Iterable[str]) -> str:
+    """Return the requirement on PhaseLens' version that is not met, in words; empty if all are met."""
     from packaging.requirements import InvalidRequirement, Requirement
     from packaging.utils import canonicalize_name
 
@@ -146,11 +150,11 @@ def _unmet(requirements: Iterable[str]) -> str:
             requirement = Requirement(text)
         except InvalidRequirement as error:
             return f"its requirement {text!r} cannot be read: {str(error).splitlines()[0]}"
-        if canonicalize_name(requirement.name) != OWN or (
+        if canonicalize_name(requirement.name) != PHASELENS or (
             requirement.marker and not requirement.marker.evaluate()
         ):
             continue
-        here = version(OWN)
-        if not requirement.specifier.contains(here, prereleases=True):
-            return f"it needs phaselens{requirement.specifier}; this is {here}"
+        installed = version(PHASELENS)
+        if not requirement.specifier.contains(installed, prereleases=True):
+            return f"it needs phaselens{requirement.specifier}; this is {installed}"
     return ""

@@ -1,4 +1,4 @@
-"""What a metric is handed (one layer of one batch), and a place to gather numbers text by text."""
+"""The input of a metric (one layer of one batch), and storage for one value per text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from phaselens.plugin.mistakes import UnknownName, UnknownPoint, kind_of, mistake
+from phaselens.lens.points import points_in_layer
+from phaselens.plugin.author_errors import UnknownName, UnknownPoint, author_error, describe_value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def lazy_copy(tensor: Tensor) -> Tensor:
-    """A tensor of the same values that shares memory with `tensor` until somebody writes to one of the two.
+    """Return a copy of `tensor` that shares its memory until one of the two is written to.
 
-    Writes through views, `.data`, `.numpy()`, DLPack or the storage count as well: PyTorch copies the memory when it is
-    asked for a place to write. Where it cannot share the memory so (weights that a file is mapped to), this is a copy.
+    Writes through views, `.data`, `.numpy()`, DLPack or the storage also count: PyTorch copies the memory when writable
+    memory is requested. Memory that cannot be shared in this way (weights mapped to a file) is copied at once.
 
     >>> import torch
     >>> original = torch.ones(3)
@@ -37,19 +38,18 @@ def lazy_copy(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts that went through the model together, padded on the right.
+    """Texts that pass through the model together, padded on the right.
 
-    `tokens` [batch, pos] holds the token ids, `lengths` how many of a row are real, `texts` the texts'
-    ids and `indices` their places in the run, which is the order that result tables come in. `spell` turns
-    a token id into the tokenizer's word for it; without one, a token is its number. `hashes` are the
-    sha256 of what the texts say.
+    `tokens` [batch, pos] holds the token ids, `lengths` the number of real tokens in each row, `texts` the texts' ids,
+    and `indices` their positions in the run, which give the order of result tables. `token_name` converts a token id to
+    the tokenizer's name for it; the default returns the number as text. `hashes` are the sha256 of the texts.
     """
 
     texts: tuple[str, ...]
     indices: tuple[int, ...]
     lengths: tuple[int, ...]
     tokens: Tensor
-    spell: Callable[[int], str] = field(default=str, repr=False)
+    token_name: Callable[[int], str] = field(default=str, repr=False)
     hashes: tuple[str, ...] = ()
 
     @property
@@ -58,34 +58,34 @@ class Batch:
         return len(self.texts)
 
     def lengths_on(self, device: torch.device) -> Tensor:
-        """`lengths` as a tensor [batch]."""
+        """Return `lengths` as a tensor [batch]."""
         import torch
 
         return torch.tensor(self.lengths, device=device)
 
     @cached_property
     def real(self) -> Tensor:
-        """[batch, pos], True where the token is the text's and not a pad."""
+        """Boolean mask [batch, pos], True for tokens of the text and False for pads."""
         import torch
 
         device = self.tokens.device
         return torch.arange(self.tokens.shape[1], device=device) < self.lengths_on(device)[:, None]
 
-    def apart(self) -> Batch:
-        """The same batch for another reader: what one of them writes into its tensors does not reach the other."""
+    def private_copy(self) -> Batch:
+        """Return a copy of the batch for another reader. Writing to the tensors of one does not change the other."""
         return replace(self, tokens=lazy_copy(self.tokens))
 
 
 def _no_weight(name: str) -> Tensor:
-    raise LookupError(f"no model stands behind this layer, so it has no weight {name!r}")
+    raise LookupError(f"this layer belongs to no model, so it has no weight {name!r}")
 
 
 def _no_projection(name: str) -> Projection:
-    raise LookupError(f"no model stands behind this layer, so it has no projection {name!r}")
+    raise LookupError(f"this layer belongs to no model, so it has no projection {name!r}")
 
 
-class _Own(Mapping[str, "Tensor"]):
-    """Tensors by name, each as a lazy copy that is made when it is first asked for."""
+class _LazyCopies(Mapping[str, "Tensor"]):
+    """Tensors by name, each as a lazy copy made on first access."""
 
     def __init__(self, shared: Mapping[str, Tensor]) -> None:
         self._shared = shared
@@ -110,16 +110,16 @@ class _Own(Mapping[str, "Tensor"]):
 class LayerView(Mapping[str, "Tensor"]):
     """The hooked activations of one layer for one batch, by name without `blocks.{layer}.`.
 
-    `index` is the 0-based layer, or None for a point outside of the layers, which arrives alone under its
-    whole name (`hook_embed`). Pads are still in the tensors: drop what `batch.real` does not mark before
-    you sum anything. Tensors are this view's own: what is written into one changes neither the forward nor what
-    another metric reads, and costs a copy of it. Keep none: each holds the memory of an activation.
+    `index` is the 0-based layer, or None for a point outside of the layers, which has its full name (`hook_embed`).
+    The tensors include pads: drop the rows that `batch.real` does not mark before you sum anything. Writing to a tensor
+    changes neither the forward nor what another metric reads, and costs a copy of it. Do not keep tensors: each holds
+    the memory of an activation.
 
-    `weight` finds a weight of the same layer by TransformerLens' name: `layer.weight("attn.W_O")` is
-    [head, d_head, d_model]. What is derived from it may be kept; writing into it does not change the model. A
-    projection's weight reproduces what its module computes, whatever that stores (packed, adapted); where no weight
-    does, `weight` raises InputError and says why. `projection` also serves modules that norm or round their input
-    before they multiply.
+    `weight` returns a weight of the same layer by its TransformerLens name: `layer.weight("attn.W_O")` is
+    [head, d_head, d_model]. Values derived from it may be kept; writing to it does not change the model. A projection's
+    weight reproduces what its module computes, however it is stored (packed, adapted); if no weight does, `weight`
+    raises InputError with the reason. `projection` also supports modules that normalise or round their input before
+    they multiply.
     """
 
     index: int | None
@@ -129,7 +129,7 @@ class LayerView(Mapping[str, "Tensor"]):
     projection: Callable[[str], Projection] = field(default=_no_projection, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "activations", _Own(self.activations))
+        object.__setattr__(self, "activations", _LazyCopies(self.activations))
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.activations:
@@ -145,24 +145,24 @@ class LayerView(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self.activations)
 
-    def apart(self, names: Collection[str]) -> LayerView:
-        """The same layer with the points in `names` only, for a metric inside this one: what it writes into its tensors
-        does not reach this view."""
-        kept = {name: self[name] for name in self if name in names}
-        return replace(self, activations=kept, batch=self.batch.apart())
+    def private_copy(self, names: Collection[str]) -> LayerView:
+        """Return a copy of the layer with only the points in `names`, for a metric inside this one. Writing to its
+        tensors does not change this view. Names are those of this view, or those that the metric's `hooks()` returns.
+        """
+        chosen = {*names, *points_in_layer(names, self.index)}
+        activations = {name: self[name] for name in self if name in chosen}
+        return replace(self, activations=activations, batch=self.batch.private_copy())
 
     def float64(self, name: str) -> Tensor:
-        """`self[name]` in float64 (on the CPU where the device has no float64), so that sums do not
-        depend on padding."""
+        """Return `self[name]` in float64 (on the CPU if the device lacks it), so that sums do not depend on padding."""
         tensor = self[name]
         return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class PerText:
-    """Numbers gathered a layer of a batch at a time and read back as [text, layer, …] in the order of the
-    texts.
+    """Values collected one layer of one batch at a time, and read back as [text, layer, …] in the order of the texts.
 
-    It can be pickled, and two of them that saw different texts can be merged in any order.
+    It can be pickled, and two that saw different texts can be merged in any order.
     """
 
     def __init__(self) -> None:
@@ -172,91 +172,95 @@ class PerText:
         self._values: dict[str, dict[tuple[int, int], np.ndarray]] = {}
 
     def add(self, layer: LayerView, **values: Tensor) -> None:
-        """Keep `values`, each [batch, …] and finished for these texts and this layer.
+        """Keep `values`, each [batch, …] and complete for these texts and this layer.
 
         Raises:
-            TypeError: for a value that is no such tensor, or has another shape in another layer or batch.
+            TypeError: for a value that is not a tensor, or whose shape differs from another layer's or batch's.
+            ValueError: for a tensor without one row per text.
         """
         if not isinstance(layer, LayerView):
-            raise mistake(f"per_text.add takes the layer that update was handed, and got {kind_of(layer)}")
+            raise author_error(
+                f"per_text.add: layer is {describe_value(layer)}; give the layer that update receives"
+            )
         batch = layer.batch
         for index, text, length in zip(batch.indices, batch.texts, batch.lengths, strict=True):
             self._ids[index], self._lengths[index] = text, length
         self._hashes.update(zip(batch.indices, batch.hashes or batch.texts, strict=True))
         for name, tensor in values.items():
             rows = _rows(name, tensor, batch.n)
-            kept = self._values.setdefault(name, {})
-            shape = next(iter(kept.values())).shape if kept else rows.shape[1:]
+            by_text_and_layer = self._values.setdefault(name, {})
+            shape = next(iter(by_text_and_layer.values())).shape if by_text_and_layer else rows.shape[1:]
             if rows.shape[1:] != shape:
-                raise mistake(
-                    f"per_text.add: {name} is {list(rows.shape[1:])} a text here and was {list(shape)} in another "
-                    "layer or batch; give one shape always (reduce over positions, whose number differs by batch)"
+                raise author_error(
+                    f"per_text.add: {name} has shape {list(rows.shape[1:])} per text, but {list(shape)} in another "
+                    "layer or batch; give one shape in all (reduce over positions, whose number differs by batch)"
                 )
             for index, row in zip(batch.indices, rows, strict=True):
-                kept[index, layer.index or 0] = row.copy()
+                by_text_and_layer[index, layer.index or 0] = row.copy()
 
     def merge(self, other: PerText) -> None:
-        """Take over all that `other` gathered."""
+        """Add everything that `other` collected."""
         self._ids.update(other._ids)
         self._hashes.update(other._hashes)
         self._lengths.update(other._lengths)
-        for name, kept in other._values.items():
-            self._values.setdefault(name, {}).update(kept)
+        for name, values in other._values.items():
+            self._values.setdefault(name, {}).update(values)
 
     @property
     def texts(self) -> list[str]:
-        """The ids of the texts, in their order."""
+        """The ids of the texts, in order."""
         return [self._ids[index] for index in sorted(self._ids)]
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each text, in the same order."""
+        """The number of tokens of each text, in the same order."""
         return [self._lengths[index] for index in sorted(self._ids)]
 
     @property
     def by_content(self) -> list[int]:
-        """Places of the texts in an order that depends on what they say, not on the order they came in.
+        """Indices of the texts in an order that depends only on their content.
 
-        Statistics that draw texts by chance draw from this order; the same texts then give the same answer.
+        Statistics that draw texts at random draw from this order, so that the same texts give the same result.
         """
         hashes = [self._hashes[index] for index in sorted(self._ids)]
         return sorted(range(len(hashes)), key=hashes.__getitem__)
 
     def stack(self, name: str) -> np.ndarray:
-        """All values under `name`: float64 [text, layer, …]; NaN where a text has none for a layer.
+        """Return all values under `name`: float64 [text, layer, …], with NaN for a layer without a value.
 
         Raises:
-            KeyError: for a name under which nothing was added.
+            KeyError: for a name without values.
         """
         import numpy as np
 
         if name not in self._values:
-            held = ", ".join(self._values) or "nothing yet"
+            names = ", ".join(self._values) or "nothing yet"
             raise UnknownName(
-                f"per_text.stack({name!r}): it holds {held}; add values by per_text.add(layer, {name}=tensor)"
+                f"per_text.stack({name!r}): it holds {names}; add values by per_text.add(layer, {name}=tensor)"
             )
-        kept = self._values[name]
-        layers = 1 + max(layer for _, layer in kept)
-        missing = np.full_like(next(iter(kept.values())), np.nan)
+        values = self._values[name]
+        layers = 1 + max(layer for _, layer in values)
+        missing = np.full_like(next(iter(values.values())), np.nan)
         return np.stack(
             [
-                np.stack([kept.get((index, layer), missing) for layer in range(layers)])
+                np.stack([values.get((index, layer), missing) for layer in range(layers)])
                 for index in sorted(self._ids)
             ]
         )
 
 
 def _rows(name: str, tensor: Tensor, n_texts: int) -> np.ndarray:
-    """A value as float64 [batch, …] on the CPU; TypeError for what is no tensor with a row a text."""
+    """Return a value as float64 [batch, …] on the CPU; raise an error unless it is a tensor with one row per text."""
     import torch
 
-    expected = f"give a torch tensor [batch, …] with a row for each of the batch's {n_texts} texts"
+    expected = f"give a torch tensor [batch, …] with one row for each of the batch's {n_texts} texts"
     if not isinstance(tensor, torch.Tensor):
-        raise mistake(f"per_text.add: {name} is {kind_of(tensor)}; {expected}")
+        raise author_error(f"per_text.add: {name} is {describe_value(tensor)}; {expected}")
     if not tensor.dim() or len(tensor) != n_texts:
-        found = f"{len(tensor)} rows" if tensor.dim() else "one number"
-        raise mistake(
-            f"per_text.add: {name} has {found} for a batch of {n_texts} texts; {expected}", kind=ValueError
+        received = f"{len(tensor)} rows" if tensor.dim() else "one number"
+        raise author_error(
+            f"per_text.add: {name} has {received} for a batch of {n_texts} texts; {expected}",
+            error_class=ValueError,
         )
     rows: np.ndarray = tensor.detach().cpu().double().numpy()
     return rows

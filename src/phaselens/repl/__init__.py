@@ -1,1 +1,1 @@
-"""`phaselens repl`: activation patching in IPython. A face of `phaselens.patching`: it reads, calls and prints."""
+"""`phaselens repl`: activation patching in IPython, on top of `phaselens.patching`."""

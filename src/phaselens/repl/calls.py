@@ -1,4 +1,4 @@
-"""Calls that do not fit a verb, explained in one line instead of Python's TypeError."""
+"""Names of the verbs, and one-line explanations of calls that do not fit a verb's signature."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-from phaselens.errors import InputError, close_matches
-from phaselens.patching.points import brief
+from phaselens.errors import InputError, close_matches, short_form
 
-#: Verbs by what they are for, as `guide()` lists them.
+#: Verbs by purpose, as `guide()` lists them.
 VERBS: dict[str, tuple[str, ...]] = {
-    "judge": ("logit_diff", "metric"),
-    "edit": ("patch", "ablate", "condition", "nope", "rope", "undo", "patched"),
+    "measure": ("logit_diff", "metric"),
+    "edit": ("patch", "ablate", "condition", "null_rope", "restore_rope", "undo", "patched"),
     "look": ("run", "sweep", "attribution"),
     "help": ("guide",),
 }
-VERB_NAMES = tuple(verb for group in VERBS.values() for verb in group)
+#: Former names of verbs, which still work, and the current name of each.
+FORMER_NAMES = {"nope": "null_rope"}
+VERB_NAMES = (*(verb for group in VERBS.values() for verb in group), *FORMER_NAMES)
 
-# What people write for an argument whose name is not similar to it.
+# Common names for an argument that are not similar to its real name.
 _SYNONYMS = {
     "to": "value",
     "with_": "value",
@@ -53,13 +54,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def in_words(verb: Callable[P, R]) -> Callable[P, R]:
-    """A method that refuses calls which do not fit its signature with an InputError that says how to write them.
+def explain_misuse(verb: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a method: a call that does not fit its signature raises an InputError that says how to write it.
 
-    Only the binding of arguments is checked; a TypeError raised inside the method stays one.
+    Only the binding of arguments is checked; a TypeError inside the method stays a TypeError.
 
     >>> class Session:
-    ...     @in_words
+    ...     @explain_misuse
     ...     def undo(self):
     ...         ...
     >>> Session().undo(2)
@@ -74,21 +75,21 @@ def in_words(verb: Callable[P, R]) -> Callable[P, R]:
         try:
             signature.bind(*args, **kwargs)
         except TypeError:
-            raise InputError(_misuse(verb, signature, args[1:], kwargs)) from None
+            raise InputError(_misuse_message(verb, signature, args[1:], kwargs)) from None
         return verb(*args, **kwargs)
 
     return call
 
 
-def is_another_verb(name: str, arguments: Sequence[Any] = ()) -> str:
-    """What to say where a verb's name was given as a value."""
-    return f"{name} is a verb of its own; write {name}({', '.join(map(brief, arguments)) or '…'})"
+def verb_as_argument(name: str, arguments: Sequence[object] = ()) -> str:
+    """Return the message for a call that has a verb's name as its first argument."""
+    return f"{name} is a command; write {name}({', '.join(map(short_form, arguments)) or '…'})"
 
 
-def _misuse(
-    verb: Callable[..., Any], signature: Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+def _misuse_message(
+    verb: Callable[..., object], signature: Signature, args: Sequence[object], kwargs: Mapping[str, object]
 ) -> str:
-    """The first thing that is wrong with a call, in words."""
+    """Return the first error of a call, in words."""
     name = verb.__name__
     parameters = list(signature.parameters.values())[1:]  # without self
     if not parameters:
@@ -100,18 +101,19 @@ def _misuse(
     kinds = {parameter.kind for parameter in parameters}
     example = f"for example {_example(verb)}"
     if args and isinstance(args[0], str) and args[0] in VERB_NAMES:
-        return is_another_verb(args[0], args[1:])
+        return verb_as_argument(args[0], args[1:])
     unknown = [] if Parameter.VAR_KEYWORD in kinds else [key for key in kwargs if key not in named]
     if unknown:
         key = unknown[0]
-        return f"{name} has no argument {key!r}; {_meant(key, kwargs[key], named)} {example[0].upper()}{example[1:]}"
+        suggestion = _suggest_argument(key, kwargs[key], named)
+        return f"{name} has no argument {key!r}; {suggestion} {example[0].upper()}{example[1:]}"
     if len(args) > len(positional) and Parameter.VAR_POSITIONAL not in kinds:
-        others = [key for key in named if key not in positional]
-        by_name = f", and by name {', '.join(others)}" if others else ""
-        return f"{name} takes ({', '.join(positional)}){by_name}, got {len(args)} values without a name; {example}"
+        keyword_only = [key for key in named if key not in positional]
+        by_name = f", and by name {', '.join(keyword_only)}" if keyword_only else ""
+        return f"{name} takes ({', '.join(positional)}){by_name}, received {len(args)} positional arguments; {example}"
     for key in positional[: len(args)]:
         if key in kwargs:
-            values = f"as {brief(args[positional.index(key)])} and as {brief(kwargs[key])}"
+            values = f"as {short_form(args[positional.index(key)])} and as {short_form(kwargs[key])}"
             return f"{name}: {key} is given twice, {values}"
     missing = [
         parameter.name
@@ -123,21 +125,20 @@ def _misuse(
     return f"{name} needs {' and '.join(missing)}; {example}"
 
 
-def _meant(key: str, value: Any, named: Sequence[str]) -> str:
-    """What a wrong keyword was probably meant to be."""
+def _suggest_argument(key: str, value: object, named: Sequence[str]) -> str:
+    """Suggest the argument that a wrong keyword probably means, or list all arguments."""
     synonym = _SYNONYMS.get(key)
-    # Plurals and abbreviations are as close as typing errors.
+    # Plurals and abbreviations count as similar, like typing errors.
     similar = [name for name in named if name.startswith(key) or key.startswith(name)]
     candidates = [synonym] if synonym in named else similar
     if len(candidates) == 1:
         if key == "prepend_bos":
             value = "always" if value else "never"
-        return f"did you mean {candidates[0]}={brief(value)}?"
-    hint = close_matches(key, named)
-    return hint if hint.endswith("?") else f"{hint}."
+        return f"did you mean {candidates[0]}={short_form(value)}?"
+    return close_matches(key, named, full_stop=True)
 
 
-def _example(verb: Callable[..., Any]) -> str:
-    """The first call of the verb in its docstring that has arguments, or its name."""
+def _example(verb: Callable[..., object]) -> str:
+    """Return the first call with arguments in the verb's docstring; without one, a bare call."""
     calls = re.findall(rf"(?:m\.)?\b{verb.__name__}\((?:[^()]|\([^()]*\))+\)", inspect.getdoc(verb) or "")
     return calls[0] if calls else f"{verb.__name__}()"

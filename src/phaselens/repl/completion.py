@@ -1,37 +1,44 @@
-"""What Tab offers inside a verb's quotes: hook names, kinds, conditions, metrics, verbs."""
+"""Tab completion inside a verb's quotes: hook names, kinds, conditions, metrics, verbs."""
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from phaselens.lens.points import ALIASES
+from phaselens.data import BOS_POLICIES
+from phaselens.lens.points import HookFunction, is_editable
 from phaselens.patching import KINDS, causal_names, metric_names
 from phaselens.patching.results import AXES
 from phaselens.repl.calls import VERB_NAMES
 from phaselens.repl.session import Session
 
-# The innermost open call, and the string that is being typed in it, perhaps for a named argument.
+if TYPE_CHECKING:
+    from IPython.core.completer import CompletionContext, SimpleMatcherResult
+
+    from phaselens.lens import HookedTransformer
+
+    Matcher = Callable[[CompletionContext], SimpleMatcherResult]
+
+# The innermost open call, and the string that is being typed in it, with the name of its argument if there is one.
 _TYPING = re.compile(r"""(\w+)\((?:[^()]*?[,\s])?\s*(?:(\w+)\s*=\s*)?(["'])([^"']*)$""")
 _CLOSED = re.compile(r"\([^()]*\)")
-_MEASURED = ("hook_lse", "hook_sink", "hook_entropy", "hook_received", "hook_distance")
 
 
-def offers(session: Session, text: str) -> tuple[str, list[str]] | None:
-    """The string being typed at the end of `text`, and what it could become; None where nothing is known of it."""
+def completions(session: Session, text: str) -> tuple[str, list[str]] | None:
+    """Return the string being typed at the end of `text`, and its completions; None where there are none."""
     while (shorter := _CLOSED.sub("", text)) != text:
         text = shorter
-    found = _TYPING.search(text)
-    if found is None:
+    match = _TYPING.search(text)
+    if match is None:
         return None
-    verb, argument, _, typed = found.groups()
-    known = _known(session, verb, argument)
-    return None if known is None else (typed, [each for each in known if each.startswith(typed)])
+    verb, argument, _, typed = match.groups()
+    values = _valid_values(session, verb, argument)
+    return None if values is None else (typed, [value for value in values if value.startswith(typed)])
 
 
-def _known(session: Session, verb: str, argument: str | None) -> Iterable[str] | None:
+def _valid_values(session: Session, verb: str, argument: str | None) -> Iterable[str] | None:
     if argument == "what" or (argument is None and verb in ("sweep", "attribution")):
         return KINDS
     if argument == "by":
@@ -39,7 +46,7 @@ def _known(session: Session, verb: str, argument: str | None) -> Iterable[str] |
     if argument == "value":
         return ("zero", "mean")
     if argument == "bos":
-        return ("auto", "always", "never")
+        return BOS_POLICIES
     if argument is not None:
         return None
     if verb in ("patch", "ablate", "add_hook"):
@@ -54,36 +61,37 @@ def _known(session: Session, verb: str, argument: str | None) -> Iterable[str] |
 
 
 @functools.cache
-def hook_names(lens: Any) -> list[str]:
-    """Points that fire and can be edited, without the inner ones of TransformerLens' parts; found by a short run."""
+def hook_names(lens: HookedTransformer) -> list[str]:
+    """Return points that fire in a short run and can be edited, without inner points of TransformerLens' components."""
     import torch
 
-    aliases = [f"blocks.{layer}.{alias}" for layer in range(lens.info.n_layers) for alias in ALIASES]
-    inner = (".hook_in", ".hook_out", *_MEASURED)
-    names = [name for name in dict.fromkeys([*lens.hook_dict, *aliases]) if not name.endswith(inner)]
+    inner = (".hook_in", ".hook_out")
+    names = [name for name in lens.hook_dict if not name.endswith(inner) and is_editable(name)]
     fired: set[str] = set()
 
-    def note(name: str) -> Any:
+    def record_hook(name: str) -> HookFunction:
         return lambda value, hook: fired.add(name) if isinstance(value, torch.Tensor) else None
 
-    lens.stream(torch.zeros((1, 2), dtype=torch.long), [(name, note(name)) for name in names])
+    lens.stream(torch.zeros((1, 2), dtype=torch.long), [(name, record_hook(name)) for name in names])
     return [name for name in names if name in fired]
 
 
-def matcher(session: Session) -> Any:
-    """The same as one of IPython's matchers."""
+def matcher(session: Session) -> Matcher:
+    """Return `completions` as a matcher for IPython's completer."""
     from IPython.core import completer
 
-    def phaselens_matcher(context: Any) -> Any:
-        found = offers(session, context.text_until_cursor)
-        if found is None:
+    mark_as_matcher: Callable[[Matcher], Matcher] = completer.context_matcher()
+
+    @mark_as_matcher
+    def phaselens_matcher(context: CompletionContext) -> SimpleMatcherResult:
+        typed_and_values = completions(session, context.text_until_cursor)
+        if typed_and_values is None:
             return {"completions": []}
-        typed, possible = found
+        typed, values = typed_and_values
         return {
-            "completions": [completer.SimpleCompletion(text=each, type="name") for each in possible],
+            "completions": [completer.SimpleCompletion(text=value, type="name") for value in values],
             "matched_fragment": typed,
             "suppress": True,
         }
 
-    marked: Any = completer.context_matcher()
-    return marked(phaselens_matcher)
+    return phaselens_matcher

@@ -1,4 +1,4 @@
-"""A function that was typed into a session, as source that a script can hold."""
+"""Source of a function that was typed into a session, for a script."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import inspect
 import textwrap
 from collections.abc import Callable, Collection
 from types import FunctionType, ModuleType
-from typing import Any
 
 
-def source_of(function: Callable[..., Any], reserved: Collection[str] = ()) -> tuple[list[str], str] | None:
-    """Lines that define `function`, and the expression for it afterwards; None where a script cannot have it.
+def source_of(
+    function: Callable[..., object], reserved: Collection[str] = ()
+) -> tuple[list[str], str] | None:
+    """Return lines that define `function`, and the expression for it afterwards; None if a script cannot define it.
 
-    It can have a `def` or a lambda that uses its arguments, modules, and numbers or texts of the session; it cannot
-    have one that closes over something else, is decorated, or takes one of the names `reserved`.
+    A script can define a `def` or a lambda that uses its arguments, modules, and numbers or texts of the session. It
+    cannot define a function that uses other values, has a closure or a decorator, or has one of the `reserved` names.
 
     >>> source_of(len) is None
     True
@@ -49,15 +50,16 @@ def source_of(function: Callable[..., Any], reserved: Collection[str] = ()) -> t
 
 
 def _definition(function: FunctionType) -> tuple[ast.FunctionDef | ast.Lambda | None, str | None]:
-    """The one definition at the place where the function was compiled, and its text."""
+    """Return the only definition in the source that the function was compiled from, and its text."""
     try:
         text = textwrap.dedent(inspect.getsource(function))
         tree = ast.parse(text)
     except (OSError, TypeError, SyntaxError):
         return None, None
-    kind = ast.Lambda if function.__name__ == "<lambda>" else ast.FunctionDef
-    definitions = [node for node in ast.walk(tree) if isinstance(node, kind)]
-    if kind is ast.FunctionDef:
+    definitions: list[ast.FunctionDef | ast.Lambda]
+    if function.__name__ == "<lambda>":
+        definitions = [node for node in ast.walk(tree) if isinstance(node, ast.Lambda)]
+    else:
         definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     if len(definitions) != 1 or getattr(definitions[0], "decorator_list", None):
         return None, None
@@ -65,16 +67,16 @@ def _definition(function: FunctionType) -> tuple[ast.FunctionDef | ast.Lambda | 
 
 
 def _free_names(node: ast.AST) -> set[str]:
-    """Names that a definition reads and does not bind itself."""
+    """Return the names that a definition reads and does not bind."""
     loaded: set[str] = set()
     bound: set[str] = set()
-    for part in ast.walk(node):
-        if isinstance(part, ast.Name):
-            (loaded if isinstance(part.ctx, ast.Load) else bound).add(part.id)
-        elif isinstance(part, ast.arg):
-            bound.add(part.arg)
-        elif isinstance(part, ast.alias):
-            bound.add((part.asname or part.name).split(".")[0])
-        elif isinstance(part, ast.FunctionDef | ast.ClassDef) and part is not node:
-            bound.add(part.name)
+    for child in ast.walk(node):
+        if isinstance(child, ast.Name):
+            (loaded if isinstance(child.ctx, ast.Load) else bound).add(child.id)
+        elif isinstance(child, ast.arg):
+            bound.add(child.arg)
+        elif isinstance(child, ast.alias):
+            bound.add((child.asname or child.name).split(".")[0])
+        elif isinstance(child, ast.FunctionDef | ast.ClassDef) and child is not node:
+            bound.add(child.name)
     return loaded - bound

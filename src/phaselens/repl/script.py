@@ -1,17 +1,18 @@
-"""A session's last state as a script of the public API."""
+"""The last state of a session as a script that uses the public API."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import unwrap
 
 from phaselens.patching import Experiment, Prompt, loss
-from phaselens.patching.edits import call
+from phaselens.patching.wording import call_source
 from phaselens.repl.functions import source_of
 from phaselens.repl.session import Session
-from phaselens.repl.workspace import Bench
-from phaselens.report.words import plain
+from phaselens.repl.workspace import ModelState
+from phaselens.report.strings import printable
 
-_HEAD = '''"""A PhaseLens session: loads its model, makes its edits again, and prints what they do."""
+_HEAD = '''"""A PhaseLens session: loads its model, recreates its edits, and prints what they do."""
 
 import phaselens
 from phaselens.patching import {names}
@@ -31,75 +32,75 @@ _RESERVED = {
 
 
 def script(session: Session, loads: Mapping[str, str]) -> str:
-    """The script. It can be written in every state of a session; what it cannot hold stands in it as a comment.
+    """Return the script that recreates a session's state; it has a comment for whatever it cannot recreate.
 
-    Where the prompts of the moment do not go together it has the last ones that did. An edit that is set aside is made
-    on the prompts that it was made on.
+    If the current prompts do not match, the script has the last prompts that did. An edit that is set aside is made on
+    the prompts on which the session made it.
 
     Args:
-        session: whose state it is.
+        session: the session, in any state.
         loads: the calls that load the session's models, by label.
     """
-    bench = session.bench
-    experiment = bench.experiment
-    names = {"Experiment"}
-    lines = [_load(session, loads), *_prompts(bench, names)]
-    if bench.has_prompts and session.mismatch is not None:
-        lines.append(f"# These are the last prompts that went together. Later: {plain(session.mismatch)}")
+    state = session.state
+    experiment = state.experiment
+    imports = {"Experiment"}
+    lines = [_load_line(session, loads), *_prompt_lines(state, imports)]
+    if state.has_prompts and session.mismatch is not None:
+        lines.append(f"# These are the last prompts that matched. Later: {printable(session.mismatch)}")
     lines.append("experiment = Experiment(clean, corrupt)")
-    metric_lines, metric_held = _metric(experiment, names)
-    lines += [*metric_lines, *_edits(experiment, names)]
-    if bench.has_prompts:
-        lines += _results(session, bench, metric_held=metric_held)
+    metric_lines, has_metric = _metric_lines(experiment, imports)
+    lines += [*metric_lines, *_edit_lines(experiment, imports)]
+    if state.has_prompts:
+        lines += _result_lines(session, state, has_metric=has_metric)
     else:
         lines.append("print(experiment.patched())")
-    return _HEAD.format(names=", ".join(sorted(names, key=str.lower))) + "\n".join(lines) + "\n"
+    return _HEAD.format(names=", ".join(sorted(imports, key=str.lower))) + "\n".join(lines) + "\n"
 
 
-def _load(session: Session, loads: Mapping[str, str]) -> str:
+def _load_line(session: Session, loads: Mapping[str, str]) -> str:
     label = session.lens.info.label
-    if session.models.get(label) is session.lens and label in loads:
+    if label in loads and label in session.models and unwrap(session.models[label]) is session.lens:
         return f"lens = {loads[label]}"
-    return f"lens = phaselens.load({label!r})  # loaded by hand in the session: write here how"
+    return f"lens = phaselens.load({label!r})  # loaded by hand in the session: write the call here"
 
 
-def _prompts(bench: Bench, names: set[str]) -> list[str]:
-    experiment = bench.experiment
-    if not bench.has_prompts:
-        names.add("Prompt")
+def _prompt_lines(state: ModelState, imports: set[str]) -> list[str]:
+    experiment = state.experiment
+    if not state.has_prompts:
+        imports.add("Prompt")
         ids = experiment.clean.ids
         return [
-            "# The session had no prompt yet; this one holds its edits.",
+            "# The session had no prompt yet; this is a placeholder for its edits.",
             f"clean = Prompt(lens, '', {ids!r})",
             "corrupt = None",
         ]
-    names.add("prompt")
-    return [f"clean = {_prompt(experiment.clean)}", f"corrupt = {_prompt(experiment.corrupt)}"]
+    imports.add("prompt")
+    return [f"clean = {_prompt_source(experiment.clean)}", f"corrupt = {_prompt_source(experiment.corrupt)}"]
 
 
-def _prompt(prompt: Prompt | None) -> str:
+def _prompt_source(prompt: Prompt | None) -> str:
     if prompt is None:
         return "None"
     bos = "" if prompt.bos == prompt.lens.bos else f", bos={prompt.bos!r}"
     return f"prompt(lens, {prompt.text!r}{bos})"
 
 
-def metric_is_held(experiment: Experiment) -> bool:
-    """Whether a script can make the experiment's metric again."""
-    return _metric(experiment, set())[1]
+def can_recreate_metric(experiment: Experiment) -> bool:
+    """Return whether a script can recreate the experiment's metric."""
+    return _metric_lines(experiment, set())[1]
 
 
-def _metric(experiment: Experiment, names: set[str]) -> tuple[list[str], bool]:
-    """Lines that set the metric, and whether they do."""
+def _metric_lines(experiment: Experiment, imports: set[str]) -> tuple[list[str], bool]:
+    """Return lines that set the metric, or a comment if no script can, and whether they set it."""
     metric = experiment.metric
     if metric is loss:
         return [], True
     if metric.code is not None:
-        names.add("logit_diff")
-        return [f"experiment.metric = {metric.code}  # {plain(metric.name)}"], True
+        imports.add("logit_diff")
+        return [f"experiment.metric = {metric.code}  # {printable(metric.name)}"], True
     source = None if metric.function is None else source_of(metric.function, _RESERVED)
     if source is None:
-        name = plain(metric.name)
+        name = printable(metric.name)
         return [
             f"# The metric {name} exists in the session only: define it here and set experiment.metric = …"
         ], False
@@ -107,43 +108,46 @@ def _metric(experiment: Experiment, names: set[str]) -> tuple[list[str], bool]:
     return [*definition, f"experiment.metric = {expression}"], True
 
 
-def _edits(experiment: Experiment, names: set[str]) -> list[str]:
-    """The calls that make the edits, each on prompts that it fits."""
+def _edit_lines(experiment: Experiment, imports: set[str]) -> list[str]:
+    """Return the calls that make the edits, each on prompts that it fits."""
     lines = []
-    present = (experiment.clean, experiment.corrupt)
-    current = present
+    final_prompts = (experiment.clean, experiment.corrupt)
+    current = final_prompts
     for edit in experiment.patched():
-        needed = present if edit.set_aside is None or edit.made_on is None else edit.made_on
-        if needed != current:
-            names.add("prompt")
-            lines.append(_exchange(needed, present))
-            current = needed
+        required = final_prompts if edit.set_aside is None or edit.made_on is None else edit.made_on
+        if required != current:
+            imports.add("prompt")
+            lines.append(_replacement_line(required, final_prompts))
+            current = required
         lines.append(f"experiment.{edit.code}")
-    if current != present:
-        lines.append(_exchange(present, present))
+    if current != final_prompts:
+        lines.append(_replacement_line(final_prompts, final_prompts))
     return lines
 
 
-def _exchange(prompts: tuple[Prompt, Prompt | None], present: tuple[Prompt, Prompt | None]) -> str:
-    if prompts == present:
+def _replacement_line(
+    prompts: tuple[Prompt, Prompt | None], final_prompts: tuple[Prompt, Prompt | None]
+) -> str:
+    if prompts == final_prompts:
         return "experiment.prompts(clean, corrupt)"
     clean, corrupt = prompts
-    return f"experiment.prompts({_prompt(clean)}, {_prompt(corrupt)})  # the next edits do not fit the last prompts"
+    sources = f"{_prompt_source(clean)}, {_prompt_source(corrupt)}"
+    return f"experiment.prompts({sources})  # the next edits do not fit the last prompts"
 
 
-def _results(session: Session, bench: Bench, *, metric_held: bool) -> list[str]:
-    """Calls that print what the session showed last."""
-    experiment = bench.experiment
-    top, pos = bench.run or (5, -1)
+def _result_lines(session: Session, state: ModelState, *, has_metric: bool) -> list[str]:
+    """Return the calls that print the last results of the session."""
+    experiment = state.experiment
+    top, pos = state.run_arguments or (5, -1)
     n_tokens = len(experiment.edited)
     options = {} if top == 5 else {"top": top}
     if pos != -1 and -n_tokens <= pos < n_tokens:
         options["pos"] = pos
-    lines = [f"print(experiment.{call('run', **options)})"]
-    if session.watched:
-        name, params = session.watched
-        lines.append(f"print(experiment.{call('measure', name, **params)})")
+    lines = [f"print(experiment.{call_source('run', **options)})"]
+    if session.run_metric:
+        name, params = session.run_metric
+        lines.append(f"print(experiment.{call_source('measure', name, **params)})")
     if experiment.corrupt is not None and experiment.metric.misfit(n_tokens) is None:
-        comment = "" if metric_held else "# "
-        lines += [f"{comment}print(experiment.{swept})" for swept in bench.swept]
+        comment = "" if has_metric else "# "
+        lines += [f"{comment}print(experiment.{sweep_call})" for sweep_call in state.sweep_calls]
     return lines

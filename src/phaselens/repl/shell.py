@@ -1,9 +1,10 @@
-"""IPython with a session in it: errors in one line, completion, `%save_session`. Imported only when the REPL starts."""
+"""IPython for a session: one-line errors, completion, `%save_session`. Imported only when the REPL starts."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -12,43 +13,43 @@ from traitlets.config import Config
 
 from phaselens.errors import PhaseLensError
 from phaselens.repl.completion import matcher
-from phaselens.repl.script import metric_is_held, script
+from phaselens.repl.script import can_recreate_metric, script
 from phaselens.repl.session import Session
-from phaselens.report.words import plain
+from phaselens.report.strings import printable
 
 
 class Shell(TerminalInteractiveShell):
-    """IPython's terminal, saying errors in one line."""
+    """IPython's terminal shell, with errors in one line unless `tracebacks` is set."""
 
     tracebacks = False
 
     def init_sys_modules(self) -> None:
-        """Leave `__main__` what it is: this shell runs inside a program."""
+        """Leave `__main__` unchanged: this shell runs inside a program."""
 
     def showsyntaxerror(self, filename: str | None = None, running_compiled_code: bool = False) -> None:
-        """What is not Python, in one line."""
+        """Print a syntax error in one line."""
         if self.tracebacks:
             show: Any = super().showsyntaxerror
             show(filename, running_compiled_code)
         else:
-            complain(sys.exc_info()[1])
+            print_error(sys.exc_info()[1])
 
     def showindentationerror(self) -> None:
-        """The same for wrong indentation."""
+        """Print an indentation error in one line."""
         self.showsyntaxerror()
 
 
-def complain(error: BaseException | None) -> None:
-    """One line on stderr."""
+def print_error(error: BaseException | None) -> None:
+    """Print an error as one line on stderr."""
     if isinstance(error, PhaseLensError | UsageError):
-        said = f"error: {error}"
+        message = f"error: {error}"
     elif isinstance(error, KeyboardInterrupt):
-        said = "interrupted"
+        message = "interrupted"
     elif isinstance(error, SyntaxError):
-        said = f"error: {type(error).__name__}: {error.msg}: {(error.text or '').strip()}"
+        message = f"error: {type(error).__name__}: {error.msg}: {(error.text or '').strip()}"
     else:
-        said = f"error: {type(error).__name__}: {error} (%tb shows where)"
-    print(plain(said), file=sys.stderr)
+        message = f"error: {type(error).__name__}: {error} (%tb shows where)"
+    print(printable(message), file=sys.stderr)
 
 
 def make_shell(
@@ -59,21 +60,21 @@ def make_shell(
     tracebacks: bool = False,
     history: str | None = None,
 ) -> Any:
-    """A shell whose variables are the session's.
+    """Create a `Shell` whose variables are the session's.
 
     Args:
-        session: the vocabulary and its models.
-        loads: for each label, the call that loads the model again, for scripts.
-        banner: what is printed on start.
+        session: the verbs and the models.
+        loads: for each label, the call that loads the model, for scripts.
+        banner: printed on start.
         tracebacks: show errors as IPython does.
-        history: the file that keeps lines; by default IPython's own.
+        history: the file for the input history; by default IPython's own.
     """
     config = Config()
     config.TerminalInteractiveShell.banner1 = banner
     config.TerminalInteractiveShell.confirm_exit = False
     config.TerminalInteractiveShell.term_title = False
     config.TerminalInteractiveShell.enable_tip = False
-    # Jedi would run beside our own completion, and looks into torch for seconds.
+    # Jedi would add its own completions, and inspects torch for seconds.
     config.Completer.use_jedi = False
     if history is not None:
         config.HistoryManager.hist_file = history
@@ -81,8 +82,8 @@ def make_shell(
     shell.tracebacks = tracebacks
     session.names = shell.user_ns
     if not tracebacks:
-        shell.set_custom_exc((Exception, KeyboardInterrupt), _one_line)
-    shell.events.register("post_run_cell", lambda result: _after(session))
+        shell.set_custom_exc((Exception, KeyboardInterrupt), _print_custom_error)
+    shell.events.register("post_run_cell", lambda result: _show_new_prompts(session))
     shell.Completer.custom_matchers.append(matcher(session))
 
     def save_session(line: str) -> None:
@@ -93,21 +94,28 @@ def make_shell(
     return shell
 
 
-def _one_line(shell: Any, kind: Any, error: BaseException, trace: Any, tb_offset: int | None = None) -> None:
-    # Where %tb looks for it.
-    sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
-    complain(error)
+def _print_custom_error(
+    shell: Shell,
+    error_class: type[BaseException],
+    error: BaseException,
+    traceback: TracebackType | None,
+    tb_offset: int | None = None,
+) -> None:
+    """Print an error in one line; called by IPython."""
+    # %tb reads these attributes.
+    sys.last_type, sys.last_value, sys.last_traceback = error_class, error, traceback
+    print_error(error)
 
 
-def _after(session: Session) -> None:
+def _show_new_prompts(session: Session) -> None:
     try:
-        session.after_line()
+        session.show_new_prompts()
     except PhaseLensError as error:
-        complain(error)
+        print_error(error)
 
 
 def save(session: Session, loads: dict[str, str], line: str) -> None:
-    """Write a script that makes the session's last state again: %save_session FILE.py"""
+    """Write a script that recreates the session's last state: %save_session FILE.py"""
     name = line.strip().strip("'\"")
     if not name:
         raise UsageError("save_session: name a file, %save_session FILE.py")
@@ -119,5 +127,7 @@ def save(session: Session, loads: dict[str, str], line: str) -> None:
         raise UsageError(f"save_session: {name} cannot be written: {reason}") from error
     print(f"written: {name}")
     metric = session.experiment.metric
-    if not metric_is_held(session.experiment):
-        print(plain(f"note: without the metric {metric.name}, which exists in this session only"))
+    if not can_recreate_metric(session.experiment):
+        print(
+            printable(f"note: the script lacks the metric {metric.name}, which exists in this session only")
+        )

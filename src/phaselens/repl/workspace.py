@@ -1,115 +1,120 @@
-"""What a session works on: models, the prompts that its user assigned, and an experiment for each model."""
+"""The state of a session: its models, the prompts that its user assigned, and an experiment per model."""
 
 from __future__ import annotations
 
 import builtins
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from phaselens.errors import InputError
 from phaselens.patching import Experiment, LogitMetric, Prompt, align, logit_diff, loss
-from phaselens.patching.edits import numbered
 from phaselens.patching.prompts import require_prompt
-from phaselens.repl.models import SessionModel, adopt
-from phaselens.report import words
-from phaselens.report.tables import console
+from phaselens.patching.wording import number_phrase
+from phaselens.repl.models import SessionModel
+from phaselens.report import strings
+from phaselens.report.terminal_layout import console
 
-# Names that mean something else at the prompt, so that a model of that name is reached by models['…'].
+if TYPE_CHECKING:
+    from phaselens.lens import HookedTransformer
+
+# Names with another meaning at the prompt: a model of such a name is available as models['…'] only.
 _RESERVED = {"clean", "corrupt", "result", "get_ipython", "exit", "quit", "In", "Out", *dir(builtins)}
 
 
 @dataclass
-class Bench:
-    """One model's experiment, and what was last done with it, as calls."""
+class ModelState:
+    """The experiment of one model, and the arguments and calls of its last results.
+
+    `placeholder` is the prompt of the experiment until the user assigns one.
+    """
 
     experiment: Experiment
-    stand_in: Prompt
-    run: tuple[int, int] | None = None
-    swept: tuple[str, ...] = ()
+    placeholder: Prompt
+    run_arguments: tuple[int, int] | None = None
+    sweep_calls: tuple[str, ...] = ()
 
     @property
     def has_prompts(self) -> bool:
-        """Whether a prompt was ever read for it."""
-        return self.experiment.clean is not self.stand_in
+        """Whether the user has assigned prompts of this model."""
+        return self.experiment.clean is not self.placeholder
 
 
 class Workspace:
-    """Models by label, and the experiment on each. `names` is what the user's lines see and set.
+    """Models by label, and an experiment for each. `names` are the variables at the prompt.
 
-    The prompts are whatever `names` holds as `clean` and `corrupt`. While those do not go together, as between two
-    assignments, the experiment keeps the last ones that did.
+    The prompts are the values of `clean` and `corrupt` in `names`. While these two do not match, as between two
+    assignments, the experiment keeps the last prompts that matched.
     """
 
-    def __init__(self, models: Mapping[str, Any]) -> None:
-        self.models: dict[str, SessionModel] = {label: adopt(lens) for label, lens in models.items()}
-        self.first = next(iter(self.models.values()))
-        self.names: dict[str, Any] = {"models": self.models, "m": self.first}
-        self._lens = self.first
-        self._benches: dict[int, Bench] = {}
-        self._difference: tuple[str | int, str | int, int] | None = None
-        # The prompts of the last line, the last two that went together, and the last two of which it was said whether.
-        self._last_seen: tuple[Any, Any] = (None, None)
-        self._matched: tuple[Any, Any] = (None, None)
-        self._judged: tuple[Any, Any] = (None, None)
+    def __init__(self, models: Mapping[str, HookedTransformer]) -> None:
+        self.models = {label: SessionModel(lens) for label, lens in models.items()}
+        self.first_model = next(iter(self.models.values()))
+        self.names: dict[str, Any] = {"models": self.models, "m": self.first_model}
+        self._lens = next(iter(models.values()))
+        self._states: dict[int, ModelState] = {}
+        self._logit_diff_arguments: tuple[str | int, str | int, int] | None = None
+        # (clean, corrupt) after the last line, when they last matched, and when a match or mismatch was last printed.
+        self._previous_prompts: tuple[Any, Any] = (None, None)
+        self._matched_prompts: tuple[Any, Any] = (None, None)
+        self._reported_prompts: tuple[Any, Any] = (None, None)
 
-    def name_models(self, verbs: Mapping[str, Any]) -> None:
-        """Give the verbs and the models their names at the prompt; a verb is stronger, but for the model `rope`."""
+    def bind_names(self, verbs: Mapping[str, Callable[..., None]]) -> None:
+        """Bind the verbs and the models to their names at the prompt; a verb precedes a model of the same name."""
         self.names |= verbs
-        for label, lens in self.models.items():
-            if label == "rope":
-                lens._switch = verbs["rope"]
-            if label == "rope" or (label.isidentifier() and label not in {*self.names, *_RESERVED}):
-                self.names[label] = lens
+        for label, model in self.models.items():
+            if label.isidentifier() and label not in {*self.names, *_RESERVED}:
+                self.names[label] = model
 
     @property
     def out(self) -> Console:
-        """Where results go; looked up anew, as IPython exchanges `sys.stdout`."""
+        """A new console for results on each access, because IPython replaces `sys.stdout`."""
         return console(sys.stdout)
 
-    def say(self, text: str, style: str = "") -> None:
+    def print(self, text: str, style: str = "") -> None:
         """Print text with control characters escaped."""
-        for line in str(text).split("\n"):
-            self.out.print(Text(words.plain(line), style=style), soft_wrap=True)
+        for line in text.split("\n"):
+            self.out.print(Text(strings.printable(line), style=style), soft_wrap=True)
 
     @property
-    def lens(self) -> SessionModel:
-        """The model that is worked on: that of `clean`, else the last one, at the start the first."""
+    def lens(self) -> HookedTransformer:
+        """The current model: the model of `clean`; without one, the last current model, initially the first."""
         clean = self.names.get("clean")
         if isinstance(clean, Prompt):
-            self._lens = adopt(clean.lens)
+            self._lens = clean.lens
         return self._lens
 
     @property
-    def bench(self) -> Bench:
-        """That model's experiment, with the present prompts if they go together; it exists in every state."""
-        self._take_prompts()
-        return self._bench
+    def state(self) -> ModelState:
+        """The state of the current model, with the current prompts if they match; it exists even without prompts."""
+        self._update_prompts()
+        return self._state
 
     @property
-    def _bench(self) -> Bench:
-        """The same with the last prompts that went together."""
+    def _state(self) -> ModelState:
+        """The state of the current model, with the last prompts that matched."""
         lens = self.lens
-        if id(lens) not in self._benches:
-            stand_in = Prompt(lens, "", (lens.info.bos_token_id or 0,))
-            self._benches[id(lens)] = Bench(Experiment(stand_in, metric=self._metric_of(lens)), stand_in)
-        return self._benches[id(lens)]
+        if id(lens) not in self._states:
+            placeholder = Prompt(lens, "", (lens.info.bos_token_id or 0,))
+            experiment = Experiment(placeholder, metric=self._metric_for(lens))
+            self._states[id(lens)] = ModelState(experiment, placeholder)
+        return self._states[id(lens)]
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment of `bench`."""
-        return self.bench.experiment
+        """The experiment of the current model."""
+        return self.state.experiment
 
     @property
-    def ready(self) -> Experiment:
-        """The same, where the present prompts can be run.
+    def runnable_experiment(self) -> Experiment:
+        """The experiment of the current model, on the current prompts.
 
         Raises:
-            InputError: without prompts, or for prompts that do not go together.
+            InputError: without prompts, or for prompts that do not match.
         """
         experiment = self.experiment
         if reason := self.mismatch:
@@ -118,7 +123,7 @@ class Workspace:
 
     @property
     def mismatch(self) -> str | None:
-        """Why the present prompts cannot be run, or None."""
+        """The reason why the current prompts cannot be run, or None."""
         clean, corrupt = self.names.get("clean"), self.names.get("corrupt")
         if clean is None:
             return 'there is no prompt yet; write clean = m.prompt("…") and corrupt = m.prompt("…")'
@@ -130,74 +135,82 @@ class Workspace:
             return str(error)
         return None
 
-    def _take_prompts(self) -> None:
-        """Give the experiment the present prompts, if they go together, and say which edits no longer or again fit."""
+    def _update_prompts(self) -> None:
+        """Give the experiment the current prompts if they match, and print which edits stop or start to fit."""
         if self.mismatch is not None:
             return
         clean, corrupt = self.names.get("clean"), self.names.get("corrupt")
-        experiment = self._bench.experiment
+        experiment = self._state.experiment
         if experiment.clean is clean and experiment.corrupt is corrupt:
             return
         assert isinstance(clean, Prompt)
-        before = experiment.patched()
+        edits_before = experiment.patched()
         experiment.prompts(clean, corrupt)
+        edit_pairs = zip(edits_before, experiment.patched(), strict=True)
         changed = [
-            (number, edit.set_aside)
-            for number, (old, edit) in enumerate(zip(before, experiment.patched(), strict=True), start=1)
-            if (old.set_aside is None) != (edit.set_aside is None)
+            (number, after.set_aside)
+            for number, (before, after) in enumerate(edit_pairs, start=1)
+            if (before.set_aside is None) != (after.set_aside is None)
         ]
         lost = [number for number, reason in changed if reason is not None]
         regained = [number for number, reason in changed if reason is None]
         if lost:
             reasons = dict.fromkeys(reason for _, reason in changed if reason is not None)
-            self.say(
-                f"note: set aside, {'; '.join(reasons)}: {numbered('edit', lost)} "
-                "(back when prompts fit; patched() lists all)"
+            self.print(
+                f"note: set aside, {'; '.join(reasons)}: {number_phrase('edit', lost)} "
+                "(applied again once prompts fit; patched() lists all)"
             )
         if regained:
-            self.say(f"note: applied again: {numbered('edit', regained)}")
+            self.print(f"note: applied again: {number_phrase('edit', regained)}")
 
-    def _metric_of(self, lens: SessionModel) -> LogitMetric:
-        """The logit difference that was last asked for, of this model's tokens; else the loss."""
-        if self._difference is None:
+    def _metric_for(self, lens: HookedTransformer) -> LogitMetric:
+        """Return the last logit difference of the session, for the tokens of this model; else the loss."""
+        if self._logit_diff_arguments is None:
             return loss
         try:
-            return logit_diff(lens, *self._difference)
+            return logit_diff(lens, *self._logit_diff_arguments)
         except InputError as error:
-            self.say(f"note: runs of {lens.info.label} are judged by the loss: {error}")
+            self.print(f"note: runs of {lens.info.label} are measured by the loss: {error}")
             return loss
 
-    def after_line(self, *_: Any) -> None:
-        """Show new prompts, two side by side; called after each line.
+    def show_new_prompts(self) -> None:
+        """Print new prompts, two side by side; called after each line.
 
         Raises:
-            InputError: for two new prompts that do not go together, or for what is no prompt.
+            InputError: for two new prompts that do not match, or a value that is not a prompt.
         """
         clean, corrupt = self.names.get("clean"), self.names.get("corrupt")
-        seen, self._last_seen = self._last_seen, (clean, corrupt)
-        if clean is seen[0] and corrupt is seen[1]:
+        previous, self._previous_prompts = self._previous_prompts, (clean, corrupt)
+        if clean is previous[0] and corrupt is previous[1]:
             return
-        for name, prompt, before in (("clean", clean, seen[0]), ("corrupt", corrupt, seen[1])):
-            if prompt is not None and prompt is not before:
+        for name, prompt, previous_prompt in (
+            ("clean", clean, previous[0]),
+            ("corrupt", corrupt, previous[1]),
+        ):
+            if prompt is not None and prompt is not previous_prompt:
                 require_prompt(prompt, name)
         if any(prompt is not None and not isinstance(prompt, Prompt) for prompt in (clean, corrupt)):
             return
         if clean is None or corrupt is None:
             if (prompt := corrupt if clean is None else clean) is not None:
-                self.say(str(prompt))
+                self.print(str(prompt))
         elif (mismatch := self.mismatch) is None:
-            self.say(str(align(clean, corrupt)))
-            self._matched = self._judged = (clean, corrupt)
-        elif corrupt is self._judged[1]:
-            self._say_half(clean, "corrupt", corrupt)
-        elif clean is self._matched[0]:
-            self._say_half(corrupt, "clean", clean)
+            self.print(str(align(clean, corrupt)))
+            self._matched_prompts = self._reported_prompts = (clean, corrupt)
+        elif corrupt is self._reported_prompts[1]:
+            self._print_new_prompt(clean, "corrupt", corrupt)
+        elif clean is self._matched_prompts[0]:
+            self._print_new_prompt(corrupt, "clean", clean)
         else:
-            self._judged = (clean, corrupt)
+            self._reported_prompts = (clean, corrupt)
             raise InputError(mismatch)
-        self._take_prompts()
+        self._update_prompts()
 
-    def _say_half(self, new: Prompt, name: str, old: Prompt) -> None:
-        """Between two assignments: one prompt is new, the other is still that of before."""
-        what = f"of {old.lens.info.label!r}" if old.lens is not new.lens else f"of {len(old)} tokens"
-        self.say(f"{new}\n{name} is still the earlier prompt, {what}; assign {name} too")
+    def _print_new_prompt(self, new: Prompt, earlier_name: str, earlier: Prompt) -> None:
+        """Print the first of two assignments, and the name of the prompt that is still the earlier one."""
+        property_of_earlier = (
+            f"of {earlier.lens.info.label!r}" if earlier.lens is not new.lens else f"of {len(earlier)} tokens"
+        )
+        self.print(
+            f"{new}\n{earlier_name} is still the earlier prompt, {property_of_earlier}; assign {earlier_name} too"
+        )

@@ -1,24 +1,24 @@
-"""What conditions do, as pictures: a forest of effects with their intervals, and curves by layer for sweeps."""
+"""Figures of conditions: a forest plot of effects with their intervals, and curves by layer for sweeps.
+
+Both draw a display table of two columns: the layer and the effect.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from math import isfinite
+from typing import TYPE_CHECKING
 
-from phaselens.plugin import BASELINE, Display
-from phaselens.report.conditions import (
-    Key,
-    Record,
-    aligned,
-    control_of,
-    is_share,
-    labels,
-    occurrences,
-    records,
-    text,
-    without,
+from phaselens.plugin import BASELINE, CellValue, Display
+from phaselens.report.builders import column_specs, main_column, model_labels, model_records
+from phaselens.report.condition_tables import (
+    RowKey,
+    aligned_rows,
+    conditions_by_control,
+    control_name_beside,
+    recorded_condition,
 )
 from phaselens.report.drawing import (
     COLOURS,
@@ -26,204 +26,218 @@ from phaselens.report.drawing import (
     INK,
     MARKERS,
     bare,
-    finite,
     lettering,
     new_figure,
     signed_scale,
     whole_numbers,
 )
+from phaselens.report.figure_data import FigurePoint, model_points
+from phaselens.report.numbers import NumberFormat, condition_format
+from phaselens.report.table import CONTROL_PREFIX, LAYER_COLUMN, DisplayColumn, DisplayTable, Record
 from phaselens.runs import MetricResult, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: A condition in so many layers of one model is a sweep.
-SWEPT = 3
-_NATS = ("delta_nats", "delta_low", "delta_high")
-_NAME = 60
-
-
-@dataclass(frozen=True)
-class _Effect:
-    """Which columns are drawn. `factor` makes shares percent; `zero`: whether 0 means that nothing happens."""
-
-    value: str
-    low: str | None
-    high: str | None
-    null: str | None
-    factor: float
-    title: str
-    zero: bool
-
-    def point(self, record: Record) -> tuple[float, float, float]:
-        """Value, and the ends of its interval."""
-        names = (self.value, self.low, self.high)
-        value, low, high = (self.factor * finite(record[name]) if name else float("nan") for name in names)
-        return value, low, high
-
-
-def _effect(result: MetricResult, display: Display) -> _Effect:
-    """The difference in nats where the table has it, else what the display shows."""
-    columns = {column.name: column for column in result.tables[display.table].spec.columns}
-    if set(_NATS) <= set(columns):
-        return _Effect(*_NATS, None, 1.0, "Δ nats per token", zero=True)
-    share = is_share(columns[display.value], display)
-    title = f"{display.title} (%)" if share else display.title
-    ends = display.low, display.high
-    return _Effect(display.value, *ends, display.null, 100.0 if share else 1.0, title, zero=False)
+#: A condition in at least this many layers of one model is a sweep.
+MIN_SWEPT_LAYERS = 3
+_MAX_NAME_WIDTH = 60
+_MAX_LABEL_WIDTH = 28
+_NATS = DisplayColumn(
+    "delta_nats",
+    "Δ nats per token",
+    NumberFormat("compact", reference=0.0),
+    "nats/token",
+    low="delta_low",
+    high="delta_high",
+)
 
 
 def condition_figures(run: Run, result: MetricResult, display: Display) -> Iterator[tuple[str, Figure]]:
-    """(ending of the name, figure): the forest, and one of curves where conditions are swept over layers."""
-    effect = _effect(result, display)
-    models = labels(run)
-    found = {model: records(result, display.table, model) for model in models}
-    swept = _swept(found.values())
-    if effect.zero:
-        found = {
-            model: [record for record in mine if record["condition"] != BASELINE.name]
-            for model, mine in found.items()
-        }
-    single = {
-        model: [record for record in mine if record["condition"] not in swept]
-        for model, mine in found.items()
-    }
-    controls = control_of(result)
+    """Yield (suffix of the name, figure): the forest plot, and the curves of conditions swept over layers."""
+    effect = _effect_column(result, display)
+    records = {label: model_records(result, display.table, label) for label in model_labels(run)}
+    swept = _swept_conditions(records)
+    if _has_zero(effect):
+        records = _without(records, {BASELINE.name})
+    single = _without(records, set(swept))
+    controls = conditions_by_control(result)
     title = lettering(result.metric.title or result.metric.name)
     if any(single.values()):
-        yield "", _forest(single, effect, controls, title)
+        yield "", _forest(_effect_table(single, effect), controls, title)
     if swept:
-        yield "-by-layer", _curves(found, swept, effect, controls, title)
+        yield "-by-layer", _sweep_curves(_effect_table(records, effect), swept, controls, title)
 
 
-def _swept(models: Any) -> list[str]:
-    """Names of conditions that some model has in many layers, in their order."""
+def _effect_column(result: MetricResult, display: Display) -> DisplayColumn:
+    """Return the column of differences in nats if the table has it, else the display's column."""
+    specs = column_specs(result, display.table)
+    if {_NATS.name, _NATS.low, _NATS.high} <= specs.keys():
+        return _NATS
+    spec = specs[display.value]
+    column = main_column(display, spec, condition_format(spec, display))
+    is_percent = column.number_format.style == "percent"
+    return replace(column, title=f"{display.title} (%)") if is_percent else column
+
+
+def _effect_table(records: Mapping[str, Sequence[Record]], effect: DisplayColumn) -> DisplayTable:
+    columns = (LAYER_COLUMN, effect)
+    rows = aligned_rows(records, recorded_condition, columns)
+    return DisplayTable(columns, rows, "conditions", list(records))
+
+
+def _has_zero(effect: DisplayColumn) -> bool:
+    """Return whether 0 means no effect; the axis then gets a line at 0."""
+    return effect is _NATS
+
+
+def _without(records: Mapping[str, Sequence[Record]], conditions: Collection[str]) -> dict[str, list[Record]]:
+    return {
+        label: [record for record in rows if recorded_condition(record) not in conditions]
+        for label, rows in records.items()
+    }
+
+
+def _swept_conditions(records: Mapping[str, Sequence[Record]]) -> list[str]:
+    """Return the names of the conditions that at least one model has in many layers, in order."""
     names: dict[str, None] = {}
-    for mine in models:
-        layers: dict[str, set[Any]] = {}
-        for record in mine:
+    for rows in records.values():
+        layers: dict[str, set[CellValue]] = {}
+        for record in rows:
             if record["layer"] is not None:
-                layers.setdefault(text(record, "condition"), set()).add(record["layer"])
-        names |= dict.fromkeys(name for name, there in layers.items() if len(there) >= SWEPT)
+                layers.setdefault(recorded_condition(record), set()).add(record["layer"])
+        names |= dict.fromkeys(name for name, indices in layers.items() if len(indices) >= MIN_SWEPT_LAYERS)
     return list(names)
 
 
-def _forest(
-    found: Mapping[str, Sequence[Record]], effect: _Effect, controls: Mapping[str, str], title: str
-) -> Figure:
-    """Conditions down, the effect across; a model a colour and marker; controls hollow, beneath their condition."""
-    keys = _beneath(
-        aligned([[text(record, "condition") for record in mine] for mine in found.values()]), controls
-    )
-    step = 0.14 + 0.11 * len(found)
-    longest = max(len(_shown(key[0], controls)) for key in keys)
-    figure, panels = new_figure(4.6 + 0.075 * longest, 1.3 + step * len(keys))
+def _forest(table: DisplayTable, controls: Mapping[str, str], title: str) -> Figure:
+    """Draw conditions down, effects across, a colour and marker per model, hollow controls beneath their condition."""
+    effect = table.columns[1]
+    keys = [(row.name, row.occurrence) for row in table.rows]
+    ordered = _beneath_conditions(keys, controls)
+    heights = {key: height for height, key in enumerate(ordered)}
+    labels = [_row_label(name, controls) for name, _ in ordered]
+    step = 0.14 + 0.11 * len(table.models)
+    figure, panels = new_figure(4.6 + 0.075 * max(map(len, labels)), 1.3 + step * len(keys))
     axes = panels[0, 0]
-    rows = {key: place for place, key in enumerate(keys)}
-    seen: list[float] = []
-    offsets = _offsets(len(found))
-    for (model, mine), offset, colour, marker in zip(
-        found.items(), offsets, cycle(COLOURS), cycle(MARKERS), strict=False
-    ):
-        axes.plot([], [], color=colour, marker=marker, linestyle="none", label=lettering(model, 28))
-        for key, record in zip(occurrences(text(each, "condition") for each in mine), mine, strict=True):
-            seen += _point(
-                axes, record, effect, rows[key] + offset, colour, marker, hollow=key[0] in controls
+    values: list[float] = []
+    styles = zip(table.models, _offsets(len(table.models)), cycle(COLOURS), cycle(MARKERS), strict=False)
+    for model_index, (label, offset, colour, marker) in enumerate(styles):
+        axes.plot(
+            [], [], color=colour, marker=marker, linestyle="none", label=lettering(label, _MAX_LABEL_WIDTH)
+        )
+        for point in model_points(table, model_index, effect):
+            key = keys[point.row]
+            _draw_point(
+                axes, point, effect, heights[key] + offset, colour, marker, is_hollow=key[0] in controls
             )
-    if effect.zero:
+            values += [point.value, point.low, point.high]
+    if _has_zero(effect):
         axes.axvline(0, color=INK, linewidth=0.9)
     if any(name in controls for name, _ in keys):
         axes.plot([], [], color=INK, marker="o", markerfacecolor="white", linestyle="none", label="control")
     if effect.null:
         axes.plot([], [], color=INK, marker="|", markersize=9, linestyle="none", label="null")
-    axes.set_yticks(range(len(keys)), [_shown(name, controls) for name, _ in keys])
-    axes.set_ylim(len(keys) - 0.5, -0.5)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0, labelsize=8.5)
-    for place, (name, _) in enumerate(keys):
-        if place and name not in controls:
-            axes.axhline(place - 0.5, color="#cccccc", linewidth=0.6)
-    for tick, (name, _) in zip(axes.get_yticklabels(), keys, strict=True):
+    for height, (name, _) in enumerate(ordered):
+        if height and name not in controls:
+            axes.axhline(height - 0.5, color="#cccccc", linewidth=0.6)
+    for tick, (name, _) in zip(axes.get_yticklabels(), ordered, strict=True):
         tick.set_color("#666666" if name in controls else INK)
-    scale = signed_scale(axes, "x", seen) if effect.zero else ""
+    scale = signed_scale(axes, "x", values) if _has_zero(effect) else ""
     axes.set_xlabel(effect.title, fontsize=9)
     axes.tick_params(axis="x", labelsize=8.5)
     bare(axes, "x")
     axes.spines["left"].set_visible(False)
-    _frame(figure, axes, title, ["bars: 95 % intervals" if effect.low else "", scale])
+    _add_title_and_legend(figure, axes, title, ["bars: 95 % intervals" if effect.low else "", scale])
     return figure
 
 
-def _point(
-    axes: Axes, record: Record, effect: _Effect, at: float, colour: str, marker: str, *, hollow: bool
-) -> list[float]:
-    """One condition of one model: interval, value, the null's value, and the layer at the right edge."""
-    value, low, high = effect.point(record)
-    axes.plot([low, high], [at, at], color=colour, linewidth=1.4, alpha=0.6 if hollow else 1.0)
+def _draw_point(
+    axes: Axes,
+    point: FigurePoint,
+    effect: DisplayColumn,
+    height: float,
+    colour: str,
+    marker: str,
+    *,
+    is_hollow: bool,
+) -> None:
+    """Draw one condition of one model: interval, value, null, and the layer at the right edge."""
     axes.plot(
-        value, at, color=colour, marker=marker, markersize=5, markerfacecolor="white" if hollow else colour
+        [point.low, point.high],
+        [height, height],
+        color=colour,
+        linewidth=1.4,
+        alpha=0.6 if is_hollow else 1.0,
     )
+    fill = "white" if is_hollow else colour
+    axes.plot(point.value, height, color=colour, marker=marker, markersize=5, markerfacecolor=fill)
     if effect.null:
-        axes.plot(effect.factor * finite(record[effect.null]), at, color=colour, marker="|", markersize=9)
-    if isinstance(record["layer"], int):
+        axes.plot(point.null, height, color=colour, marker="|", markersize=9)
+    if isfinite(point.layer):
         axes.annotate(
-            f"L{record['layer']}",
-            (1.005, at),
+            LAYER_COLUMN.number_format.write(int(point.layer)),
+            (1.005, height),
             xycoords=("axes fraction", "data"),
             color=colour,
             fontsize=7,
             va="center",
         )
-    return [value, low, high]
 
 
-def _beneath(keys: Sequence[Key], controls: Mapping[str, str]) -> list[Key]:
-    """Every control moved to below what it controls."""
-    ordered: list[Key] = []
+def _beneath_conditions(keys: Sequence[RowKey], controls: Mapping[str, str]) -> list[RowKey]:
+    """Return `keys` with every control moved to beneath its condition."""
+    ordered: list[RowKey] = []
     for key in keys:
         if (controls.get(key[0]), key[1]) in keys:
             continue
         ordered.append(key)
-        ordered += [other for other in keys if (controls.get(other[0]), other[1]) == key]
+        ordered += [control for control in keys if (controls.get(control[0]), control[1]) == key]
     return ordered
 
 
-def _shown(name: str, controls: Mapping[str, str]) -> str:
-    of = controls.get(name)
-    return lettering(name, _NAME) if of is None else "└ " + lettering(without(name, of), _NAME)
+def _row_label(name: str, controls: Mapping[str, str]) -> str:
+    condition_name = controls.get(name)
+    if condition_name is None:
+        return lettering(name, _MAX_NAME_WIDTH)
+    return CONTROL_PREFIX + lettering(control_name_beside(name, condition_name), _MAX_NAME_WIDTH)
 
 
-def _offsets(n: int) -> list[float]:
-    """Where in a row each model stands."""
-    room = 0.44
-    return [0.0] if n == 1 else [room * (place / (n - 1) - 0.5) for place in range(n)]
+def _offsets(n_models: int) -> list[float]:
+    """Return the height of each model's points within a row, around 0."""
+    if n_models == 1:
+        return [0.0]
+    spread = 0.44
+    return [spread * (model_index / (n_models - 1) - 0.5) for model_index in range(n_models)]
 
 
-def _curves(
-    found: Mapping[str, Sequence[Record]],
-    swept: Sequence[str],
-    effect: _Effect,
-    controls: Mapping[str, str],
-    title: str,
+def _sweep_curves(
+    table: DisplayTable, swept: Sequence[str], controls: Mapping[str, str], title: str
 ) -> Figure:
-    """A panel for each condition that is swept: the effect by layer, a line a model, its control's dashed."""
+    """Draw one panel per swept condition: the effect by layer, one line per model, its control's dashed."""
+    effect = table.columns[1]
     panels = [name for name in swept if controls.get(name) not in swept]
-    columns = min(2, len(panels))
-    n_rows = -(-len(panels) // columns)
-    figure, axes = new_figure(
-        6.4 if columns == 1 else 9.6, 0.9 + 3.1 * n_rows, rows=n_rows, columns=columns, sharey=True
-    )
-    seen: list[float] = []
+    n_columns = min(2, len(panels))
+    n_rows = -(-len(panels) // n_columns)
+    width = 6.4 if n_columns == 1 else 9.6
+    figure, axes = new_figure(width, 0.9 + 3.1 * n_rows, rows=n_rows, columns=n_columns, sharey=True)
+    points = [model_points(table, model_index, effect) for model_index in range(len(table.models))]
+    values: list[float] = []
     for panel, name in zip(axes.flat, panels, strict=False):
-        for curve in [name, *(other for other in swept if controls.get(other) == name)]:
-            for (model, mine), colour, marker in zip(
-                found.items(), cycle(COLOURS), cycle(MARKERS), strict=False
-            ):
-                here = [record for record in mine if record["condition"] == curve]
-                seen += _curve(panel, here, effect, colour, marker, model if curve == name else None)
-        if effect.zero:
+        for condition_name in [name, *(control for control in swept if controls.get(control) == name)]:
+            styles = zip(table.models, points, cycle(COLOURS), cycle(MARKERS), strict=False)
+            for label, model_curve, colour, marker in styles:
+                curve = [point for point in model_curve if table.rows[point.row].name == condition_name]
+                _draw_curve(panel, curve, colour, marker, label if condition_name == name else None)
+                for point in curve:
+                    values += [point.value, point.low, point.high]
+        if _has_zero(effect):
             panel.axhline(0, color=INK, linewidth=0.9)
-        panel.set_title(lettering(name, _NAME), loc="left", fontsize=9, color=INK)
+        panel.set_title(lettering(name, _MAX_NAME_WIDTH), loc="left", fontsize=9, color=INK)
         panel.set_xlabel("layer")
         bare(panel)
         whole_numbers(panel.xaxis)
@@ -232,33 +246,32 @@ def _curves(
     if any(controls.get(name) in swept for name in swept):
         axes[0, 0].plot([], [], color=INK, linestyle=DASHES, linewidth=1.1, label="control")
     scale = ""
-    for panel in axes.flat[: len(panels)] if effect.zero else []:
-        scale = signed_scale(panel, "y", seen)
-    for row in axes:
-        row[0].set_ylabel(effect.title)
-    _frame(figure, axes[0, 0], title, ["bands: 95 % intervals" if effect.low else "", scale])
+    for panel in axes.flat[: len(panels)] if _has_zero(effect) else []:
+        scale = signed_scale(panel, "y", values)
+    for panel_row in axes:
+        panel_row[0].set_ylabel(effect.title)
+    notes = ["bands: 95 % intervals" if effect.low else "", scale]
+    _add_title_and_legend(figure, axes[0, 0], title, notes)
     return figure
 
 
-def _curve(
-    panel: Axes, mine: Sequence[Record], effect: _Effect, colour: str, marker: str, label: str | None
-) -> list[float]:
-    """One model's line and band; a control's (`label` None) is dashed."""
-    layers = [finite(record["layer"]) for record in mine]
-    points = [effect.point(record) for record in mine]
-    value, low, high = ([point[part] for point in points] for part in range(3))
-    style: dict[str, Any] = {"linestyle": DASHES, "linewidth": 1.1, "alpha": 0.8}
-    if label is not None:
-        style = {"marker": marker, "markersize": 4, "linewidth": 1.6, "label": lettering(label, 28)}
-    panel.plot(layers, value, color=colour, **style)
-    panel.fill_between(
-        layers, low, high, color=colour, alpha=0.18 if label is not None else 0.08, linewidth=0
-    )
-    return [*value, *low, *high]
+def _draw_curve(
+    panel: Axes, points: Sequence[FigurePoint], colour: str, marker: str, label: str | None
+) -> None:
+    """Draw one model's line and band; a control's line (`label` None) is dashed."""
+    layers = [point.layer for point in points]
+    curve = [point.value for point in points]
+    if label is None:
+        panel.plot(layers, curve, color=colour, linestyle=DASHES, linewidth=1.1, alpha=0.8)
+    else:
+        label = lettering(label, _MAX_LABEL_WIDTH)
+        panel.plot(layers, curve, color=colour, marker=marker, markersize=4, linewidth=1.6, label=label)
+    low, high = [point.low for point in points], [point.high for point in points]
+    panel.fill_between(layers, low, high, color=colour, alpha=0.08 if label is None else 0.18, linewidth=0)
 
 
-def _frame(figure: Figure, axes: Axes, title: str, notes: Sequence[str]) -> None:
-    """The title above, and below what colours, markers and scales mean: nothing that could hide a point."""
+def _add_title_and_legend(figure: Figure, axes: Axes, title: str, notes: Sequence[str]) -> None:
+    """Add the title above, and the legend below the axes, where it cannot hide a point."""
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     handles, names = axes.get_legend_handles_labels()
     figure.legend(

@@ -1,12 +1,11 @@
-"""Sweeps as heatmaps: on a terminal, and as a figure. Colours diverge from 0, blue up and orange down."""
+"""Sweeps as heatmaps, on a terminal and as a figure. Colours diverge from 0: blue is positive, orange negative."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from rich.console import Console
 from rich.style import Style
@@ -14,207 +13,170 @@ from rich.text import Text
 
 from phaselens.errors import InputError
 from phaselens.patching import Sweep
-from phaselens.report import words
+from phaselens.patching.wording import number_text
+from phaselens.report.drawing import INK, hatch_missing, new_figure
+from phaselens.report.figure_data import effect_grid, effect_grid_by_layer
+from phaselens.report.numbers import DECIMAL, UNMEASURED, significant
+from phaselens.report.strings import printable
+from phaselens.report.terminal_layout import WIDTH, plain_text
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
-# Okabe and Ito's blue and vermilion, which all common kinds of colour vision tell apart; the sign says it too.
+# Okabe and Ito's blue and vermilion, distinct for all common kinds of colour vision; the sign repeats the distinction.
 _UP, _DOWN = (0, 114, 178), (213, 94, 0)
-_INK = "#333333"
-_WORD = 14
-_MOST_ROWS = 48
-_MOST_WORDS = 48
+_MAX_ROWS = 48
+_MAX_TICK_LABELS = 48
+_NUMBER_WIDTH, _NINTHS_WIDTH = 8, 3
 
 
-def print_sweep(sweep: Sweep, to: Console) -> None:
-    """The effect of every cell, coloured; a cell that was not measured is empty."""
-    for line in lines(sweep, to.width):
-        to.print(line, no_wrap=True, crop=True)
+def print_sweep(sweep: Sweep, output: Console) -> None:
+    """Print the effect of every cell, coloured; a cell that was not measured is empty."""
+    for line in lines(sweep, output.width):
+        output.print(line, no_wrap=True, crop=True)
 
 
-def as_text(sweep: Sweep, width: int = 100) -> str:
-    """The same without colours."""
-    file = io.StringIO()
-    plain = Console(file=file, width=width, color_system=None, highlight=False, markup=False, emoji=False)
-    print_sweep(sweep, plain)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+def as_text(sweep: Sweep, width: int = WIDTH) -> str:
+    """Return the heatmap as plain text."""
+    return plain_text(lambda output: print_sweep(sweep, output), width)
 
 
 def lines(sweep: Sweep, width: int) -> list[Text]:
-    """A heatmap in at most `width` columns: numbers where they fit, else ninths of the largest effect."""
-    grid, down, across, axes = _flat(sweep)
-    head = max(len(label) for label in [*down, axes])
-    limit = _limit(sweep)
-    numbers = head + 8 * len(across) <= width
-    cell = 8 if numbers else 3
-    fit = max(1, (width - head) // cell)
-    rows = _worth_showing(grid)
-    ends = (sweep.clean - sweep.base, sweep.base, sweep.clean)
-    found = [
-        Text(words.plain(sweep.title), style="bold"),
+    """Return a heatmap in at most `width` columns: numbers where they fit, else ninths of the largest effect."""
+    grid = effect_grid(sweep)
+    label_width = max(len(label) for label in [*grid.row_labels, grid.corner])
+    largest = _largest_effect(sweep)
+    n_columns = len(grid.column_labels)
+    has_numbers = label_width + _NUMBER_WIDTH * n_columns <= width
+    cell_width = _NUMBER_WIDTH if has_numbers else _NINTHS_WIDTH
+    columns_per_block = max(1, (width - label_width) // cell_width)
+    rows = _strongest_rows(grid.effects)
+    total = sweep.clean - sweep.base
+    heatmap = [
+        Text(printable(sweep.title), style="bold"),
         Text(
-            f"effect on {words.plain(sweep.metric)}; the whole way is {ends[0]:+.4f}, from {ends[1]:.4f} "
-            f"to {ends[2]:.4f}",
+            f"effect on {printable(sweep.metric)}; the full difference is {number_text(total, signed=True)}, "
+            f"from {number_text(sweep.base)} to {number_text(sweep.clean)}",
             style="dim",
         ),
     ]
-    for first in range(0, len(across), fit):
-        some = range(first, min(first + fit, len(across)))
-        found.append(
-            Text(f"{axes:<{head}}" + "".join(f"{across[place]:>{cell}}" for place in some), style="bold")
-        )
+    for first_column in range(0, n_columns, columns_per_block):
+        columns = range(first_column, min(first_column + columns_per_block, n_columns))
+        labels = "".join(f"{grid.column_labels[column]:>{cell_width}}" for column in columns)
+        heatmap.append(Text(f"{grid.corner:<{label_width}}{labels}", style="bold"))
         for row in rows:
-            line = Text(f"{down[row]:<{head}}")
-            for place in some:
-                line.append(*_cell(grid[row, place], limit, numbers))
-            found.append(line)
-    if len(rows) < len(down):
-        found.append(
-            Text(f"{len(down) - len(rows)} more rows with smaller effects: see the figure", style="dim")
+            line = Text(f"{grid.row_labels[row]:<{label_width}}")
+            for column in columns:
+                line.append(*_cell(grid.effects[row, column], largest, has_numbers))
+            heatmap.append(line)
+    n_left_out = len(grid.row_labels) - len(rows)
+    if n_left_out:
+        heatmap.append(
+            Text(f"{DECIMAL.write(n_left_out)} more rows with smaller effects: see the figure", style="dim")
         )
-    if not numbers:
-        found.append(
-            Text(f"9 is {limit:.4g}; a dot is a cell that is not there or was not measured", style="dim")
-        )
-    return [*found, Text(f"bos: {sweep.bos}", style="dim")]
+    if not has_numbers:
+        legend = f"9 is {significant(largest, 4)}; a dot is a cell that does not exist or was not measured"
+        heatmap.append(Text(legend, style="dim"))
+    return [*heatmap, Text(f"bos: {sweep.bos}", style="dim")]
 
 
-def _flat(sweep: Sweep) -> tuple[np.ma.MaskedArray[Any, Any], list[str], list[str], str]:
-    """Effects as a table with labels of its rows and columns, and what these are."""
-    grid = sweep.grid()
-    layers = [str(layer) for layer in sweep.layers]
-    if sweep.axes == ("layer", "pos"):
-        return grid.T, _positions(sweep), layers, "pos \\ layer"
-    heads = [str(head) for head in range(grid.shape[-1])]
-    if sweep.axes == ("layer", "head"):
-        return grid, layers, heads, "layer \\ head"
-    by_head = grid.transpose(0, 2, 1).reshape(-1, grid.shape[1])
-    down = [f"{layer}.{head}" for layer in layers for head in heads]
-    return by_head, down, [str(pos) for pos in range(grid.shape[1])], "layer.head \\ pos"
-
-
-def _positions(sweep: Sweep) -> list[str]:
-    """Position and token, `5 ' Paris'`; both prompts' tokens where they differ."""
-    labels = []
-    for place, (one, other) in enumerate(zip(sweep.clean_words, sweep.corrupt_words, strict=True)):
-        word = words.shortened(one, _WORD)
-        labels.append(
-            f"{place} {word}" if one == other else f"{place} {word}≠{words.shortened(other, _WORD)}"
-        )
-    return labels
-
-
-def _limit(sweep: Sweep) -> float:
-    """The largest effect of the sweep, either way."""
+def _largest_effect(sweep: Sweep) -> float:
+    """Return the largest absolute effect of the sweep."""
     import numpy as np
 
-    effect = np.abs(sweep.effect.compressed())
-    return float(effect[np.isfinite(effect)].max(initial=0.0))
+    effects = np.abs(sweep.effect.compressed())
+    return float(effects[np.isfinite(effects)].max(initial=0.0))
 
 
-def _worth_showing(grid: np.ma.MaskedArray[Any, Any]) -> list[int]:
-    """All rows, or those with the largest effects where there are too many for a terminal."""
-    n = len(grid)
-    if n <= _MOST_ROWS:
-        return list(range(n))
-    strength = [float(abs(row).max()) if row.count() else -1.0 for row in grid]
-    return sorted(sorted(range(n), key=lambda row: -strength[row])[:_MOST_ROWS])
+def _strongest_rows(effects: np.ma.MaskedArray[Any, Any]) -> list[int]:
+    """Return the indices of all rows, or of those with the largest effects if there are too many for a terminal."""
+    n_rows = len(effects)
+    if n_rows <= _MAX_ROWS:
+        return list(range(n_rows))
+    strengths = [float(abs(row).max()) if row.count() else -1.0 for row in effects]
+    return sorted(sorted(range(n_rows), key=lambda row: -strengths[row])[:_MAX_ROWS])
 
 
-def _cell(value: Any, limit: float, numbers: bool) -> tuple[str, Style]:
+def _cell(cell: SupportsFloat, largest: float, has_numbers: bool) -> tuple[str, Style]:
+    """Return a cell's text and colour; `cell` is a number, or NumPy's `masked` where it was not measured."""
     import numpy as np
 
-    if value is np.ma.masked:
-        return f"{'·':>{8 if numbers else 3}}", Style(dim=True)
-    share = float(value) / limit if limit else 0.0
+    width = _NUMBER_WIDTH if has_numbers else _NINTHS_WIDTH
+    if cell is np.ma.masked:
+        return UNMEASURED.rjust(width), Style(dim=True)
+    value = float(cell)
+    share = value / largest if largest else 0.0
     if share != share or abs(share) > 1:
-        return f"{float(value):8.1g}" if numbers else "  ?", Style()
-    if numbers:
-        return f"{float(value):+8.4f}", _style(share)
+        return (significant(value, 1) if has_numbers else "?").rjust(width), Style()
+    if has_numbers:
+        return number_text(value, signed=True).rjust(width), _style(share)
     ninths = round(9 * share)
-    return f"{ninths:3d}", _style(share) if ninths else Style(dim=True)
+    return str(ninths).rjust(width), _style(share) if ninths else Style(dim=True)
 
 
 def _style(share: float) -> Style:
-    """Background between white and the full colour; none where there is next to nothing."""
+    """Return a background between white and the full colour; none if the effect is close to 0."""
     if abs(share) < 0.04:
         return Style()
-    full = _UP if share > 0 else _DOWN
-    mixed = [round(255 + (channel - 255) * abs(share)) for channel in full]
-    # Whichever of the two stands out more from the mixture, by its relative luminance.
-    bright = sum(
-        part * (channel / 255) ** 2.2 for part, channel in zip((0.2126, 0.7152, 0.0722), mixed, strict=True)
-    )
-    ink = "#000000" if bright > 0.18 else "#ffffff"
-    return Style.parse(f"{ink} on #{mixed[0]:02x}{mixed[1]:02x}{mixed[2]:02x}")
+    full_colour = _UP if share > 0 else _DOWN
+    mixture = [round(255 + (channel - 255) * abs(share)) for channel in full_colour]
+    # Black or white, whichever contrasts more with the mixture, by its relative luminance.
+    weights = (0.2126, 0.7152, 0.0722)
+    luminance = sum(weight * (channel / 255) ** 2.2 for weight, channel in zip(weights, mixture, strict=True))
+    ink = "#000000" if luminance > 0.18 else "#ffffff"
+    return Style.parse(f"{ink} on #{mixture[0]:02x}{mixture[1]:02x}{mixture[2]:02x}")
 
 
 def figure(*sweeps: Sweep) -> Figure:
-    """The sweeps side by side, on one scale of colours; what is missing is hatched.
+    """Draw the sweeps side by side on one colour scale; missing cells are hatched.
 
     Raises:
-        InputError: for no sweep.
+        InputError: if no sweep is given.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not sweeps:
         raise InputError("figure: no sweep was given")
-    limit = max(map(_limit, sweeps)) or 1.0
-    sizes = [_flat_for_figure(sweep)[0].shape for sweep in sweeps]
-    widths = [max(2.4, 0.24 * size[1]) for size in sizes]
-    height = max(2.6, 1.9 + 0.24 * max(size[0] for size in sizes))
-    made = Figure(figsize=(min(1.6 + sum(widths), 24.0), min(height, 16.0)), dpi=150, layout="constrained")
-    FigureCanvasAgg(made)
-    axes = made.subplots(1, len(sweeps), squeeze=False, width_ratios=widths)
-    for panel, sweep in zip(axes[0], sweeps, strict=True):
-        image = _panel(panel, sweep, limit)
-    bar = made.colorbar(image, ax=list(axes[0]), shrink=0.9)
-    bar.set_label(_drawable(f"effect on {sweeps[0].metric}"), fontsize=8, parse_math=False)
-    ends = f"{sweeps[0].metric}: corrupt {sweeps[0].base:.4f}, clean {sweeps[0].clean:.4f}"
-    made.suptitle(_drawable(ends), x=0.01, ha="left", fontsize=9, color=_INK, parse_math=False)
-    return made
-
-
-def _flat_for_figure(
-    sweep: Sweep,
-) -> tuple[np.ma.MaskedArray[Any, Any], list[str], list[str], tuple[str, str]]:
-    """Layers (and heads) down, positions or heads across."""
-    grid, down, across, _ = _flat(sweep)
-    if sweep.axes == ("layer", "pos"):
-        return grid.T, across, down, ("layer", "position")
-    if sweep.axes == ("layer", "head"):
-        return grid, down, across, ("layer", "head")
-    return grid, down, _positions(sweep), ("layer.head", "position")
-
-
-def _panel(panel: Axes, sweep: Sweep, limit: float) -> Any:
-    grid, down, across, names = _flat_for_figure(sweep)
-    panel.set_facecolor("#eeeeee")
-    panel.patch.set_hatch("///")
-    panel.patch.set_edgecolor("#bbbbbb")
-    image = panel.imshow(
-        grid, cmap=_colours(), vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+    largest = max(map(_largest_effect, sweeps)) or 1.0
+    shapes = [effect_grid_by_layer(sweep).effects.shape for sweep in sweeps]
+    widths = [max(2.4, 0.24 * n_columns) for _, n_columns in shapes]
+    height = max(2.6, 1.9 + 0.24 * max(n_rows for n_rows, _ in shapes))
+    drawing, axes = new_figure(
+        min(1.6 + sum(widths), 24.0), min(height, 16.0), columns=len(sweeps), width_ratios=widths
     )
-    panel.set_title(_drawable(sweep.title), fontsize=9, color=_INK, loc="left", parse_math=False)
-    for axis, labels, turned in ((panel.xaxis, across, names[1] == "position"), (panel.yaxis, down, False)):
-        step = -(-len(labels) // _MOST_WORDS)
-        places = range(0, len(labels), step)
+    for panel, sweep in zip(axes[0], sweeps, strict=True):
+        image = _draw_panel(panel, sweep, largest)
+    bar = drawing.colorbar(image, ax=list(axes[0]), shrink=0.9)
+    bar.set_label(_drawable(f"effect on {sweeps[0].metric}"), fontsize=8, parse_math=False)
+    ends = f"{sweeps[0].metric}: corrupt {number_text(sweeps[0].base)}, clean {number_text(sweeps[0].clean)}"
+    drawing.suptitle(_drawable(ends), x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
+    return drawing
+
+
+def _draw_panel(panel: Axes, sweep: Sweep, largest: float) -> AxesImage:
+    grid = effect_grid_by_layer(sweep)
+    row_name, column_name = grid.corner.split(" \\ ")
+    hatch_missing(panel)
+    image = panel.imshow(
+        grid.effects, cmap=_colours(), vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
+    )
+    panel.set_title(_drawable(sweep.title), fontsize=9, color=INK, loc="left", parse_math=False)
+    for axis, labels in ((panel.xaxis, grid.column_labels), (panel.yaxis, grid.row_labels)):
+        indices = range(0, len(labels), -(-len(labels) // _MAX_TICK_LABELS))
         axis.set_ticks(
-            list(places), [_drawable(labels[place]) for place in places], fontsize=7, parse_math=False
+            list(indices), [_drawable(labels[index]) for index in indices], fontsize=7, parse_math=False
         )
-        if turned:
-            axis.set_tick_params(rotation=90)
-    panel.set_ylabel(names[0], fontsize=8)
-    panel.set_xlabel(names[1], fontsize=8)
+    if column_name == "position":
+        panel.xaxis.set_tick_params(rotation=90)
+    panel.set_ylabel(row_name, fontsize=8)
+    panel.set_xlabel(column_name, fontsize=8)
     return image
 
 
-def _colours() -> Any:
-    """The terminal's colours, white at 0."""
+def _colours() -> Colormap:
+    """Return the terminal's colours as a colour map, white at 0."""
     from matplotlib.colors import LinearSegmentedColormap
 
     ends = [tuple(channel / 255 for channel in colour) for colour in (_DOWN, (255, 255, 255), _UP)]
@@ -222,18 +184,18 @@ def _colours() -> Any:
 
 
 def _drawable(text: str) -> str:
-    """`text` with signs that the figure's font lacks as boxes."""
+    """Return `text` with □ for each character that the figure's font lacks."""
     from matplotlib.font_manager import findfont, get_font
 
-    font: Any = get_font(findfont("DejaVu Sans"))
-    return "".join(sign if font.get_char_index(ord(sign)) else "□" for sign in words.plain(text))
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(character if font.get_char_index(ord(character)) else "□" for character in printable(text))
 
 
 def save(sweeps: Sequence[Sweep], path: str | os.PathLike[str]) -> Path:
-    """Write `figure(*sweeps)` to a file; its ending says the format.
+    """Write `figure(*sweeps)` to a file; its extension sets the format.
 
     Raises:
-        InputError: where it cannot be written.
+        InputError: if the file cannot be written.
     """
     target = Path(path)
     try:

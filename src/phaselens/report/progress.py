@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from phaselens.report import words
+from phaselens.report import strings
 from phaselens.runs import Observer
 
 
 class _Label(TextColumn):
-    """A label that is not markup."""
+    """A progress column with the task's label, which is never read as markup."""
 
     def __init__(self) -> None:
         super().__init__("{task.description}", markup=False)
 
 
 class ProgressBar(Observer):
-    """Shows how far a run is. Nothing is drawn if `quiet`, or if stderr is no terminal."""
+    """A progress bar for a run. Nothing is drawn if `quiet`, or if stderr is not a terminal."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
@@ -37,15 +37,15 @@ class ProgressBar(Observer):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
 
     def loading(self, label: str) -> None:
-        self._next(f"loading {words.plain(label)}", None)
+        self._next(f"loading {strings.printable(label)}", None)
 
     def measuring(self, label: str, n_tokens: int) -> None:
-        self._next(f"measuring {words.plain(label)}", n_tokens)
+        self._next(f"measuring {strings.printable(label)}", n_tokens)
 
     def advance(self, n_tokens: int) -> None:
         if self._task is not None:

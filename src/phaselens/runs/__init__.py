@@ -1,31 +1,32 @@
-"""A run: models × metrics × texts, measured in one pass a model."""
+"""A run: models × metrics × texts, measured in one pass per model."""
 
-from phaselens.runs.api import run
-from phaselens.runs.engine import gather, gather_losses
-from phaselens.runs.interventions import applied
-from phaselens.runs.options import DEFAULT_MODELS, Chosen, ModelSpec, Options, choose
+from phaselens.runs.active_metrics import guarded
+from phaselens.runs.condition_editor import applied
+from phaselens.runs.engine import feed_losses, feed_metric
+from phaselens.runs.inputs import load_model
+from phaselens.runs.measurement import run
+from phaselens.runs.observer import Observer
 from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelFailure, ModelRecord, Run, TextRecord
-from phaselens.runs.sources import load_model
-from phaselens.runs.work import Observer, guarded
+from phaselens.runs.run_options import DEFAULT_MODELS, ModelSpec, RunOptions, SelectedMetric, select_metrics
 
 __all__ = [
     "DEFAULT_MODELS",
     "SCHEMA",
-    "Chosen",
     "Failure",
     "MetricResult",
     "ModelFailure",
     "ModelRecord",
     "ModelSpec",
     "Observer",
-    "Options",
     "Run",
+    "RunOptions",
+    "SelectedMetric",
     "TextRecord",
     "applied",
-    "choose",
-    "gather",
-    "gather_losses",
+    "feed_losses",
+    "feed_metric",
     "guarded",
     "load_model",
     "run",
+    "select_metrics",
 ]

@@ -1,126 +1,147 @@
-"""One model, one set of texts, all metrics: the passes, and the handing out of layers."""
+"""The first pass of a run: one forward over the texts of one model feeds all metrics, layer by layer."""
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Tokens, pack
+from phaselens.data import TokenizedText, pack
 from phaselens.errors import InputError, MetricError, is_list_like, require_kind, require_wholes, short_form
 from phaselens.lens.info import require_lens
-from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, Table
-from phaselens.plugin.returned import hook_names, require_constructed, require_defined, tables_of
-from phaselens.runs.causal import Interventions, intervene
-from phaselens.runs.interventions import projection_of, weight_of
-from phaselens.runs.options import Chosen
+from phaselens.lens.points import depends_on_sink_position, in_each_layer, is_logits, layer_and_point
+from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, MetricWarning, Table
+from phaselens.plugin.return_checks import hook_names, require_constructed, require_definition, tables_of
+from phaselens.runs.active_metrics import ActiveMetric, guarded
+from phaselens.runs.batches import make_batch, out_of_memory_explained
+from phaselens.runs.condition_passes import run_conditions
+from phaselens.runs.observer import Observer
 from phaselens.runs.result import MetricResult
-from phaselens.runs.work import Measured, Observer, batch_of, guarded, memory_named
+from phaselens.runs.run_options import SelectedMetric
+from phaselens.runs.weights import copied_projection, copied_weight
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
 
-_IN_LAYER = re.compile(r"blocks\.(\d+)\.(.+)")
-
 
 def measure(
     lens: HookedTransformer,
-    texts: Sequence[Tokens],
-    chosen: Sequence[Chosen],
+    tokenized_texts: Sequence[TokenizedText],
+    selected_metrics: Sequence[SelectedMetric],
     results: Mapping[str, MetricResult],
     *,
     batch_tokens: int,
     seed: int,
     observer: Observer,
     bos: str | None = None,
-) -> tuple[dict[str, Mapping[str, Table]], list[str]]:
-    """Run all metrics on one model: their tables by metric, and what they warn of.
+) -> tuple[dict[str, Mapping[str, Table]], list[MetricWarning]]:
+    """Run all metrics on one model, and return their tables by metric and their warnings.
 
-    Metrics share one pass over the texts; only a metric that measures another sink position needs its own. Causal
-    metrics then share a second one, in which every condition branches off.
+    Metrics with the same sink position share one pass over the texts. Causal metrics then share a second pass, in which
+    every condition branches off the baseline.
     """
-    at_work: list[Measured] = []
-    for one in chosen:
-        with guarded(results[one.name], lens.info.label, "construct"):
-            # Before a metric is made of parameters that it cannot define.
-            require_defined(one.metric, one.params)
-            at_work.append(_at_work(lens, one.metric(lens.info, one.params, seed), results[one.name]))
-    passes = _passes(at_work)
-    batches = pack([len(text.ids) for text in texts], batch_tokens)
+    active_metrics: list[ActiveMetric] = []
+    for selected in selected_metrics:
+        with guarded(results[selected.name], lens.info.label, "construct"):
+            # First, so that no metric is constructed from parameters that it cannot define.
+            require_definition(selected.metric, selected.params)
+            metric = selected.metric(lens.info, selected.params, seed)
+            active_metrics.append(_activate(lens, metric, results[selected.name]))
+    passes = _passes(active_metrics)
+    batches = pack([len(text.ids) for text in tokenized_texts], batch_tokens)
     if passes:
-        observer.measuring(lens.info.label, len(passes) * sum(len(text.ids) for text in texts))
+        observer.measuring(lens.info.label, len(passes) * sum(len(text.ids) for text in tokenized_texts))
     for sink_position, members in passes.items():
         for indices in batches:
-            _forward(lens, batch_of(lens, texts, indices), members, sink_position)
-            observer.advance(sum(len(texts[index].ids) for index in indices))
-    intervene(lens, texts, batches, at_work, Interventions(batch_tokens, bos or lens.bos, observer))
+            _forward(lens, make_batch(lens, tokenized_texts, indices), members, sink_position)
+            observer.advance(sum(len(tokenized_texts[index].ids) for index in indices))
+    run_conditions(
+        lens,
+        tokenized_texts,
+        batches,
+        active_metrics,
+        bos=bos or lens.bos,
+        observer=observer,
+        batch_tokens=batch_tokens,
+    )
     tables: dict[str, Mapping[str, Table]] = {}
-    warnings: list[str] = []
-    for measured in at_work:
-        metric = measured.metric
-        if measured.works:
-            with guarded(measured.result, lens.info.label, "compute"):
+    warnings: list[MetricWarning] = []
+    for active in active_metrics:
+        metric = active.metric
+        if active.works:
+            with guarded(active.result, lens.info.label, "compute"):
                 tables[metric.name] = tables_of(metric)
-                metric.warnings.extend(_not_finite(tables[metric.name]))
-        warnings.extend(f"{metric.name}: {lens.info.label}: {warning}" for warning in metric.warnings)
+                for message in _non_finite_warnings(tables[metric.name]):
+                    metric.warn(message)
+        prefix = f"{metric.name}: {lens.info.label}"
+        warnings.extend(MetricWarning(warning).prefixed(prefix) for warning in metric.warnings)
     return tables, warnings
 
 
-def gather(
-    lens: HookedTransformer, texts: Sequence[Tokens], metric: Metric[Any], batches: Sequence[Sequence[int]]
+def feed_metric(
+    lens: HookedTransformer,
+    tokenized_texts: Sequence[TokenizedText],
+    metric: Metric[Any],
+    batches: Sequence[Sequence[int]],
 ) -> None:
-    """Feed one metric outside of a run with `batches`, each of places in `texts`. Nothing is computed yet, and a
-    causal metric's conditions are not run (`gather_losses`).
+    """Feed one metric outside of a run, without computing its tables; `batches` are indices of `tokenized_texts`.
+
+    The conditions of a causal metric are not run; `feed_losses` does that.
 
     Raises:
-        MetricError: what the metric raised, with its traceback.
+        MetricError: with the traceback, if the metric raises.
     """
-    _require_fed(lens, texts, metric, Metric, batches)
+    _require_feedable(lens, tokenized_texts, metric, Metric, batches)
     result = MetricResult(type(metric), metric.params, "")
-    require_defined(type(metric), metric.params)
-    measured = _at_work(lens, metric, result)
+    require_definition(type(metric), metric.params)
+    active = _activate(lens, metric, result)
     for indices in batches:
-        _forward(lens, batch_of(lens, texts, indices), [measured], measured.sink_position)
+        _forward(lens, make_batch(lens, tokenized_texts, indices), [active], active.sink_position)
     _raise_failures(result)
 
 
-def gather_losses(
+def feed_losses(
     lens: HookedTransformer,
-    texts: Sequence[Tokens],
+    tokenized_texts: Sequence[TokenizedText],
     metric: CausalMetric[Any],
     batches: Sequence[Sequence[int]],
 ) -> None:
-    """Run one causal metric's conditions outside of a run, after `gather` has shown it the unedited model.
+    """Run one causal metric's conditions outside of a run, after `feed_metric` has fed it the unedited model.
 
     Raises:
-        MetricError: what the metric raised, with its traceback.
+        MetricError: with the traceback, if the metric raises.
     """
-    _require_fed(lens, texts, metric, CausalMetric, batches)
+    _require_feedable(lens, tokenized_texts, metric, CausalMetric, batches)
     result = MetricResult(type(metric), metric.params, "")
-    intervene(lens, texts, batches, [Measured(metric, result)], Interventions(bos=lens.bos))
+    run_conditions(lens, tokenized_texts, batches, [ActiveMetric(metric, result)], bos=lens.bos)
     _raise_failures(result)
 
 
-def _require_fed(lens: Any, texts: Any, metric: Any, kind: type, batches: Any) -> None:
-    """InputError unless `metric` can be fed with the texts in these batches."""
+def _require_feedable(
+    lens: HookedTransformer,
+    tokenized_texts: Sequence[TokenizedText],
+    metric: Metric[Any],
+    metric_class: type,
+    batches: Sequence[Sequence[int]],
+) -> None:
+    """Raise InputError unless `metric` can be fed with the texts in these batches."""
     require_lens("lens", lens)
-    require_kind("metric", metric, kind, "made for the lens")
-    for name, listed in (("texts", texts), ("batches", batches)):
-        if not is_list_like(listed, Collection):
-            raise InputError(f"expected {name} as a list, received {short_form(listed)}")
-    for text in texts:
-        require_kind("each of texts", text, Tokens, "from lens.encoder().tokens(text, n)")
+    require_kind("metric", metric, metric_class, "made for the lens")
+    for name, values in (("tokenized_texts", tokenized_texts), ("batches", batches)):
+        if not is_list_like(values, Collection):
+            raise InputError(f"expected {name} as a list, received {short_form(values)}")
+    for text in tokenized_texts:
+        require_kind("each of tokenized_texts", text, TokenizedText, "from lens.encoder().tokenize(text, n)")
     for indices in batches:
         require_wholes("each of batches", indices, 0)
 
 
-def _at_work(lens: HookedTransformer, metric: Metric[Any], result: MetricResult) -> Measured:
+def _activate(lens: HookedTransformer, metric: Metric[Any], result: MetricResult) -> ActiveMetric:
     require_constructed(metric)
     points = _points(lens, hook_names(metric))
-    return Measured(metric, result, points, metric.sink_position, metric.n_distances)
+    return ActiveMetric(metric, result, points, metric.sink_position, metric.n_distances)
 
 
 def _raise_failures(result: MetricResult) -> None:
@@ -128,141 +149,150 @@ def _raise_failures(result: MetricResult) -> None:
         raise MetricError(f"{failure}\n{failure.traceback}")
 
 
-def _points(lens: HookedTransformer, names: Sequence[str]) -> dict[str, tuple[int | None, str]]:
-    """Whole hook names, `{layer}` filled in, with the layer and the name in it; InputError for unknown
-    ones."""
+def _points(lens: HookedTransformer, patterns: Sequence[str]) -> dict[str, tuple[int | None, str]]:
+    """Map hook names with `{layer}` filled in to (layer, name within the layer).
+
+    Raises:
+        InputError: for a hook point that the model does not have.
+    """
     points: dict[str, tuple[int | None, str]] = {}
-    for pattern in names:
-        layers = range(lens.info.n_layers) if "{layer}" in pattern else range(1)
-        for layer in layers:
-            name = pattern.replace("{layer}", str(layer))
+    for pattern in patterns:
+        for name in in_each_layer(pattern, lens.info.n_layers):
             lens.require_hook(name)
-            inside = _IN_LAYER.fullmatch(name)
-            points[name] = (int(inside[1]), inside[2]) if inside else (None, name)
+            points[name] = layer_and_point(name)
     return points
 
 
-def _passes(at_work: Sequence[Measured]) -> dict[int, list[Measured]]:
-    """Metrics by the sink position they need; those that hook no `hook_sink` ride along with the first."""
-    passes: dict[int, list[Measured]] = {}
-    anywhere = []
-    for measured in at_work:
-        if not measured.points:
-            continue  # a causal metric that needs no look at the unedited model
-        if any(name.endswith(".hook_sink") for name in measured.points):
-            passes.setdefault(measured.sink_position, []).append(measured)
+def _passes(active_metrics: Sequence[ActiveMetric]) -> dict[int, list[ActiveMetric]]:
+    """Group metrics by the sink position that they need; those that do not depend on it join the first pass."""
+    passes: dict[int, list[ActiveMetric]] = {}
+    independent = []
+    for active in active_metrics:
+        if not active.points:
+            continue  # a causal metric that does not read the unedited model
+        if any(map(depends_on_sink_position, active.points)):
+            passes.setdefault(active.sink_position, []).append(active)
         else:
-            anywhere.append(measured)
-    if anywhere:
-        passes.setdefault(next(iter(passes), 0), []).extend(anywhere)
+            independent.append(active)
+    if independent:
+        passes.setdefault(next(iter(passes), 0), []).extend(independent)
     return passes
 
 
-def _forward(lens: HookedTransformer, batch: Batch, members: Sequence[Measured], sink_position: int) -> None:
-    """One batch through the model; every metric that still works is handed its layers."""
+def _forward(
+    lens: HookedTransformer, batch: Batch, members: Sequence[ActiveMetric], sink_position: int
+) -> None:
+    """Run one batch through the model, and pass its layers to every metric that still works."""
     import torch
 
-    working = [measured for measured in members if measured.works]
-    names = {name: None for measured in working for name in measured.points}
+    working = [member for member in members if member.works]
+    names = list(dict.fromkeys(name for member in working for name in member.points))
     if not names:
         return
-    layers = _Layers(lens, batch, working)
+    dispatcher = _LayerDispatcher(lens, batch, working)
     with torch.no_grad():
-        with memory_named(lens, batch):
+        with out_of_memory_explained(lens, batch):
             lens.stream(
                 batch.tokens,
-                [(name, layers.catcher(name)) for name in names],
+                [(name, dispatcher.hook(name)) for name in names],
                 lengths=batch.lengths_on(lens.device),
                 sink_position=sink_position,
-                n_distances=max(measured.n_distances for measured in working),
-                unembed=any(name.startswith("unembed.") for name in names),
+                n_distances=max(member.n_distances for member in working),
+                unembed=any(map(is_logits, names)),
                 reads_only=True,  # metrics get copies
             )
-        layers.hand_out()
-    layers.require_all(names)
+        dispatcher.finish_layer()
+    dispatcher.require_fired()
 
 
-class _Layers:
-    """Holds the activations of one layer, hands each metric its own as soon as all have come, and lets go of them."""
+class _LayerDispatcher:
+    """Collects the activations of one layer, updates each metric once all of its points have fired, and frees them.
 
-    def __init__(self, lens: HookedTransformer, batch: Batch, members: Sequence[Measured]) -> None:
+    A point outside of the layers is dispatched alone, under its own name in place of a layer.
+    """
+
+    def __init__(self, lens: HookedTransformer, batch: Batch, members: Sequence[ActiveMetric]) -> None:
         self._lens = lens
         self._members = members
         self._layer: int | None = None
-        #: Each metric has the batch's tensors to itself.
-        self._batches = {id(measured): batch.apart() for measured in members}
-        self._held: dict[str, Tensor] = {}
+        #: Each metric has its own copy of the batch's tensors.
+        self._batches = {id(member): batch.private_copy() for member in members}
+        self._activations: dict[str, Tensor] = {}
         self._fired: set[str] = set()
-        self._points = {name: at for measured in members for name, at in measured.points.items()}
-        #: Who waits for which points, by layer; a point outside of all layers is a place of its own.
-        self._waiting: dict[int | str, list[tuple[Measured, frozenset[str]]]] = {}
-        for measured in members:
-            wanted: dict[int | str, set[str]] = {}
-            for name in measured.points:
-                wanted.setdefault(self._place_of(name), set()).add(name)
-            for place, names in wanted.items():
-                self._waiting.setdefault(place, []).append((measured, frozenset(names)))
+        self._points = {name: point for member in members for name, point in member.points.items()}
+        #: Metrics that were not updated yet, with the points they need, by layer or point outside of the layers.
+        self._pending: dict[int | str, list[tuple[ActiveMetric, frozenset[str]]]] = {}
+        for member in members:
+            names_by_key: dict[int | str, set[str]] = {}
+            for name in member.points:
+                names_by_key.setdefault(self._key(name), set()).add(name)
+            for key, names in names_by_key.items():
+                self._pending.setdefault(key, []).append((member, frozenset(names)))
 
-    def _place_of(self, name: str) -> int | str:
+    def _key(self, name: str) -> int | str:
+        """Return the layer of a point, or its name if it is outside of the layers."""
         layer, _ = self._points[name]
         return name if layer is None else layer
 
-    def catcher(self, name: str) -> Callable[[Tensor, Any], None]:
-        """The function to hook on the point `name`."""
-        layer, place = self._points[name][0], self._place_of(name)
+    def hook(self, name: str) -> Callable[[Tensor, object], None]:
+        """Return the function to hook on the point `name`."""
+        layer, key = self._points[name][0], self._key(name)
 
-        def catch(tensor: Tensor, hook: Any) -> None:
+        def collect(tensor: Tensor, hook: object) -> None:
             if layer is not None and layer != self._layer:
-                self.hand_out()
+                self.finish_layer()
                 self._layer = layer
-            self._held[name] = tensor
+            self._activations[name] = tensor
             self._fired.add(name)
-            self._hand_out_complete(place)
+            self._update_complete(key)
 
-        return catch
+        return collect
 
-    def _hand_out_complete(self, place: int | str) -> None:
-        """Serve whoever has all that it waits for, and keep only what others still wait for."""
-        waiting = self._waiting.get(place, [])
-        complete = [each for each in waiting if each[1] <= self._held.keys()]
+    def _update_complete(self, key: int | str) -> None:
+        """Update the metrics whose points have all fired, and keep only activations that others still need."""
+        pending = self._pending.get(key, [])
+        complete = [(member, names) for member, names in pending if names <= self._activations.keys()]
         if complete:
-            waiting[:] = [each for each in waiting if not each[1] <= self._held.keys()]
-            for measured, names in complete:
-                self._give(measured, names)
-            still = {name for _, names in waiting for name in names}
-            self._held = {name: tensor for name, tensor in self._held.items() if name in still}
+            pending[:] = [
+                (member, names) for member, names in pending if not names <= self._activations.keys()
+            ]
+            for member, names in complete:
+                self._update(member, names)
+            needed = {name for _, names in pending for name in names}
+            self._activations = {name: tensor for name, tensor in self._activations.items() if name in needed}
 
-    def hand_out(self) -> None:
-        """The layer is over: whoever still waits gets what has come of it."""
+    def finish_layer(self) -> None:
+        """Update the metrics that still wait for a point of this layer with the activations that did fire."""
         if self._layer is not None:
-            for measured, names in self._waiting.pop(self._layer, []):
-                self._give(measured, names & self._held.keys())
-        self._held = {}
+            for member, names in self._pending.pop(self._layer, []):
+                self._update(member, names & self._activations.keys())
+        self._activations = {}
 
-    def _give(self, measured: Measured, names: Collection[str]) -> None:
-        # In the order in which they fired; a set has none.
-        mine = {measured.points[name][1]: tensor for name, tensor in self._held.items() if name in names}
-        if mine and measured.works:
-            layer = next(measured.points[name][0] for name in names)
-            weight = functools.partial(weight_of, self._lens, layer)
-            projection = functools.partial(projection_of, self._lens, layer)
-            with guarded(measured.result, measured.metric.model.label, "update"):
-                view = LayerView(layer, self._batches[id(measured)], mine, weight, projection)
-                measured.metric.update(view)
+    def _update(self, member: ActiveMetric, names: Collection[str]) -> None:
+        # In the order in which they fired, which `names` does not keep.
+        activations = {
+            member.points[name][1]: tensor for name, tensor in self._activations.items() if name in names
+        }
+        if activations and member.works:
+            layer = next(member.points[name][0] for name in names)
+            weight = functools.partial(copied_weight, self._lens, layer)
+            projection = functools.partial(copied_projection, self._lens, layer)
+            with guarded(member.result, member.metric.model.label, "update"):
+                view = LayerView(layer, self._batches[id(member)], activations, weight, projection)
+                member.metric.update(view)
 
-    def require_all(self, names: Mapping[str, None]) -> None:
-        """A point that exists but did not fire is a failure of the metrics that hooked it, not a missing
-        value."""
-        for measured in self._members:
-            silent = [name for name in measured.points if name not in self._fired]
-            if silent and measured.works:
-                with guarded(measured.result, measured.metric.model.label, "update"):
+    def require_fired(self) -> None:
+        """Fail each metric that hooked a point that exists but did not fire, rather than leave its values missing."""
+        for member in self._members:
+            silent = [name for name in member.points if name not in self._fired]
+            if silent and member.works:
+                with guarded(member.result, member.metric.model.label, "update"):
                     raise InputError(f"hook point {silent[0]!r} did not fire in this model's forward")
 
 
-def _not_finite(tables: Mapping[str, Table]) -> list[str]:
+def _non_finite_warnings(tables: Mapping[str, Table]) -> list[str]:
     return [
-        f"table {name}, column {column}: {count} values were NaN or infinite, shown as null"
+        f"table {name}, column {column}: {count} values were NaN or infinite, shown as missing"
         for name, table in tables.items()
         for column, count in table.not_finite.items()
     ]

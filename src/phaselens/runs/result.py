@@ -1,15 +1,15 @@
-"""What a run found: models, texts, tables, failures and warnings, as plain values."""
+"""The result of a run: models, texts, tables, failures and warnings, as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.errors import InputError, close_matches
 from phaselens.plugin import MODEL, Metric, ModelInfo, Params, Table, TableSpec
-from phaselens.plugin.loading import FAULTS, told
+from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,7 +19,7 @@ SCHEMA = "phaselens.run/1"
 
 @dataclass(frozen=True)
 class TextRecord:
-    """A text as the run measured it; `n_tokens` and `cut` are by model label."""
+    """A text of the run; `n_tokens` and `cut` are by model label."""
 
     id: str
     sha256: str
@@ -27,7 +27,7 @@ class TextRecord:
     cut: dict[str, bool] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `n_tokens` is the first model's."""
+        """Return the record as plain JSON values; `n_tokens` is that of the first model."""
         return {
             "id": self.id,
             "n_tokens": next(iter(self.n_tokens.values())),
@@ -39,7 +39,7 @@ class TextRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A model as the run met it. `first_token_id` is None where texts begin with different tokens."""
+    """A model of the run. `first_token_id` is None where texts begin with different tokens."""
 
     info: ModelInfo
     bos: str
@@ -48,7 +48,7 @@ class ModelRecord:
     n_tokens: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the model's facts, and how texts began."""
+        """Return the model's facts, and how its texts begin, as plain JSON values."""
         return self.info.as_dict() | {
             "bos": self.bos,
             "first_token_id": self.first_token_id,
@@ -59,22 +59,22 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class Failure:
-    """Where a metric failed, and at what."""
+    """The failure of a metric on one model."""
 
     model: str
     stage: str
     type: str
     message: str
     traceback: str
-    #: `file:line` in the file of the metric's author.
+    #: `file:line` in the metric's own file; None if the error arose elsewhere or was raised on purpose.
     where: str | None = None
 
     def __str__(self) -> str:
-        place = f" ({self.where})" if self.where else ""
-        return f"{self.type} in {self.stage} on {self.model}: {self.message}{place}"
+        location = f" ({self.where})" if self.where else ""
+        return f"{self.type} in {self.stage} on {self.model}: {self.message}{location}"
 
     def as_dict(self) -> dict[str, str | None]:
-        """Plain JSON values."""
+        """Return the failure as plain JSON values."""
         return {
             "model": self.model,
             "stage": self.stage,
@@ -97,13 +97,19 @@ class ModelFailure:
         return f"{self.model}: not measured: {self.message}"
 
     def as_dict(self) -> dict[str, str]:
-        """Plain JSON values."""
+        """Return the failure as plain JSON values."""
         return {"model": self.model, "type": self.type, "message": self.message}
+
+
+class NotMeasured(str):
+    """The warning that a model was not measured; a type, so that the command line can leave out its own error."""
+
+    __slots__ = ()
 
 
 @dataclass
 class MetricResult:
-    """One metric's tables, models one below the other. A failed one keeps the tables of models it served."""
+    """The tables of one metric for all models. A failed metric keeps the tables of the models that it measured."""
 
     metric: type[Metric[Any]]
     params: Params
@@ -113,27 +119,27 @@ class MetricResult:
 
     @property
     def status(self) -> Literal["ok", "failed"]:
-        """`ok`, or `failed` if it failed on any model."""
+        """`ok`, or `failed` if the metric failed on any model."""
         return "failed" if self.failures else "ok"
 
     @property
     def definition(self) -> str:
-        """Which definition the parameters chose, in one line."""
+        """One line that describes the definition chosen by the parameters."""
         try:
             return self.metric.define(self.params)
-        except FAULTS as error:  # a run calls it first where a failure is recorded
-            return f"its define failed: {told(error)}"
+        except PLUGIN_EXCEPTIONS as error:  # a run has already recorded the failure
+            return f"its define failed: {describe_error(error)}"
 
-    def add(self, label: str, name: str, found: Table, text_order: dict[str, int]) -> None:
-        """Put one model's table under those of the models before it, in the order of the texts."""
-        spec = found.spec
-        rows = found.rows
+    def add(self, label: str, name: str, table: Table, text_order: dict[str, int]) -> None:
+        """Append one model's table, sorted in the order of the texts."""
+        spec = table.spec
+        rows = table.rows
         columns = [column.name for column in spec.columns]
         if "text" in columns:
-            at = columns.index("text")
-            # What is not a text of the run (a prompt of the metric's own) keeps its place, after the texts.
-            last = len(text_order)
-            rows = sorted(rows, key=lambda row: text_order.get(str(row[at]), last))
+            text_column = columns.index("text")
+            # Rows of a metric's own prompts follow the texts, in their own order.
+            after_texts = len(text_order)
+            rows = sorted(rows, key=lambda row: text_order.get(str(row[text_column]), after_texts))
         if name not in self.tables:
             self.tables[name] = Table(TableSpec(name, (MODEL, *spec.columns), spec.help))
         self.tables[name].rows.extend((label, *row) for row in rows)
@@ -142,13 +148,13 @@ class MetricResult:
         """Drop the rows and failures of all other models."""
         self.failures = [failure for failure in self.failures if failure.model in labels]
         for name, table in list(self.tables.items()):
-            kept = [row for row in table.rows if row[0] in labels]
-            if table.rows and not kept:
+            rows = [row for row in table.rows if row[0] in labels]
+            if table.rows and not rows:
                 del self.tables[name]
-            table.rows = kept
+            table.rows = rows
 
-    def apart(self) -> MetricResult:
-        """The same result in lists of its own; cells and parameters cannot be changed."""
+    def copy(self) -> MetricResult:
+        """Return a copy with its own lists; cells and parameters are immutable."""
         tables = {
             name: replace(table, rows=list(table.rows), not_finite=dict(table.not_finite))
             for name, table in self.tables.items()
@@ -156,7 +162,7 @@ class MetricResult:
         return replace(self, tables=tables, failures=list(self.failures))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return the metric's definition, parameters, tables and failures as plain JSON values."""
         return {
             "version": self.metric.version,
             "status": self.status,
@@ -170,8 +176,13 @@ class MetricResult:
 
 @dataclass
 class Run:
-    """The result of `phaselens.run`. `print(run)` shows it; `run.table("sinks", "layers")` is a pyarrow
-    Table."""
+    """The result of `phaselens.run`.
+
+    `print(run)` shows its tables; `run.table("sinks", "layers")` is a pyarrow Table.
+
+    `renderer` returns the text of `str(run)`. `phaselens.run` sets it to the tables of `phaselens.report`; without one,
+    it is one line per metric.
+    """
 
     models: list[ModelRecord]
     texts: list[TextRecord]
@@ -179,24 +190,22 @@ class Run:
     warnings: list[str]
     options: dict[str, Any]
     versions: dict[str, str]
-    #: Models that were asked for and not measured; a run that ended early is the `run` of its exception.
+    #: Requested models that were not measured. A run that ended early is the `run` attribute of its exception.
     errors: list[ModelFailure] = field(default_factory=list)
-
-    #: Turns a run into text. The report storey, which lies above this one, puts it here when it is imported.
-    renderer: ClassVar[Callable[[Run], str] | None] = None
+    renderer: Callable[[Run], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def failed(self) -> list[str]:
         """Names of the metrics that failed on some model."""
         return [name for name, result in self.metrics.items() if result.status == "failed"]
 
-    def apart(self) -> Run:
-        """The same run for another reader: what one of them changes does not reach the other."""
+    def copy(self) -> Run:
+        """Return a copy for another reader; changes to it do not affect the run."""
         return replace(
             self,
             models=list(self.models),
             texts=[replace(text, n_tokens=dict(text.n_tokens), cut=dict(text.cut)) for text in self.texts],
-            metrics={name: result.apart() for name, result in self.metrics.items()},
+            metrics={name: result.copy() for name, result in self.metrics.items()},
             warnings=list(self.warnings),
             options=deepcopy(self.options),
             versions=dict(self.versions),
@@ -204,7 +213,7 @@ class Run:
         )
 
     def end_early(self, error: BaseException, labels: Sequence[str]) -> None:
-        """Keep what is complete, and say why the other models of `labels` are not in it."""
+        """Keep the finished models, and record why the other models of `labels` are missing."""
         finished = {model.info.label for model in self.models}
         for result in self.metrics.values():
             result.keep_models(finished)
@@ -217,27 +226,27 @@ class Run:
             if label not in finished:
                 self.errors.append(ModelFailure(label, type(error).__name__, reason or type(error).__name__))
                 reason = "the run ended before it"
-        self.warnings.extend(str(failure) for failure in self.errors)
+        self.warnings.extend(NotMeasured(failure) for failure in self.errors)
 
     def result(self, metric: str) -> MetricResult:
-        """One metric's result; InputError with close matches for another name."""
+        """Return one metric's result; raise InputError with close matches for another name."""
         if metric not in self.metrics:
             raise InputError(f"the run has no metric {metric!r}; {close_matches(metric, self.metrics)}")
         return self.metrics[metric]
 
     def rows(self, metric: str, name: str) -> Table:
-        """A result table as plain rows; InputError with close matches for another name."""
+        """Return a result table as plain rows; raise InputError with close matches for another name."""
         tables = self.result(metric).tables
         if name not in tables:
             raise InputError(f"metric {metric!r} has no table {name!r}; {close_matches(name, tables)}")
         return tables[name]
 
     def table(self, metric: str, name: str) -> pa.Table:
-        """A result table as a pyarrow Table, for instance `run.table("sinks", "layers")`."""
+        """Return a result table as a pyarrow Table, for instance `run.table("sinks", "layers")`."""
         return self.rows(metric, name).to_arrow()
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole run as plain JSON values, as `--format json` prints it; no number in it is NaN."""
+        """Return the run as the JSON values that `--format json` prints, without NaN."""
         return {
             "schema": SCHEMA,
             "models": [model.as_dict() for model in self.models],
@@ -247,13 +256,21 @@ class Run:
             "seed": self.options["seed"],
             "options": dict(self.options),
             "versions": dict(self.versions),
-            # Only where the run ended early, so that nobody takes a part for the whole.
+            # Present only where the run ended early, so that it is not mistaken for a complete one.
             **({"errors": [failure.as_dict() for failure in self.errors]} if self.errors else {}),
         }
 
     def __str__(self) -> str:
-        renderer = Run.renderer
-        return renderer(self) if renderer else repr(self)
+        return self._summary() if self.renderer is None else self.renderer(self)
+
+    def _summary(self) -> str:
+        """Return one line per metric: its models, the number of texts, and its failures."""
+        models = ", ".join(model.info.label for model in self.models) or "no model"
+        lines = []
+        for name, result in self.metrics.items():
+            failures = "".join(f"; failed: {failure}" for failure in result.failures)
+            lines.append(" ".join(f"{name}: {models}; texts: {len(self.texts):,}{failures}".split()))
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         models = ", ".join(model.info.label for model in self.models)

@@ -1,20 +1,20 @@
-"""The rows of the residual stream: how they fill their space, which of them are massive, and what chance would give.
+"""Spectra of residual-stream rows, massive rows and coordinates, and the null values of both.
 
-Pure functions of one text's activations, pads left out: x [pos, d_model], norms [pos]. What is squared or summed is
-widened to float64 first.
+Pure functions of one text's activations without pads: x [pos, d_model], norms [pos]. Values are widened to float64
+before they are squared or summed.
 
-Spectra: `spectrum`, `spectra`, `continuity_bound`; what row 0 alone guarantees: `compression_bound`, `require_bound`.
+Spectra: `spectrum`, `spectra`, `continuity_bound`. Bounds from row 0 alone: `compression_bound`, `require_bound`.
 Rows: `row_norms`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
 Nulls: `random_rows`, `gaussian_max_ratio`, `gaussian_exceedance`.
 """
 
 from phaselens.spectrum._bound import Bound, compression_bound, require_bound
 from phaselens.spectrum._entropy import Spectrum, continuity_bound, spectra, spectrum
-from phaselens.spectrum._nulls import Chance, gaussian_exceedance, gaussian_max_ratio, random_rows
+from phaselens.spectrum._nulls import NullSpectrum, gaussian_exceedance, gaussian_max_ratio, random_rows
 from phaselens.spectrum._rows import (
     Balance,
-    BosNorm,
-    MassiveActivations,
+    BosNormRows,
+    MassiveActivationRows,
     balance,
     bos_norm,
     massive_activations,
@@ -25,10 +25,10 @@ from phaselens.spectrum._rows import (
 
 __all__ = [
     "Balance",
-    "BosNorm",
+    "BosNormRows",
     "Bound",
-    "Chance",
-    "MassiveActivations",
+    "MassiveActivationRows",
+    "NullSpectrum",
     "Spectrum",
     "balance",
     "bos_norm",

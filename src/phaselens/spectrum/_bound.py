@@ -1,4 +1,4 @@
-"""What one large row guarantees of a spectrum, and the check that a spectrum keeps to it."""
+"""Bounds that one large row sets on a spectrum, and the check that a spectrum keeps to them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ROWS = 128
 
 
 class Bound(NamedTuple):
-    """What row 0 alone guarantees: p₁ ≥ `anisotropy`, H ≤ `entropy` (NaN where the bound says nothing).
+    """Bounds set by row 0 alone: p₁ ≥ `anisotropy`, H ≤ `entropy` (NaN where there is no bound).
 
-    `ratio` c is ‖x₀‖² over the others' energy R, `alignment` α the share of R along x₀.
+    `ratio` c is ‖x₀‖² over the energy R of the other rows, `alignment` α the share of R along x₀.
     """
 
     anisotropy: float
@@ -29,29 +29,29 @@ class Bound(NamedTuple):
 
 
 def compression_bound(x: Tensor) -> Bound:
-    """x [pos, d_model] → the `Bound` that its row 0 sets; NaN where row 0 or all others are zero or missing.
+    """Return the `Bound` that row 0 of x [pos, d_model] sets; NaN if row 0 or all other rows are zero or missing.
 
     p = (c + α) / (c + 1) bounds p₁ from below, and −p ln p − (1−p) ln(1−p) + (1−p) ln(r−1) bounds the entropy from
     above where p ≥ 1/r, r = min(pos, d_model). Queipo-de-Llano et al. 2025 (arXiv:2510.06477), theorem 1.
 
-    >>> found = compression_bound(torch.tensor([[10.0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]]))
-    >>> round(found.anisotropy, 6), round(found.entropy, 6)
+    >>> bound = compression_bound(torch.tensor([[10.0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]]))
+    >>> round(bound.anisotropy, 6), round(bound.entropy, 6)
     (0.962264, 0.186837)
     """
     require_matrix("x", x)
     missing = Bound(math.nan, math.nan, math.nan, math.nan)
     if len(x) < 2:
         return missing
-    first = x[0].double()
-    energy = float(first.square().sum())
-    others, along = 0.0, 0.0
+    row_0 = x[0].double()
+    energy = float(row_0.square().sum())
+    other_energy, aligned_energy = 0.0, 0.0
     for rows in chunks(x[1:], _ROWS if x.device.type == "cpu" else CHUNK):
         wide = rows.double()
-        others += float(torch.linalg.vector_norm(wide).square())
-        along += float((wide @ first).square().sum())
-    if not (0 < energy < math.inf and 0 < others < math.inf):
+        other_energy += float(torch.linalg.vector_norm(wide).square())
+        aligned_energy += float((wide @ row_0).square().sum())
+    if not (0 < energy < math.inf and 0 < other_energy < math.inf):
         return missing
-    ratio, alignment = energy / others, along / energy / others
+    ratio, alignment = energy / other_energy, aligned_energy / energy / other_energy
     p, r = (ratio + alignment) / (ratio + 1), min(x.shape)
     if r < 2 or p < 1 / r:
         return Bound(p, math.nan, ratio, alignment)
@@ -59,12 +59,12 @@ def compression_bound(x: Tensor) -> Bound:
     return Bound(p, -p * math.log(p) + spread, ratio, alignment)
 
 
-def require_bound(found: Spectrum, bound: Bound, *, tolerance: float = 1e-6) -> None:
-    """Raise ArithmeticError if `found` breaks its own `bound` by more than `tolerance`: then a number is wrong."""
-    require_kind("found", found, Spectrum, "from spectrum or spectra")
+def require_bound(spectrum: Spectrum, bound: Bound, *, tolerance: float = 1e-6) -> None:
+    """Raise ArithmeticError if `spectrum` breaks its `bound` by more than `tolerance`: one of them must be wrong."""
+    require_kind("spectrum", spectrum, Spectrum, "from spectrum or spectra")
     require_kind("bound", bound, Bound, "from compression_bound")
     require_number("tolerance", tolerance, 0)
-    if bound.anisotropy > found.anisotropy * (1 + tolerance):
-        raise ArithmeticError(f"p1 = {found.anisotropy:.9g} is below its bound {bound.anisotropy:.9g}")
-    if found.entropy > bound.entropy * (1 + tolerance) + tolerance * 1e-3 + found.error:
-        raise ArithmeticError(f"entropy = {found.entropy:.9g} nats is above its bound {bound.entropy:.9g}")
+    if bound.anisotropy > spectrum.anisotropy * (1 + tolerance):
+        raise ArithmeticError(f"p1 = {spectrum.anisotropy:.9g} is below its bound {bound.anisotropy:.9g}")
+    if spectrum.entropy > bound.entropy * (1 + tolerance) + tolerance * 1e-3 + spectrum.error:
+        raise ArithmeticError(f"entropy = {spectrum.entropy:.9g} nats is above its bound {bound.entropy:.9g}")

@@ -1,8 +1,8 @@
-"""How a text's activations fill their space: matrix entropy, anisotropy and effective rank, in float64.
+"""Matrix entropy, anisotropy and effective rank of a text's activations, in float64.
 
-x [pos, d_model] are one text's rows, pads left out, neither centred nor normalised. With singular values s,
+x [pos, d_model] are one text's rows without pads, neither centred nor normalised. With singular values s,
 p_j = s_j² / Σ s², from the eigenvalues of the Gram matrix of the smaller side. A Gram matrix in float32 loses the
-small eigenvalues beside one row of norm 3000, so rows are widened before anything is multiplied.
+small eigenvalues beside one row of norm 3000, so rows are widened before they are multiplied.
 """
 
 from __future__ import annotations
@@ -14,28 +14,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from phaselens.errors import InputError, require_number, require_whole
+from phaselens.errors import FloatArray, InputError, require_number, require_whole
 from phaselens.spectrum._rows import require_matrix
-
-Floats = NDArray[np.float64]
 
 CHUNK = 4096
 """Rows widened to float64 at a time."""
 _EPS = float(np.finfo(np.float64).eps) / 2
-_ALONE_UP_TO = 1024
-"""Matrices up to this size are worked on faster by one thread than by several."""
-_CANCELS = 1e6
-"""One row is taken out of a spectrum by subtraction only while it has at most this many times the others' energy."""
+_ONE_THREAD_UP_TO = 1024
+"""Largest size of a matrix for which one thread is faster than several."""
+_MAX_ENERGY_RATIO = 1e6
+"""A row is removed from a spectrum by subtraction only while its energy is at most this multiple of the others'."""
 
 
 class Spectrum(NamedTuple):
-    """Entropy in nats; p₁; exp(entropy); the most directions there could be; and a bound on the entropy's error.
+    """Entropy in nats, p₁, exp(entropy), the largest possible number of directions, and a bound on the entropy's error.
 
-    `error` bounds the rounding of this module's float64 arithmetic, of the Gram matrix and its eigenvalues, for the
-    rows as they were given. How far those are from exact activations, by the rounding of a forward, it cannot say.
+    `error` bounds the effect of float64 rounding in the Gram matrix and its eigenvalues, for the rows as they are
+    passed. It does not cover the rounding of the forward that computed the rows.
     """
 
     entropy: float
@@ -46,91 +43,91 @@ class Spectrum(NamedTuple):
 
     @property
     def entropy_normalised(self) -> float:
-        """Entropy over ln min(pos, d_model), 0 to 1; NaN where there is one direction only."""
+        """Entropy over ln min(pos, d_model), 0 to 1; NaN where there is only one direction."""
         return self.entropy / math.log(self.n_directions) if self.n_directions > 1 else math.nan
 
 
-NOTHING = Spectrum(math.nan, math.nan, math.nan, 0, math.nan)
+MISSING = Spectrum(math.nan, math.nan, math.nan, 0, math.nan)
 
 
 def spectrum(x: Tensor) -> Spectrum:
-    """x [pos, d_model] → its `Spectrum`; NaN where x has no row, is all zero or is not finite.
+    """Return the `Spectrum` of x [pos, d_model]; NaN if x has no row, is all zero or is not finite.
 
     H = −Σ p ln p of p = s² / Σ s² (Queipo-de-Llano et al. 2025, arXiv:2510.06477, section 3).
 
-    >>> found = spectrum(torch.tensor([[10.0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]]))
-    >>> round(found.entropy, 6), round(found.anisotropy, 6), round(found.entropy_normalised, 6)
+    >>> s = spectrum(torch.tensor([[10.0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]]))
+    >>> round(s.entropy, 6), round(s.anisotropy, 6), round(s.entropy_normalised, 6)
     (0.181228, 0.962455, 0.164961)
     """
     require_matrix("x", x)
     if not x.numel():
-        return NOTHING
-    with _few_threads(min(x.shape)):
+        return MISSING
+    with _limited_threads(min(x.shape)):
         gram = _gram(x)
         if not bool(np.isfinite(gram.diagonal()).all()):
-            return NOTHING
-        return _of(_eigenvalues(*_tridiagonal(gram)), tuple(x.shape))
+            return MISSING
+        return _from_eigenvalues(_eigenvalues(*_tridiagonal(gram)), tuple(x.shape))
 
 
 def spectra(x: Tensor, left_out: Tensor) -> tuple[Spectrum, Spectrum]:
-    """x [pos, d_model], left_out bool [pos] → the `Spectrum` of all rows, and of the rows that are not left out.
+    """Return the `Spectrum` of all rows of x [pos, d_model], and of the rows without those in left_out, bool [pos].
 
-    Leaving out one row costs nearly nothing: its direction is the first vector of the basis in which the Gram matrix
-    is made tridiagonal, so that taking the row out changes one number of that matrix.
+    Leaving out one row costs almost nothing: its direction is the first vector of the basis in which the Gram matrix
+    is made tridiagonal, so that removing the row changes one number of that matrix.
 
     >>> x = torch.tensor([[10.0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]])
-    >>> both = spectra(x, torch.tensor([True, False, False, False]))
-    >>> [round(each.entropy, 4) for each in both]
+    >>> pair = spectra(x, torch.tensor([True, False, False, False]))
+    >>> [round(s.entropy, 4) for s in pair]
     [0.1812, 0.8676]
     """
     require_matrix("x", x)
     if not isinstance(left_out, Tensor) or left_out.dtype != torch.bool or left_out.shape != x.shape[:1]:
         raise InputError(f"expected left_out as bool [pos] = ({len(x)},), received {left_out!r}")
     if not bool(left_out.any()):
-        found = spectrum(x)
-        return found, found
-    places = left_out.nonzero()[:, 0]
-    if len(places) == 1 and min(x.shape) > 1:
-        with _few_threads(min(x.shape)):
-            both = _without_one(x, int(places[0]))
-        if both is not None:
-            return both
+        full_spectrum = spectrum(x)
+        return full_spectrum, full_spectrum
+    rows = left_out.nonzero()[:, 0]
+    if len(rows) == 1 and min(x.shape) > 1:
+        with _limited_threads(min(x.shape)):
+            pair = _leave_one_out(x, int(rows[0]))
+        if pair is not None:
+            return pair
     return spectrum(x), spectrum(x[~left_out])
 
 
-def _gram(x: Tensor) -> Floats:
-    """Float64 Gram matrix of the smaller side; only its lower triangle is filled."""
+def _gram(x: Tensor) -> FloatArray:
+    """Return the float64 Gram matrix of the smaller side; only its lower triangle is filled."""
     from scipy.linalg import blas
 
     by_rows = x.shape[0] <= x.shape[1]
     if x.device.type != "cpu":
         total = torch.zeros((min(x.shape),) * 2, dtype=torch.float64, device=x.device)
-        for part in [x] if by_rows else chunks(x):
-            wide = part.double()
+        for chunk in [x] if by_rows else chunks(x):
+            wide = chunk.double()
             total += wide @ wide.T if by_rows else wide.T @ wide
         return np.asfortranarray(total.cpu().numpy())
     gram = np.zeros((min(x.shape),) * 2, order="F")
-    for part in [x] if by_rows else chunks(x):
-        # A row-major matrix is, to BLAS, its own transpose.
-        columns = part.double().contiguous().numpy().T
+    for chunk in [x] if by_rows else chunks(x):
+        # BLAS reads a row-major matrix as its transpose.
+        columns = chunk.double().contiguous().numpy().T
         gram = blas.dsyrk(1.0, columns, beta=1.0, c=gram, trans=by_rows, lower=1, overwrite_c=1)
     return gram
 
 
-def _few_threads(size: int) -> AbstractContextManager[Any]:
-    """Let scipy's BLAS use one thread on a small matrix, else as many as torch.
+def _limited_threads(size: int) -> AbstractContextManager[object]:
+    """Limit scipy's BLAS to one thread on a small matrix, and to torch's number of threads on a large one.
 
-    Left alone it takes all there are, even for a product of 512 numbers, and they go on spinning for milliseconds
-    after it: whatever torch does meanwhile with its own threads takes several times as long.
+    By default it uses all threads, even for a product of 512 numbers, and these keep spinning for milliseconds
+    afterwards, which slows down torch's own threads several times.
     """
-    n_threads = 1 if size <= _ALONE_UP_TO else torch.get_num_threads()
-    limit: AbstractContextManager[Any] = _blas().limit(limits=n_threads)
+    n_threads = 1 if size <= _ONE_THREAD_UP_TO else torch.get_num_threads()
+    limit: AbstractContextManager[object] = _blas().limit(limits=n_threads)
     return limit
 
 
 @functools.cache
 def _blas() -> Any:
-    import scipy.linalg.blas  # noqa: F401 - loads the library that is looked for
+    import scipy.linalg.blas  # noqa: F401 - loads the library that is selected below
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(internal_api="openblas")
@@ -140,39 +137,40 @@ def chunks(x: Tensor, n_rows: int = CHUNK) -> list[Tensor]:
     return [x[start : start + n_rows] for start in range(0, len(x), n_rows)]
 
 
-def _tridiagonal(gram: Floats) -> tuple[Floats, Floats]:
-    """(diagonal, beside it) of a tridiagonal matrix with the same eigenvalues; the first basis vector stays. Uses
-    the lower triangle, and overwrites it."""
+def _tridiagonal(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return (diagonal, off-diagonal) of a tridiagonal matrix with the same eigenvalues and first basis vector.
+
+    Reads the lower triangle of `gram`, and overwrites it.
+    """
     from scipy.linalg import lapack
 
     if len(gram) == 1:
         return gram[0].copy(), np.zeros(0)
-    _, diagonal, beside, _, failed = lapack.dsytrd(gram, lower=1, lwork=64 * len(gram), overwrite_a=1)
+    _, diagonal, off_diagonal, _, failed = lapack.dsytrd(gram, lower=1, lwork=64 * len(gram), overwrite_a=1)
     if failed:
         raise ArithmeticError(f"a Gram matrix {gram.shape} could not be made tridiagonal (dsytrd: {failed})")
-    return diagonal, beside
+    return diagonal, off_diagonal
 
 
-def _eigenvalues(diagonal: Floats, beside: Floats) -> Floats:
+def _eigenvalues(diagonal: FloatArray, off_diagonal: FloatArray) -> FloatArray:
     from scipy.linalg import lapack
 
     if len(diagonal) == 1:
         return diagonal
-    values, failed = lapack.dsterf(diagonal, beside)
+    values, failed = lapack.dsterf(diagonal, off_diagonal)
     if failed:
         raise ArithmeticError(f"{failed} eigenvalues of {len(diagonal)} did not converge (dsterf)")
-    found: Floats = values
-    return found
+    eigenvalues: FloatArray = values
+    return eigenvalues
 
 
-def _of(eigenvalues: Floats, shape: tuple[int, ...], *, energy: float = 0.0) -> Spectrum:
-    """`energy` is what the rounding is relative to, where it is more than the eigenvalues' sum."""
-    values = np.maximum(
-        eigenvalues, 0.0
-    )  # what is below 0 is rounding: a Gram matrix has no negative eigenvalue
+def _from_eigenvalues(eigenvalues: FloatArray, shape: tuple[int, ...], *, energy: float = 0.0) -> Spectrum:
+    """Make the spectrum of a matrix of this `shape`; rounding is relative to max(`energy`, sum of eigenvalues)."""
+    # A Gram matrix has no negative eigenvalues, so values below 0 are rounding.
+    values = np.maximum(eigenvalues, 0.0)
     total = float(values.sum())
     if not total > 0:
-        return NOTHING
+        return MISSING
     p = values / total
     p = p[p > 0]
     entropy = max(0.0, -float((p * np.log(p)).sum()))
@@ -182,8 +180,9 @@ def _of(eigenvalues: Floats, shape: tuple[int, ...], *, energy: float = 0.0) -> 
 
 
 def continuity_bound(distance: float, n: int) -> float:
-    """By how much the entropy of two distributions over `n` outcomes can differ, in nats, at most, if their
-    total variation distance is `distance` (Fannes 1973; Audenaert 2007).
+    """Bound the entropy difference, in nats, of two distributions over `n` outcomes at a total variation `distance`.
+
+    Fannes 1973; Audenaert 2007.
 
     >>> continuity_bound(0.0, 10), round(continuity_bound(1e-9, 512), 10)
     (0.0, 2.8e-08)
@@ -197,39 +196,43 @@ def continuity_bound(distance: float, n: int) -> float:
     return distance * math.log(n - 1) - distance * math.log(distance) - (1 - distance) * math.log1p(-distance)
 
 
-def _without_one(x: Tensor, row: int) -> tuple[Spectrum, Spectrum] | None:
-    """Both spectra from one tridiagonal matrix whose first basis vector is the row (or its coordinate); None where
-    that would lose too much of the second."""
+def _leave_one_out(x: Tensor, row: int) -> tuple[Spectrum, Spectrum] | None:
+    """Return the spectra with and without `row`; None if the second would lose too many digits.
+
+    Both come from one tridiagonal matrix whose first basis vector is the row (or its coordinate).
+    """
     by_rows = x.shape[0] <= x.shape[1]
     if by_rows and row:
         x = torch.cat([x[row : row + 1], x[:row], x[row + 1 :]])
         row = 0
     gram = _gram(x)
-    first = x[row].double().cpu().numpy()
-    energy = float(first @ first)
-    if not 0 < energy < _CANCELS * (float(gram.trace()) - energy) < math.inf:
+    row_values = x[row].double().cpu().numpy()
+    energy = float(row_values @ row_values)
+    if not 0 < energy < _MAX_ENERGY_RATIO * (float(gram.trace()) - energy) < math.inf:
         return None
     if not by_rows:
-        gram = _reflected(gram, first)
-    diagonal, beside = _tridiagonal(gram)
-    everything = _eigenvalues(diagonal, beside)
+        gram = _reflected(gram, row_values)
+    diagonal, off_diagonal = _tridiagonal(gram)
+    all_eigenvalues = _eigenvalues(diagonal, off_diagonal)
     if by_rows:
-        diagonal, beside = diagonal[1:], beside[1:]
+        diagonal, off_diagonal = diagonal[1:], off_diagonal[1:]
     else:
         diagonal = np.concatenate([diagonal[:1] - energy, diagonal[1:]])
-    whole = float(np.maximum(everything, 0.0).sum())
-    smaller = (x.shape[0] - 1, x.shape[1])
-    return _of(everything, tuple(x.shape)), _of(_eigenvalues(diagonal, beside), smaller, energy=whole)
+    total_energy = float(np.maximum(all_eigenvalues, 0.0).sum())
+    with_row = _from_eigenvalues(all_eigenvalues, tuple(x.shape))
+    remaining = _eigenvalues(diagonal, off_diagonal)
+    without_row = _from_eigenvalues(remaining, (x.shape[0] - 1, x.shape[1]), energy=total_energy)
+    return with_row, without_row
 
 
-def _reflected(gram: Floats, first: Floats) -> Floats:
-    """The same matrix (lower triangle) in a basis that starts with `first`'s direction: one Householder reflection."""
+def _reflected(gram: FloatArray, direction: FloatArray) -> FloatArray:
+    """Return `gram` (lower triangle) in a basis whose first vector is `direction`, by one Householder reflection."""
     from scipy.linalg import blas
 
-    v = first / np.linalg.norm(first)
+    v = direction / np.linalg.norm(direction)
     v[0] += 1.0 if v[0] >= 0 else -1.0
     v /= np.linalg.norm(v)
     image = blas.dsymv(1.0, gram, v, lower=1)
     w = 2.0 * (image - (v @ image) * v)
-    found: Floats = blas.dsyr2(-1.0, v, w, a=gram, lower=1, overwrite_a=1)
-    return found
+    reflected: FloatArray = blas.dsyr2(-1.0, v, w, a=gram, lower=1, overwrite_a=1)
+    return reflected

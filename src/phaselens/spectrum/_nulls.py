@@ -1,6 +1,6 @@
-"""What chance alone would give activations: Gaussian coordinates, rows in random directions. Closed forms, no sampling.
+"""Null values of activation statistics, in closed form: Gaussian coordinates, rows in random directions.
 
-Every number here stands beside a measured one and is made from the same shape or norms. numpy and scipy only; the
+Each null is computed from the shape or norms of the activations that it is compared with. numpy and scipy only; the
 nulls of attention are in `phaselens.attention`.
 """
 
@@ -10,22 +10,20 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from phaselens.errors import InputError, as_numbers, require_number, require_whole
-
-Floats = NDArray[np.float64]
+from phaselens.errors import FloatArray, InputError, as_numbers, require_number, require_whole
 
 _MEDIAN_ABS = 0.6744897501960817
 """Median of |z| for a standard normal z."""
-_BINS = 64
-"""Row norms are taken one by one up to this many, then in bins of neighbours."""
-_ALONE = 16
-"""The largest norms, which are never put into a bin with others."""
+_N_BINS = 64
+"""Largest number of rows whose norms are used one by one; beyond it, neighbours are binned."""
+_N_UNBINNED = 16
+"""Number of largest norms that are never binned."""
 
 
 def gaussian_max_ratio(n: int) -> float:
-    """Expected largest |coordinate| of `n` independent Gaussian ones, over their median |coordinate|.
+    """Return the expected largest |coordinate| of `n` independent Gaussian coordinates over their median |coordinate|.
 
     ∫ 1 − F(x)ⁿ dx of the half-normal F, over its median. NaN for n = 0.
 
@@ -43,13 +41,14 @@ def _gaussian_max_ratio(n: int) -> float:
     if n < 1:
         return float("nan")
     x = np.linspace(1e-3, 12.0, 12_000)
-    over = -np.expm1(n * np.log1p(-erfc(x / np.sqrt(2))))
-    return float(np.trapezoid(over, x) + x[0]) / _MEDIAN_ABS
+    exceedance = -np.expm1(n * np.log1p(-erfc(x / np.sqrt(2))))
+    return float(np.trapezoid(exceedance, x) + x[0]) / _MEDIAN_ABS
 
 
 def gaussian_exceedance(n: int, median: float, threshold: float, ratio: float) -> float:
-    """Expected number of `n` Gaussian coordinates of that median |coordinate| that exceed both `threshold` and
-    `ratio` · median. NaN where the median is.
+    """Return the expected number of `n` Gaussian coordinates above `threshold` and `ratio` · median.
+
+    `median` is that of their absolute values; NaN if it is NaN.
 
     >>> gaussian_exceedance(10**6, 1.0, 100.0, 1000.0)
     0.0
@@ -65,22 +64,21 @@ def gaussian_exceedance(n: int, median: float, threshold: float, ratio: float) -
     return float(n * erfc(max(threshold, ratio * median) * _MEDIAN_ABS / median / np.sqrt(2)))
 
 
-class Chance(NamedTuple):
-    """Entropy in nats and share of the first direction, p₁."""
+class NullSpectrum(NamedTuple):
+    """Entropy in nats, and anisotropy p₁, the share of the first direction."""
 
     entropy: float
-    first: float
+    anisotropy: float
 
 
-def random_rows(norms: ArrayLike, d: int) -> Chance:
-    """norms [pos] → the matrix entropy and p₁ that rows of these norms have if each points in a random direction
-    of `d` dimensions.
+def random_rows(norms: ArrayLike, d: int) -> NullSpectrum:
+    """Return the matrix entropy and p₁ of rows with these norms [pos] in random directions of `d` dimensions.
 
-    From the self-consistent equation of the resolvent (Marchenko & Pastur 1967; Silverstein 1995), so right up
-    to terms of order 1/d; a simulation scatters by as much. NaN where there is no row with a norm.
+    From the self-consistent equation of the resolvent (Marchenko & Pastur 1967; Silverstein 1995), so exact up to
+    terms of order 1/d, which is also the scatter of a simulation. NaN where all norms are 0.
 
-    >>> found = random_rows(np.ones(512), 512)
-    >>> round(found.entropy, 2), round(found.first * 512, 2)
+    >>> null = random_rows(np.ones(512), 512)
+    >>> round(null.entropy, 2), round(null.anisotropy * 512, 2)
     (5.74, 4.0)
     """
     require_whole("d", d, 0)
@@ -89,35 +87,35 @@ def random_rows(norms: ArrayLike, d: int) -> Chance:
         raise InputError(f"expected norms [pos], received shape {squares.shape}")
     total = float(squares.sum())
     if not 0 < total < float("inf") or d < 1:
-        return Chance(float("nan"), float("nan"))
+        return NullSpectrum(float("nan"), float("nan"))
     weight, count = _binned(squares * (d / total))
     if len(squares) == 1 or d == 1:
-        return Chance(0.0, 1.0)
-    return Chance(_entropy(weight, count, d), _first(weight, count, d))
+        return NullSpectrum(0.0, 1.0)
+    return NullSpectrum(_entropy(weight, count, d), _largest_share(weight, count, d))
 
 
-def _binned(squares: Floats) -> tuple[Floats, Floats]:
-    """Values, largest first, and how often each occurs: neighbours share their mean."""
+def _binned(squares: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return (values, counts), largest values first; binned neighbours are replaced by their mean."""
     squares = np.sort(squares[squares > 0])[::-1]
-    if len(squares) <= _BINS:
+    if len(squares) <= _N_BINS:
         return squares, np.ones(len(squares))
-    parts = np.array_split(squares[_ALONE:], _BINS - _ALONE)
-    weight = np.concatenate([squares[:_ALONE], [part.mean() for part in parts]])
-    count = np.concatenate([np.ones(_ALONE), [float(len(part)) for part in parts]])
+    bins = np.array_split(squares[_N_UNBINNED:], _N_BINS - _N_UNBINNED)
+    weight = np.concatenate([squares[:_N_UNBINNED], [values.mean() for values in bins]])
+    count = np.concatenate([np.ones(_N_UNBINNED), [float(len(values)) for values in bins]])
     return weight, count
 
 
-def _entropy(weight: Floats, count: Floats, d: int) -> float:
-    """ln d − (1/d) Σ λ ln λ for eigenvalues of mean 1, from λ ln λ = ∫ λ/(1+s) − λ/(λ+s) ds over s = exp(t)."""
+def _entropy(weight: FloatArray, count: FloatArray, d: int) -> float:
+    """Return ln d − (1/d) Σ λ ln λ for eigenvalues of mean 1, from λ ln λ = ∫ λ/(1+s) − λ/(λ+s) ds over s = exp(t)."""
     step = 0.5
     s = np.exp(np.arange(-34.0, np.log(weight[0] + 1.0) + 34.0, step))
     share = count[:, None] / d
-    # m(−s), the mean of 1/(λ+s): Newton from below on an increasing concave function, so it never overshoots.
+    # m(−s), the mean of 1/(λ+s): Newton from below on an increasing concave function never overshoots.
     m = np.maximum(1.0 / (1.0 + s), max(0.0, 1.0 - count.sum() / d) / s)
     for _ in range(200):
-        pull = 1.0 + weight[:, None] * m
-        value = s * m + (share * weight[:, None] * m / pull).sum(0) - 1.0
-        slope = s + (share * weight[:, None] / pull**2).sum(0)
+        denominator = 1.0 + weight[:, None] * m
+        value = s * m + (share * weight[:, None] * m / denominator).sum(0) - 1.0
+        slope = s + (share * weight[:, None] / denominator**2).sum(0)
         change = -value / slope
         m = m + np.maximum(change, 0.0)
         if (change <= 1e-14 * m).all():
@@ -128,23 +126,23 @@ def _entropy(weight: Floats, count: Floats, d: int) -> float:
     return float(np.log(d)) - mean_log
 
 
-def _first(weight: Floats, count: Floats, d: int) -> float:
-    """The largest eigenvalue's share: that of a row which stands out from the rest, or the edge of the bulk."""
+def _largest_share(weight: FloatArray, count: FloatArray, d: int) -> float:
+    """Return the largest eigenvalue's share: a row's outside the bulk of the spectrum, or the edge of the bulk."""
 
-    def place(x: float, rest: int) -> float:
-        w, n = weight[rest:], count[rest:]
+    def eigenvalue(x: float, n_outliers: int) -> float:
+        w, n = weight[n_outliers:], count[n_outliers:]
         return 1.0 / x + float((n * w / (1.0 - w * x)).sum()) / d
 
-    def slope(x: float, rest: int) -> float:
-        w, n = weight[rest:], count[rest:]
+    def slope(x: float, n_outliers: int) -> float:
+        w, n = weight[n_outliers:], count[n_outliers:]
         return -1.0 / x**2 + float((n * (w / (1.0 - w * x)) ** 2).sum()) / d
 
-    for alone in range(min(_ALONE, len(weight)), 0, -1):
-        is_apart = alone == len(weight) or weight[alone] < weight[alone - 1]
-        if is_apart and slope(1.0 / weight[alone - 1], alone) < 0:
-            return float(min(place(1.0 / weight[0], alone) / d, 1.0))
+    for n_outliers in range(min(_N_UNBINNED, len(weight)), 0, -1):
+        is_distinct = n_outliers == len(weight) or weight[n_outliers] < weight[n_outliers - 1]
+        if is_distinct and slope(1.0 / weight[n_outliers - 1], n_outliers) < 0:
+            return float(min(eigenvalue(1.0 / weight[0], n_outliers) / d, 1.0))
     low, high = 0.0, 1.0 / weight[0]
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle, 0) < 0 else (low, middle)
-    return float(min(place(low, 0) / d, 1.0))
+    return float(min(eigenvalue(low, 0) / d, 1.0))

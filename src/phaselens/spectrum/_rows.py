@@ -1,12 +1,12 @@
-"""What stands in the residual stream: its first row, its massive rows and coordinates, and who wrote them.
+"""Rows of the residual stream: the first row, massive rows and coordinates, and the shares of attention and MLP.
 
-Pure functions of one text's activations, pads left out: x [pos, d_model], norms [pos]. Sums and norms are
-taken in float64, so half precision is widened before anything is squared.
+Pure functions of one text's activations without pads: x [pos, d_model], norms [pos]. Sums and norms are computed in
+float64; half precision is widened before it is squared.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,32 +16,32 @@ from torch import Tensor
 from phaselens.errors import InputError, require_number, require_tensor, require_whole
 
 _SAMPLE = 2000
-"""Values looked at to learn about where a median is."""
+"""Number of values sampled to locate a median."""
 _ROWS = 128
 """Rows widened to float64 at a time, so that they stay in a CPU's cache."""
 
 
 def require_matrix(name: str, x: Tensor) -> None:
-    """InputError unless it is a tensor of two dimensions."""
+    """Raise InputError unless `x` is a tensor of two dimensions."""
     if not isinstance(x, Tensor) or x.ndim != 2:
-        kind = f"a tensor {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise InputError(f"expected {name} as a tensor [pos, d_model], received {kind}")
+        received = f"a tensor {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise InputError(f"expected {name} as a tensor [pos, d_model], received {received}")
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """x [..., d_model] → its rows' Euclidean norms [...], float64.
+    """Return the Euclidean norms [...] of the rows of x [..., d_model], float64.
 
     >>> row_norms(torch.tensor([[3.0, 4.0]])).tolist()
     [5.0]
     """
     require_tensor("x", x, "…", "d_model")
-    return torch.cat([torch.linalg.vector_norm(part.double(), dim=-1) for part in _parts(x)])
+    return torch.cat([torch.linalg.vector_norm(chunk.double(), dim=-1) for chunk in _row_chunks(x)])
 
 
 def median(values: Tensor) -> float:
-    """The middle one of `values` (any shape), or the mean of the two middle ones; NaN where there is none.
+    """Return the median of `values` (any shape), the mean of the two middle ones for an even number.
 
-    NaN among the values makes it NaN. Exact, and linear in their number on a CPU.
+    NaN if there are no values or any is NaN. Exact, and linear in the number of values on a CPU.
 
     >>> median(torch.tensor([4.0, 1.0, 3.0, 2.0]))
     2.5
@@ -49,75 +49,75 @@ def median(values: Tensor) -> float:
     require_tensor("values", values)
     flat = values.reshape(-1)
     n = flat.numel()
-    if not n or bool(flat.amax().isnan()):  # a maximum is NaN where anything is
+    if not n or bool(flat.amax().isnan()):  # the maximum is NaN if any value is
         return float("nan")
     low, high = (n - 1) // 2, n // 2
     if flat.device.type == "cpu":
         wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
-        some, n_below = _around_the_middle(wide.numpy())
-        # To place one value takes numpy a sixth of the time of two; the other one is the largest below it.
-        parted = np.partition(some, high - n_below)
-        upper = float(parted[high - n_below])
-        return upper if low == high else (float(parted[: high - n_below].max()) + upper) / 2
+        middle, n_below = _middle_values(wide.numpy())
+        # Partitioning at one value takes numpy a sixth of the time of two; the other one is the largest below it.
+        partitioned = np.partition(middle, high - n_below)
+        upper = float(partitioned[high - n_below])
+        return upper if low == high else (float(partitioned[: high - n_below].max()) + upper) / 2
     ordered = flat.sort().values
     return (float(ordered[low]) + float(ordered[high])) / 2
 
 
-def _around_the_middle(flat: NDArray[Any]) -> tuple[NDArray[Any], int]:
-    """Those of `flat` [n] that stand in the middle when sorted, both middle ones among them, and how many are below.
+def _middle_values(flat: NDArray[np.floating]) -> tuple[NDArray[np.floating], int]:
+    """Return the values of `flat` [n] around its median, middle values included, and the number of values below them.
 
-    A sample says where to look, and counting whether it was right; if not, they are all.
+    A sample estimates their range, and counting verifies it; if it was wrong, all of `flat` is returned.
     """
     n = len(flat)
     if n < 64 * _SAMPLE:
         return flat, 0
     sample = np.sort(flat[:: n // _SAMPLE])
-    first, last = sample[int(0.47 * len(sample))], sample[int(0.53 * len(sample))]
-    n_below = int(np.count_nonzero(flat < first))
-    some = flat[(flat >= first) & (flat <= last)]
-    has_both = n_below <= (n - 1) // 2 and n // 2 < n_below + len(some)
-    return (some, n_below) if has_both else (flat, 0)
+    low, high = sample[int(0.47 * len(sample))], sample[int(0.53 * len(sample))]
+    n_below = int(np.count_nonzero(flat < low))
+    middle = flat[(flat >= low) & (flat <= high)]
+    has_both = n_below <= (n - 1) // 2 and n // 2 < n_below + len(middle)
+    return (middle, n_below) if has_both else (flat, 0)
 
 
-class BosNorm(NamedTuple):
-    """Norm of row 0, and what it is over the mean and over the median norm of the other rows."""
+class BosNormRows(NamedTuple):
+    """Norm of row 0, and its ratios to the mean and the median norm of the other rows."""
 
     norm: float
     ratio: float
     ratio_median: float
-    others: float
+    others_mean: float
     others_median: float
 
 
-def bos_norm(norms: Tensor) -> BosNorm:
-    """norms [pos] of one text's rows → norm of row 0 and its ratios to the rest.
+def bos_norm(norms: Tensor) -> BosNormRows:
+    """Return the norm of row 0 and its ratios to the other rows, from the norms [pos] of one text's rows.
 
-    NaN for what a text of one token does not have, and for ratios to rows that are all zero.
+    NaN where a text of one token has no other rows, and for ratios to rows that are all zero.
     Queipo-de-Llano et al. 2025 (arXiv:2510.06477), section 3; the median keeps a second massive row out of
     the denominator.
 
-    >>> found = bos_norm(torch.tensor([10.0, 1.0, 1.0, 4.0], dtype=torch.float64))
-    >>> found.norm, found.ratio, found.ratio_median
+    >>> bos = bos_norm(torch.tensor([10.0, 1.0, 1.0, 4.0], dtype=torch.float64))
+    >>> bos.norm, bos.ratio, bos.ratio_median
     (10.0, 5.0, 10.0)
     """
     require_tensor("norms", norms, "pos")
     missing = float("nan")
     if not len(norms):
-        return BosNorm(missing, missing, missing, missing, missing)
-    first = float(norms[0])
+        return BosNormRows(missing, missing, missing, missing, missing)
+    norm = float(norms[0])
     if len(norms) < 2:
-        return BosNorm(first, missing, missing, missing, missing)
+        return BosNormRows(norm, missing, missing, missing, missing)
     mean, middle = float(norms[1:].mean()), median(norms[1:])
-    return BosNorm(
-        first, first / mean if mean else missing, first / middle if middle else missing, mean, middle
+    return BosNormRows(
+        norm, norm / mean if mean else missing, norm / middle if middle else missing, mean, middle
     )
 
 
 def massive_rows(norms: Tensor, factor: float = 10.0) -> Tensor:
-    """norms [pos] → bool [pos], True where a row's norm is at least `factor` times the median row's.
+    """Return bool [pos], True where a row's norm, of norms [pos], is at least `factor` times the median row's.
 
     The row-wise form of Sun et al.'s criterion for single coordinates (arXiv:2402.17762, section 2), which a
-    small model's activations never meet. None where the median is 0 or not finite.
+    small model's activations never meet. No row is massive where the median is 0 or not finite.
 
     >>> massive_rows(torch.tensor([50.0, 1.0, 2.0, 1.0])).tolist()
     [True, False, False, False]
@@ -130,8 +130,8 @@ def massive_rows(norms: Tensor, factor: float = 10.0) -> Tensor:
     return norms >= factor * middle
 
 
-class MassiveActivations(NamedTuple):
-    """The largest coordinates, largest first; `median` is that of all coordinates' absolute values."""
+class MassiveActivationRows(NamedTuple):
+    """The largest coordinates, largest first; `median` is the median absolute value of all coordinates."""
 
     values: list[float]
     positions: list[int]
@@ -141,23 +141,23 @@ class MassiveActivations(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The largest absolute value over the median; NaN where the median is 0."""
+        """The largest absolute value divided by the median; NaN where the median is 0."""
         return abs(self.values[0]) / self.median if self.median > 0 else float("nan")
 
 
 def massive_activations(
     x: Tensor, *, n: int = 3, threshold: float = 100.0, ratio: float = 1000.0
-) -> MassiveActivations:
-    """x [pos, d_model] → its `n` largest coordinates, their median, and how many are massive.
+) -> MassiveActivationRows:
+    """Return the `n` largest coordinates of x [pos, d_model], the median of all, and the number that are massive.
 
     A coordinate a is massive if |a| > `threshold` and |a| ≥ `ratio` · median |x|, the median over all
-    coordinates of all positions: Sun et al. 2024 (arXiv:2402.17762), section 2. There are none where a value
-    is not finite; then the median is NaN.
+    coordinates of all positions: Sun et al. 2024 (arXiv:2402.17762), section 2. Where a value is not
+    finite, there are no coordinates and the median is NaN.
 
     >>> x = torch.ones(4, 8)
     >>> x[2, 5] = -2000.0
-    >>> found = massive_activations(x, n=1)
-    >>> found.values, found.positions, found.dimensions, found.ratio, found.n_massive
+    >>> rows = massive_activations(x, n=1)
+    >>> rows.values, rows.positions, rows.dimensions, rows.ratio, rows.n_massive
     ([-2000.0], [2], [5], 2000.0, 1)
     """
     require_matrix("x", x)
@@ -166,29 +166,29 @@ def massive_activations(
     require_number("ratio", ratio, 0)
     size = x.abs()
     middle = median(size)
-    # The n largest coordinates stand in the n rows with the largest maxima.
+    # The n largest coordinates are in the n rows with the largest maxima.
     by_row = size.amax(-1) if size.numel() else size.new_zeros(0)
     if not middle < float("inf") or bool(by_row.isinf().any()):
-        return MassiveActivations([], [], [], float("nan"), 0)
+        return MassiveActivationRows([], [], [], float("nan"), 0)
     rows = by_row.topk(min(n, len(x))).indices
-    some = size[rows]
-    places = some.reshape(-1).topk(min(n, some.numel())).indices
-    found = [(int(rows[place // x.shape[-1]]), place % x.shape[-1]) for place in places.tolist()]
-    apart = size[by_row > threshold]
-    return MassiveActivations(
-        [float(x[at]) for at in found],
-        [position for position, _ in found],
-        [dimension for _, dimension in found],
+    row_values = size[rows]
+    flat_indices = row_values.reshape(-1).topk(min(n, row_values.numel())).indices
+    coordinates = [(int(rows[index // x.shape[-1]]), index % x.shape[-1]) for index in flat_indices.tolist()]
+    candidates = size[by_row > threshold]
+    return MassiveActivationRows(
+        [float(x[coordinate]) for coordinate in coordinates],
+        [position for position, _ in coordinates],
+        [dimension for _, dimension in coordinates],
         middle,
-        int(((apart > threshold) & (apart >= ratio * middle)).sum()),
+        int(((candidates > threshold) & (candidates >= ratio * middle)).sum()),
     )
 
 
 class Balance(NamedTuple):
-    """Per token, [pos] each, float64: what attention and the MLP add to the residual stream.
+    """Norms and shares of what attention and the MLP add to the residual stream, [pos] each, float64.
 
     `share` is ‖a‖ / (‖a‖ + ‖m‖) and `projection` ⟨a, a + m⟩ / ‖a + m‖², NaN where the denominator is 0;
-    `unaligned` is the projection that outputs of the same norms at right angles would have.
+    `unaligned` is the projection of orthogonal outputs with the same norms.
     """
 
     attn: Tensor
@@ -199,13 +199,13 @@ class Balance(NamedTuple):
 
 
 def balance(attn_out: Tensor, mlp_out: Tensor) -> Balance:
-    """attn_out and mlp_out [pos, d_model], what the two add to the residual stream → `Balance`.
+    """Return the `Balance` of attn_out and mlp_out [pos, d_model], the additions to the residual stream.
 
-    The layer's own change is their sum, so the MLP's projection is 1 − attention's. Norms are no
-    contributions: the two can cancel, and then the projection says so.
+    The layer's change is their sum, so the MLP's projection is 1 − attention's. Norms are not contributions: the
+    two can cancel, which only the projection shows.
 
-    >>> found = balance(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
-    >>> round(found.share.item(), 4), round(found.projection.item(), 4)
+    >>> result = balance(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+    >>> round(result.share.item(), 4), round(result.projection.item(), 4)
     (0.4286, 0.36)
     """
     require_matrix("attn_out", attn_out)
@@ -225,20 +225,22 @@ def balance(attn_out: Tensor, mlp_out: Tensor) -> Balance:
     )
 
 
-def _parts(x: Tensor) -> list[Tensor]:
+def _row_chunks(x: Tensor) -> list[Tensor]:
     if x.device.type != "cpu" or len(x) <= _ROWS:
         return [x]
     return [x[start : start + _ROWS] for start in range(0, len(x), _ROWS)]
 
 
 def _products(a: Tensor, m: Tensor) -> list[Tensor]:
-    """⟨a, a⟩, ⟨m, m⟩ and ⟨a, m⟩, [pos] each, float64."""
-    parts = []
-    for some, others in zip(_parts(a), _parts(m), strict=True):
-        left, right = some.double(), others.double()
-        parts.append([torch.linalg.vecdot(*pair) for pair in ((left, left), (right, right), (left, right))])
-    return [torch.cat(each) for each in zip(*parts, strict=True)]
+    """Return ⟨a, a⟩, ⟨m, m⟩ and ⟨a, m⟩, [pos] each, float64."""
+    products = []
+    for a_chunk, m_chunk in zip(_row_chunks(a), _row_chunks(m), strict=True):
+        a_wide, m_wide = a_chunk.double(), m_chunk.double()
+        pairs = ((a_wide, a_wide), (m_wide, m_wide), (a_wide, m_wide))
+        products.append([torch.linalg.vecdot(*pair) for pair in pairs])
+    return [torch.cat(chunks) for chunks in zip(*products, strict=True)]
 
 
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole > 0, part / torch.where(whole > 0, whole, 1.0), torch.nan)
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    is_positive = denominator > 0
+    return torch.where(is_positive, numerator / torch.where(is_positive, denominator, 1.0), torch.nan)

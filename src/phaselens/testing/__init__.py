@@ -1,4 +1,4 @@
-"""For tests of metrics and plugins: tiny random models, planted truths, and the contract that every metric keeps.
+"""Tools for tests of metrics and plugins: tiny random models, planted truths, and the contract of all metrics.
 
     from phaselens.testing import check_metric
     def test_my_metric(): check_metric(MyMetric)
@@ -7,8 +7,9 @@ Nothing is downloaded, and importing this package imports neither torch nor pyte
 has the fixtures `phaselens_lens`, `phaselens_planted` and `phaselens_check`.
 """
 
-from phaselens.testing.contract import Finding, check_metric, examine
+from phaselens.testing.contract import check_metric, examine
 from phaselens.testing.facts import model_info
+from phaselens.testing.findings import Finding
 from phaselens.testing.models import FAMILIES, tiny_lens, tiny_model, tiny_tokenizer
 from phaselens.testing.planted import PLANTED, Planted, plant
 

@@ -1,4 +1,4 @@
-"""The checks of the contract, each on a `Bench`: one metric, tiny models in float64, texts of many lengths."""
+"""The checks of the contract on a `MetricUnderTest`: one metric, tiny models in float64, texts of many lengths."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import math
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import CausalMetric, LayerView, Metric, Params, Table
-from phaselens.testing.contract import Broken, Skipped
+from phaselens.data import TokenizedText, texts_from
+from phaselens.errors import InputError
+from phaselens.lens.info import ROTATION_MODES
+from phaselens.lens.points import STATISTICS, is_attention, is_matrix
+from phaselens.plugin import CausalMetric, CellValue, LayerView, Metric, MetricWarning, Params, Table
+from phaselens.runs import Run, feed_losses, feed_metric, run
+from phaselens.testing.findings import Broken, Skipped
 from phaselens.testing.memory import peaks_by_length
 from phaselens.testing.models import tiny_lens
 from phaselens.testing.planted import Planted, plant
 
-#: What it is tried on: a name for people, and a family of tiny models. The windows are shorter than the texts.
-KINDS = {
+if TYPE_CHECKING:
+    from phaselens.lens import HookedTransformer
+
+#: The models of the checks: a name for messages, and a family of tiny models. Their windows are shorter than the texts.
+MODELS = {
     "rope": "llama",
     "nope": "llama-drope-nope",
     "grouped queries": "llama-gqa",
@@ -31,316 +39,322 @@ TEXTS = (
     "tis nobler in the mind to suffer",
     "nine",
 )
-#: Sums of float64 in another order differ by about 1e-15; this leaves room for what a metric makes of them.
+#: float64 sums in another order differ by about 1e-15; the tolerance leaves room for what a metric computes from them.
 RELATIVE, ABSOLUTE = 1e-7, 1e-9
-_MATRIX = ("hook_pattern", "hook_attn_scores")
-_OF_ATTENTION = ("hook_sink", "hook_entropy", "hook_received", "hook_distance", "hook_pattern")
-#: Memory at twice the length: 2 where it grows with the text, 4 where it grows with its square.
-_MOST_GROWTH = 2.8
+#: Largest allowed growth of memory at twice the length: linear growth gives 2, quadratic growth 4.
+_MAX_GROWTH = 2.8
 
 Tables = Mapping[str, Table]
+Batches = Sequence[Sequence[int]]
 
 
-class Bench:
-    """One metric with its parameters, and the models that it served."""
+class MetricUnderTest:
+    """One metric with its parameters, and the models that it accepts."""
 
     def __init__(self, metric: type[Metric[Any]], params: Params, allow_matrix: bool) -> None:
         self.metric = metric
         self.params = params
         self.allow_matrix = allow_matrix
-        self.refused: dict[str, str] = {}
-        self._usual: dict[str, Any] = {}
+        self.refusals: dict[str, str] = {}
+        self._default_runs: dict[str, Run] = {}
 
-    def usual(self, kind: str) -> Any:
-        """The run of all texts on one kind of model, measured once."""
-        if kind not in self._usual:
-            self._usual[kind] = self.run(self.lenses[kind])
-        return self._usual[kind]
+    def default_run(self, model: str) -> Run:
+        """Return the run of all texts on one model, measured once."""
+        if model not in self._default_runs:
+            self._default_runs[model] = self.run(self.lenses[model])
+        return self._default_runs[model]
 
-    def tables(self, run: Any) -> Tables:
-        """This metric's tables in a run."""
-        found: Tables = run.metrics[self.metric.name].tables
-        return found
+    def tables(self, finished_run: Run) -> Tables:
+        """Return this metric's tables in a run."""
+        return finished_run.metrics[self.metric.name].tables
 
     @property
-    def one(self) -> tuple[str, Any]:
-        """One model, for what does not depend on the kind; with a window where it is served."""
-        kind = "windowed" if "windowed" in self.lenses else next(iter(self.lenses))
-        return kind, self.lenses[kind]
+    def main_model(self) -> tuple[str, HookedTransformer]:
+        """Name and lens of the model for checks that need only one; windowed if the metric accepts it."""
+        model = "windowed" if "windowed" in self.lenses else next(iter(self.lenses))
+        return model, self.lenses[model]
 
-    def run(self, lens: Any, texts: Sequence[str] = TEXTS, **options: Any) -> Any:
-        """A run of this metric alone; Broken with the traceback if it fails."""
-        from phaselens.runs import run
-
-        given = (self.metric, self.params.as_dict())
-        finished = run(lens, metrics=[given], texts=texts, **options)
-        for failure in finished.metrics[self.metric.name].failures:
+    def run(self, lens: HookedTransformer, texts: Sequence[str] = TEXTS, **options: Any) -> Run:
+        """Run this metric alone; raise Broken with the traceback if it fails."""
+        request = (self.metric, self.params.as_dict())
+        result = run(lens, metrics=[request], texts=texts, **options)
+        for failure in result.metrics[self.metric.name].failures:
             raise Broken(f"{failure}\n{failure.traceback}")
-        return finished
+        return result
 
     @cached_property
-    def lenses(self) -> dict[str, Any]:
-        """Models by kind, without those that the metric refuses by an InputError when it is constructed."""
-        served = {}
-        for kind, family in KINDS.items():
+    def lenses(self) -> dict[str, HookedTransformer]:
+        """Lenses by model name, without models that the metric refuses by an InputError when it is constructed."""
+        accepted = {}
+        for model, family in MODELS.items():
             lens = _lens(family)
             reason = self._refusal(lens)
             if reason is None:
-                served[kind] = lens
+                accepted[model] = lens
             else:
-                self.refused[kind] = reason
-        if not served:
-            raise Broken(f"it refuses every model: {next(iter(self.refused.values()))}")
-        return served
+                self.refusals[model] = reason
+        if not accepted:
+            raise Broken(f"it refuses every model: {next(iter(self.refusals.values()))}")
+        return accepted
 
-    def _refusal(self, lens: Any) -> str | None:
-        from phaselens.errors import InputError
-
+    def _refusal(self, lens: HookedTransformer) -> str | None:
         try:
             self.metric(lens.info, self.params)
         except InputError as error:
             return str(error)
         return None
 
-    def tokens(self, lens: Any) -> list[Any]:
-        """The texts as tokens of this model."""
-        from phaselens.data import texts_from
-
+    def tokens(self, lens: HookedTransformer) -> list[TokenizedText]:
+        """Return the texts as tokens of this model."""
         encoder = lens.encoder()
-        return [encoder.tokens(text, 512) for text in texts_from(TEXTS)]
+        return [encoder.tokenize(text, 512) for text in texts_from(TEXTS)]
 
-    def gathered(
-        self, lens: Any, batches: Sequence[Sequence[int]], into: Metric[Any] | None = None
+    def feed(
+        self, lens: HookedTransformer, batches: Batches, metric: Metric[Any] | None = None
     ) -> Metric[Any]:
-        """The metric with these batches of texts fed to it, not yet computed."""
-        from phaselens.runs import gather
+        """Pass batches of texts to `metric` (by default a new instance) and return it; compute nothing yet."""
+        instance = metric if metric is not None else self.metric(lens.info, self.params)
+        feed_metric(lens, self.tokens(lens), instance, batches)
+        return instance
 
-        metric = into if into is not None else self.metric(lens.info, self.params)
-        gather(lens, self.tokens(lens), metric, batches)
-        return metric
-
-    def intervened(self, lens: Any, metric: Metric[Any], batches: Sequence[Sequence[int]]) -> Metric[Any]:
-        """The same metric after its conditions were run on these batches, if it has any."""
-        from phaselens.runs import gather_losses
-
+    def run_conditions(self, lens: HookedTransformer, metric: Metric[Any], batches: Batches) -> Metric[Any]:
+        """Run the conditions of `metric`, if it has any, on these batches, and return it."""
         if isinstance(metric, CausalMetric):
-            gather_losses(lens, self.tokens(lens), metric, batches)
+            feed_losses(lens, self.tokens(lens), metric, batches)
         return metric
 
 
 @lru_cache
-def _lens(family: str) -> Any:
-    """Wrapping a model takes longer than measuring it, so metrics that are checked in turn share them."""
+def _lens(family: str) -> HookedTransformer:
+    """Create a tiny lens, cached: wrapping a model takes longer than measuring it, so that all checks share one."""
     import torch
 
     return tiny_lens(family, dtype=torch.float64)
 
 
 @lru_cache
-def _uniform(positions: str) -> Planted:
-    return plant("uniform attention", positions=positions)
+def _uniform(rotation_mode: str) -> Planted:
+    return plant("uniform attention", positions=rotation_mode)
 
 
-def measures(bench: Bench) -> str:
-    """It runs on each kind of model."""
-    for kind in bench.lenses:
-        bench.usual(kind)
-    refused = "".join(f"; refuses {kind}: {reason}" for kind, reason in bench.refused.items())
-    return f"{', '.join(bench.lenses)}{refused}"
+def measures_models(subject: MetricUnderTest) -> str:
+    """Check that the metric runs on each model."""
+    for model in subject.lenses:
+        subject.default_run(model)
+    refusals = "".join(f"; refuses {model}: {reason}" for model, reason in subject.refusals.items())
+    return f"{', '.join(subject.lenses)}{refusals}"
 
 
-def tables_as_declared(bench: Bench) -> str:
-    """All declared tables are there, with rows of the declared types."""
-    declared = {table.name for table in bench.metric.tables}
+def tables_as_declared(subject: MetricUnderTest) -> str:
+    """Check that the run has all declared tables and no others."""
+    declared = {table.name for table in subject.metric.tables}
     n_rows = 0
-    for kind in bench.lenses:
-        found = bench.tables(bench.usual(kind))
-        if set(found) != declared:
-            raise Broken(f"{kind}: tables {sorted(found)}, declared are {sorted(declared)}")
-        n_rows += sum(len(table.rows) for table in found.values())
+    for model in subject.lenses:
+        tables = subject.tables(subject.default_run(model))
+        if set(tables) != declared:
+            raise Broken(f"{model}: tables {sorted(tables)}, declared are {sorted(declared)}")
+        n_rows += sum(len(table.rows) for table in tables.values())
     if not n_rows:
         raise Broken("every table is empty")
     return ", ".join(sorted(declared))
 
 
-def strict_json(bench: Bench) -> str:
-    """JSON of a run holds no NaN and no infinity, and reads back as it was."""
-    for kind in bench.lenses:
-        plain = bench.usual(kind).to_dict()
+def strict_json(subject: MetricUnderTest) -> str:
+    """Check that JSON of a run contains no NaN and no infinity, and reads back unchanged."""
+    for model in subject.lenses:
+        run_values = subject.default_run(model).to_dict()
         try:
-            text = json.dumps(plain, allow_nan=False)
+            text = json.dumps(run_values, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise Broken(f"{kind}: {error}") from error
-        if json.loads(text) != plain:
-            raise Broken(f"{kind}: JSON does not read back as it was: a key is no str, or a list a tuple")
+            raise Broken(f"{model}: {error}") from error
+        if json.loads(text) != run_values:
+            raise Broken(
+                f"{model}: JSON does not read back as it was: a key is not a str, or a list is a tuple"
+            )
     return "no NaN, no infinity, reads back as it was"
 
 
-def batches_do_not_matter(bench: Bench) -> str:
-    """Each text alone (no pads) and all together (many pads): the same numbers."""
-    worst = 0.0
-    for kind, lens in bench.lenses.items():
-        alone = bench.tables(bench.run(lens, batch_tokens=1))
-        worst = max(
-            worst, require_same(bench.tables(bench.usual(kind)), alone, f"{kind}, texts padded together")
+def same_in_any_batch(subject: MetricUnderTest) -> str:
+    """Check that each text alone (no pads) and all together (many pads) have the same results."""
+    largest_difference = 0.0
+    for model, lens in subject.lenses.items():
+        unpadded = subject.tables(subject.run(lens, batch_tokens=1))
+        largest_difference = max(
+            largest_difference,
+            require_same(
+                subject.tables(subject.default_run(model)), unpadded, f"{model}, texts padded together"
+            ),
         )
-    return f"largest difference {worst:.1e}"
+    return f"largest difference {largest_difference:.1e}"
 
 
-def halves_merge(bench: Bench) -> str:
-    """Two instances that saw half of the texts each, merged in either direction, equal one that saw all."""
-    worst = 0.0
-    kind, lens = bench.one
-    everything = [[0, 1], [2, 3], [4, 5]]
-    whole = bench.intervened(lens, bench.gathered(lens, everything), everything).compute()
+def halves_merge(subject: MetricUnderTest) -> str:
+    """Check that two instances with half of the texts each, merged in either order, equal one with all texts."""
+    largest_difference = 0.0
+    model, lens = subject.main_model
+    all_batches = [[0, 1], [2, 3], [4, 5]]
+    expected = subject.run_conditions(lens, subject.feed(lens, all_batches), all_batches).compute()
     for first, second in (([[0, 1], [2]], [[3], [4, 5]]), ([[3], [4, 5]], [[0, 1], [2]])):
-        merged = bench.gathered(lens, first)
-        merged.merge(bench.gathered(lens, second))
+        merged = subject.feed(lens, first)
+        merged.merge(subject.feed(lens, second))
         if isinstance(merged, CausalMetric):
-            # Conditions may depend on all that was seen, so each half of them is run by one that has seen all.
+            # Conditions may depend on all texts, so an instance that has seen all of them measures each half.
             twin = pickle.loads(pickle.dumps(merged))  # noqa: S301 - our own
-            bench.intervened(lens, merged, first)
-            merged.merge(bench.intervened(lens, twin, second))
-        worst = max(worst, require_same(merged.compute(), whole, f"{kind}, halves merged"))
-    return f"largest difference {worst:.1e}"
+            subject.run_conditions(lens, merged, first)
+            merged.merge(subject.run_conditions(lens, twin, second))
+        largest_difference = max(
+            largest_difference, require_same(merged.compute(), expected, f"{model}, halves merged")
+        )
+    return f"largest difference {largest_difference:.1e}"
 
 
-def state_round_trips(bench: Bench) -> str:
-    """Pickled in the middle, it goes on as if nothing had happened."""
-    kind, lens = bench.one
-    everything = [[0, 1], [2, 3], [4, 5]]
-    whole = bench.intervened(lens, bench.gathered(lens, everything), everything).compute()
-    restored = pickle.loads(pickle.dumps(bench.gathered(lens, [[0, 1], [2, 3]])))  # noqa: S301 - our own
-    found = bench.intervened(lens, bench.gathered(lens, [[4, 5]], into=restored), everything).compute()
-    require_same(found, whole, f"{kind}, pickled", exact=True)
-    return "pickled in the middle, nothing changes"
+def state_round_trips(subject: MetricUnderTest) -> str:
+    """Check that pickling an instance between two batches does not change its results."""
+    model, lens = subject.main_model
+    all_batches = [[0, 1], [2, 3], [4, 5]]
+    expected = subject.run_conditions(lens, subject.feed(lens, all_batches), all_batches).compute()
+    restored = pickle.loads(pickle.dumps(subject.feed(lens, [[0, 1], [2, 3]])))  # noqa: S301 - our own
+    tables = subject.run_conditions(
+        lens, subject.feed(lens, [[4, 5]], metric=restored), all_batches
+    ).compute()
+    require_same(tables, expected, f"{model}, pickled", exact=True)
+    return "pickled between two batches, nothing changes"
 
 
-def same_twice(bench: Bench) -> str:
-    """Two runs are the same to the last bit."""
-    kind, lens = bench.one
-    first, second = bench.tables(bench.usual(kind)), bench.tables(bench.run(lens))
-    require_same(second, first, f"{kind}, the second run", exact=True)
+def same_twice(subject: MetricUnderTest) -> str:
+    """Check that two runs agree to the last bit."""
+    model, lens = subject.main_model
+    first, second = subject.tables(subject.default_run(model)), subject.tables(subject.run(lens))
+    require_same(second, first, f"{model}, the second run", exact=True)
     return "to the last bit"
 
 
-def activations_stay(bench: Bench) -> str:
-    """`update` changes no tensor that it is handed."""
+def activations_unchanged(subject: MetricUnderTest) -> str:
+    """Check that `update` does not change the tensors that it receives."""
     import torch
 
     changed: set[str] = set()
-    update = bench.metric.update
+    update = subject.metric.update
 
-    def watched(self: Metric[Any], layer: LayerView) -> None:
+    def checked_update(self: Metric[Any], layer: LayerView) -> None:
         before = {name: tensor.clone() for name, tensor in layer.items()}
         update(self, layer)
         for name, tensor in layer.items():
             if not torch.allclose(tensor, before[name], rtol=0.0, atol=0.0, equal_nan=True):
                 changed.add(name)
 
-    kind, lens = bench.one
-    metric = _subclass(bench.metric, watched)(lens.info, bench.params)
-    bench.gathered(lens, [[0, 2, 4]], into=metric)
+    model, lens = subject.main_model
+    metric = _subclass(subject.metric, checked_update)(lens.info, subject.params)
+    subject.feed(lens, [[0, 2, 4]], metric=metric)
     if changed:
-        raise Broken(f"{kind}: update changed {', '.join(sorted(changed))}; work on a copy (`.clone()`)")
+        raise Broken(f"{model}: update changed {', '.join(sorted(changed))}; work on a copy (`.clone()`)")
     return f"{len(metric.hooks())} hook points"
 
 
-def short_text_is_null(bench: Bench) -> str:
-    """A text of one token: it does not fail, and if it leaves nulls it says why."""
-    if issubclass(bench.metric, CausalMetric) and bench.metric.prompts is not CausalMetric.prompts:
-        raise Skipped("it runs prompts of its own")
-    kind, lens = bench.one
-    finished = bench.run(lens, texts=["a"], bos="never")
-    tables = bench.tables(finished)
+def short_text_is_missing(subject: MetricUnderTest) -> str:
+    """Check that a text of one token does not fail the metric, and that missing values come with a warning."""
+    if issubclass(subject.metric, CausalMetric) and subject.metric.prompts is not CausalMetric.prompts:
+        raise Skipped("it runs its own prompts")
+    model, lens = subject.main_model
+    result = subject.run(lens, texts=["a"], bos="never")
+    tables = subject.tables(result)
     missing = sum(cell is None for table in tables.values() for row in table.rows for cell in row)
-    reasons = [one for one in finished.warnings if one.startswith(f"{bench.metric.name}: ")]
-    if missing and not reasons:
+    has_reason = any(isinstance(warning, MetricWarning) for warning in result.warnings)
+    if missing and not has_reason:
         raise Broken(
-            f"{kind}: {missing} cells are null for a text of one token, and self.warn says no reason"
+            f"{model}: {missing} cells are missing for a text of one token, and self.warn gives no reason"
         )
-    return f"{missing} nulls, with their reasons" if missing else "no nulls"
+    return f"{missing} missing values, with their reasons" if missing else "no missing values"
 
 
-def uniform_gives_null(bench: Bench) -> str:
-    """Where all attention is uniform, a statistic of attention is its null."""
-    display = bench.metric.display
+def uniform_gives_null(subject: MetricUnderTest) -> str:
+    """Check that a statistic of attention equals its null if all attention is uniform."""
+    display = subject.metric.display
     if display is None or display.null is None:
         raise Skipped("its display names no null")
-    worst, n_values = 0.0, 0
-    for positions in ("auto", "nope"):
-        planted = _uniform(positions)
-        metric = bench.metric(planted.lens.info, bench.params)
-        if not any(name.endswith(_OF_ATTENTION) for name in metric.hooks()):
+    largest_difference, n_values = 0.0, 0
+    for rotation_mode in ROTATION_MODES:
+        planted = _uniform(rotation_mode)
+        metric = subject.metric(planted.lens.info, subject.params)
+        if not any(map(is_attention, metric.hooks())):
             raise Skipped("it reads no statistic of attention")
-        table = bench.run(planted.lens, texts=[planted.text, *TEXTS]).rows(bench.metric.name, display.table)
+        table = subject.run(planted.lens, texts=[planted.text, *TEXTS]).rows(
+            subject.metric.name, display.table
+        )
         for value, null in zip(table.column(display.value), table.column(display.null), strict=True):
             if isinstance(value, int | float) and isinstance(null, int | float):
-                worst, n_values = max(worst, abs(value - null)), n_values + 1
-    if not n_values or worst > 1e-6:
-        raise Broken(f"{display.value} differs from {display.null} by {worst:.1e}, in {n_values} values")
-    return f"{display.value} is {display.null} to {worst:.1e}"
+                largest_difference, n_values = max(largest_difference, abs(value - null)), n_values + 1
+    if not n_values or largest_difference > 1e-6:
+        raise Broken(
+            f"{display.value} differs from {display.null} by {largest_difference:.1e}, in {n_values} values"
+        )
+    return f"{display.value} is {display.null} to {largest_difference:.1e}"
 
 
-def memory_is_linear(bench: Bench) -> str:
-    """Measured: the largest tensor and the most memory that an update takes, at two lengths."""
-    kind, lens = next(iter(bench.lenses.items()))
-    matrix = [name for name in bench.metric(lens.info, bench.params).hooks() if name.endswith(_MATRIX)]
-    if matrix and bench.allow_matrix:
+def memory_is_linear(subject: MetricUnderTest) -> str:
+    """Check that the memory of `update`, measured at two lengths, grows no faster than the text."""
+    model, lens = next(iter(subject.lenses.items()))
+    matrix = list(filter(is_matrix, subject.metric(lens.info, subject.params).hooks()))
+    if matrix and subject.allow_matrix:
         raise Skipped(f"it may read {matrix[0]}")
     if matrix:
-        raise Broken(f"it reads {matrix[0]}, which is [query, key]: O(L²); hook_sink, hook_entropy and hook_received "
-                     "cost O(L), or allow it by allow_matrix (--allow-matrix)")  # fmt: skip
-    (short, at_short), (long, at_long) = peaks_by_length(bench.metric, bench.params, KINDS[kind])
-    growth = at_long / max(at_short, 1)
-    said = f"{at_short / 2**20:.2f} MiB at {short} tokens, {at_long / 2**20:.2f} MiB at {long}"
-    if growth > _MOST_GROWTH * long / short / 2:
-        raise Broken(f"memory of update grows by {growth:.1f} for {long / short:g} times the text: {said}")
-    return said
+        raise Broken(f"it reads {matrix[0]}, which is [query, key]: O(L²); read a statistic that costs O(L) "
+                     f"({', '.join(STATISTICS)}), or pass allow_matrix=True (--allow-matrix)")  # fmt: skip
+    peaks = peaks_by_length(subject.metric, subject.params, MODELS[model])
+    (length, peak), (longer_length, longer_peak) = peaks
+    growth, stretch = longer_peak / max(peak, 1), longer_length / length
+    description = (
+        f"{peak / 2**20:.2f} MiB at {length} tokens, {longer_peak / 2**20:.2f} MiB at {longer_length}"
+    )
+    if growth > _MAX_GROWTH * stretch / 2:
+        raise Broken(
+            f"memory of update grows by a factor of {growth:.1f} for {stretch:g} times the text: {description}"
+        )
+    return description
 
 
-FIRST = "measures tiny models"
-CHECKS: dict[str, Callable[[Bench], str]] = {
-    FIRST: measures,
+FIRST_CHECK = "measures tiny models"
+CHECKS: dict[str, Callable[[MetricUnderTest], str]] = {
+    FIRST_CHECK: measures_models,
     "tables as declared": tables_as_declared,
     "strict JSON": strict_json,
-    "batch size and padding change nothing": batches_do_not_matter,
+    "batch size and padding change nothing": same_in_any_batch,
     "halves merged equal the whole": halves_merge,
     "state survives pickling": state_round_trips,
     "same numbers twice": same_twice,
-    "activations are not changed": activations_stay,
-    "nulls have reasons": short_text_is_null,
+    "activations are not changed": activations_unchanged,
+    "missing values have reasons": short_text_is_missing,
     "uniform attention gives the null": uniform_gives_null,
     "memory grows with the text, not its square": memory_is_linear,
 }
 
 
-def require_same(found: Tables, expected: Tables, where: str, *, exact: bool = False) -> float:
-    """The largest relative difference of two sets of tables; Broken names the first cell that differs."""
-    if set(found) != set(expected):
-        raise Broken(f"{where}: tables {sorted(found)} in place of {sorted(expected)}")
-    worst = 0.0
+def require_same(tables: Tables, expected: Tables, context: str, *, exact: bool = False) -> float:
+    """Return the largest relative difference between two sets of tables; raise Broken for a cell that differs."""
+    if set(tables) != set(expected):
+        raise Broken(f"{context}: tables {sorted(tables)} instead of {sorted(expected)}")
+    largest_difference = 0.0
     for name, table in expected.items():
-        rows = found[name].rows
+        rows = tables[name].rows
         if len(rows) != len(table.rows):
-            raise Broken(f"{where}: table {name} has {len(rows)} rows in place of {len(table.rows)}")
-        for place, (row, twin) in enumerate(zip(rows, table.rows, strict=True)):
-            for column, cell, other in zip(table.spec.columns, row, twin, strict=True):
-                off = _difference(cell, other)
-                if off > (0.0 if exact else 1.0):
+            raise Broken(f"{context}: table {name} has {len(rows)} rows instead of {len(table.rows)}")
+        for row_index, (row, expected_row) in enumerate(zip(rows, table.rows, strict=True)):
+            for column, cell, expected_cell in zip(table.spec.columns, row, expected_row, strict=True):
+                difference = _difference(cell, expected_cell)
+                if difference > (0.0 if exact else 1.0):
                     raise Broken(
-                        f"{where}: {name}.{column.name}, row {place}: {cell!r} in place of {other!r}"
+                        f"{context}: {name}.{column.name}, row {row_index}: {cell!r} instead of {expected_cell!r}"
                     )
-                worst = max(worst, off)
-    return worst * RELATIVE
+                largest_difference = max(largest_difference, difference)
+    return largest_difference * RELATIVE
 
 
-def _difference(one: Any, other: Any) -> float:
-    """In units of what is allowed; infinite where anything but a number differs."""
-    if one == other:
+def _difference(cell: CellValue, expected: CellValue) -> float:
+    """Return the difference in units of the tolerance; infinite if anything but a float differs."""
+    if cell == expected:
         return 0.0
-    if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) / (ABSOLUTE + RELATIVE * max(abs(one), abs(other)))
+    if isinstance(cell, float) and isinstance(expected, float):
+        return abs(cell - expected) / (ABSOLUTE + RELATIVE * max(abs(cell), abs(expected)))
     return math.inf
 
 

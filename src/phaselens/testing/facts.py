@@ -1,16 +1,16 @@
-"""The facts of a model that does not exist, for metrics that are asked what they would do."""
+"""A `ModelInfo` of a model that does not exist, for metrics that are called without a model."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from phaselens.errors import require_text, require_whole
-from phaselens.plugin import ModelInfo, Rotation
+from phaselens.plugin import ModelInfo, RotatedPairs
 
 
-def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", **others: Any) -> ModelInfo:
-    """A `ModelInfo` without a model: `model_info(n_layers=3, windows=(7, None, None))`."""
-    for name, value in (("n_layers", n_layers), ("n_heads", n_heads), ("d_head", others.get("d_head", 8))):
+def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", **fields: Any) -> ModelInfo:
+    """Create a `ModelInfo` without a model: `model_info(n_layers=3, windows=(7, None, None))`."""
+    for name, value in (("n_layers", n_layers), ("n_heads", n_heads), ("d_head", fields.get("d_head", 8))):
         require_whole(name, value, 1)
     require_text("positions", positions)
     facts: dict[str, Any] = {
@@ -35,8 +35,8 @@ def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", 
         "bos_token_id": 0,
         "bos_policy": "tokenizer adds BOS",
     }
-    facts |= others
+    facts |= fields
     half = facts["d_head"] // 2
-    halves = Rotation(tuple((low, low + half) for low in range(half)), facts["d_head"])
-    rotations = tuple(halves if "rope" in kind else None for kind in facts["positions"])
+    halves = RotatedPairs(tuple((low, low + half) for low in range(half)), facts["d_head"])
+    rotations = tuple(halves if "rope" in encoding else None for encoding in facts["positions"])
     return ModelInfo(**{"rotations": rotations, "head_outputs": ("same",) * n_layers} | facts)

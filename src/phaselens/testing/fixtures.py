@@ -1,4 +1,4 @@
-"""Fixtures that pytest finds by itself where PhaseLens is installed. Heavy imports wait until one is used.
+"""Fixtures that pytest finds if PhaseLens is installed. Heavy imports happen when a fixture is used.
 
 def test_my_metric(phaselens_check):
     phaselens_check(MyMetric)
@@ -7,42 +7,49 @@ def test_my_metric(phaselens_check):
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+if TYPE_CHECKING:
+    from phaselens.lens import HookedTransformer
+    from phaselens.testing import Planted
+
+Created = TypeVar("Created")
+
 
 @pytest.fixture(scope="session")
-def phaselens_lens() -> Callable[..., Any]:
-    """`phaselens_lens("llama")`: a lens around a tiny random model of that family, made once a session."""
+def phaselens_lens() -> Callable[..., HookedTransformer]:
+    """`phaselens_lens("llama")`: a lens around a tiny random model of that family, created once per session."""
     from phaselens.testing import tiny_lens
 
-    return _once(tiny_lens)
+    return _cached(tiny_lens)
 
 
 @pytest.fixture(scope="session")
-def phaselens_planted() -> Callable[..., Any]:
-    """`phaselens_planted("pure sink")`: a model in which the truth is known, made once a session."""
+def phaselens_planted() -> Callable[..., Planted]:
+    """`phaselens_planted("pure sink")`: a model with a known truth, created once per session."""
     from phaselens.testing import plant
 
-    return _once(plant)
+    return _cached(plant)
 
 
 @pytest.fixture(scope="session")
 def phaselens_check() -> Callable[..., None]:
-    """`phaselens_check(MyMetric)`: fails unless the metric keeps the contract."""
+    """`phaselens_check(MyMetric)`: `check_metric`, which fails unless the metric keeps the contract."""
     from phaselens.testing import check_metric
 
     return check_metric
 
 
-def _once(make: Callable[..., Any]) -> Callable[..., Any]:
-    made: dict[Any, Any] = {}
+def _cached(create: Callable[..., Created]) -> Callable[..., Created]:
+    """Return `create` with a cache of its results, by arguments."""
+    results: dict[tuple[object, ...], Created] = {}
 
-    def find(name: str, **options: Any) -> Any:
+    def get(name: str, **options: Any) -> Created:
         key = (name, *sorted(options.items()))
-        if key not in made:
-            made[key] = make(name, **options)
-        return made[key]
+        if key not in results:
+            results[key] = create(name, **options)
+        return results[key]
 
-    return find
+    return get

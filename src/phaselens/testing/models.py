@@ -1,8 +1,8 @@
-"""Tiny random models of every family the lens serves, built in code."""
+"""Tiny random models of every family that the lens supports, built in code."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phaselens.errors import (
     InputError,
@@ -13,6 +13,14 @@ from phaselens.errors import (
     require_whole,
     short_form,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from phaselens.lens import HookedTransformer
+
+    TinyModel: TypeAlias = PreTrainedModel
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 67,
@@ -28,7 +36,7 @@ _COMMON: dict[str, Any] = {
     "attention_dropout": 0.0,
 }
 
-# name: (configuration class, what differs from the common shape). The window is shorter than a test's text.
+# Family: (configuration class, fields that differ from the common ones). Windows are shorter than the tests' texts.
 _RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"num_key_value_heads": 4}),
     "llama-gqa": ("LlamaConfig", {}),
@@ -60,16 +68,16 @@ _RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 8, "sliding_window": 7, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
     **{
-        f"{base}-drope-{kind}".replace("_", "-"): (config, {"attention_type": kind})
+        f"{base}-drope-{attention_type}".replace("_", "-"): (config, {"attention_type": attention_type})
         for base, config in (("llama", "DroPELlamaConfig"), ("qwen2", "DroPEQwen2Config"))
-        for kind in ("nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope")
+        for attention_type in ("nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope")
     },
 }
 
 FAMILIES: tuple[str, ...] = tuple(_RECIPES)
 
-# Fields that a family's configuration spells differently, or does not have.
-_SPELLINGS: dict[str, dict[str, str | None]] = {
+# Configuration fields that a family names differently, or does not have (None).
+_FIELD_NAMES: dict[str, dict[str, str | None]] = {
     "GPT2Config": {
         "hidden_size": "n_embd",
         "intermediate_size": "n_inner",
@@ -81,18 +89,20 @@ _SPELLINGS: dict[str, dict[str, str | None]] = {
     },
     "GPTNeoXConfig": {"num_key_value_heads": None},
 }
-_LAYER_KINDS = {"Gemma2Config", "Gemma3TextConfig", "Cohere2Config", "GptOssConfig"}
+_WITH_LAYER_TYPES = {"Gemma2Config", "Gemma3TextConfig", "Cohere2Config", "GptOssConfig"}
 
 
-def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3.0, **overrides: Any) -> Any:
-    """A random Hugging Face model of a family, small enough for a forward in milliseconds.
+def tiny_model(
+    family: str, *, seed: int = 0, dtype: torch.dtype | None = None, gain: float = 3.0, **overrides: Any
+) -> TinyModel:
+    """Create a random Hugging Face model of a family, small enough for a forward in milliseconds.
 
     Args:
         family: one of `FAMILIES`.
-        seed: of the weights.
+        seed: seed of the weights.
         dtype: a torch dtype; float32 by default.
-        gain: what queries' and keys' projections are multiplied by, so that attention is far from uniform.
-        overrides: fields of its configuration, by their names in transformers' Llama.
+        gain: factor of the query and key projections; the default makes attention far from uniform.
+        overrides: fields of the configuration, by their names in transformers' Llama.
 
     Returns:
         A model in eval mode, without a tokenizer: 2 layers, d_model 32, 67 token ids.
@@ -113,22 +123,22 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
 
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise InputError(f"expected dtype as a torch dtype, received {short_form(dtype)}")
-    name, special = _RECIPES[family]
-    config_class = getattr(drope, name, None) or getattr(transformers, name)
-    spelling = _SPELLINGS.get(name, {})
+    class_name, family_fields = _RECIPES[family]
+    config_class = getattr(drope, class_name, None) or getattr(transformers, class_name)
+    field_names = _FIELD_NAMES.get(class_name, {})
     for field in overrides:
-        target = spelling.get(field, field)
+        target = field_names.get(field, field)
         if target is None or not hasattr(config_class(), target):
-            known = [known for known in vars(config_class()) if not known.startswith("_")]
+            names = [name for name in vars(config_class()) if not name.startswith("_")]
             raise InputError(
-                f"tiny_model({family!r}): {name} has no field {field!r}; {close_matches(field, known)}"
+                f"tiny_model({family!r}): {class_name} has no field {field!r}; {close_matches(field, names)}"
             )
     fields: dict[str, Any] = {}
-    for field, value in {**_COMMON, **special, **overrides}.items():
-        target = spelling.get(field, field)
+    for field, value in {**_COMMON, **family_fields, **overrides}.items():
+        target = field_names.get(field, field)
         if target is not None:
             fields[target] = value
-    if name in _LAYER_KINDS and "layer_types" not in fields:
+    if class_name in _WITH_LAYER_TYPES and "layer_types" not in fields:
         n_layers = fields["num_hidden_layers"]
         fields["layer_types"] = [
             ("sliding_attention", "full_attention")[layer % 2] for layer in range(n_layers)
@@ -136,10 +146,10 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
     try:
         config = config_class(**fields)
     except StrictDataclassError as error:
-        raise InputError(f"tiny_model({family!r}): {name}: {' '.join(str(error).split())}") from error
+        raise InputError(f"tiny_model({family!r}): {class_name}: {' '.join(str(error).split())}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # The plain loop over experts, which also runs in float64; it matters to mixtures of experts only.
+        # A loop over experts also runs in float64; other implementations of mixtures of experts do not.
         model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="eager")
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
@@ -156,8 +166,8 @@ def tiny_model(family: str, *, seed: int = 0, dtype: Any = None, gain: float = 3
 
 def tiny_lens(
     family: str = "llama", *, label: str | None = None, positions: str = "auto", **options: Any
-) -> Any:
-    """A lens around `tiny_model(family, **options)`, with the tiny tokenizer for texts.
+) -> HookedTransformer:
+    """Create a lens around `tiny_model(family, **options)`, with the tiny tokenizer.
 
     >>> tiny_lens("llama", positions="nope").info.positions
     ('nope', 'nope')
@@ -175,10 +185,12 @@ def tiny_lens(
     )
 
 
-def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True, adds_eos: bool = False) -> Any:
-    """A tokenizer of single characters for the tiny models' 67 ids: `<s>` 0, `</s>` 1, unknown 2, then characters.
+def tiny_tokenizer(
+    *, adds_bos: bool = True, has_bos: bool = True, adds_eos: bool = False
+) -> PreTrainedTokenizerFast:
+    """Create a tokenizer of single characters for the tiny models' 67 ids: `<s>` 0, `</s>` 1, unknown 2, characters.
 
-    Like those of real models, it may put `<s>` before a text and `</s>` behind one, and may have no `<s>` at all.
+    Like those of real models, it may put `<s>` before a text and `</s>` after it, or have no `<s>` at all.
 
     >>> tiny_tokenizer()("to be")["input_ids"]
     [0, 31, 26, 3, 13, 16]
@@ -189,21 +201,21 @@ def tiny_tokenizer(*, adds_bos: bool = True, has_bos: bool = True, adds_eos: boo
     from transformers import PreTrainedTokenizerFast
 
     characters = " \n.,;:!?'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    special = ["<s>", "</s>", "<unk>"]
-    vocabulary = {token: index for index, token in enumerate([*special, *characters])}
+    special_tokens = ["<s>", "</s>", "<unk>"]
+    vocabulary = {token: index for index, token in enumerate([*special_tokens, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     if adds_bos or adds_eos:
-        parts = ["<s>"] * adds_bos + ["$A"] + ["</s>"] * adds_eos
+        template = ["<s>"] * adds_bos + ["$A"] + ["</s>"] * adds_eos
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=" ".join(parts), special_tokens=[("<s>", 0), ("</s>", 1)]
+            single=" ".join(template), special_tokens=[("<s>", 0), ("</s>", 1)]
         )
-    named = {"bos_token": "<s>"} if has_bos else {}
+    bos_token = {"bos_token": "<s>"} if has_bos else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="</s>",
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
-        **named,
+        **bos_token,
     )

@@ -1,64 +1,78 @@
-"""Models in which the truth is known: a head or a dimension was made to do exactly one thing."""
+"""Models with a known truth: one head or dimension is made to do exactly one thing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Required, TypedDict
 
 from phaselens.errors import InputError, close_matches, require_text, require_whole
 from phaselens.testing.models import tiny_model, tiny_tokenizer
 
-#: Where the truth is planted.
+if TYPE_CHECKING:
+    from phaselens.lens import HookedTransformer
+    from phaselens.testing.models import TinyModel
+
+#: The layer, head, residual dimension and position where the truth is planted.
 LAYER, HEAD, DIMENSION, POSITION = 1, 2, 5, 7
 #: A character of the tiny tokenizer that planted texts contain once, at POSITION.
 _MARK = "Z"
 _D_HEAD = 8
-# The lowest frequency of the rotation turns least: over a hundred positions its cosine stays above 0.99.
+# The dimension with the lowest rotation frequency: over a hundred positions its cosine stays above 0.99.
 _SLOWEST = _D_HEAD // 2 - 1
 _STRENGTH = 1e3
 
 
 @dataclass(frozen=True)
 class Planted:
-    """A lens, a text for it, and what is true of them.
+    """A lens, a text for it, and the truth that was planted in the model.
 
     `layer` and `head` are where it was planted, `position` is the key or token that it concerns and `dimension` the
-    residual dimension, each None where it concerns none. `says` puts it into words.
+    residual dimension; each is None if it does not apply. `statement` is the truth in words.
     """
 
-    lens: Any
+    lens: HookedTransformer
     text: str
-    says: str
+    statement: str
     layer: int | None = None
     head: int | None = None
     position: int | None = None
     dimension: int | None = None
 
 
+class Facts(TypedDict, total=False):
+    """The fields of `Planted` that a recipe sets."""
+
+    statement: Required[str]
+    layer: int
+    head: int
+    position: int
+    dimension: int
+
+
 def plant(kind: str, *, positions: str = "auto", seed: int = 0) -> Planted:
-    """A planted truth, in float64: one of `PLANTED`.
+    """Create a float64 model with one of the truths in `PLANTED`.
 
     Args:
         kind: what to plant, for instance `"pure sink"`.
-        positions: `"auto"` for a rotary model, `"nope"` for the same with its rotation nulled.
-        seed: of the weights that are left random.
+        positions: `"auto"` for a rotary model, `"nope"` for the same model with its rotation switched off.
+        seed: seed of the weights that stay random.
 
     >>> truth = plant("uniform head")
-    >>> truth.says
-    'head 2 of layer 1 attends to all that it sees alike'
+    >>> truth.statement
+    'head 2 of layer 1 attends equally to all tokens that it sees'
     """
     require_text("kind", kind)
     require_whole("seed", seed, 0)
-    if kind not in _MAKERS:
-        raise InputError(f"no planted truth {kind!r}; {close_matches(kind, _MAKERS)}")
+    if kind not in _RECIPES:
+        raise InputError(f"no planted truth {kind!r}; {close_matches(kind, _RECIPES)}")
     import torch
 
     from phaselens.lens import load
 
     model = tiny_model("llama", seed=seed, dtype=torch.float64, attention_bias=True)
     with torch.no_grad():
-        facts = _MAKERS[kind](model)
+        facts = _RECIPES[kind](model)
     lens = load(
         model, label=kind.replace(" ", "-"), tokenizer=tiny_tokenizer(), positions=positions, check=False
     )
@@ -66,62 +80,65 @@ def plant(kind: str, *, positions: str = "auto", seed: int = 0) -> Planted:
     return Planted(lens, text[: POSITION - 1] + _MARK + text[POSITION - 1 :], **facts)
 
 
-def _uniform(model: Any) -> dict[str, Any]:
-    """Queries of one head are zero, and so are its scores."""
+def _uniform(model: TinyModel) -> Facts:
+    """Set the queries of one head to zero, so that its scores are zero."""
     _silence_queries(model, [LAYER], [HEAD])
     return {
         "layer": LAYER,
         "head": HEAD,
-        "says": f"head {HEAD} of layer {LAYER} attends to all that it sees alike",
+        "statement": f"head {HEAD} of layer {LAYER} attends equally to all tokens that it sees",
     }
 
 
-def _all_uniform(model: Any) -> dict[str, Any]:
+def _all_uniform(model: TinyModel) -> Facts:
     heads = range(model.config.num_attention_heads)
     _silence_queries(model, range(model.config.num_hidden_layers), heads)
-    return {"says": "every head attends to all that it sees alike"}
+    return {"statement": "every head attends equally to all tokens that it sees"}
 
 
-def _pure_sink(model: Any) -> dict[str, Any]:
+def _pure_sink(model: TinyModel) -> Facts:
     _attract(model, token=0)
     return {
         "layer": LAYER,
         "head": HEAD,
         "position": 0,
         "dimension": DIMENSION,
-        "says": f"head {HEAD} of layer {LAYER} gives position 0 all its attention",
+        "statement": f"head {HEAD} of layer {LAYER} attends to position 0 only",
     }
 
 
-def _sink_at_position(model: Any) -> dict[str, Any]:
+def _sink_at_position(model: TinyModel) -> Facts:
     _attract(model, token=tiny_tokenizer().convert_tokens_to_ids(_MARK))
     return {
         "layer": LAYER,
         "head": HEAD,
         "position": POSITION,
         "dimension": DIMENSION,
-        "says": f"from position {POSITION} on, head {HEAD} of layer {LAYER} gives it all its attention",
+        "statement": f"from position {POSITION} on, head {HEAD} of layer {LAYER} attends to it only",
     }
 
 
-def _massive_dimension(model: Any) -> dict[str, Any]:
-    """Every token has the same large number there, and nothing else writes to it."""
+def _massive_dimension(model: TinyModel) -> Facts:
+    """Give one dimension the same large value at every token; nothing else writes to it."""
     _reserve(model)
     model.get_input_embeddings().weight[:, DIMENSION] = _STRENGTH
-    return {"dimension": DIMENSION, "says": f"residual dimension {DIMENSION} is {_STRENGTH:g} at every token"}
+    return {
+        "dimension": DIMENSION,
+        "statement": f"residual dimension {DIMENSION} is {_STRENGTH:g} at every token",
+    }
 
 
-def _massive_token(model: Any) -> dict[str, Any]:
+def _massive_token(model: TinyModel) -> Facts:
     _reserve(model)
     model.get_input_embeddings().weight[0, DIMENSION] = _STRENGTH
     return {
         "position": 0,
         "dimension": DIMENSION,
-        "says": f"residual dimension {DIMENSION} is {_STRENGTH:g} at position 0, and 0 elsewhere",
+        "statement": f"residual dimension {DIMENSION} is {_STRENGTH:g} at position 0, and 0 elsewhere",
     }
 
 
-_MAKERS: dict[str, Callable[[Any], dict[str, Any]]] = {
+_RECIPES: dict[str, Callable[[TinyModel], Facts]] = {
     "uniform head": _uniform,
     "uniform attention": _all_uniform,
     "pure sink": _pure_sink,
@@ -129,14 +146,14 @@ _MAKERS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "massive dimension": _massive_dimension,
     "massive token": _massive_token,
 }
-PLANTED: tuple[str, ...] = tuple(_MAKERS)
+PLANTED: tuple[str, ...] = tuple(_RECIPES)
 
 
 def _rows(head: int) -> slice:
     return slice(head * _D_HEAD, (head + 1) * _D_HEAD)
 
 
-def _silence_queries(model: Any, layers: Any, heads: Any) -> None:
+def _silence_queries(model: TinyModel, layers: Iterable[int], heads: Iterable[int]) -> None:
     for layer in layers:
         projection = model.model.layers[layer].self_attn.q_proj
         for head in heads:
@@ -144,8 +161,8 @@ def _silence_queries(model: Any, layers: Any, heads: Any) -> None:
             projection.bias[_rows(head)] = 0.0
 
 
-def _reserve(model: Any) -> None:
-    """Keep one residual dimension for the truth: no token has anything in it, no layer writes to it."""
+def _reserve(model: TinyModel) -> None:
+    """Reserve one residual dimension for the truth: it is zero at every token, and no layer writes to it."""
     model.get_input_embeddings().weight[:, DIMENSION] = 0.0
     for layer in model.model.layers:
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
@@ -154,8 +171,8 @@ def _reserve(model: Any) -> None:
                 projection.bias[DIMENSION] = 0.0
 
 
-def _attract(model: Any, token: int) -> None:
-    """One head's keys are large where `token` stands and zero elsewhere, and all its queries look for such keys."""
+def _attract(model: TinyModel, token: int) -> None:
+    """Make one head attend to `token`: its keys are large there and zero elsewhere, and all queries match them."""
     _reserve(model)
     model.get_input_embeddings().weight[token, DIMENSION] = _STRENGTH
     _silence_queries(model, [LAYER], [HEAD])

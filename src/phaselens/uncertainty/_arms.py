@@ -1,4 +1,4 @@
-"""A treated arm against a control that was drawn several times, text by text."""
+"""Compare a treated arm with a control that was drawn several times, text by text."""
 
 from __future__ import annotations
 
@@ -8,35 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from phaselens.errors import FloatArray
 from phaselens.uncertainty._bootstrap import N_RESAMPLES
-from phaselens.uncertainty._paired import Floats, Options, counts_of, paired, same_texts, table, weighted_mean
+from phaselens.uncertainty._paired import (
+    IntervalOptions,
+    as_table,
+    counts_of,
+    paired,
+    require_same_texts,
+    weighted_mean,
+)
 
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """Treated less control, in the unit of both. What is None has its reason in `reasons`, under its own name."""
+    """Treated minus control, in the unit of both. `reasons` has the reason for each field that is None, by name."""
 
     n_texts: int
     n_seeds: int
     treated: float | None
-    """Mean over texts; so is `control`, over texts and seeds."""
+    """Mean over texts; `control` is the mean over texts and seeds."""
     control: float | None
     difference: float | None
     """treated − control; ci_low … ci_high is its interval over texts."""
     ci_low: float | None
     ci_high: float | None
     p_value: float | None
-    """Two-sided, under exchange of the two arms within each text."""
+    """Two-sided p, under exchange of the two arms within each text."""
     p_exact: bool | None
-    """Whether all exchanges were tried, rather than some drawn by chance."""
+    """Whether all exchanges were tried, rather than a random sample of them."""
     d_z: float | None
-    """difference over the sd of the texts' differences, weighted as difference is; see `LossComparison.d_z`."""
+    """difference divided by the sd of the texts' differences, weighted as difference is; see `LossComparison.d_z`."""
     rank_biserial: float | None
     """Matched pairs, −1 to 1 (Kerby 2014)."""
     share_above: float | None
     """Share of texts whose treated value is above their control's."""
     control_sd_over_seeds: float | None
-    """sd (n − 1) over seeds of the control's mean over texts: how much the draw of the control matters, and no more."""
+    """sd (n − 1) over seeds of the control's mean over texts: the spread due to the draw of the control alone."""
     reasons: Mapping[str, str]
 
 
@@ -50,48 +58,49 @@ def compare_arms(
     n_permutations: int = 9999,
     seed: int = 0,
 ) -> ArmComparison:
-    """Treated [text] less control [text, seed], paired over texts: "massive less random" of one text, and its spread.
+    """Compare treated [text] with control [text, seed], paired over texts, such as "massive minus random".
 
-    The control is averaged over seeds first, in each text; the unit is the text. Repeating seeds, or a treated arm
-    that is the same for all of them, adds no evidence. For losses in nats the baseline cancels, so that neither
-    arm needs it. n_predicted [text] weighs the texts by their tokens, in the means, interval, p and d_z; without it
-    each text counts once. Texts without a predicted token are left out.
+    The control is first averaged over seeds within each text; the unit is the text, so more seeds add no evidence.
+    For losses in nats the baseline cancels, so neither arm needs it. n_predicted [text] weighs the texts by their
+    tokens in the means, interval, p and d_z; without it each text counts once. Texts without a predicted token are
+    left out.
 
     Interval, p, order of texts, seed and errors as in `compare_conditions`. Both arms are None where a value is
     NaN or infinite.
 
-    >>> found = compare_arms([3.0, 2.0, 2.5], [[1.0, 1.2], [1.0, 0.8], [1.4, 1.6]])
-    >>> round(found.difference, 4), round(found.ci_low, 4), round(found.ci_high, 4), found.n_texts, found.n_seeds
+    >>> arms = compare_arms([3.0, 2.0, 2.5], [[1.0, 1.2], [1.0, 0.8], [1.4, 1.6]])
+    >>> round(arms.difference, 4), round(arms.ci_low, 4), round(arms.ci_high, 4), arms.n_texts, arms.n_seeds
     (1.3333, 1.0, 1.9, 3, 2)
-    >>> found.p_value, found.rank_biserial
+    >>> arms.p_value, arms.rank_biserial
     (0.25, 1.0)
     """
-    options = Options(confidence, n_resamples, n_permutations, seed)
-    values = table(treated, "treated", "text")
-    draws_of_control = table(control, "control", "text", "seed")
+    options = IntervalOptions(confidence, n_resamples, n_permutations, seed)
+    values = as_table(treated, "treated", "text")
+    draws_of_control = as_table(control, "control", "text", "seed")
     tokens = np.ones(len(values)) if n_predicted is None else counts_of(n_predicted, "n_predicted")
-    same_texts(treated=values, control=draws_of_control, n_predicted=tokens)
-    kept = tokens > 0
-    values, draws_of_control, tokens = values[kept], draws_of_control[kept], tokens[kept]
+    require_same_texts(treated=values, control=draws_of_control, n_predicted=tokens)
+    is_used = tokens > 0
+    values, draws_of_control, tokens = values[is_used], draws_of_control[is_used], tokens[is_used]
     n_texts, n_seeds = draws_of_control.shape
-    why = _unknown(values, draws_of_control)
-    if why:
+    reason = _missing_reason(values, draws_of_control)
+    if reason:
         names = [
             name
             for name in ArmComparison.__dataclass_fields__
             if name not in ("n_texts", "n_seeds", "reasons")
         ]
-        nothing = dict.fromkeys(names)
-        return ArmComparison(n_texts, n_seeds, **nothing, reasons=dict.fromkeys(names, why))
+        missing = dict.fromkeys(names)
+        return ArmComparison(n_texts, n_seeds, **missing, reasons=dict.fromkeys(names, reason))
 
     share = tokens / tokens.sum()
-    # Around one of the seeds: seeds that agree give their value and no rounding.
-    first = draws_of_control[:, :1]
-    averaged = first[:, 0] + (draws_of_control - first).mean(1)
+    # Relative to one of the seeds, so that seeds that agree give their value without rounding.
+    reference = draws_of_control[:, :1]
+    averaged = reference[:, 0] + (draws_of_control - reference).mean(1)
     scale = np.maximum(np.abs(values).max(), np.abs(draws_of_control).max())
-    found = paired((values - averaged)[:, None], tokens, np.array([scale]), options)[0]
+    differences = paired((values - averaged)[:, None], tokens, np.array([scale]), options)[0]
     reasons = {
-        {"low": "ci_low", "high": "ci_high"}.get(name, name): why for name, why in found.reasons.items()
+        {"low": "ci_low", "high": "ci_high"}.get(name, name): reason
+        for name, reason in differences.reasons.items()
     }
     spread = None
     if n_seeds > 1:
@@ -103,24 +112,24 @@ def compare_arms(
         n_seeds=n_seeds,
         treated=weighted_mean(values, share),
         control=weighted_mean(averaged, share),
-        difference=found.mean,
-        ci_low=found.low,
-        ci_high=found.high,
-        p_value=found.p_value,
-        p_exact=found.p_exact,
-        d_z=found.d_z,
-        rank_biserial=found.rank_biserial,
-        share_above=found.share_above,
+        difference=differences.mean,
+        ci_low=differences.low,
+        ci_high=differences.high,
+        p_value=differences.p_value,
+        p_exact=differences.p_exact,
+        d_z=differences.d_z,
+        rank_biserial=differences.rank_biserial,
+        share_above=differences.share_above,
         control_sd_over_seeds=spread,
         reasons=reasons,
     )
 
 
-def _unknown(treated: Floats, control: Floats) -> str:
-    """Why nothing is known, or nothing."""
+def _missing_reason(treated: FloatArray, control: FloatArray) -> str:
+    """Return the reason why the arms cannot be compared; empty if they can."""
     if not len(treated):
-        return "there is no text"
+        return "there are no texts"
     if not control.shape[1]:
-        return "the control has no seed"
-    bad = np.count_nonzero(~np.isfinite(treated) | ~np.isfinite(control).all(1))
-    return f"a value of {bad} of {len(treated)} texts is NaN or infinite" if bad else ""
+        return "the control has no seeds"
+    n_invalid = np.count_nonzero(~np.isfinite(treated) | ~np.isfinite(control).all(1))
+    return f"a value of {n_invalid} of {len(treated)} texts is NaN or infinite" if n_invalid else ""

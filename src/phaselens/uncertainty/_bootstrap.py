@@ -1,14 +1,14 @@
-"""How sure a mean over texts is: bootstrap intervals whose unit is the text.
+"""Bootstrap intervals of means over texts, with the text as the unit.
 
-Texts are the independent units; heads, layers and tokens of one text are not. One draw of texts is therefore
-shared by all cells (layers × heads, models), so that cells can be compared with each other, and differences
-between models are taken text by text. Pure numpy: `scipy.stats.bootstrap(method="percentile")` gives the same
-numbers for the same draws, but would hold n_resamples × texts × cells values at once.
+Texts are the independent units; heads, layers and tokens of one text are not. All cells (layers × heads, models)
+therefore share one draw of texts, so that cells can be compared with each other, and differences between models are
+computed text by text. Pure numpy: `scipy.stats.bootstrap(method="percentile")` computes the same numbers for the
+same draws, but would store n_resamples × texts × cells values at once.
 
-Few texts have few resamples: where there are no more than `n_resamples` different ones, all of them are taken, each
-with its probability, and the interval is exact: no seed enters. Of more texts, `n_resamples` are drawn. With 10,000
-draws an end of a 95 % interval of a roughly normal mean has a standard error of 0.027 standard errors of the mean,
-1.4 % of half the interval's width (0.060 and 3 % with 2,000).
+Few texts have few resamples: where there are at most `n_resamples` different ones, all of them are used, each with
+its probability, and the interval is exact and independent of the seed. For more texts, `n_resamples` are drawn. With
+10,000 draws an end of a 95 % interval of a roughly normal mean has a standard error of 0.027 standard errors of the
+mean, 1.4 % of half the interval's width (0.060 and 3 % with 2,000).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from phaselens.errors import (
+    FloatArray,
     InputError,
     as_numbers,
     require_function,
@@ -33,32 +34,32 @@ from phaselens.errors import (
 )
 
 Masked: TypeAlias = "np.ma.MaskedArray[Any, np.dtype[np.float64]]"
-"""An array whose missing entries are masked; `.tolist()` gives None for them."""
+"""An array whose missing entries are masked; `.tolist()` returns None for them."""
 
 Interval: TypeAlias = tuple[Masked, Masked, Masked]
 """(mean, low, high)."""
 
 FEWEST_TEXTS = 2
-"""An interval needs at least this many texts; with fewer, `low` and `high` are missing."""
+"""Fewest texts that have an interval; with fewer, `low` and `high` are missing."""
 
 N_RESAMPLES = 10_000
-"""Resamples, where nobody asks for another number: all there are of up to 8 texts, and draws of more."""
+"""Default number of resamples: all resamples of up to 8 texts, and draws for more."""
 
-_VALUES_AT_ONCE = 1 << 22
-"""Resampled means held at a time."""
+_MAX_MEANS = 1 << 22
+"""Largest number of resampled means held at a time."""
 _ROUNDING = 1e-12
-"""By how much a sum of probabilities may miss a tail, relatively, and still reach it."""
+"""Relative rounding that is allowed where a sum of probabilities is compared with a tail."""
 
 
 def require_confidence(confidence: float) -> None:
-    """InputError unless it is a share between 0 and 1, without the two."""
+    """Raise InputError unless `confidence` is strictly between 0 and 1."""
     require_number("confidence", confidence)
     if not 0 < confidence < 1:
         raise InputError(f"expected a confidence between 0 and 1, received {confidence}")
 
 
 def require_draws(confidence: float, n_resamples: int, seed: int) -> None:
-    """InputError for what says how to draw and cannot be used."""
+    """Raise InputError for a confidence, number of resamples or seed that cannot be used."""
     require_confidence(confidence)
     if isinstance(n_resamples, int) and n_resamples < 1:
         raise InputError(f"expected at least 1 resample, received {n_resamples}")
@@ -70,24 +71,24 @@ def mean_interval(
     values: ArrayLike,
     *,
     present: ArrayLike | None = None,
-    transform: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+    transform: Callable[[FloatArray], FloatArray] | None = None,
     confidence: float = 0.95,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Mean over texts of many cells at once, with its percentile bootstrap interval: (mean, low, high).
+    """Return the means over texts of many cells at once, with percentile bootstrap intervals: (mean, low, high).
 
-    `values` [text, *cells] are in any unit, which the answers share; `present` (same shape) is False where
-    a value is missing, whatever `values` holds there. The answers [*cells] are masked where unknown: the mean
-    without any text, low and high with fewer than two. A cell's answers depend on its own present texts only.
+    `values` [text, *cells] can have any unit, which the results share; `present` (same shape) is False where
+    a value is missing, and `values` is then ignored. The results [*cells] are masked where they are undefined: the mean
+    without any text, low and high with fewer than two. The results of a cell depend on its own present texts only.
 
-    `transform` maps means [..., *cells] to what is reported, [..., *reported] (a threshold, a share of
-    heads): the interval is then that of the transformed mean. Texts without any value are left out; texts
-    with some values missing cannot be transformed and raise ValueError, as do NaN or infinite values.
+    `transform` maps means [..., *cells] to the reported values [..., *reported] (a threshold, a share of heads);
+    the interval is then that of the transformed mean. Texts without any value are left out. Texts with some values
+    missing cannot be transformed and raise ValueError, and so do NaN or infinite values.
 
-    All resamples of the texts are taken where there are at most `n_resamples` (of 8 texts or fewer, by default), and
-    neither their order nor `seed` matters then; else as many are drawn. Efron 1979; Efron & Tibshirani 1993, chapter 13
-    (percentile interval).
+    Where there are at most `n_resamples` resamples of the texts (by default for up to 8 texts), all are used, and
+    neither their order nor `seed` matters; otherwise `n_resamples` are drawn. Efron 1979; Efron & Tibshirani 1993,
+    chapter 13 (percentile interval).
 
     >>> mean, low, high = mean_interval([[0.1, 3.0], [0.3, 3.0], [0.2, 3.0]])
     >>> mean.round(3).tolist(), low.tolist()[1], high.tolist()[1]
@@ -96,36 +97,38 @@ def mean_interval(
     >>> mean.tolist(), low.tolist()
     ([0.5], [None])
     """
-    table, there = _checked(values, present)
+    table, is_present = _checked(values, present)
     require_draws(confidence, n_resamples, seed)
     if transform is not None:
         require_function("transform", transform)
     tails = ((1 - confidence) / 2, (1 + confidence) / 2)
     if transform is not None:
-        return _transformed(table, there, transform, tails, n_resamples, seed)
+        return _transformed(table, is_present, transform, tails, n_resamples, seed)
 
     cells = table.shape[1:]
     if not len(table):
         return _missing(*cells), _missing(*cells), _missing(*cells)
-    flat, seen = table.reshape(len(table), -1), there.reshape(len(table), -1)
-    answers = _missing(3, flat.shape[1])
-    patterns, which = np.unique(seen, axis=1, return_inverse=True)
+    flat, flat_present = table.reshape(len(table), -1), is_present.reshape(len(table), -1)
+    intervals = _missing(3, flat.shape[1])
+    # Cells with the same present texts share their resamples.
+    patterns, pattern_numbers = np.unique(flat_present, axis=1, return_inverse=True)
     for number, pattern in enumerate(patterns.T):
         if not pattern.any():
             continue
-        columns = np.flatnonzero(which.reshape(-1) == number)
+        columns = np.flatnonzero(pattern_numbers.reshape(-1) == number)
         resampled = (
             resamples(int(pattern.sum()), n_resamples, seed) if pattern.sum() >= FEWEST_TEXTS else None
         )
-        step = len(columns) if resampled is None else max(1, _VALUES_AT_ONCE // len(resampled.counts))
+        step = len(columns) if resampled is None else max(1, _MAX_MEANS // len(resampled.counts))
         for start in range(0, len(columns), step):
-            some = columns[start : start + step]
-            sample = flat[np.ix_(pattern, some)]
-            answers[0, some] = _mean(sample)
+            batch = columns[start : start + step]
+            sample = flat[np.ix_(pattern, batch)]
+            intervals[0, batch] = _mean(sample)
             if resampled is not None:
                 means = _resampled(sample, resampled.counts)
-                answers[1:, some] = resampled.quantiles(means, tails)
-    return answers[0].reshape(cells), answers[1].reshape(cells), answers[2].reshape(cells)
+                intervals[1:, batch] = resampled.quantiles(means, tails)
+    mean, low, high = (interval.reshape(cells) for interval in intervals)
+    return mean, low, high
 
 
 def paired_interval(
@@ -137,7 +140,7 @@ def paired_interval(
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Mean over texts of first − second, both [text, *cells] on the same texts: (mean, low, high).
+    """Return the mean over texts of first − second, both [text, *cells] on the same texts: (mean, low, high).
 
     `present` is True where both have a value. Masking, units and errors as in `mean_interval`.
 
@@ -148,35 +151,35 @@ def paired_interval(
     a, b = as_numbers("first", first), as_numbers("second", second)
     if a.shape != b.shape:
         raise ValueError(f"expected two arrays of one shape [text, *cells], received {a.shape} and {b.shape}")
-    there = _where_present(present, a.shape)
-    if there.shape == a.shape:
-        a, b = np.where(there, a, 0.0), np.where(there, b, 0.0)
-    return mean_interval(a - b, present=there, confidence=confidence, n_resamples=n_resamples, seed=seed)
+    is_present = _as_mask(present, a.shape)
+    if is_present.shape == a.shape:
+        a, b = np.where(is_present, a, 0.0), np.where(is_present, b, 0.0)
+    return mean_interval(a - b, present=is_present, confidence=confidence, n_resamples=n_resamples, seed=seed)
 
 
-def _checked(values: ArrayLike, present: ArrayLike | None) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _checked(values: ArrayLike, present: ArrayLike | None) -> tuple[FloatArray, NDArray[np.bool_]]:
     table = as_numbers("values", values)
     if table.ndim < 1:
         raise ValueError("expected values [text, *cells], received a single number")
-    there = _where_present(present, table.shape)
-    if there.shape != table.shape:
-        raise ValueError(f"expected present of the values' shape {table.shape}, received {there.shape}")
-    bad = ~np.isfinite(table) & there
-    if bad.any():
+    is_present = _as_mask(present, table.shape)
+    if is_present.shape != table.shape:
+        raise ValueError(f"expected present of the values' shape {table.shape}, received {is_present.shape}")
+    is_invalid = ~np.isfinite(table) & is_present
+    if is_invalid.any():
         raise ValueError(
-            f"{int(bad.sum())} of {int(there.sum())} values are NaN or infinite; mark them as not present, "
-            "with a reason beside them"
+            f"{int(is_invalid.sum())} of {int(is_present.sum())} values are NaN or infinite; mark them as not present, "
+            "and report the reason"
         )
-    return np.where(there, table, 0.0), there
+    return np.where(is_present, table, 0.0), is_present
 
 
-def _where_present(present: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _as_mask(present: ArrayLike | None, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     if present is None:
         return np.ones(shape, bool)
-    there = np.asarray(present)
-    if there.dtype.kind not in "biuf":
+    mask = np.asarray(present)
+    if mask.dtype.kind not in "biuf":
         raise InputError(f"expected present as an array of True and False, received {short_form(present)}")
-    return there.astype(bool)
+    return mask.astype(bool)
 
 
 def _missing(*shape: int) -> Masked:
@@ -185,42 +188,42 @@ def _missing(*shape: int) -> Masked:
 
 @dataclass(frozen=True)
 class Resamples:
-    """How often each text is in each resample, counts [resample, text]; and, where these are all resamples that there
-    are and not draws, the probability of each, [resample]."""
+    """Resamples of texts: `counts` [resample, text] has the number of times each text is in each resample.
 
-    counts: NDArray[np.float64]
-    probabilities: NDArray[np.float64] | None
+    `probabilities` [resample] are those of all possible resamples, and None for draws.
+    """
 
-    def quantiles(
-        self, values: NDArray[np.float64], tails: tuple[float, float]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """values [..., resample] → two [...]: the least value that is reached with the lower tail's probability, and
-        the greatest that is reached or exceeded with the upper one's. Between draws, as `numpy.quantile`."""
+    counts: FloatArray
+    probabilities: FloatArray | None
+
+    def quantiles(self, values: FloatArray, tails: tuple[float, float]) -> tuple[FloatArray, FloatArray]:
+        """Return the (lower, upper) quantiles [...] of values [..., resample]; for draws as in `numpy.quantile`."""
         if self.probabilities is None:
             return _quantile(values, tails[0]), _quantile(values, tails[1])
         order = np.argsort(values, axis=-1)
         ascending = np.take_along_axis(values, order, -1)
-        below = np.cumsum(self.probabilities[order], axis=-1)
+        cumulative = np.cumsum(self.probabilities[order], axis=-1)
         low, high = tails[0] * (1 - _ROUNDING), 1 - (1 - tails[1]) * (1 - _ROUNDING)
-        first = (below < low).sum(-1, keepdims=True)
-        last = (below <= high).sum(-1, keepdims=True)
-        lower, upper = (np.take_along_axis(ascending, at, -1)[..., 0] for at in (first, last))
+        lower_index = (cumulative < low).sum(-1, keepdims=True)
+        upper_index = (cumulative <= high).sum(-1, keepdims=True)
+        lower = np.take_along_axis(ascending, lower_index, -1)[..., 0]
+        upper = np.take_along_axis(ascending, upper_index, -1)[..., 0]
         return lower, upper
 
 
-def _quantile(values: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """As `numpy.quantile` along the last axis, at a fraction of its cost."""
-    at = share * (values.shape[-1] - 1)
-    below = math.floor(at)
-    above = min(below + 1, values.shape[-1] - 1)
-    found = np.partition(values, (below, above), axis=-1)
-    low, high = found[..., below], found[..., above]
-    quantile: NDArray[np.float64] = low + (high - low) * (at - below)
+def _quantile(values: FloatArray, share: float) -> FloatArray:
+    """Compute `numpy.quantile` along the last axis, at a fraction of its cost."""
+    position = share * (values.shape[-1] - 1)
+    lower_index = math.floor(position)
+    upper_index = min(lower_index + 1, values.shape[-1] - 1)
+    partitioned = np.partition(values, (lower_index, upper_index), axis=-1)
+    low, high = partitioned[..., lower_index], partitioned[..., upper_index]
+    quantile: FloatArray = low + (high - low) * (position - lower_index)
     return quantile
 
 
 def resamples(n_texts: int, n_resamples: int, seed: int) -> Resamples:
-    """All resamples of `n_texts`, where they are at most `n_resamples`; else so many draws."""
+    """Return all resamples of `n_texts` texts if there are at most `n_resamples`, else `n_resamples` draws."""
     if math.comb(2 * n_texts - 1, n_texts) <= n_resamples:
         return _every_resample(n_texts)
     return Resamples(draws(n_texts, n_resamples, seed), None)
@@ -228,8 +231,8 @@ def resamples(n_texts: int, n_resamples: int, seed: int) -> Resamples:
 
 @lru_cache(maxsize=16)
 def _every_resample(n_texts: int) -> Resamples:
-    """Each way to share out `n_texts` draws among the texts, with its multinomial probability."""
-    # Stars and bars: what lies between the bars are the counts.
+    """Return each way to distribute `n_texts` draws among the texts, with its multinomial probability."""
+    # Stars and bars: the gaps between the bars are the counts.
     n_places = 2 * n_texts - 1
     bars = np.array(list(combinations(range(n_places), n_texts - 1)), dtype=np.int64)
     edges = np.pad(bars, ((0, 0), (1, 1)), constant_values=((0, 0), (-1, n_places)))
@@ -239,14 +242,14 @@ def _every_resample(n_texts: int) -> Resamples:
     return Resamples(counts.astype(np.float64), probabilities)
 
 
-_DRAWN_AT_ONCE = 1 << 22
+_MAX_DRAWN = 1 << 22
 
 
-def draws(n_texts: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
-    """How often each text is drawn, [resample, text]."""
+def draws(n_texts: int, n_resamples: int, seed: int) -> FloatArray:
+    """Return the number of times each text is drawn, [resample, text]."""
     rng = np.random.default_rng(seed)
     counts = np.empty((n_resamples, n_texts))
-    step = max(1, _DRAWN_AT_ONCE // n_texts)
+    step = max(1, _MAX_DRAWN // n_texts)
     for start in range(0, n_resamples, step):
         n_rows = min(step, n_resamples - start)
         drawn = rng.integers(0, n_texts, (n_rows, n_texts)) + n_texts * np.arange(n_rows)[:, None]
@@ -256,40 +259,41 @@ def draws(n_texts: int, n_resamples: int, seed: int) -> NDArray[np.float64]:
     return counts
 
 
-def _mean(sample: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over texts, taken around one of them: texts that agree give their value and no rounding."""
+def _mean(sample: FloatArray) -> FloatArray:
+    """Return the mean over texts, taken relative to one of them, so that texts that agree have no rounding error."""
     return np.asarray(sample[0] + (sample - sample[0]).mean(0), dtype=np.float64)
 
 
-def _resampled(sample: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """sample [text, cell] → means [cell, resample] of the resampled texts."""
+def _resampled(sample: FloatArray, counts: FloatArray) -> FloatArray:
+    """Return the means [cell, resample] of the resampled texts of sample [text, cell]."""
     centre = sample[0]
     means = centre[:, None] + (sample - centre).T @ counts.T / len(sample)
     return np.asarray(means, dtype=np.float64)
 
 
 def _transformed(
-    table: NDArray[np.float64],
-    there: NDArray[np.bool_],
-    transform: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    table: FloatArray,
+    is_present: NDArray[np.bool_],
+    transform: Callable[[FloatArray], FloatArray],
     tails: tuple[float, float],
     n_resamples: int,
     seed: int,
 ) -> Interval:
-    whole, some = (there.reshape(len(there), -1).all(1), there.reshape(len(there), -1).any(1))
-    if (whole != some).any():
+    flat_present = is_present.reshape(len(is_present), -1)
+    has_all, has_any = flat_present.all(1), flat_present.any(1)
+    if (has_all != has_any).any():
         raise ValueError(
-            f"{int((whole != some).sum())} of {len(there)} texts have some values missing; "
+            f"{int((has_all != has_any).sum())} of {len(is_present)} texts have some values missing; "
             "a transformed mean needs all values of a text or none"
         )
-    sample = table[whole]
+    sample = table[has_all]
     reported = np.asarray(transform(table[:1]), dtype=np.float64).shape[1:] if len(table) else ()
-    answers = _missing(3, *reported)
+    intervals = _missing(3, *reported)
     if len(sample):
-        answers[0] = np.asarray(transform(_mean(sample)), dtype=np.float64)
+        intervals[0] = np.asarray(transform(_mean(sample)), dtype=np.float64)
     if len(sample) >= FEWEST_TEXTS:
         resampled = resamples(len(sample), n_resamples, seed)
         flat = _resampled(sample.reshape(len(sample), -1), resampled.counts)
         means = np.asarray(transform(flat.T.reshape(-1, *table.shape[1:])), dtype=np.float64)
-        answers[1:] = resampled.quantiles(np.ascontiguousarray(np.moveaxis(means, 0, -1)), tails)
-    return answers[0], answers[1], answers[2]
+        intervals[1:] = resampled.quantiles(np.ascontiguousarray(np.moveaxis(means, 0, -1)), tails)
+    return intervals[0], intervals[1], intervals[2]

@@ -1,30 +1,27 @@
-"""What is known of paired differences, one a text: interval, permutation p and effect sizes, for many columns.
+"""Statistics of paired differences, one per text: interval, permutation p and effect sizes, for many columns.
 
-Every column (a condition) is computed by itself, on the same draws of texts and signs: what is found for one
-depends neither on how many others there are nor on their order.
+Every column (a condition) is computed separately, on the same draws of texts and signs, so the results of one do not
+depend on the number or order of the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from phaselens.errors import as_numbers, require_whole
+from phaselens.errors import FloatArray, as_numbers, require_whole
 from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, Resamples, require_draws, resamples
 
-Floats: TypeAlias = NDArray[np.float64]
-
 EPS = float(np.finfo(np.float64).eps)
-_SIGNS_AT_ONCE = 1 << 20
+_MAX_SIGNS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Options:
-    """How intervals and p-values are drawn; ValueError where that cannot be done."""
+class IntervalOptions:
+    """Options of intervals and p-values; ValueError for invalid values."""
 
     confidence: float
     n_resamples: int
@@ -44,11 +41,11 @@ class Options:
 
 @dataclass
 class Paired:
-    """Of one column of differences; None where unknown, with the reason under the field's name."""
+    """Statistics of one column of differences. `reasons` has the reason for each field that is None, by field name."""
 
     mean: float
     resamples: Resamples | None = None
-    resampled: Floats | None = None
+    resampled: FloatArray | None = None
     """Weighted means of the resampled texts, [resample]."""
     low: float | None = None
     high: float | None = None
@@ -60,133 +57,140 @@ class Paired:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def paired(differences: Floats, weights: Floats, scale: Floats, options: Options) -> list[Paired]:
-    """differences [text, column], finite; weights [text], positive; scale [column], the size of what was subtracted.
+def paired(
+    differences: FloatArray, weights: FloatArray, scale: FloatArray, options: IntervalOptions
+) -> list[Paired]:
+    """Compute the statistics of each column of finite differences [text, column], with positive weights [text].
 
-    The mean, its interval, p and d_z weigh the texts; ranks and shares count each text once.
+    `scale` [column] is the size of what was subtracted. The mean, its interval, p and d_z weigh the texts; ranks and
+    shares count each text once.
     """
     columns = np.ascontiguousarray(differences.T)
     share = weights / weights.sum()
-    found = [Paired(weighted_mean(column, share)) for column in columns]
+    results = [Paired(weighted_mean(column, share)) for column in columns]
     n_texts = len(weights)
     if n_texts < FEWEST_TEXTS:
-        unknown = too_few(n_texts)
-        for each in found:
+        reason = too_few_texts(n_texts)
+        for result in results:
             for name in ("low", "high", "p_value", "p_exact", "d_z", "rank_biserial", "share_above"):
-                each.reasons[name] = unknown
-        return found
+                result.reasons[name] = reason
+        return results
     drawn_texts = resamples(n_texts, options.n_resamples, options.seed)
     counts = drawn_texts.counts
     drawn = counts @ share
     p_values, exact = sign_flip(columns * share, options)
-    for each, column, p_value, size in zip(found, columns, p_values, scale.tolist(), strict=True):
-        each.resampled = column[0] + counts @ (share * (column - column[0])) / drawn
-        each.resamples = drawn_texts
-        each.low, each.high = (float(end) for end in drawn_texts.quantiles(each.resampled, options.tails))
-        each.p_value, each.p_exact = p_value, exact
-        each.share_above = float((column > 0).mean())
-        _effect_sizes(each, column, share, size)
-    return found
+    for result, column, p_value, size in zip(results, columns, p_values, scale.tolist(), strict=True):
+        result.resampled = column[0] + counts @ (share * (column - column[0])) / drawn
+        result.resamples = drawn_texts
+        result.low, result.high = (
+            float(end) for end in drawn_texts.quantiles(result.resampled, options.tails)
+        )
+        result.p_value, result.p_exact = p_value, exact
+        result.share_above = float((column > 0).mean())
+        _set_effect_sizes(result, column, share, size)
+    return results
 
 
-def too_few(n_texts: int) -> str:
-    """Why so few texts have no interval."""
+def too_few_texts(n_texts: int) -> str:
+    """Return the reason why `n_texts` texts have no interval."""
     texts = "1 text" if n_texts == 1 else f"{n_texts} texts"
     return f"{texts}; spread over texts needs at least {FEWEST_TEXTS}"
 
 
-def weighted_mean(column: Floats, share: Floats) -> float:
-    """Taken around one of the texts: texts that agree give their value and no rounding. share [text] sums to 1."""
+def weighted_mean(column: FloatArray, share: FloatArray) -> float:
+    """Return the mean of `column` with weights share [text] of sum 1; texts that agree have no rounding error."""
     return float(column[0] + share @ (column - column[0]))
 
 
-def sign_flip(contributions: Floats, options: Options) -> tuple[list[float], bool]:
-    """Two-sided p of the sum of each row of contributions [column, text] under all signs of texts; and whether exact.
+def sign_flip(contributions: FloatArray, options: IntervalOptions) -> tuple[list[float], bool]:
+    """Return the two-sided p of each row's sum in contributions [column, text], and whether it is exact.
 
-    Exact while 2^n patterns are no more than `n_permutations`, else drawn, with one added above and below
-    (Phipson & Smyth 2010): the observed pattern is one of those that chance could have given.
+    Exact if the number of sign patterns, 2^n, is at most `n_permutations`, else drawn, with one added to numerator and
+    denominator (Phipson & Smyth 2010), because the observed pattern is one of the possible ones.
     """
     n_texts = contributions.shape[1]
     exact = 2**n_texts <= options.n_permutations
     observed = np.abs(contributions.sum(1))
-    # A sum of n numbers is known to n roundings; sums that differ by less are ties.
+    # A sum of n numbers is exact up to n roundings; sums that differ by less are ties.
     tie = n_texts * EPS * np.abs(contributions).sum(1)
-    least = (observed - tie).tolist()
-    hits, tried = np.zeros(len(contributions), dtype=np.int64), 0
+    thresholds = (observed - tie).tolist()
+    hits, n_patterns = np.zeros(len(contributions), dtype=np.int64), 0
     for signs in _every_sign(n_texts) if exact else _drawn_signs(n_texts, options):
-        tried += len(signs)
+        n_patterns += len(signs)
         for row, contribution in enumerate(contributions):
-            hits[row] += np.count_nonzero(np.abs(signs @ contribution) >= least[row])
+            hits[row] += np.count_nonzero(np.abs(signs @ contribution) >= thresholds[row])
     extra = 0 if exact else 1
-    return ((hits + extra) / (tried + extra)).tolist(), exact
+    return ((hits + extra) / (n_patterns + extra)).tolist(), exact
 
 
-def _every_sign(n_texts: int) -> Iterator[Floats]:
-    """All patterns that keep the first text's sign: the others are their mirror images, of equal size."""
+def _every_sign(n_texts: int) -> Iterator[FloatArray]:
+    """Yield all patterns that keep the first text's sign; the others are mirror images, with equal absolute sums."""
     bits = (np.arange(2 ** (n_texts - 1))[:, None] >> np.arange(n_texts)) & 1
     yield 1.0 - 2.0 * np.roll(bits, 1, axis=1)
 
 
-def _drawn_signs(n_texts: int, options: Options) -> Iterator[Floats]:
-    # A stream of its own: signs do not repeat the draws of the intervals.
+def _drawn_signs(n_texts: int, options: IntervalOptions) -> Iterator[FloatArray]:
+    # A separate random stream, so that signs do not repeat the draws of the intervals.
     rng = np.random.default_rng([options.seed, 1])
-    block = max(1, _SIGNS_AT_ONCE // n_texts)
+    block = max(1, _MAX_SIGNS // n_texts)
     for start in range(0, options.n_permutations, block):
         rows = min(block, options.n_permutations - start)
         yield 1.0 - 2.0 * rng.integers(0, 2, (rows, n_texts)).astype(np.float64)
 
 
-def _effect_sizes(found: Paired, column: Floats, share: Floats, scale: float) -> None:
-    """d_z with the weights of the mean, share [text] of sum 1, and the rank correlation without any."""
+def _set_effect_sizes(result: Paired, column: FloatArray, share: FloatArray, scale: float) -> None:
+    """Set d_z, weighted by share [text] as the mean is, and the unweighted rank correlation."""
     from scipy.stats import rankdata
 
     nonzero = column != 0
     if not nonzero.any():
-        found.reasons["d_z"] = found.reasons["rank_biserial"] = "all differences are 0"
+        result.reasons["d_z"] = result.reasons["rank_biserial"] = "all differences are 0"
         return
     ranks = np.asarray(rankdata(np.abs(column[nonzero])), dtype=np.float64)
-    found.rank_biserial = float(ranks @ np.sign(column[nonzero]) / ranks.sum())
+    result.rank_biserial = float(ranks @ np.sign(column[nonzero]) / ranks.sum())
     n_texts = len(column)
-    sd = float(np.sqrt(share @ np.square(column - found.mean) * n_texts / (n_texts - 1)))
+    sd = float(np.sqrt(share @ np.square(column - result.mean) * n_texts / (n_texts - 1)))
     if sd <= 4 * EPS * scale:
-        found.reasons["d_z"] = f"all texts differ by the same amount, {found.mean:.6g}, up to rounding"
+        result.reasons["d_z"] = f"all texts differ by the same amount, {result.mean:.6g}, up to rounding"
     else:
-        found.d_z = found.mean / sd
+        result.d_z = result.mean / sd
 
 
-def table(values: ArrayLike, what: str, *axes: str) -> Floats:
-    """`values` as float64 of these axes; ValueError says what was expected."""
-    array = as_numbers(what, values)
+def as_table(values: ArrayLike, name: str, *axes: str) -> FloatArray:
+    """Return `values` as a float64 array with these axes; ValueError for another number of axes."""
+    array = as_numbers(name, values)
     if array.ndim != len(axes):
-        raise ValueError(f"expected {what} [{', '.join(axes)}], received shape {array.shape}")
+        raise ValueError(f"expected {name} [{', '.join(axes)}], received shape {array.shape}")
     return array
 
 
-def same_texts(**arrays: Floats) -> None:
-    """ValueError unless all have the same number of texts, their first axis."""
+def require_same_texts(**arrays: FloatArray) -> None:
+    """Raise ValueError unless all arrays have the same number of texts, their first axis."""
     sizes = {name: len(array) for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         received = ", ".join(f"{name} of {size}" for name, size in sizes.items())
         raise ValueError(f"expected the same texts in all, received {received}")
 
 
-def weights_of(values: ArrayLike, what: str) -> Floats:
-    """Weights [text]; ValueError where one is negative, NaN or infinite."""
-    weights = table(values, what, "text")
-    bad = ~np.isfinite(weights) | (weights < 0)
-    if bad.any():
+def weights_of(values: ArrayLike, name: str) -> FloatArray:
+    """Return the weights [text]; ValueError if one is negative, NaN or infinite."""
+    weights = as_table(values, name, "text")
+    is_invalid = ~np.isfinite(weights) | (weights < 0)
+    if is_invalid.any():
         raise ValueError(
-            f"expected {what} of at least 0, received {weights[bad][0]} for text {np.flatnonzero(bad)[0]}"
+            f"expected {name} of at least 0, received {weights[is_invalid][0]} "
+            f"for text {np.flatnonzero(is_invalid)[0]}"
         )
     return weights
 
 
-def counts_of(values: ArrayLike, what: str) -> Floats:
-    """Whole numbers of tokens [text]; ValueError for any other."""
-    counts = weights_of(values, what)
-    broken = counts != np.floor(counts)
-    if broken.any():
+def counts_of(values: ArrayLike, name: str) -> FloatArray:
+    """Return the numbers of tokens [text]; ValueError for one that is not whole."""
+    counts = weights_of(values, name)
+    is_fractional = counts != np.floor(counts)
+    if is_fractional.any():
         raise ValueError(
-            f"expected whole numbers for {what}, received {counts[broken][0]} for text {np.flatnonzero(broken)[0]}"
+            f"expected whole numbers for {name}, received {counts[is_fractional][0]} "
+            f"for text {np.flatnonzero(is_fractional)[0]}"
         )
     return counts

@@ -1,4 +1,4 @@
-"""Accuracies: shares of items, with Wilson's interval, and how many items were answered at all."""
+"""Shares of items, such as accuracies, with Wilson's interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from phaselens.uncertainty._bootstrap import FEWEST_TEXTS, require_confidence
 
 @dataclass(frozen=True)
 class Proportion:
-    """successes / n with its interval. What is None has its reason in `reasons`, under its own name."""
+    """A share, successes / n, with its interval. `reasons` has the reason for each field that is None, by name."""
 
     successes: int
     n: int
@@ -21,26 +21,14 @@ class Proportion:
     reasons: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Three shares that must not stand for each other."""
-
-    of_asked: Proportion
-    """Right answers of all items asked: what was not answered is not right."""
-    of_answered: Proportion
-    """Right answers of the items that were answered."""
-    coverage: Proportion
-    """Answered of all items asked."""
-
-
 def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Proportion:
-    """Share of successes among n independent items, with Wilson's score interval (Wilson 1927).
+    """Return the share of successes among n independent items, with Wilson's score interval (Wilson 1927).
 
-    Without an item the share is unknown, and below two the interval. ValueError unless 0 ≤ successes ≤ n and
+    The share is None without items, and the interval with fewer than two. ValueError unless 0 ≤ successes ≤ n and
     0 < confidence < 1.
 
-    >>> found = wilson_interval(3, 10)
-    >>> found.value, round(found.ci_low, 4), round(found.ci_high, 4)
+    >>> share = wilson_interval(3, 10)
+    >>> share.value, round(share.ci_low, 4), round(share.ci_high, 4)
     (0.3, 0.1078, 0.6032)
     >>> wilson_interval(0, 0).reasons["value"]
     'no item'
@@ -68,26 +56,3 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Prop
         )
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return Proportion(successes, n, successes / n, float(interval.low), float(interval.high), {})
-
-
-def accuracy(correct: int, n_answered: int, n_asked: int, *, confidence: float = 0.95) -> Accuracy:
-    """Accuracy of n_asked items of which n_answered gave an answer that could be read and `correct` the right one.
-
-    ValueError unless 0 ≤ correct ≤ n_answered ≤ n_asked.
-
-    >>> found = accuracy(correct=4, n_answered=5, n_asked=20)
-    >>> found.of_asked.value, found.of_answered.value, found.coverage.value
-    (0.2, 0.8, 0.25)
-    """
-    for name, count in (("correct", correct), ("n_answered", n_answered), ("n_asked", n_asked)):
-        require_whole(name, count)
-    if not 0 <= correct <= n_answered <= n_asked:
-        raise ValueError(
-            "expected 0 ≤ correct ≤ n_answered ≤ n_asked, "
-            f"received correct {correct}, n_answered {n_answered}, n_asked {n_asked}"
-        )
-    return Accuracy(
-        of_asked=wilson_interval(correct, n_asked, confidence=confidence),
-        of_answered=wilson_interval(correct, n_answered, confidence=confidence),
-        coverage=wilson_interval(n_answered, n_asked, confidence=confidence),
-    )

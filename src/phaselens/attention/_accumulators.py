@@ -1,0 +1,226 @@
+"""Statistics that are accumulated over the key blocks of a softmax, one class each, and the passes that feed them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from phaselens.attention._key_blocks import LN_2, KeyBlock, key_blocks
+from phaselens.attention._precision import needs_float64
+from phaselens.attention._problem import Problem
+from phaselens.errors import InputError, type_unless_whole
+
+
+class Accumulator(Protocol):
+    """Accumulator of one statistic, in `result` [batch, head, …], block by block."""
+
+    result: Tensor
+
+    def add(self, block: KeyBlock) -> None: ...
+
+
+MakeAccumulator = Callable[[Problem, Tensor | None], Accumulator]
+"""A callable that creates an accumulator for a problem and the queries [batch, query] that count (None: all)."""
+
+
+def accumulate(
+    problem: Problem,
+    lse: Tensor,
+    large: Tensor,
+    makers: Sequence[MakeAccumulator],
+    real: Tensor | None = None,
+) -> list[Tensor]:
+    """Compute all statistics in one pass over the key blocks; heads too `large` for float32 run in float64."""
+    if real is not None and bool(real.all()):
+        real = None
+    accumulators = [make(problem, real) for make in makers]
+    _run_pass(problem, lse, large, accumulators)
+    _recompute_large_heads(problem, large, makers, accumulators, real)
+    return [accumulator.result for accumulator in accumulators]
+
+
+def accumulate_band(
+    problem: Problem, lse: Tensor, n: int, make: Callable[[bool], MakeAccumulator], real: Tensor | None = None
+) -> Tensor:
+    """Compute one statistic of a query's own key and the n − 1 before it, as `accumulate`, in O(query · n).
+
+    `make(whole_rows)` returns the maker. Blocks contain whole rows only in the heads that run in float64.
+    """
+    large = needs_float64(problem, lse)
+    window = n if problem.window is None else min(problem.window, n)
+    band = replace(problem, window=window, sink_logits=None)
+    accumulator = make(False)(band, real)
+    _run_pass(band, lse, large, [accumulator])
+    _recompute_large_heads(problem, large, [make(True)], [accumulator], real)
+    return accumulator.result
+
+
+def _run_pass(problem: Problem, lse: Tensor, large: Tensor, accumulators: Sequence[Accumulator]) -> None:
+    if not large.all():
+        for block in key_blocks(problem, lse):
+            for accumulator in accumulators:
+                accumulator.add(block)
+
+
+def _recompute_large_heads(
+    problem: Problem,
+    large: Tensor,
+    makers: Sequence[MakeAccumulator],
+    accumulators: Sequence[Accumulator],
+    real: Tensor | None,
+) -> None:
+    for batch, head in large.nonzero().tolist():
+        exact_results = accumulate_head(problem, batch, head, makers, real)
+        for accumulator, exact in zip(accumulators, exact_results, strict=True):
+            accumulator.result[batch, head] = exact.to(accumulator.result.dtype)
+
+
+def accumulate_head(
+    problem: Problem, batch: int, head: int, makers: Sequence[MakeAccumulator], real: Tensor | None
+) -> list[Tensor]:
+    """Compute the statistics of one head, in float64."""
+    precise = problem.head(batch, head)
+    accumulators = [make(precise, None if real is None else real[batch : batch + 1]) for make in makers]
+    for block in key_blocks(precise):
+        for accumulator in accumulators:
+            accumulator.add(block)
+    return [accumulator.result[0, 0] for accumulator in accumulators]
+
+
+class KeyMass:
+    """Mass [batch, head, query] of each query on the key at `position`."""
+
+    def __init__(self, problem: Problem, position: int) -> None:
+        self.result = problem.q.new_zeros(problem.q.shape[:3], dtype=problem.compute_dtype)
+        self.position = position
+
+    def add(self, block: KeyBlock) -> None:
+        first_key, key_end = block.cols
+        if first_key <= self.position < key_end:
+            # Times the reciprocal, as in `DistanceMass`: a query's weight on its own key is then the same in both.
+            self.result[block.row_index] = block.p[..., self.position - first_key] * block.norm.reciprocal()
+
+
+class RowEntropy:
+    """Entropy [batch, head, query], −Σ p ln p. Overwrites the block's log2_p, so no later accumulator may read it."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.result = problem.q.new_zeros(problem.q.shape[:3], dtype=problem.compute_dtype)
+
+    def add(self, block: KeyBlock) -> None:
+        surprise = block.log2_p.mul_(block.p).sum(-1) * LN_2
+        self.result[block.row_index] = (block.real * block.norm.log() - surprise) / block.norm
+
+
+class ReceivedMass:
+    """Mass [batch, head, key] that each key receives from the queries that count."""
+
+    def __init__(self, problem: Problem, real: Tensor | None) -> None:
+        shape = (*problem.q.shape[:2], problem.n_keys)
+        self.result = problem.q.new_zeros(shape, dtype=problem.compute_dtype)
+        self.real = real
+
+    def add(self, block: KeyBlock) -> None:
+        p, weight = _zero_uncounted(block, block.p, self.real)
+        columns = (weight[:, :, None, :] @ p).squeeze(-2)
+        self.result[block.batch, block.heads, slice(*block.cols)] += columns
+
+
+class DistanceMass:
+    """Mass [batch, head, distance] on keys by distance, 0 … longest − 1, from the queries that count.
+
+    `whole_rows` is False if the blocks contain only part of their rows: p is then relative to the row's log-sum-exp,
+    and is not divided again.
+    """
+
+    def __init__(self, problem: Problem, real: Tensor | None, longest: int, whole_rows: bool = True) -> None:
+        self.result = problem.q.new_zeros((*problem.q.shape[:2], longest), dtype=problem.compute_dtype)
+        self.offset, self.real, self.whole_rows = problem.offset, real, whole_rows
+
+    def add(self, block: KeyBlock) -> None:
+        start, stop = block.rows[0] + self.offset, block.rows[1] + self.offset
+        n = min(self.result.shape[-1], stop)  # key 0 is stop − 1 steps before the last query
+        lowest = start - (n - 1)
+        first_key, key_end = max(lowest, block.cols[0]), min(stop, block.cols[1])
+        if first_key >= key_end:
+            return
+        p_in_range = block.p[..., first_key - block.cols[0] : key_end - block.cols[0]]
+        p, weight = _zero_uncounted(block, p_in_range, self.real)
+        if self.whole_rows:
+            p = p * weight[..., None]
+        # Padded after the product, so that missing columns stay 0 also in a row that is NaN.
+        if (first_key, key_end) != (lowest, stop):
+            p = pad(p, (first_key - lowest, stop - key_end))
+        # Column m of row r is now the key n − 1 + r − m before it: one step to the right for each row down.
+        *outer, step, _ = p.stride()
+        band = p.as_strided((*p.shape[:3], n), (*outer, step + 1, 1))
+        self.result[block.batch, block.heads, :n] += band.sum(-2).flip(-1)
+
+
+class WindowMass:
+    """Mass [batch, head, query] of each query on the `width` keys before it.
+
+    `include_self` adds the query's own key, `exclude_first` leaves out key 0. `whole_rows` is False if the blocks
+    contain only part of their rows: p is then relative to the row's log-sum-exp, and is not divided again.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        width: int,
+        include_self: bool,
+        exclude_first: bool,
+        whole_rows: bool = True,
+    ) -> None:
+        self.result = problem.q.new_zeros(problem.q.shape[:3], dtype=problem.compute_dtype)
+        self.offset, self.width, self.whole_rows = problem.offset, width, whole_rows
+        self.include_self, self.exclude_first = include_self, exclude_first
+
+    def add(self, block: KeyBlock) -> None:
+        device = block.p.device
+        start, stop = block.rows[0] + self.offset, block.rows[1] + self.offset
+        first_key = max(block.cols[0], start - self.width, int(self.exclude_first))
+        key_end = min(block.cols[1], stop)
+        if first_key >= key_end:
+            return
+        query = torch.arange(start, stop, device=device)[:, None]
+        key = torch.arange(first_key, key_end, device=device)
+        in_window = (key >= query - self.width) & (key < query + int(self.include_self))
+        p_in_range = block.p[..., first_key - block.cols[0] : key_end - block.cols[0]]
+        mass = p_in_range.masked_fill(~in_window, 0.0).sum(-1)
+        self.result[block.row_index] = mass / block.norm if self.whole_rows else mass
+
+
+def _zero_uncounted(block: KeyBlock, p: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return (p, 1 / total), both 0 for queries that do not count, even if they were NaN; p: columns of `block.p`."""
+    weight = block.norm.reciprocal()
+    if real is None:
+        return p, weight
+    counts = real[block.batch, None, slice(*block.rows)]
+    if counts.all():
+        return p, weight
+    return p.masked_fill(~counts[..., None], 0.0), weight.masked_fill(~counts, 0.0)
+
+
+def require_lengths(lengths: Tensor) -> None:
+    """Raise InputError unless `lengths` is a tensor of whole numbers."""
+    received = type_unless_whole(lengths)
+    if received:
+        raise InputError(f"expected lengths [batch] as a tensor of whole numbers, received {received}")
+
+
+def real_queries(problem: Problem, lengths: Tensor | None) -> Tensor | None:
+    """Return [batch, query], True where a query is not a pad; None if there are no pads."""
+    if lengths is None:
+        return None
+    batch = problem.q.shape[0]
+    require_lengths(lengths)
+    if lengths.shape != (batch,):
+        raise ValueError(f"expected lengths [batch] = ({batch},), received {tuple(lengths.shape)}")
+    position = torch.arange(problem.n_queries, device=problem.q.device) + problem.offset
+    return position[None, :] < lengths.to(problem.q.device)[:, None]

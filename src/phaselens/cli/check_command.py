@@ -1,0 +1,49 @@
+"""The command `phaselens check`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from phaselens.cli import shared_options
+from phaselens.cli.streams import only_results_on_stdout
+from phaselens.lens.info import ROTATION_MODES
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--positions",
+    type=click.Choice(list(ROTATION_MODES)),
+    default="auto",
+    help="nope nulls the rotation.",
+)
+@shared_options.device
+@shared_options.dtype
+@shared_options.debug
+def check(model: str, positions: str, device: str, dtype: str, debug: bool) -> int:
+    """Check in every layer that the lens shows what MODEL computes. Exits with 3 if it does not."""
+    from phaselens.lens import run_checks
+    from phaselens.report.numbers import significant
+    from phaselens.report.terminal_layout import console, print_rows
+    from phaselens.runs import ModelSpec, load_model
+
+    spec = ModelSpec.parse(model)
+    with only_results_on_stdout(debug=debug):
+        lens = load_model(
+            spec, label=spec.label, positions=positions, device=device, dtype=dtype, check="report"
+        )
+        results = run_checks(lens)
+    rows = [
+        (
+            "ok" if result.ok else "failed",
+            result.name,
+            significant(result.measured, 2),
+            significant(result.limit, 2),
+            result.detail,
+        )
+        for result in results
+    ]
+    print_rows(["", "check", "difference", "allowed", "where"], rows, console(sys.stdout), status_column=0)
+    return 0 if all(result.ok for result in results) else 3

@@ -1,0 +1,65 @@
+"""The entry point: runs a command and turns its outcome into an exit code, and an error into one line on stderr."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from phaselens.cli.app import app
+from phaselens.cli.interrupts import insistent_interrupt
+from phaselens.cli.streams import discard_stdout, print_message
+from phaselens.errors import PhaseLensError
+
+INTERRUPTED = 130
+
+
+def run_to_exit_code(arguments: Sequence[str]) -> int:
+    """Run the command in `arguments` and return its exit code. An error is one line; --debug adds a traceback."""
+    debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # characters that a terminal cannot show become ?
+    try:
+        with insistent_interrupt():
+            code = _invoke(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted", INTERRUPTED, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2, debug)
+    except PhaseLensError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        discard_stdout()
+        return 0
+    except OSError as error:
+        return _fail(f"{error.strerror or error}: {error.filename or 'standard output'}", 2, debug)
+    except Exception as error:  # noqa: BLE001 - the last resort: a bug is one line too
+        message = f"unforeseen {type(error).__name__}: {error}; please report it with the output of --debug"
+        return _fail(message, 1, debug)
+    return code
+
+
+def _invoke(arguments: Sequence[str]) -> int:
+    """Return the command's exit code. (`app.main` would print a line of its own on Ctrl-C.)"""
+    try:
+        with app.make_context("phaselens", list(arguments)) as context:
+            code = app.invoke(context)
+    except click.exceptions.Exit as exit_request:  # --help and --version end this way
+        return exit_request.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    """Print the error, with `debug` after its traceback, and return `code`."""
+    if debug:
+        traceback.print_exc()
+    print_message("error", message)
+    return code

@@ -1,0 +1,121 @@
+"""The output of `phaselens run` on stdout: the format, and whether it is the whole run or one table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import click
+
+from phaselens.cli.interrupts import patient_interrupt
+from phaselens.cli.streams import print_message
+from phaselens.errors import InputError
+from phaselens.plugin import plugins
+from phaselens.report.formats import (
+    DEFAULT_FORMAT,
+    FORMATS,
+    OutputFormat,
+    RunFormat,
+    TableFormat,
+    formats_with_tracebacks,
+    run_formats,
+    table_formats,
+)
+from phaselens.runs import Run
+from phaselens.runs.result import NotMeasured
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def format_option(command: F) -> F:
+    """Add `--format`, whose choices and help are those of the registry of formats."""
+    option = click.option(
+        "--format",
+        "format_name",
+        type=click.Choice(list(FORMATS)),
+        default=DEFAULT_FORMAT,
+        help="; ".join(f"{name}: {output_format.help}" for name, output_format in FORMATS.items()) + ".",
+    )
+    return option(command)
+
+
+def table_option(command: F) -> F:
+    """Add `--table`, whose help names the formats that need a table."""
+    one_table_formats = ", ".join(name for name in FORMATS if name not in run_formats())
+    option = click.option(
+        "--table",
+        metavar="[METRIC.]NAME",
+        help=f"Print this result table in full ({one_table_formats} without --table: layers, or the displayed table).",
+    )
+    return option(command)
+
+
+def traceback_options() -> str:
+    """Return the options with which a run prints the tracebacks of metrics that failed."""
+    return ", ".join(["--debug", *(f"--format {name}" for name in formats_with_tracebacks())])
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output format, and the table `METRIC.TABLE` to write in it, or None for the whole run."""
+
+    output_format: OutputFormat
+    table: str | None
+    quiet: bool
+
+    @classmethod
+    def choose(cls, format_name: str, metrics: Sequence[str], table: str | None, *, quiet: bool) -> Output:
+        """Return the output that the options ask for, checked before anything is measured.
+
+        Raises:
+            InputError: for a table that no metric declares, or a format that cannot write a single table.
+        """
+        output_format = FORMATS[format_name]()
+        if table is not None and not isinstance(output_format, TableFormat):
+            *format_names, last_name = sorted(table_formats())
+            raise InputError(
+                f"--format {format_name} prints all tables; leave --table out, or choose "
+                f"{', '.join(format_names)} or {last_name}"
+            )
+        if table is None and isinstance(output_format, RunFormat):
+            return cls(output_format, None, quiet)
+        from phaselens.report.table_names import default_table, find_table
+
+        classes = {name: plugins().metric(name) for name in metrics}
+        declared = {name: [spec.name for spec in metric.tables] for name, metric in classes.items()}
+        chosen = find_table(declared, table or default_table(classes.values()))
+        return cls(output_format, ".".join(chosen), quiet)
+
+    def write(self, run: Run) -> None:
+        """Write the run or its table in full, even if Ctrl-C is pressed meanwhile."""
+        with patient_interrupt():
+            self._write(run)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+
+    def _write(self, run: Run) -> None:
+        output_format, file = self.output_format, sys.stdout
+        if file is None:
+            return
+        if self.table is None:
+            if isinstance(output_format, RunFormat):
+                output_format.write_run(run, file)
+            return
+        metric, _, name = self.table.partition(".")
+        tables = run.result(metric).tables
+        if name not in tables:
+            return  # the metric failed on every model, which the command's errors report
+        if isinstance(output_format, TableFormat):
+            output_format.write_table(self.table, tables[name], file)
+        if not self.quiet:
+            self._print_warnings(run)
+
+    def _print_warnings(self, run: Run) -> None:
+        """Print the run's warnings as notes on stderr, because a single table does not contain them."""
+        not_measured = (warning for warning in run.warnings if isinstance(warning, NotMeasured))
+        ending = next(not_measured, None)  # printed as the error that the command ends with
+        for warning in run.warnings:
+            if warning is not ending:
+                print_message("note", warning)

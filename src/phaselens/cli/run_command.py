@@ -1,0 +1,168 @@
+"""The command `phaselens run`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from phaselens.cli import shared_options
+from phaselens.cli.interrupts import stop_repeating
+from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
+from phaselens.cli.output import Output, format_option, table_option, traceback_options
+from phaselens.cli.streams import only_results_on_stdout, print_message
+from phaselens.errors import InputError
+from phaselens.plugin import plugins
+from phaselens.report.strings import printable
+
+if TYPE_CHECKING:
+    from phaselens.runs import Run
+
+_POSITIVE = click.IntRange(min=1)
+
+
+@click.command(cls=MetricCommand, context_settings={"show_default": True})
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option(
+    "-p",
+    "--plugin",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="A metric to run; can be repeated, or list names separated by commas.",
+)
+@shared_options.plugin_file
+@shared_options.settings
+@click.option(
+    "--texts",
+    default="bundled",
+    metavar="bundled|FILE|NAME",
+    help="A .txt file (one text per line) or .jsonl file (`text`, optional `id`), or a plugin's texts.",
+)
+@click.option(
+    "--max-tokens", type=_POSITIVE, metavar="N", default=512, help="Cut longer texts to this many tokens."
+)
+@click.option("--n-texts", type=_POSITIVE, metavar="N", help="Use only the first texts.")
+@click.option(
+    "--batch-tokens",
+    type=_POSITIVE,
+    metavar="N",
+    default=8192,
+    help="Tokens in a batch, pads included; changes speed and memory only.",
+)
+@shared_options.bos
+@shared_options.device
+@shared_options.dtype
+@shared_options.positions
+@click.option(
+    "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the bootstrap intervals."
+)
+@format_option
+@table_option
+@click.option(
+    "--figures",
+    metavar="DIR",
+    type=click.Path(file_okay=False),
+    help="Also draw the results as PNG and SVG files in this folder.",
+)
+@click.option("--quiet", is_flag=True, help="Show no progress bar and no notes on stderr.")
+@shared_options.debug
+@click.pass_context
+def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int:
+    """Measure metrics on models, side by side, on the same texts.
+
+    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, a checkpoint folder, a plugin's
+    model or a hub id. The default is rope drope. Name a metric with -p; `phaselens run -p NAME --help` shows its
+    parameters, `phaselens plugins` lists all metrics.
+    """
+    flags = metric_flags(ctx).values(arguments)
+    names = shared_options.split_names(arguments["names"]) or metrics_in_files(ctx)
+    if not names:
+        raise InputError(
+            f"no metric was named; add -p NAME, one of: {', '.join(plugins().names) or 'none is installed'}"
+        )
+    settings = shared_options.merge_settings(shared_options.by_metric(arguments["settings"], names), flags)
+    output = Output.choose(arguments["format_name"], names, arguments["table"], quiet=arguments["quiet"])
+    try:
+        result = _measure(models, [(name, settings[name]) for name in names], arguments)
+    except BaseException as error:
+        _print_finished_models(error, output, debug=arguments["debug"])
+        raise
+    try:  # failures while drawing are among the errors that are printed
+        if arguments["figures"]:
+            _draw(result, arguments["figures"], quiet=arguments["quiet"])
+    finally:
+        output.write(result)
+    if not arguments["quiet"]:
+        _mention_unusable_plugins()
+    return _report_failures(result, debug=arguments["debug"])
+
+
+def _print_finished_models(error: BaseException, output: Output, *, debug: bool) -> None:
+    """Print the models that were finished when the run ended early, and one line per metric that had failed."""
+    if isinstance(error, KeyboardInterrupt):
+        stop_repeating()
+    partial_run: Run | None = None
+    cause: BaseException | None = error
+    while (
+        partial_run is None and cause is not None
+    ):  # Ctrl-C may have been repeated while the first one was handled
+        partial_run, cause = getattr(cause, "run", None), cause.__context__
+    if partial_run is None:
+        return
+    output.write(partial_run)
+    _report_failures(partial_run, debug=debug)
+
+
+def _draw(run: Run, folder: str, *, quiet: bool) -> None:
+    from phaselens.report.figures import draw
+
+    paths = draw(run, folder)
+    if not quiet:
+        print_message("note", f"{len(paths)} figures in {folder}")
+
+
+def _mention_unusable_plugins() -> None:
+    """Print one dim line for each plugin whose metadata says that it cannot be used. None is imported for that."""
+    for plugin in plugins().registered:
+        if plugin.status == "failed":
+            line = f"phaselens: note: plugin {plugin} is left out: {plugin.reason}"
+            click.secho(printable(line), err=True, dim=True)
+
+
+def _measure(
+    models: tuple[str, ...], metrics: list[tuple[str, dict[str, Any]]], arguments: dict[str, Any]
+) -> Run:
+    from phaselens.report.progress import ProgressBar
+    from phaselens.runs import DEFAULT_MODELS
+    from phaselens.runs import run as measure
+
+    with only_results_on_stdout(debug=arguments["debug"]), ProgressBar(quiet=arguments["quiet"]) as observer:
+        return measure(
+            models or DEFAULT_MODELS,
+            metrics=metrics,
+            texts=arguments["texts"],
+            max_tokens=arguments["max_tokens"],
+            n_texts=arguments["n_texts"],
+            batch_tokens=arguments["batch_tokens"],
+            bos=arguments["bos"],
+            device=arguments["device"],
+            dtype=arguments["dtype"],
+            positions=shared_options.by_label(arguments["positions"]),
+            seed=arguments["seed"],
+            observer=observer,
+        )
+
+
+def _report_failures(run: Run, *, debug: bool) -> int:
+    """Print one line per failure on stderr, with `debug` after its traceback, and return the exit code."""
+
+    for name in run.failed:
+        for failure in run.metrics[name].failures:
+            if debug:
+                click.echo(failure.traceback.rstrip("\n"), err=True)
+            print_message(
+                "error",
+                f"metric {name} failed: {failure}; the other results are complete ({traceback_options()})",
+            )
+    return 1 if run.failed else 0

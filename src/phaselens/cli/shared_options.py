@@ -1,0 +1,118 @@
+"""Options shared by several commands, and parsers of `LABEL=CHOICE` and `METRIC.PARAMETER=VALUE`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from phaselens.data import BOS_POLICIES
+from phaselens.errors import InputError, close_matches
+from phaselens.lens.info import ROTATION_MODES
+
+device = click.option(
+    "--device", default="auto", metavar="NAME", help="auto (a GPU if there is one), cpu, cuda, cuda:1."
+)
+dtype = click.option(
+    "--dtype",
+    default="auto",
+    metavar="NAME",
+    help="auto (the checkpoint's on a GPU, float32 on a CPU), float32, bfloat16, float16.",
+)
+bos = click.option(
+    "--bos",
+    type=click.Choice(list(BOS_POLICIES)),
+    default="auto",
+    help="BOS at position 0; auto: as the tokenizer does.",
+)
+debug = click.option("--debug", is_flag=True, help="Show tracebacks and messages of libraries.")
+
+plugin_file = click.option(
+    "--plugin-file",
+    "files",
+    multiple=True,
+    metavar="FILE.py",
+    help="Use the metrics of a file that is not installed; can be repeated.",
+)
+
+positions = click.option(
+    "--positions",
+    multiple=True,
+    metavar=f"LABEL={'|'.join(ROTATION_MODES)}",
+    help="nope nulls the rotation of that model; can be repeated.",
+)
+
+settings = click.option(
+    "-P",
+    "settings",
+    multiple=True,
+    metavar="METRIC.PARAMETER=VALUE",
+    help="Set a metric's parameter; can be repeated.",
+)
+
+
+def split_names(values: Iterable[str]) -> list[str]:
+    """Split names given by repeated options or separated by commas, and drop repetitions.
+
+    >>> split_names(["sinks,other", "sinks"])
+    ['sinks', 'other']
+    """
+    names = [name.strip() for value in values for name in value.split(",")]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def by_label(values: Iterable[str]) -> dict[str, str]:
+    """Parse `LABEL=CHOICE` pairs.
+
+    Raises:
+        InputError: for a value without a label or without `=`.
+    """
+    pairs: dict[str, str] = {}
+    for value in values:
+        label, sign, choice = value.partition("=")
+        if not sign or not label:
+            forms = " or ".join(f"LABEL={mode}" for mode in ROTATION_MODES)
+            raise InputError(f"--positions {value!r}: write {forms}")
+        pairs[label] = choice
+    return pairs
+
+
+def by_metric(values: Iterable[str], metrics: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Parse `METRIC.PARAMETER=VALUE` settings, by metric.
+
+    Raises:
+        InputError: for a malformed setting, a metric that is not in `metrics`, or a parameter that is set twice.
+    """
+    metric_names = list(metrics)
+    settings: dict[str, dict[str, Any]] = {name: {} for name in metric_names}
+    for value in values:
+        target, sign, text = value.partition("=")
+        metric, dot, name = target.partition(".")
+        if not sign or not dot:
+            raise InputError(
+                f"-P {value!r}: write METRIC.PARAMETER=VALUE, such as -P {metric_names[0]}.NAME=VALUE"
+            )
+        if metric not in settings:
+            raise InputError(
+                f"-P {value!r}: {metric!r} is not in this run; {close_matches(metric, metric_names)}"
+            )
+        if name in settings[metric]:
+            raise InputError(f"-P {value!r}: {target} is given twice; keep one")
+        settings[metric][name] = text
+    return settings
+
+
+def merge_settings(
+    settings: Mapping[str, dict[str, Any]], flags: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Combine the settings of -P with those of flags.
+
+    Raises:
+        InputError: if both set the same parameter.
+    """
+    for metric, values in flags.items():
+        for name in values:
+            if name in settings[metric]:
+                raise InputError(f"{metric}.{name} is set by -P and by its flag; keep one")
+    return {metric: {**values, **flags.get(metric, {})} for metric, values in settings.items()}

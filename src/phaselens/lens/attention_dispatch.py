@@ -1,0 +1,388 @@
+"""The attention function that transformers calls instead of its own in every model that the lens wraps.
+
+It fires the hook points inside attention and picks, layer by layer, the cheapest computation that serves them:
+
+* no statistic and no matrix is hooked: transformers' own SDPA, bit for bit what the model computes without the lens
+  (or, for softcapped scores and learned sink logits, which SDPA lacks, the exact streaming computation);
+* a statistic (`points.STATISTICS`) is hooked: the fused kernel with its log-sum-exp, O(L) memory;
+* ``hook_attn_scores`` or ``hook_pattern`` is hooked: the explicit matrix, in that layer only.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformer_lens.hook_points import HookPoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from phaselens import attention
+from phaselens.errors import InputError, RefusedModel
+from phaselens.lens.masks import build_mask, note_mask
+from phaselens.lens.points import N_DISTANCES
+from phaselens.lens.rows import Rows
+from phaselens.lens.slots import KernelOptions, KeySlots
+
+IMPLEMENTATION = "phaselens"
+"""The name under which transformers knows the lens' attention."""
+
+# The attribute of an attention module that refers to the bridge component that is calling it. A weak reference,
+# since a plain one would make a cycle that keeps model and bridge alive.
+_OWNER = "_phaselens_owner"
+
+
+@dataclass
+class StreamingOptions:
+    """The options of `HookedTransformer.streaming`, in one object that all layers of a lens share.
+
+    ``sink_position`` is the absolute position of the key that `hook_sink` measures, ``n_distances`` the number of
+    distances of `hook_distance`. ``reads_only`` promises that hooks write into no tensor in place: a hooked
+    matrix that is not edited then does not change what the layer computes. ``rows`` holds the positions of the running
+    forward's rows, and which of them are pads, whose queries do not count in `hook_received` and `hook_distance`.
+    """
+
+    sink_position: int = 0
+    n_distances: int = N_DISTANCES
+    reads_only: bool = False
+    rows: Rows = field(default_factory=Rows)
+
+
+class AttentionOwner(Protocol):
+    """The bridge component that calls a model's attention module: `components.StreamingAttention`."""
+
+    name: str
+    streaming_options: StreamingOptions
+    hook_attn_scores: HookPoint
+    hook_pattern: HookPoint
+    hook_attended: HookPoint
+
+    def hooked_statistics(self) -> list[str]: ...
+    def fire_statistic(self, name: str, value: Tensor) -> None: ...
+    def fire_rotated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def is_hooked(point: nn.Module) -> bool:
+    """Return whether this hook point has hooks."""
+    return bool(point._forward_hooks or point._backward_hooks)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """Return the number of writes into `tensor`; None under `torch.inference_mode`, which does not count them."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def attend_hooked(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend, firing the hook points of the bridge component that is calling `module`.
+
+    Args:
+        query: [batch, n_heads, n_queries, d_head], after rotation and norms.
+        key, value: [batch, n_kv_heads, n_keys, d_head].
+        attention_mask: None for causal attention; else bool, True where visible, or additive.
+
+    Returns:
+        The output [batch, n_queries, n_heads, d_head] and, where it was built, the pattern.
+    """
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    if is_causal is False or getattr(module, "is_causal", True) is False:
+        raise RefusedModel(
+            f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only"
+        )
+    options: KernelOptions = {
+        "scale": scaling,
+        "mask": attention_mask,
+        "softcap": softcap,
+        "sink_logits": s_aux,
+    }
+    reference = module.__dict__.get(_OWNER)
+    owner: AttentionOwner | None = reference() if reference is not None else None
+    note_mask(module, attention_mask)
+    attend_as_model = functools.partial(_attend_as_model, module, dropout, is_causal, kwargs)
+    if owner is None:
+        if attention_mask is None and query.shape[2] > 1:
+            # transformers omits the mask if the first query is at the first key; a static cache then has room for
+            # later keys.
+            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+        return attend_as_model(query, key, value, options), None
+
+    slots = KeySlots.of_call(owner.streaming_options.rows, key)
+    if attention_mask is None and 1 < query.shape[2] < slots.n_kept:
+        raise RefusedModel(
+            f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
+            "the position of the first query among the keys is unknown"
+        )
+    query, key = owner.fire_rotated(query, key)
+    output, pattern = _attend_owned(owner, slots, attend_as_model, query, key, value, options)
+    return owner.hook_attended(output), pattern
+
+
+def _attend_owned(
+    owner: AttentionOwner,
+    slots: KeySlots,
+    attend_as_model: Callable[[Tensor, Tensor, Tensor, KernelOptions], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: KernelOptions,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend by the cheapest computation that serves the hooks on the owner's statistics and matrix."""
+    explicit = is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern)
+    statistics = owner.hooked_statistics()
+    native = options["softcap"] is None and options["sink_logits"] is None
+    if not explicit and not statistics and native:
+        return attend_as_model(query, key, value, options), None
+    key, value, options = slots.crop(key), slots.crop(value), slots.crop_mask(options)
+    pattern = None
+    if explicit:
+        scores, pattern, edited = _fire_matrix(owner, slots, query, key, options)
+        if edited or not owner.streaming_options.reads_only or _needs_gradient(query, key, value):
+            return _from_matrix(owner, slots, scores, pattern, value, options)
+    if not statistics:
+        return attend_as_model(query, key, value, options), pattern
+    if _needs_gradient(query, key, value):
+        # The fused kernel's log-sum-exp carries no gradient. The output keeps its own; the statistics are constants,
+        # on which a backward pass fails loudly instead of being wrong.
+        output = attend_as_model(query, key, value, options)
+        with torch.no_grad():
+            query, key, value = query.detach(), key.detach(), value.detach()
+            _, lse = attention.attend(query, key, value, **options)
+            _fire_statistics(owner, slots, statistics, query, key, lse, options)
+        return output, None
+    with torch.no_grad():
+        output, lse = attention.attend(query, key, value, **options)
+        _fire_statistics(owner, slots, statistics, query, key, lse, options)
+    return output.transpose(1, 2).contiguous(), pattern
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _attend_as_model(
+    module: nn.Module,
+    dropout: float,
+    is_causal: bool | None,
+    kwargs: dict[str, object],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: KernelOptions,
+) -> Tensor:
+    """Compute attention as the model itself does, [batch, query, head, d_head]."""
+    if options["softcap"] is None and options["sink_logits"] is None:
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, options["mask"], dropout=dropout, scaling=options["scale"],
+            is_causal=is_causal, **kwargs,
+        )  # fmt: skip
+        return output
+    if dropout:
+        raise InputError(
+            f"{type(module).__name__}: attention dropout is not supported with a softcap or sink logits; "
+            "call model.eval()"
+        )
+    if _needs_gradient(query, key, value):
+        scores = attention.explicit_scores(query, key, **_without_sink_logits(options))
+        pattern = attention.explicit_pattern(scores, sink_logits=options["sink_logits"])
+        return _weigh(pattern, value).transpose(1, 2).contiguous()
+    output, _ = attention.attend(query, key, value, **options)
+    return output.transpose(1, 2).contiguous()
+
+
+def _without_sink_logits(options: KernelOptions) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "sink_logits"}
+
+
+def _weigh(pattern: Tensor, value: Tensor) -> Tensor:
+    """Return pattern times value, [batch, head, query, d_head], in value's dtype; grouped heads share their values."""
+    groups = pattern.shape[1] // value.shape[1]
+    return pattern.to(value.dtype) @ value.repeat_interleave(groups, dim=1)
+
+
+def _fire_matrix(
+    owner: AttentionOwner, slots: KeySlots, query: Tensor, key: Tensor, options: KernelOptions
+) -> tuple[Tensor, Tensor, bool]:
+    """Return scores and weights [batch, head, query, key] after their hooks, and whether a hook may have edited them.
+
+    Under `torch.inference_mode`, which records no writes in place, this is always True. Hooks see a column for every
+    position of the text so far. Columns of keys that a sliding cache has dropped are hidden, as the window hides them
+    without a cache.
+    """
+    built = slots.with_dropped(
+        attention.explicit_scores(query, key, **_without_sink_logits(options)), -torch.inf
+    )
+    version = version_of(built)
+    scores = owner.hook_attn_scores(built)
+    edited = scores is not built or version is None or version_of(built) != version
+    _require_untouched(owner, "hook_attn_scores", scores[..., : slots.n_dropped], -torch.inf)
+    built = attention.explicit_pattern(scores, sink_logits=options["sink_logits"])
+    version = version_of(built)
+    pattern = owner.hook_pattern(built)
+    edited = edited or pattern is not built or version is None or version_of(built) != version
+    _require_untouched(owner, "hook_pattern", pattern[..., : slots.n_dropped], 0.0)
+    return scores, pattern, edited
+
+
+def _from_matrix(
+    owner: AttentionOwner,
+    slots: KeySlots,
+    scores: Tensor,
+    pattern: Tensor,
+    value: Tensor,
+    options: KernelOptions,
+) -> tuple[Tensor, Tensor]:
+    """Return the output and the pattern, and fire the statistics, from the matrix, so that they follow its edits."""
+    output = _weigh(pattern[..., slots.n_dropped :], value).transpose(1, 2).contiguous()
+    statistics = owner.hooked_statistics()
+    if statistics:
+        streaming = owner.streaming_options
+        with torch.no_grad():
+            without_pads = functools.cache(lambda: _without_pads(pattern, slots.real))
+            compute: dict[str, Callable[[], Tensor]] = {
+                "hook_lse": lambda: _row_lse(scores, options["sink_logits"]),
+                "hook_sink": lambda: _columns(pattern, slots.slots_at(streaming.sink_position)),
+                "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
+                "hook_received": lambda: without_pads().sum(-2),
+                "hook_distance": lambda: _by_distance(without_pads(), streaming.n_distances),
+            }
+            slots.require_served(statistics)
+            for name in statistics:
+                owner.fire_statistic(name, compute[name]())
+    return output, pattern
+
+
+def _require_untouched(owner: AttentionOwner, point: str, dropped: Tensor, value: float) -> None:
+    """Raise InputError if a hook edited the columns of keys that the cache has dropped."""
+    if dropped.numel() and bool((dropped != value).any()):
+        raise InputError(
+            f"{owner.name}.{point}: the hook edited keys that have left this layer's sliding cache; edit only the "
+            f"last {owner.streaming_options.rows.n_slots - dropped.shape[-1]} keys, or run without a cache "
+            "(use_past_kv_cache=False)"
+        )
+
+
+def _row_lse(scores: Tensor, sink_logits: Tensor | None) -> Tensor:
+    lse = scores.logsumexp(-1)
+    return lse if sink_logits is None else torch.logaddexp(lse, sink_logits.to(lse.dtype)[None, :, None])
+
+
+def _without_pads(pattern: Tensor, real: Tensor | None) -> Tensor:
+    """Return the pattern with zeros in the rows of pads."""
+    return pattern if real is None else pattern.masked_fill(~real[:, None, :, None], 0.0)
+
+
+def _by_distance(pattern: Tensor, n_distances: int) -> Tensor:
+    """Return sums over the diagonals from a query's own key downwards, [batch, head, distance]."""
+    own_key = pattern.shape[-1] - pattern.shape[-2]
+    sums = [
+        pattern.diagonal(own_key - distance, dim1=-2, dim2=-1).sum(-1)
+        for distance in range(min(n_distances, pattern.shape[-1]))
+    ]
+    return nn.functional.pad(torch.stack(sums, -1), (0, n_distances - len(sums)))
+
+
+def _columns(pattern: Tensor, slots: list[int]) -> Tensor:
+    """Return the column of each text's slot, [batch, head, query]; zeros where there is none."""
+    if len(slots) == 1:
+        is_column = 0 <= slots[0] < pattern.shape[-1]
+        return pattern[..., slots[0]] if is_column else pattern.new_zeros(pattern.shape[:-1])
+    rows = [_columns(pattern[row : row + 1], [slot]) for row, slot in enumerate(slots)]
+    return torch.cat(rows)
+
+
+def _fire_statistics(
+    owner: AttentionOwner,
+    slots: KeySlots,
+    statistics: list[str],
+    query: Tensor,
+    key: Tensor,
+    lse: Tensor,
+    options: KernelOptions,
+) -> None:
+    streaming = owner.streaming_options
+    slots.require_served(statistics)
+    sink_indices = [slot - slots.n_dropped for slot in slots.slots_at(streaming.sink_position)]
+    shared = len(sink_indices) == 1 and 0 <= sink_indices[0] < key.shape[2]
+    summary = attention.summarise(
+        query,
+        key,
+        lse,
+        position=sink_indices[0] if "hook_sink" in statistics and shared else None,
+        entropy="hook_entropy" in statistics,
+        received="hook_received" in statistics,
+        distances=streaming.n_distances if "hook_distance" in statistics else None,
+        refine="hook_lse" in statistics,
+        real=slots.real,
+        **options,
+    )
+    sink = summary.sink
+    if "hook_sink" in statistics and not shared:
+        sink = _sink_by_text(query, key, lse, sink_indices, options)
+    received = summary.received
+    values = {
+        "hook_lse": summary.lse,
+        "hook_sink": sink,
+        "hook_entropy": summary.entropy,
+        "hook_received": None if received is None else slots.with_dropped(received, 0.0),
+        "hook_distance": summary.distance,
+    }
+    for name, value in values.items():
+        if name in statistics and value is not None:
+            owner.fire_statistic(name, value)
+
+
+def _sink_by_text(
+    query: Tensor, key: Tensor, lse: Tensor, sink_indices: list[int], options: KernelOptions
+) -> Tensor:
+    """Return the mass on each text's own sink key, [batch, head, query]; 0 where the text has no such key, or where a
+    sliding cache has dropped it, which puts it outside of the window."""
+    sink = torch.zeros_like(lse)
+    indices = sink_indices if len(sink_indices) > 1 else sink_indices * len(lse)
+    mask = options["mask"]
+    for index in sorted(set(indices)):
+        if not 0 <= index < key.shape[2]:
+            continue
+        rows = torch.tensor([row for row, i in enumerate(indices) if i == index], device=lse.device)
+        row_options: KernelOptions = {
+            **options,
+            "mask": mask if mask is None or len(mask) == 1 else mask[rows],
+        }
+        sink[rows] = attention.sink_mass(query[rows], key[rows], lse[rows], index, **row_options)
+    return sink
+
+
+@contextmanager
+def owning(module: nn.Module, owner: AttentionOwner) -> Iterator[None]:
+    """Make calls of `module` fire `owner`'s hook points inside the context, which may be entered again in a hook."""
+    outer = module.__dict__.get(_OWNER)
+    module.__dict__[_OWNER] = weakref.ref(owner)
+    try:
+        yield
+    finally:
+        if outer is None:
+            del module.__dict__[_OWNER]
+        else:
+            module.__dict__[_OWNER] = outer
+
+
+AttentionInterface.register(IMPLEMENTATION, attend_hooked)
+# Without this, transformers would silently drop padding masks, as for any attention that it does not know.
+AttentionMaskInterface.register(IMPLEMENTATION, build_mask)

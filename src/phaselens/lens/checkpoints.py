@@ -1,0 +1,271 @@
+"""Reading a checkpoint: device, dtype, weights and tokenizer; every failure is an error of one line."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phaselens.errors import InputError, ModelError, RefusedModel, close_matches, short_form
+from phaselens.lens import headers
+from phaselens.lens.digests import sha256
+from phaselens.lens.model_source import NAMES, ModelSource
+from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+    "fp64": torch.float64,
+}
+
+# Larger folders would take seconds to hash before anything is measured.
+_HASH_UP_TO_BYTES = 1 << 30
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """Return the device of that name; `auto` is the GPU if there is one.
+
+    Raises:
+        InputError: for a name that torch does not know, or a device that this machine does not have.
+    """
+    if not isinstance(name, str | torch.device):
+        raise InputError(f"device is {short_form(name)}; give auto, cpu, cuda or cuda:N")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"torch has no device {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}: torch sees no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name!r}: there are {torch.cuda.device_count()} CUDA devices, counted from 0"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(
+            f"device {name!r}: the statistics are checked on cpu and cuda only; use one of these"
+        )
+    return device
+
+
+def resolve_dtype(name: str | torch.dtype, device: torch.device, config: object) -> torch.dtype:
+    """Return the dtype of that name; `auto` is the checkpoint's on a GPU, and float32 on a CPU.
+
+    Raises:
+        InputError: for a name that is not one of `DTYPES`.
+    """
+    if isinstance(name, torch.dtype):
+        if name not in DTYPES.values():
+            raise InputError(f"dtype {name}: use one of {', '.join(DTYPES)}")
+        return name
+    if not isinstance(name, str):
+        raise InputError(f"dtype is {short_form(name)}; give auto or one of {', '.join(DTYPES)}")
+    if name == "auto":
+        checkpoint_dtype = getattr(config, "dtype", None)
+        if (
+            device.type == "cpu"
+            or not isinstance(checkpoint_dtype, torch.dtype)
+            or checkpoint_dtype not in DTYPES.values()
+        ):
+            return torch.float32
+        return checkpoint_dtype
+    if name.removeprefix("torch.") not in DTYPES:
+        raise InputError(f"dtype {name!r} is not known; {close_matches(name, ['auto', *DTYPES])}")
+    return DTYPES[name.removeprefix("torch.")]
+
+
+def _require_reachable(source: ModelSource) -> None:
+    """Raise ModelError for a hub id that is not in the local cache while the hub cannot be reached.
+
+    This takes seconds; the hub's client would retry for most of a minute.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    name, revision = source.location, source.revision
+    if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    missing = f"model {name!r} is not in the local cache"
+    if "/" not in name:
+        missing = f"model {name!r}: neither one of {', '.join(NAMES)}, nor a folder, nor a hub id in the local cache"
+    close_names = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.6)
+    hint = f"; did you mean {close_names[0]}?" if close_names else ""
+    if constants.is_offline_mode():
+        raise ModelError(
+            f"{missing}, and HF_HUB_OFFLINE is set; unset it to fetch the model, or name a folder{hint}"
+        )
+    url = huggingface_hub.hf_hub_url(name, "config.json", revision=revision)
+    client_error: type[Exception] = vars(errors)["HTTPError"]
+    try:
+        huggingface_hub.get_hf_file_metadata(url, timeout=5)
+    except errors.HfHubHTTPError as error:
+        raise ModelError(f"{missing}, and the hub does not provide it: {one_line(error)}{hint}") from error
+    except client_error as error:
+        raise ModelError(
+            f"{missing}, and the hub at {constants.ENDPOINT} cannot be reached; check the name and the network, or "
+            f"name a checkpoint folder{hint}"
+        ) from error
+
+
+def _require_weights(folder: Path, name: str, allow_pickle: bool) -> None:
+    """Raise ModelError for a folder without readable weights, before anything heavy is imported or allocated."""
+    if any(folder.glob("*.safetensors")):
+        return
+    if any(folder.glob("*.bin")) or any(folder.glob("*.pt")):
+        if allow_pickle:
+            return
+        raise ModelError(
+            f"model {name!r} holds its weights as pickle, which can run code when it is read; convert it to "
+            "safetensors, or allow pickles: load(…, allow_pickle=True)"
+        )
+    raise ModelError(
+        f"model {name!r}: the folder has a config.json, but no *.safetensors; copy the weights there too"
+    )
+
+
+def require_readable(source: ModelSource, allow_pickle: bool = False) -> None:
+    """Check, by headers alone, that a checkpoint can be loaded.
+
+    Raises:
+        ModelError: for weights that are missing, truncated or damaged, and for a hub that cannot be reached.
+    """
+    if source.folder is not None:
+        _require_weights(source.folder, source.name, allow_pickle)
+        headers.require_intact(source.folder, source.name)
+        return
+    _require_reachable(source)
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    config = huggingface_hub.try_to_load_from_cache(source.location, "config.json", revision=source.revision)
+    if isinstance(config, str):
+        offline = constants.is_offline_mode()
+        if offline:
+            _require_weights(Path(config).parent, source.name, allow_pickle)
+        headers.require_intact(Path(config).parent, source.name, complete=offline)
+
+
+def require_complete(source: ModelSource) -> None:
+    """Check the config and the tokenizer that a run on a checkpoint folder needs; does nothing for a hub id.
+
+    Raises:
+        ModelError: for a config that transformers does not know, and for a missing tokenizer.
+    """
+    if source.folder is None:
+        return
+    headers.require_tokenizer(source.folder, source.name)
+    with as_model_errors(source.name):
+        from transformers import AutoConfig
+
+        AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+
+
+def require_memory(
+    source: ModelSource, dtype: torch.dtype, device: torch.device, loaded_as: torch.dtype | None = None
+) -> None:
+    """Check, by headers alone, that a checkpoint folder fits into memory.
+
+    Args:
+        dtype: the model's dtype.
+        loaded_as: the dtype before a cast, where that is another one.
+
+    Raises:
+        ModelError: with the bytes needed and the bytes free.
+    """
+    n_numbers = headers.count_numbers(source.folder, source.name) if source.folder is not None else None
+    if n_numbers is None:
+        return
+    widest = max(dtype, loaded_as or dtype, key=lambda candidate: candidate.itemsize)
+    need = n_numbers * widest.itemsize
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    if need > free:
+        smaller = "" if widest == loaded_as else "a smaller dtype (--dtype bf16) or "
+        raise ModelError(
+            f"model {source.name!r} needs {need / 1e9:.1f} GB as {str(widest).removeprefix('torch.')}, and "
+            f"{free / 1e9:.1f} GB are free on {device.type}; use {smaller}a machine with more memory"
+        )
+
+
+def hash_files(folder: Path | None) -> dict[str, str]:
+    """Return the sha256 of a checkpoint folder's files by name; empty without a folder and for folders over 1 GiB."""
+    if folder is None:
+        return {}
+    suffixes = (".json", ".safetensors", ".bin", ".model")
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in suffixes)
+    if sum(file.stat().st_size for file in files) > _HASH_UP_TO_BYTES:
+        return {}
+    return {file.name: sha256(file) for file in files}
+
+
+def load_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
+    """Return the tokenizer of a folder or hub id.
+
+    Raises:
+        ModelError: where it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"tokenizer {tokenizer!r} could not be loaded: {one_line(error)}") from error
+
+
+def load_own_tokenizer(source: ModelSource) -> tuple[Any, str | None]:
+    """Return a checkpoint's tokenizer and None, or None and the reason why there is none."""
+    from transformers import AutoTokenizer
+
+    if source.folder is not None and not headers.has_tokenizer(source.folder):
+        return None, f"{source.location} holds no tokenizer files; name one with tokenizer=…"
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.location, revision=source.revision, trust_remote_code=False
+        ), None
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        return None, f"no tokenizer could be loaded from {source.location}: {one_line(error)}"
+
+
+def load_pretrained(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Any:
+    """Load the model, with every weight from the checkpoint.
+
+    Raises:
+        RefusedModel: for a checkpoint that lacks weights, which transformers would fill at random.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            dtype=dtype,
+            revision=source.revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+        )
+    missing = sorted(loading_info["missing_keys"])
+    if missing:
+        raise RefusedModel(
+            f"model {source.name!r}: its checkpoint lacks {len(missing)} of the model's tensors (first: {missing[0]}), "
+            "which would be filled at random; fetch the whole checkpoint, or check model_type in config.json"
+        )
+    return model.to(device)

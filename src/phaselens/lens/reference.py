@@ -1,0 +1,96 @@
+"""A model's own forward before the lens wraps it: the baseline of the self-check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from phaselens.lens import families, frequencies
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PROBE = 16
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model's output for the probe: tokens [1, pos], logits [1, pos, d_vocab], residuals entering each layer.
+
+    `far_logits` [1, pos, d_vocab] belong to the same tokens at `far_positions` [1, pos], which reach beyond the trained
+    length, as at the end of a long text; both are None for a model without rotation. `nulled`: every rotation was
+    nulled.
+    """
+
+    tokens: Tensor
+    logits: Tensor
+    residuals: tuple[Tensor, ...]
+    far_positions: Tensor | None = None
+    far_logits: Tensor | None = None
+    nulled: bool = False
+
+
+def probe_tokens(model: PreTrainedModel) -> Tensor:
+    """Return a few ids [1, pos], the same for every model with a vocabulary of this size."""
+    length = min(_PROBE, families.n_ctx_of(model) or _PROBE)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(families.d_vocab_of(model), (1, length), generator=generator).to(model.device)
+
+
+def reference_of(model: PreTrainedModel, *, nulled: bool = False) -> Reference:
+    """Run the unwrapped model: SDPA, or eager where SDPA would leave out a softcap or learned sink logits."""
+    tokens = probe_tokens(model)
+    config = model.config
+    implementation = config._attn_implementation
+    model.eval()
+    model.set_attn_implementation("eager" if families.needs_eager(model) else "sdpa")
+    # The model may have run before, on longer texts.
+    for module in frequencies.length_dependent(model):
+        frequencies.reset(module)
+    far_positions = _far_positions(model, tokens)
+    far_logits = None
+    try:
+        with torch.no_grad(), _identity_rotation(model, nulled):
+            output = model(tokens, output_hidden_states=True, use_cache=False)
+            if far_positions is not None:
+                far_logits = model(tokens, position_ids=far_positions, use_cache=False).logits
+    finally:
+        model.set_attn_implementation(implementation)
+    return Reference(
+        tokens, output.logits, tuple(output.hidden_states[:-1]), far_positions, far_logits, nulled
+    )
+
+
+def _far_positions(model: PreTrainedModel, tokens: Tensor) -> Tensor | None:
+    """Return positions [1, pos] at the end of a text longer than the trained length; None without a rotation."""
+    far_position = frequencies.far_position(model)
+    if far_position is None:
+        return None
+    n_tokens = tokens.shape[1]
+    return torch.arange(n_tokens, device=tokens.device)[None] + max(0, far_position - n_tokens // 2)
+
+
+@contextmanager
+def _identity_rotation(model: PreTrainedModel, nulled: bool) -> Iterator[None]:
+    """Make every rotary module of an unwrapped model return cos=1 and sin=0 if `nulled`.
+
+    Both are multiplied by the attention factor that YaRN and longrope put into them: the length of the vector (cos,
+    sin).
+    """
+
+    def replace(_module: object, _args: object, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        cos, sin = cos_sin
+        return torch.hypot(cos.double(), sin.double()).to(cos), torch.zeros_like(sin)
+
+    rotary = families.rotary_modules(model) if nulled else ()
+    handles = [module.register_forward_hook(replace) for module in rotary]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,143 @@
+"""The loss of each token from the final norm's output, with logits in pieces of the vocabulary.
+
+A matrix [tokens, vocabulary] takes gigabytes at 128 k entries. The loss needs only two numbers per token: the
+log-sum-exp of its logits and the target's logit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from phaselens.errors import RefusedModel
+from phaselens.lens import families
+
+if TYPE_CHECKING:
+    from phaselens.lens.bridge import HookedTransformer
+
+#: The largest number of logits in memory at one time: 64 MB of float32.
+_MAX_LOGITS = 2**24
+#: The largest accepted distance of log-probabilities from the model's own, in units of the dtype's rounding.
+_MAX_ROUNDINGS = 256
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """`loss` [tokens] in nats, float32 (float64 in a float64 model); `top` [tokens], the likeliest tokens' ids."""
+
+    loss: Tensor
+    top: Tensor
+
+
+@dataclass(frozen=True)
+class Unembedding:
+    """The map from the final norm's output to logits: a matrix, perhaps a bias, a factor and a soft cap."""
+
+    weight: Tensor
+    bias: Tensor | None
+    factor: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def from_model(cls, lens: HookedTransformer) -> Unembedding:
+        """Return the unembedding of this model, checked on a few of its tokens.
+
+        Raises:
+            RefusedModel: if the model computes its logits in another way.
+        """
+        model = lens.original_model
+        module = families.unembedding_of(model)
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise RefusedModel(
+                f"{lens.info.label}: {type(model).__name__} has no lm_head; its loss cannot be computed"
+            )
+        unembedding = cls(
+            weight,
+            getattr(module, "bias", None),
+            families.logit_factor_of(model),
+            families.logit_softcap_of(model),
+        )
+        unembedding._require_exact(lens)
+        return unembedding
+
+    def logits(self, final: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        """Return logits [..., stop − start] of the ids `start` to `stop` − 1, rounded as in the model, then float32."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        logits = functional.linear(final.to(self.weight.device), self.weight[start:stop], bias)
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def losses(self, final: Tensor, targets: Tensor) -> TokenLosses:
+        """Return the cross-entropy of `targets` [tokens], given the final norm's output `final` [tokens, d_model]."""
+        n_tokens, n_entries = len(final), len(self.weight)
+        targets = targets.to(self.weight.device)
+        step = max(1, _MAX_LOGITS // max(1, n_tokens))
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        log_sum = torch.full((n_tokens,), -torch.inf, dtype=dtype, device=self.weight.device)
+        largest, target_logit = log_sum, torch.zeros_like(log_sum)
+        top = torch.zeros(n_tokens, dtype=torch.long, device=self.weight.device)
+        for start in range(0, n_entries, step):
+            logits = self.logits(final, start, start + step)
+            piece_largest, piece_top = logits.max(-1)
+            is_larger = piece_largest > largest
+            largest = torch.where(is_larger, piece_largest, largest)
+            top = torch.where(is_larger, piece_top + start, top)
+            index = targets - start
+            in_piece = (index >= 0) & (index < logits.shape[-1])
+            piece_logit = logits.gather(-1, torch.where(in_piece, index, 0)[:, None])[:, 0]
+            target_logit = torch.where(in_piece, piece_logit, target_logit)
+            # In place, and with the maximum that is known already; logsumexp would compute it again.
+            shift = piece_largest.masked_fill(piece_largest.isinf(), 0.0)
+            log_sum = torch.logaddexp(log_sum, logits.sub_(shift[:, None]).exp_().sum(-1).log() + shift)
+        return TokenLosses(log_sum - target_logit, top)
+
+    def _require_exact(self, lens: HookedTransformer) -> None:
+        """Raise RefusedModel unless the logits of a few tokens are the model's own."""
+        tokens = torch.arange(min(4, lens.info.d_vocab))[None]
+        with torch.no_grad():
+            expected = lens.stream(tokens, unembed=True)[0].double().log_softmax(-1)
+            computed = self.logits(lens.stream(tokens)[0]).double().log_softmax(-1).to(expected.device)
+        # NaN weights give NaN both ways, which does not show how logits are computed. Losses are then missing.
+        is_number = ~(expected.isnan() & computed.isnan())
+        expected, computed = torch.where(is_number, expected, 0.0), torch.where(is_number, computed, 0.0)
+        limit = _MAX_ROUNDINGS * torch.finfo(self.weight.dtype).eps * max(1.0, float(expected.abs().max()))
+        largest_gap = float((expected - computed).abs().max())
+        if not largest_gap <= limit:
+            raise RefusedModel(
+                f"{lens.info.label}: its logits are not final norm × lm_head, scaled and capped as configured "
+                f"(off by {largest_gap:.3g}, at most {limit:.3g} is allowed); its loss cannot be computed in pieces"
+            )
+
+
+def token_losses(lens: HookedTransformer, final: Tensor, targets: Tensor) -> TokenLosses:
+    """Return the cross-entropy of each target, without a matrix [tokens, vocabulary].
+
+    Args:
+        lens: the model.
+        final: [tokens, d_model], the final norm's output at the positions that predict the targets.
+        targets: [tokens], ids.
+
+    Returns:
+        Nats per token, and the token that the model holds most likely.
+
+    >>> import phaselens
+    >>> from phaselens.testing import tiny_model
+    >>> lens = phaselens.load(tiny_model("llama"))
+    >>> tokens = torch.tensor([[0, 5, 7, 9]])
+    >>> losses = token_losses(lens, lens.stream(tokens)[0, :-1], tokens[0, 1:])
+    >>> logits = lens.stream(tokens, unembed=True)[0, :-1]
+    >>> bool(torch.allclose(losses.loss, functional.cross_entropy(logits, tokens[0, 1:], reduction="none")))
+    True
+    """
+    if lens._unembedding is None:
+        lens._unembedding = Unembedding.from_model(lens)
+    with torch.no_grad():
+        return lens._unembedding.losses(final, targets)

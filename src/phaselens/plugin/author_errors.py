@@ -1,0 +1,118 @@
+"""Errors that a plugin's author must fix: how they are worded, and where in the author's files they arose."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Iterable
+from types import FrameType
+
+from phaselens.errors import InputError
+from phaselens.lens.points import in_layer, layer_and_point
+
+#: What a plugin may raise without ending the run: any exception, and `sys.exit`.
+PLUGIN_EXCEPTIONS: tuple[type[BaseException], ...] = (Exception, SystemExit)
+
+
+def author_error(
+    message: str, location: str | None = None, error_class: type[Exception] = TypeError
+) -> Exception:
+    """Create an error about something that a plugin's author must change: what was received, and what is expected.
+
+    `location` is `file:line` in the author's file, kept as an attribute, if the traceback alone would not lead there.
+    """
+    error = error_class(message)
+    vars(error)["location"] = location
+    return error
+
+
+def finding_error(message: str) -> InputError:
+    """Create an error that states a finding about the run, which the author of the metric need not change."""
+    error = InputError(message)
+    vars(error)["is_finding"] = True
+    return error
+
+
+class UnknownName(KeyError):  # noqa: N818 - its message is a sentence
+    """A name that a mapping does not hold, with a message in words."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnknownPoint(UnknownName):
+    """A hook point that `update` reads but `hooks()` does not name."""
+
+    def __init__(self, name: str, layer: int | None, hooked: list[str]) -> None:
+        scope = "outside of the layers" if layer is None else f"in layer {layer}"
+        name_layer, point = layer_and_point(name)
+        if name_layer is not None and name_layer == layer and point in hooked:
+            advice = f"write {point!r}: a layer's points have their names inside the layer"
+        else:
+            full_name = name if layer is None or name.startswith("blocks.") else in_layer("{layer}", name)
+            advice = f"add {full_name!r} to hooks()"
+        listed = ", ".join(hooked) or "nothing"
+        super().__init__(f"update reads {name!r} {scope}, where hooks() asks for {listed}; {advice}")
+
+
+def describe_value(value: object) -> str:
+    """Describe a value for messages: its type, and the value itself if it is short.
+
+    >>> describe_value(0), describe_value(None), describe_value([1, 2])
+    ('the int 0', 'None', 'the list [1, 2]')
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"a {type(value).__module__.split('.')[0]} {type(value).__name__} of shape {list(shape)}"
+    text = repr(value)
+    name = type(value).__name__
+    return f"the {name} {text}" if len(text) <= 60 and not text.startswith("<") else f"a {name}"
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an exception's type and message on one line: `ModuleNotFoundError: No module named 'x'`."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def source_location(definition: object) -> str | None:
+    """Return `file:line` where a function or class is defined; None if Python cannot tell."""
+    code = getattr(inspect.unwrap(definition), "__code__", None) if callable(definition) else None
+    if code is not None:
+        return f"{code.co_filename}:{code.co_firstlineno}"
+    try:
+        return f"{inspect.getsourcefile(definition)}:{inspect.getsourcelines(definition)[1]}"  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return None
+
+
+def location_in_class(error: BaseException, author_class: type) -> str | None:
+    """Return `file:line` of the innermost call in the files of `author_class`; None if the error arose elsewhere."""
+    files = set(_source_files(author_class))
+    return innermost_location(error, lambda frame: frame.f_code.co_filename in files)
+
+
+def innermost_location(error: BaseException, accepts: Callable[[FrameType], bool]) -> str | None:
+    """Return `file:line` of the innermost call in the traceback whose frame is accepted; None without one."""
+    locations = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if accepts(frame)
+    ]
+    return locations[-1] if locations else None
+
+
+def _source_files(author_class: type) -> Iterable[str]:
+    """Yield the files that define methods of the class, without those of base classes that PhaseLens provides."""
+    for base in author_class.__mro__:
+        if base.__module__.partition(".")[0] in ("phaselens", "builtins", "abc", "typing"):
+            continue
+        for member in vars(base).values():
+            function = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+            function = function.fget if isinstance(function, property) else function
+            code = getattr(function, "__code__", None)
+            if code is not None:
+                yield code.co_filename

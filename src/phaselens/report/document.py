@@ -1,0 +1,82 @@
+"""A run as a document: a section with display tables for each metric, the BOS policy, the warnings.
+
+The terminal and Markdown formats print it; they decide only layout and style.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from phaselens.data import BOS_POLICIES
+from phaselens.report.builders import layer_table, model_table, result_table
+from phaselens.report.condition_tables import condition_table, contrast_table
+from phaselens.report.strings import printable
+from phaselens.report.table import DisplayTable
+from phaselens.runs import MetricResult, Run
+
+
+@dataclass(frozen=True)
+class MetricSection:
+    """One metric: its title, the definition under its parameters, its tables, and its failures."""
+
+    name: str
+    title: str
+    definition: str
+    tables: Sequence[DisplayTable]
+    failures: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RunDocument:
+    """All metrics of a run. `bos` describes the BOS policy; empty if no model was measured."""
+
+    sections: Sequence[MetricSection]
+    bos: str
+    warnings: Sequence[str]
+
+
+def run_document(run: Run, *, main_tables_only: bool = False) -> RunDocument:
+    """Build all tables. `main_tables_only` shortens metrics without a display to their tables by layer and model."""
+    sections = [
+        MetricSection(
+            name,
+            result.metric.title or name,
+            result.definition,
+            _tables(run, name, result, main_tables_only),
+            [str(failure) for failure in result.failures],
+        )
+        for name, result in run.metrics.items()
+    ]
+    return RunDocument(sections, bos_line(run) if run.models else "", list(run.warnings))
+
+
+def _tables(run: Run, name: str, result: MetricResult, main_tables_only: bool) -> list[DisplayTable]:
+    display = result.metric.display
+    if not result.tables:
+        return []
+    if display is None:
+        tables = _main_tables(result) if main_tables_only else list(result.tables)
+        return [result_table(f"{name}.{table}", result.tables[table]) for table in tables]
+    if display.rows == "layer":
+        return [layer_table(run, result, display), model_table(run, result, display)]
+    contrasts = contrast_table(run, result)
+    return [
+        condition_table(run, result, display),
+        *([contrasts] if contrasts is not None else []),
+        model_table(run, result, display),
+    ]
+
+
+def _main_tables(result: MetricResult) -> list[str]:
+    """Return the names of the tables by layer and by model; the first table's if there is neither."""
+    return [name for name in ("layers", "summary") if name in result.tables] or list(result.tables)[:1]
+
+
+def bos_line(run: Run) -> str:
+    """Describe the run's BOS policy; name it by model where models differ, `bos: rope auto, drope never`."""
+    policies = {model.info.label: model.bos for model in run.models}
+    if len(set(policies.values())) == 1:
+        policy = next(iter(policies.values()))
+        return f"bos: {policy} ({BOS_POLICIES[policy]})"
+    return "bos: " + ", ".join(f"{printable(label)} {policy}" for label, policy in policies.items())

@@ -1,0 +1,63 @@
+"""Text for display: control characters escaped, long names shortened, lists in aligned columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+_GAP = "  "
+_MIN_LAST_WIDTH = 20
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with control characters (terminal escape codes among them) escaped.
+
+    >>> printable("a\\x1b[31m\\nb")
+    'a\\\\x1b[31m b'
+    """
+    line = " ".join(text.split()) if any(character in text for character in "\n\r\t\v\f") else text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+
+
+def shortened(text: str, width: int) -> str:
+    """Return `printable(text)`, without its middle if it is longer than `width`.
+
+    >>> shortened("organisation/a-model-with-a-long-name", 20)
+    'organisati…long-name'
+    """
+    text = printable(text)
+    if len(text) <= width:
+        return text
+    head = width // 2
+    return f"{text[:head]}…{text[len(text) - (width - head - 1) :]}"
+
+
+def heading(column: str) -> str:
+    """Return a column's name with spaces: `sink_rate` → `sink rate`."""
+    return column.replace("_", " ")
+
+
+def aligned_columns(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None
+) -> list[str]:
+    """Format titles and rows in left-aligned columns; with `width`, the last column is broken into lines at words.
+
+    rich is not imported, so that commands that print lists start fast.
+
+    >>> aligned_columns(["name", "size"], [["a", "10"]])
+    ['name  size', 'a     10']
+    >>> aligned_columns(["a", "b"], [["x", "one two three four five six"]], width=24)
+    ['a  b', 'x  one two three four\\n   five six']
+    """
+    cells = [list(titles), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(titles) - 1)]
+    indent = sum(widths) + len(_GAP) * len(widths)
+    lines = []
+    for *names, last in cells:
+        parts = [last]
+        if width is not None:
+            last_width = max(width - indent, _MIN_LAST_WIDTH)
+            parts = textwrap.wrap(last, last_width, break_long_words=False, break_on_hyphens=False) or [""]
+        line = _GAP.join([*map(str.ljust, names, widths), parts[0]]).rstrip()
+        lines.append("\n".join([line, *(" " * indent + part for part in parts[1:])]))
+    return lines

@@ -1,0 +1,286 @@
+"""`phaselens.run`: models × metrics × texts, in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from phaselens.data import Encoder, Text, TokenizedText, texts_from
+from phaselens.errors import InputError, ModelError
+from phaselens.plugin import plugins
+from phaselens.plugin.author_errors import describe_value
+from phaselens.runs.engine import measure
+from phaselens.runs.inputs import (
+    find_texts,
+    load_model,
+    plugins_of_models,
+    read_texts_of_plugin,
+    require_device_and_dtype,
+    require_models,
+)
+from phaselens.runs.observer import Observer
+from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
+from phaselens.runs.run_options import (
+    DEFAULT_MODELS,
+    MetricRequests,
+    ModelSpec,
+    RunOptions,
+    SelectedMetric,
+    distinct_labels,
+    require_distinct,
+    select_metrics,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from phaselens.lens import HookedTransformer
+
+Source = str | os.PathLike[str]
+
+
+def run(
+    models: Source | HookedTransformer | Iterable[Source | HookedTransformer] = DEFAULT_MODELS,
+    *,
+    metrics: MetricRequests,
+    texts: Source | Iterable[str | Text] = "bundled",
+    max_tokens: int = 512,
+    n_texts: int | None = None,
+    batch_tokens: int = 8192,
+    bos: str | None = None,
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    positions: Mapping[str, str] | None = None,
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Run:
+    """Measure all metrics on all models, on the same texts, with one forward pass per model and batch.
+
+    Args:
+        models: lenses made by `phaselens.load`, or `[LABEL=]SOURCE[@REVISION]` to load. Models named by text are
+            loaded one after the other, so that only one is in memory.
+        metrics: names of installed metrics, Metric classes, pairs `(name or class, {parameter: value})`, or a mapping
+            from names or classes to parameters.
+        texts: `"bundled"`, a .txt or .jsonl file, a name that a plugin offers, or strings.
+        max_tokens: longer texts are cut to their first `max_tokens` tokens, BOS included.
+        n_texts: use the first `n_texts` only.
+        batch_tokens: tokens in a batch, pads included. It changes memory and speed, but no result.
+        bos: `"auto"` as the model's tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as each
+            lens was loaded (`auto` for models named by text).
+        device, dtype, positions: as in `phaselens.load`, for models named by text; `positions` is by label. A model
+            that is already loaded must agree with them.
+        seed: seed of the bootstrap intervals.
+        observer: receives the progress of the run.
+
+    Returns:
+        The run. A metric that fails is marked as failed; the others are complete.
+
+    Raises:
+        InputError: for texts, metrics, parameters or options that cannot be used.
+        ModelError: for a model that cannot be loaded or served. Headers of all checkpoints are read first, so that a
+            damaged one is found before anything is measured. If a later model still fails, or Ctrl-C
+            (KeyboardInterrupt) ends the run, the exception's `run` holds the models that were finished.
+    """
+    observer = _checked_observer(observer)
+    options = RunOptions(
+        max_tokens,
+        n_texts,
+        batch_tokens,
+        bos,
+        device,
+        _dtype_name(dtype),
+        {} if positions is None else positions,
+        seed,
+    )
+    selected_metrics = select_metrics(metrics)
+    parsed_models = _parsed_models(models)
+    labels = _labels(parsed_models)
+    options.require_labels(labels)
+    for model in parsed_models:
+        if not isinstance(model, ModelSpec):
+            options.require_agreement(model.info)
+    plugins().require_working()
+    texts = os.fspath(texts) if isinstance(texts, os.PathLike) else texts
+    plugin_texts = find_texts(texts)
+    corpus = texts_from(texts if plugin_texts is None else read_texts_of_plugin(plugin_texts), n_texts)
+    _require_loadable(parsed_models, options)
+
+    results = {
+        selected.name: MetricResult(selected.metric, selected.params, selected.distribution)
+        for selected in selected_metrics
+    }
+    records = [TextRecord(text.id, text.sha256) for text in corpus]
+    result = Run([], records, results, [], _options_record(options, texts, parsed_models), _versions())
+    try:
+        for model, label in zip(parsed_models, labels, strict=True):
+            lens = model if not isinstance(model, ModelSpec) else _load(model, label, options, observer)
+            _measure_model(lens, corpus, selected_metrics, options, observer, result)
+            del lens
+        used_plugins = [*_plugin_names(selected_metrics), *plugins_of_models(_specs(parsed_models))]
+        if plugin_texts is not None:
+            used_plugins.append(plugin_texts.name)
+        result.warnings.extend(plugins().notify_run_finished(result.copy(), used_plugins))
+    except BaseException as error:
+        result.end_early(error, labels)
+        if result.models:
+            vars(error)["run"] = result
+        raise
+    return result
+
+
+def _checked_observer(observer: Observer | None) -> Observer:
+    if observer is None:
+        return Observer()
+    for method in ("loading", "measuring", "advance"):
+        if not callable(getattr(observer, method, None)):
+            raise InputError(
+                f"observer: {describe_value(observer)} has no method {method!r}; subclass phaselens.runs.Observer"
+            )
+    return observer
+
+
+def _dtype_name(dtype: str | torch.dtype) -> str:
+    """Return the name of a dtype, `float32` for `torch.float32`; `RunOptions` refuses other types."""
+    name: Any = str(dtype) if type(dtype).__module__ == "torch" else dtype
+    return name.removeprefix("torch.") if isinstance(name, str) else name
+
+
+def _parsed_models(models: object) -> list[ModelSpec | HookedTransformer]:
+    """Return the sources among `models` as specs, and the lenses; raise InputError for anything else."""
+    if isinstance(models, Mapping | bytes):
+        raise InputError(
+            f"models: {describe_value(models)}; give a list of names and lenses, LABEL=SOURCE for a label"
+        )
+    is_single = isinstance(models, str | os.PathLike) or not isinstance(models, Iterable)
+    entries: list[Any] = [models] if is_single else list(models)  # type: ignore[call-overload]
+    entries = [os.fspath(entry) if isinstance(entry, os.PathLike) else entry for entry in entries]
+    for entry in entries:
+        if not isinstance(entry, str) and not hasattr(entry, "info"):
+            type_name = type(entry).__name__
+            raise InputError(
+                f"models: {type_name} is not a lens; make one with phaselens.load(model, tokenizer=…)"
+            )
+    if not entries:
+        raise InputError("no model was given; name one, or leave models out for the bundled pair")
+    return [ModelSpec.parse(entry) if isinstance(entry, str) else entry for entry in entries]
+
+
+def _specs(models: Sequence[ModelSpec | HookedTransformer]) -> list[ModelSpec]:
+    return [model for model in models if isinstance(model, ModelSpec)]
+
+
+def _labels(models: Sequence[ModelSpec | HookedTransformer]) -> list[str]:
+    spec_labels = iter(distinct_labels(_specs(models)))
+    labels = [next(spec_labels) if isinstance(model, ModelSpec) else model.info.label for model in models]
+    require_distinct(labels)
+    return labels
+
+
+def _require_loadable(models: Sequence[ModelSpec | HookedTransformer], options: RunOptions) -> None:
+    """Stop the run on a missing or damaged model before any model is measured."""
+    specs = _specs(models)
+    if specs:
+        require_device_and_dtype(options.device, options.dtype)
+    if len(models) > 1:
+        require_models(specs)
+
+
+def _load(spec: ModelSpec, label: str, options: RunOptions, observer: Observer) -> HookedTransformer:
+    observer.loading(label)
+    return load_model(
+        spec,
+        label=label,
+        positions=options.positions.get(label, "auto"),
+        bos=options.bos or "auto",
+        device=options.device,
+        dtype=options.dtype,
+    )
+
+
+def _measure_model(
+    lens: HookedTransformer,
+    corpus: Sequence[Text],
+    selected_metrics: Sequence[SelectedMetric],
+    options: RunOptions,
+    observer: Observer,
+    result: Run,
+) -> None:
+    """Tokenise the texts, measure one model on them, and add its tables and records to `result`."""
+    label = lens.info.label
+    if lens.text_tokenizer is None:
+        reason = lens.tokenizer_note or "none was found"
+        raise ModelError(f"model {label!r} has no tokenizer for the texts: {reason}")
+    encoder = lens.encoder(options.bos)
+    tokenized_texts = [encoder.tokenize(text, options.max_tokens) for text in corpus]
+    tables, warnings = measure(
+        lens,
+        tokenized_texts,
+        selected_metrics,
+        result.metrics,
+        batch_tokens=options.batch_tokens,
+        seed=options.seed,
+        observer=observer,
+        bos=encoder.bos,
+    )
+    text_order = {text.id: index for index, text in enumerate(corpus)}
+    for metric_name, metric_tables in tables.items():
+        for table_name, table in metric_tables.items():
+            result.metrics[metric_name].add(label, table_name, table, text_order)
+    for record, tokenized in zip(result.texts, tokenized_texts, strict=True):
+        record.n_tokens[label] = len(tokenized.ids)
+        record.cut[label] = tokenized.cut
+    model = _model_record(lens, tokenized_texts, encoder.bos)
+    result.models.append(model)
+    result.warnings.extend([*_text_warnings(model, tokenized_texts, encoder, options), *warnings])
+
+
+def _model_record(lens: HookedTransformer, tokenized_texts: Sequence[TokenizedText], bos: str) -> ModelRecord:
+    first_ids = {tokenized.ids[0] for tokenized in tokenized_texts}
+    first_id = first_ids.pop() if len(first_ids) == 1 else None
+    starts_with_bos = first_id is not None and first_id == lens.info.bos_token_id
+    n_tokens = sum(len(tokenized.ids) for tokenized in tokenized_texts)
+    return ModelRecord(lens.info, bos, first_id, starts_with_bos, n_tokens)
+
+
+def _text_warnings(
+    model: ModelRecord, tokenized_texts: Sequence[TokenizedText], encoder: Encoder, options: RunOptions
+) -> list[str]:
+    """Return warnings about a model's texts that a reader of its numbers needs."""
+    label, info = model.info.label, model.info
+    warnings = [f"{label}: {info.note}"] if info.note is not None else []
+    warnings += [f"{label}: {note}" for note in encoder.notes(tokenized_texts)]
+    if not model.starts_with_bos:
+        reason = "it has no BOS token" if info.bos_token_id is None else "texts got no BOS token"
+        warnings.append(f"{label}: {reason}: position 0 is a text's own first token (bos: {model.bos})")
+    n_cut = sum(tokenized.cut for tokenized in tokenized_texts)
+    if n_cut:
+        warnings.append(
+            f"{label}: {n_cut} of {len(tokenized_texts)} texts were cut to {options.max_tokens} tokens"
+        )
+    longest = max(len(tokenized.ids) for tokenized in tokenized_texts)
+    if info.n_ctx is not None and longest > info.n_ctx:
+        warnings.append(f"{label}: texts of up to {longest} tokens, but the model was made for {info.n_ctx}")
+    return warnings
+
+
+def _options_record(
+    options: RunOptions, texts: str | Iterable[str | Text], models: Sequence[ModelSpec | HookedTransformer]
+) -> dict[str, Any]:
+    """Return the options that the run used; `bos` is None where the lenses' own policies differ."""
+    policies = {options.bos or ("auto" if isinstance(model, ModelSpec) else model.bos) for model in models}
+    bos = policies.pop() if len(policies) == 1 else None
+    return {"texts": texts if isinstance(texts, str) else "given", **options.as_dict(), "bos": bos}
+
+
+def _plugin_names(selected_metrics: Sequence[SelectedMetric]) -> list[str]:
+    """Return the names of the metrics that were requested by a plugin's name rather than as a class."""
+    return [selected.name for selected in selected_metrics if selected.is_plugin]
+
+
+def _versions() -> dict[str, str]:
+    import platform
+    from importlib.metadata import version
+
+    packages = ("phaselens", "torch", "transformers", "transformer-lens", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

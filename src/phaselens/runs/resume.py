@@ -1,0 +1,206 @@
+"""Run all conditions of a batch in one pass, resuming each at its lowest edited layer.
+
+The residual of the unedited model is computed layer by layer, and every condition branches off from it. Only one
+residual is held, however many layers and conditions there are.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phaselens.lens.points import (
+    in_layer,
+    is_after_attention,
+    is_after_mlp,
+    is_in_final_norm,
+    layer_and_point,
+)
+from phaselens.plugin import Batch, Edit
+from phaselens.runs.condition_editor import ConditionEditor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from phaselens.lens import HookedTransformer
+    from phaselens.lens.components import AttentionReplay
+
+FROM_TOKENS = -1
+
+Forward = Callable[[], "Tensor"]
+"""Runs a forward and returns the final norm's output [batch, pos, d_model]."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One condition on one batch.
+
+    `receive` takes the final norm's output [batch, pos, d_model]. `guard` calls the function that it receives and
+    handles its exceptions.
+    """
+
+    editor: ConditionEditor
+    receive: Callable[[Tensor], None]
+    guard: Callable[[Callable[[], None]], None]
+
+
+def lowest_layer(edit: Edit, n_layers: int) -> int:
+    """Return the lowest layer that the edit affects; n_layers for the final norm, −1 for the embedding."""
+    if edit.layer is not None:
+        return edit.layer
+    return n_layers if is_in_final_norm(edit.point) else FROM_TOKENS
+
+
+def run_branches(lens: HookedTransformer, batch: Batch, branches: Sequence[Branch]) -> Tensor:
+    """Run every branch, and return the unedited model's final norm output [batch, pos, d_model]."""
+    baseline = BaselinePass(lens, batch)
+    n_layers = lens.info.n_layers
+    branches_by_layer: dict[int, list[Branch]] = {}
+    for branch in branches:
+        lowest = min(lowest_layer(edit, n_layers) for edit in branch.editor.edits)
+        branches_by_layer.setdefault(lowest, []).append(branch)
+    for lowest in sorted(branches_by_layer):
+        for branch, forward in baseline.forwards(lowest, branches_by_layer[lowest]):
+            branch.guard(lambda branch=branch, forward=forward: branch.receive(forward()))  # type: ignore[misc]
+    return baseline.final_output()
+
+
+def _edited_points(branch: Branch, layer: int) -> list[str]:
+    """Return the points that the branch edits in that layer, without `blocks.{layer}.`"""
+    return [layer_and_point(edit.point)[1] for edit in branch.editor.edits if edit.layer == layer]
+
+
+def _keeps_attention(branch: Branch, layer: int) -> bool:
+    """Whether the attention of `layer`, the branch's lowest, is computed as in the unedited model."""
+    points = _edited_points(branch, layer)
+    return bool(points) and all(map(is_after_attention, points))
+
+
+def _keeps_mlp(branch: Branch, layer: int) -> bool:
+    """Whether `layer`, the branch's lowest, is edited only after its MLP, so that it need not run again."""
+    points = _edited_points(branch, layer)
+    return bool(points) and all(map(is_after_mlp, points))
+
+
+def _store(activations: dict[str, Tensor], name: str, tensor: Tensor, hook: object) -> None:
+    """Store the activation under `name`."""
+    activations[name] = tensor
+
+
+class BaselinePass:
+    """The unedited model's forward over one batch, layer by layer, and the conditions that resume from it.
+
+    Each call that names a layer moves the pass up; a lower layer cannot be reached again.
+    """
+
+    def __init__(self, lens: HookedTransformer, batch: Batch) -> None:
+        import torch
+
+        self._lens = lens
+        self._batch = batch
+        #: `_residual` [batch, pos, d_model] enters this layer.
+        self._layer = 0
+        self._residual: Tensor | None = None
+        positions = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)[None]
+        self._positions: Callable[[], Tensor] = lambda: positions
+        # Some rotations depend on the length of a text, which a row of a padded batch does not show.
+        self._stream = functools.partial(lens.stream, lengths=batch.lengths_on(lens.device))
+
+    def advance_to(self, layer: int) -> Tensor:
+        """Return the residual that enters `layer`."""
+        if self._residual is None:
+            self._residual = self._stream(self._batch.tokens, stop_at_layer=layer)
+        elif layer > self._layer:
+            self._residual = self._stream(
+                residual=self._residual, start_at_layer=self._layer, stop_at_layer=layer
+            )
+        self._layer = layer
+        return self._residual
+
+    def final_output(self) -> Tensor:
+        """Return the unedited model's final norm output [batch, pos, d_model]."""
+        n_layers = self._lens.info.n_layers
+        return self._stream(residual=self.advance_to(n_layers), start_at_layer=n_layers)
+
+    def forwards(self, lowest: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Forward]]:
+        """Yield the forward of each branch whose lowest layer is `lowest`; they must be run in this order."""
+        if lowest == FROM_TOKENS:
+            yield from ((branch, functools.partial(self._from_tokens, branch)) for branch in branches)
+            return
+        self.advance_to(lowest)
+        sharing_attention = []
+        for branch in branches:
+            if _keeps_attention(branch, lowest):
+                sharing_attention.append(branch)
+            else:
+                yield branch, functools.partial(self._resumed, branch)
+        if sharing_attention:
+            yield from self._after_attention(lowest, sharing_attention)
+
+    def _from_tokens(self, branch: Branch) -> Tensor:
+        """Run a forward from the tokens under the branch's edits."""
+        return self._stream(self._batch.tokens, branch.editor.hooks(self._positions))
+
+    def _resumed(self, branch: Branch) -> Tensor:
+        """Run a forward under the branch's edits from the current layer on."""
+        hooks = branch.editor.hooks(self._positions)
+        return self._stream(hooks=hooks, residual=self._residual, start_at_layer=self._layer)
+
+    def _after_attention(self, layer: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Forward]]:
+        """Yield forwards of branches that edit `layer` after its attention, which is computed once for all of them.
+
+        A branch that edits only after the MLP resumes above the layer, provided that the model's own output of the
+        layer equals the residual plus the MLP's output exactly.
+        """
+        import torch
+
+        names = [in_layer(layer, point) for point in ("hook_resid_mid", "hook_mlp_out")]
+        can_skip = any(_keeps_mlp(branch, layer) for branch in branches) and all(
+            self._lens.find_hook(name) is not None for name in names
+        )
+        activations: dict[str, Tensor] = {}
+        hooks = [(name, functools.partial(_store, activations, name)) for name in names if can_skip]
+        with self._lens.attention_replay(layer) as replay:
+            residual_above = self._stream(
+                hooks=hooks, residual=self._residual, start_at_layer=layer, stop_at_layer=layer + 1
+            )
+        is_sum = can_skip and torch.equal(activations[names[0]] + activations[names[1]], residual_above)
+        for branch in branches:
+            if is_sum and _keeps_mlp(branch, layer):
+                mid, mlp_out = (activations[name] for name in names)
+                yield (
+                    branch,
+                    functools.partial(self._resumed_above, branch, layer, mid, mlp_out, residual_above),
+                )
+            else:
+                yield branch, functools.partial(self._replayed, branch, replay)
+        self._residual, self._layer = residual_above, layer + 1
+
+    def _replayed(self, branch: Branch, replay: AttentionReplay) -> Tensor:
+        """Run a forward from the current layer on, with the stored output of that layer's attention."""
+        with replay:
+            return self._resumed(branch)
+
+    def _resumed_above(
+        self, branch: Branch, layer: int, mid: Tensor, mlp_out: Tensor, residual_above: Tensor
+    ) -> Tensor:
+        """Run a forward from `layer` + 1 on, after editing the MLP's output and the residual that leaves `layer`."""
+        positions = self._positions()
+        points = [edit.point for edit in branch.editor.edits]
+        for number, point in enumerate(points):
+            if point == in_layer(layer, "hook_mlp_out"):
+                edited = branch.editor.apply(number, mlp_out, positions)
+                mlp_out = mlp_out if edited is None else edited
+                residual_above = mid + mlp_out
+        for number, point in enumerate(points):
+            if point == in_layer(layer, "hook_resid_post"):
+                edited = branch.editor.apply(number, residual_above, positions)
+                residual_above = residual_above if edited is None else edited
+        higher_hooks = [
+            hook
+            for hook, edit in zip(branch.editor.hooks(self._positions), branch.editor.edits, strict=True)
+            if edit.layer is None or edit.layer > layer
+        ]
+        return self._stream(hooks=higher_hooks, residual=residual_above, start_at_layer=layer + 1)

@@ -1,0 +1,253 @@
+"""The models, options and metrics of a run; checked before torch or transformers is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from phaselens.data.tokens import require_bos
+from phaselens.errors import InputError, close_matches, require_text
+from phaselens.lens.info import ROTATION_MODES
+from phaselens.lens.model_source import BUNDLED, ModelSource
+from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
+from phaselens.plugin.author_errors import describe_value
+
+DEFAULT_MODELS = BUNDLED
+
+_LABEL = re.compile(r"(?P<label>[\w.+-]+)=(?P<source>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The parts of `[LABEL=]SOURCE[@REVISION]`."""
+
+    source: str
+    label: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        require_text("source", self.source)
+        for name, value in (("label", self.label), ("revision", self.revision)):
+            if value is not None:
+                require_text(name, value)
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSpec:
+        """Parse `text`. An existing path is a path, whatever characters it contains.
+
+        >>> ModelSpec.parse("base=org/model@v1.0")
+        ModelSpec(source='org/model', label='base', revision='v1.0')
+        """
+        require_text("a model's name", text)
+        label, source = None, ModelSource.identify(text)
+        labelled = _LABEL.fullmatch(text) if source.kind == "other" else None
+        if labelled:
+            label, source = labelled["label"], ModelSource.identify(labelled["source"])
+        if "@" in source.name and source.kind == "other":
+            name, _, revision = source.name.partition("@")
+            source = ModelSource.identify(name, revision)
+            if name and source.kind == "folder":
+                raise InputError(f"model {text!r}: a folder has no revisions; leave {'@' + revision!r} out")
+            if not revision:
+                raise InputError(f"model {text!r}: nothing follows the @; write SOURCE@REVISION or SOURCE")
+        if not source.name:
+            raise InputError(f"model {text!r} names no source; write [LABEL=]SOURCE[@REVISION]")
+        spec = cls(source.name, label, source.revision)
+        vars(spec)["identified"] = source  # parsing has looked at the path already
+        return spec
+
+    @cached_property
+    def identified(self) -> ModelSource:
+        """The source, identified at the first use."""
+        return ModelSource.identify(self.source, self.revision)
+
+    @property
+    def short(self) -> str:
+        """The label; without one, the last part of the source."""
+        return self.label or Path(self.source).name or self.source
+
+
+def distinct_labels(specs: Sequence[ModelSpec]) -> list[str]:
+    """Return a label for each model: its own, else the short name, else (where two are equal) the whole source."""
+    short_names = [spec.short for spec in specs]
+    labels = [
+        name if short_names.count(name) == 1 or spec.label else spec.source
+        for name, spec in zip(short_names, specs, strict=True)
+    ]
+    require_distinct(labels)
+    return labels
+
+
+def require_distinct(labels: Sequence[str]) -> None:
+    """Raise InputError if two models have the same label."""
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"two models are labelled {label!r}; give each its own label: LABEL=SOURCE")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run. `bos` None keeps each lens' own policy; `positions` maps labels to rotation modes."""
+
+    max_tokens: int = 512
+    n_texts: int | None = None
+    batch_tokens: int = 8192
+    bos: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    positions: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("max_tokens", 1), ("n_texts", 1), ("batch_tokens", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if name == "n_texts" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise InputError(f"{name} is {value!r}; give a whole number of at least {minimum}")
+        for name in ("bos", "device", "dtype"):
+            if not isinstance(getattr(self, name), str) and not (name == "bos" and self.bos is None):
+                raise InputError(f"{name} is {describe_value(getattr(self, name))}; give text")
+        if self.bos is not None:
+            require_bos(self.bos)
+        if not isinstance(self.positions, Mapping):
+            raise InputError(
+                f"positions is {describe_value(self.positions)}; give a dict from labels to "
+                f"{' or '.join(ROTATION_MODES)}, such as {{'rope': 'nope'}}"
+            )
+        for label, rotation_mode in self.positions.items():
+            if rotation_mode not in ROTATION_MODES:
+                raise InputError(
+                    f"positions of {label!r}: {rotation_mode!r}; "
+                    f"{close_matches(str(rotation_mode), ROTATION_MODES)}"
+                )
+
+    def require_labels(self, labels: Sequence[str]) -> None:
+        """Raise InputError if `positions` names a model that the run does not have."""
+        for label in self.positions:
+            if label not in labels:
+                raise InputError(
+                    f"positions: no model is labelled {label!r}; {close_matches(str(label), labels)}"
+                )
+
+    def require_agreement(self, info: ModelInfo) -> None:
+        """Raise InputError if device, dtype or positions differ from those of a model that is already loaded."""
+        from phaselens.lens.checkpoints import DTYPES
+
+        device, dtype = self.device, self.dtype
+        same_device = device == info.device or f"{device}:0" == info.device
+        same_dtype = str(DTYPES.get(dtype)) == f"torch.{info.dtype}"
+        nulled = self.positions.get(info.label) == "nope" and set(info.positions) != {"nope"}
+        for name, requested, agrees, actual in (
+            ("device", device, device == "auto" or same_device, info.device),
+            ("dtype", dtype, dtype == "auto" or same_dtype, info.dtype),
+            ("positions", "nope", not nulled, ", ".join(sorted(set(info.positions)))),
+        ):
+            if not agrees:
+                raise InputError(
+                    f"{name} is {requested!r}, but {info.label} is already loaded, with {actual}; give {name} to "
+                    "phaselens.load, or leave it out"
+                )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options as plain JSON values."""
+        return asdict(self) | {"positions": dict(self.positions)}
+
+
+@dataclass(frozen=True)
+class SelectedMetric:
+    """A metric that a run will use, with its parameters and the distribution it comes from.
+
+    `is_plugin` is False for a metric that was requested as a class rather than by a plugin's name.
+    """
+
+    metric: type[Metric[Any]]
+    params: Params
+    distribution: str
+    is_plugin: bool
+
+    @property
+    def name(self) -> str:
+        """The metric's name."""
+        return self.metric.name
+
+
+MetricRequest = str | type[Metric[Any]] | tuple[str | type[Metric[Any]], Mapping[str, Any]]
+
+
+#: Metrics, or a mapping from metrics to their parameters.
+MetricRequests = MetricRequest | Iterable[MetricRequest] | Mapping[str | type[Metric[Any]], Mapping[str, Any]]
+
+
+def select_metrics(requests: MetricRequests) -> list[SelectedMetric]:
+    """Return metrics with parameters, from names, classes, (metric, parameters) pairs, or a mapping of such pairs.
+
+    >>> [selected.params.threshold for selected in select_metrics({"sinks": {"threshold": 0.9}})]
+    [0.9]
+    """
+    selection: list[SelectedMetric] = []
+    for metric, values in _metrics_and_values(requests):
+        selected = _selected_metric(metric, values)
+        if selected.name in [previous.name for previous in selection]:
+            raise InputError(
+                f"metric {selected.name!r} is requested twice; make two runs to compare parameters"
+            )
+        selection.append(selected)
+    if not selection:
+        raise InputError(f"no metric was requested; {close_matches('', plugins().names)}")
+    return selection
+
+
+_EXPECTED = "give names, Metric classes, pairs (metric, {parameter: value}), or a dict of such pairs"
+
+
+def _metrics_and_values(requests: object) -> Iterator[tuple[str | type, Mapping[str, Any]]]:
+    """Yield each requested metric, by name or class, and the values of its parameters."""
+    if isinstance(requests, Mapping):
+        entries: list[Any] = list(requests.items())
+    elif isinstance(requests, str | type) or _is_pair(requests):
+        entries = [requests]
+    elif isinstance(requests, Iterable):
+        entries = list(requests)
+    else:
+        raise InputError(f"metrics: {describe_value(requests)}; {_EXPECTED}")
+    for request in entries:
+        if isinstance(request, str | type):
+            yield request, {}
+        elif _is_pair(request) and isinstance(request[0], str | type):
+            name = request[0] if isinstance(request[0], str) else request[0].__name__
+            if not isinstance(request[1], Mapping):
+                raise InputError(
+                    f"metric {name!r}: its parameters are {describe_value(request[1])}; give a dict, such as "
+                    "{'threshold': 0.3}, or the metric alone"
+                )
+            yield request
+        else:
+            raise InputError(f"metrics: {describe_value(request)}; {_EXPECTED}")
+
+
+def _is_pair(request: object) -> bool:
+    """Whether `request` is a metric and its parameters, rather than two metrics."""
+    return isinstance(request, tuple) and len(request) == 2 and not isinstance(request[1], str | type | tuple)
+
+
+def _selected_metric(requested: str | type, values: Mapping[str, Any]) -> SelectedMetric:
+    if isinstance(requested, str):
+        metric = plugins().metric(requested)
+        origin = plugins().origin(requested)
+        distribution = f"{origin.distribution} {origin.version}"
+    else:
+        try:
+            metric = require_metric(requested, "metrics")
+        except TypeError as error:
+            raise InputError(str(error)) from error
+        distribution = f"module {metric.__module__}"
+    try:
+        params = metric.Params.parse(values)
+    except InputError as error:
+        raise InputError(f"{metric.name}: {error}") from error
+    return SelectedMetric(metric, params, distribution, isinstance(requested, str))

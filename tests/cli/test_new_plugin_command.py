@@ -1,0 +1,53 @@
+"""`phaselens new-plugin` writes a package, and overwrites nothing."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from phaselens.plugin.plugin_loading import LoadedPlugin
+from tests.cli.conftest import ErrorLine, Phaselens
+
+
+def test_a_package_is_written_whose_metric_has_the_name(phaselens: Phaselens, tmp_path: Path) -> None:
+    folder = tmp_path / "package"
+    outcome = phaselens("new-plugin", "my-metric", folder)
+    assert (outcome.code, outcome.err) == (0, "")
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    assert written == [
+        "README.md",
+        "phaselens_my_metric.py",
+        "pyproject.toml",
+        "tests/test_phaselens_my_metric.py",
+    ]
+    assert all("$" not in (folder / name).read_text() for name in written)
+    ast.parse((folder / written[3]).read_text())
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["phaselens"] == {"my-metric": "phaselens_my_metric"}
+    assert [metric.name for metric in LoadedPlugin.by_path(folder / written[1]).metrics()] == ["my-metric"]
+
+
+def test_the_folder_is_named_after_the_metric(
+    phaselens: Phaselens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert phaselens("new-plugin", "norms").code == 0
+    assert (tmp_path / "phaselens-norms" / "phaselens_norms.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["", "My-Metric", "a--b", "1st", "a b", "../a", "class"])
+def test_an_invalid_name_is_refused(error_line: ErrorLine, tmp_path: Path, name: str) -> None:
+    assert "use lowercase letters, digits and dashes" in error_line(2, "new-plugin", name, tmp_path / "x")
+
+
+def test_a_name_that_is_taken_and_a_folder_with_files_are_refused(
+    error_line: ErrorLine, tmp_path: Path
+) -> None:
+    assert "phaselens 0.1.0 has this name" in error_line(2, "new-plugin", "sinks", tmp_path / "x")
+    (tmp_path / "file").write_text("mine")
+    assert "is not an empty folder; choose another" in error_line(2, "new-plugin", "norms", tmp_path)
+    assert "is not an empty folder; choose another" in error_line(2, "new-plugin", "norms", tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
