@@ -87,6 +87,15 @@ def rows_by_text(
         yield texts[index[0]], *index[1:], *cells, *([lengths[index[0]]] if with_lengths else [])
 
 
+def rows_by_index(columns: Sequence[Sequence[Any] | np.ndarray]) -> Iterator[TableRow]:
+    """Yield rows (*index, *cells) of columns, arrays or nested lists of one shape, such as [layer] or [layer, head]."""
+    import numpy as np
+
+    arrays: list[Any] = [np.array(column, dtype=object) for column in columns]
+    for index in np.ndindex(arrays[0].shape):
+        yield *index, *(array[index] for array in arrays)
+
+
 def repeated_over_heads(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return values [text, layer], repeated for every head if `shape` is [text, layer, head]."""
     import numpy as np
@@ -147,6 +156,14 @@ def index_of_largest(values: np.ndarray) -> int | None:
     import numpy as np
 
     return None if np.isnan(values).all() else int(np.nanargmax(values))
+
+
+def most_frequent(numbers: np.ndarray) -> tuple[int, float]:
+    """Return the number that occurs most often, and its share."""
+    import numpy as np
+
+    distinct, counts = np.unique(numbers, return_counts=True)
+    return int(distinct[counts.argmax()]), float(counts.max() / counts.sum())
 
 
 def none_if_nan(value: SupportsFloat) -> float | None:

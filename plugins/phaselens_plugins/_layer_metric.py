@@ -18,6 +18,7 @@ from phaselens_plugins._common import (
     null_means,
     quoted_ids,
     repeated_over_heads,
+    rows_by_index,
     rows_by_text,
 )
 
@@ -77,18 +78,11 @@ class LayerMetric(Metric[P]):
 
     def layers_table(self) -> Table:
         """Return the table `layers`: means over texts (and heads), with intervals and nulls."""
-        columns = self._means(average_heads=True)
-        return self.table("layers", ((layer, *row) for layer, row in enumerate(zip(*columns, strict=True))))
+        return self.table("layers", rows_by_index(self._means(average_heads=True)))
 
     def heads_table(self) -> Table:
         """Return the table `heads`: means over texts, by layer and head."""
-        import numpy as np
-
-        columns = [np.array(column, dtype=object) for column in self._means()]
-        shape = columns[0].shape
-        return self.table(
-            "heads", ((*index, *(column[index] for column in columns)) for index in np.ndindex(shape))
-        )
+        return self.table("heads", rows_by_index(self._means()))
 
     def _means(self, *, average_heads: bool = False) -> list[Any]:
         """Return mean, low, high and null (if any) of each quantity, each [layer] or [layer, head]; None if missing."""

@@ -180,14 +180,16 @@ def share_right(values: Sequence[float], n_asked: int) -> Estimate:
     return n_right / n_asked, lower.ci_low, upper.ci_high
 
 
-def mean_with_interval(values: Iterable[float], seed: int) -> Estimate:
+def mean_with_interval(values: Iterable[float], seed: int, *, n_resamples: int | None = None) -> Estimate:
     """Return the mean of the finite values with its bootstrap interval; None where there are none (or too few)."""
-    from phaselens.uncertainty import mean_interval
+    from phaselens.uncertainty import N_RESAMPLES, mean_interval
 
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return None, None, None
-    centre, low, high = (number.tolist() for number in mean_interval(finite, seed=seed))
+    centre, low, high = (
+        number.tolist() for number in mean_interval(finite, n_resamples=n_resamples or N_RESAMPLES, seed=seed)
+    )
     return centre, low, high
 
 

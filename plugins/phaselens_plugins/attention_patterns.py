@@ -39,9 +39,18 @@ from phaselens_plugins._common import (
     mean_over_texts,
     none_if_nan,
     null_means,
+    rows_by_index,
     store_by_text,
 )
-from phaselens_plugins._layer_metric import NO_PROBLEM, NOT_FINITE, SHORT, LayerMetric, Quantity, layer_tables
+from phaselens_plugins._layer_metric import (
+    NO_PROBLEM,
+    NOT_FINITE,
+    SHORT,
+    LayerMetric,
+    Quantity,
+    layer_tables,
+    missing_record,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -329,11 +338,7 @@ class AttentionPatterns(LayerMetric[PatternParams]):
         profile = self.per_text.stack("profile")
         present = ~np.isnan(profile)
         nulls = null_means(self, self.per_text.stack("profile_null"), where=present)
-        columns = (*mean_intervals(self, profile), nulls)
-        n_texts = present.sum(0)
-        for layer, distance in np.ndindex(n_texts.shape):
-            cells = (column[layer][distance] for column in columns)
-            yield layer, distance, *cells, n_texts[layer, distance]
+        return rows_by_index([*mean_intervals(self, profile), nulls, present.sum(0)])
 
     def _summary(self, classes: Sequence[HeadClass]) -> TableRow:
         head_classes = [row.head_class for row in classes if row.head_class is not None]
@@ -382,11 +387,10 @@ def _missing_record(problem: int, n_heads: int, n_distances: int) -> dict[str, N
     missing = float("nan")
     names = [*(quantity.name for quantity in QUANTITIES), "entropy_last"]
     return {
+        **missing_record(QUANTITIES, problem),
         **dict.fromkeys(names, [missing] * n_heads),
-        **{f"{quantity.name}_null": missing for quantity in QUANTITIES},
         "profile": [missing] * n_distances,
         "profile_null": [missing] * n_distances,
-        "problem": problem,
     }
 
 

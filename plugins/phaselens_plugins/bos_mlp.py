@@ -165,17 +165,15 @@ class BosMlp(Ablation[BosMlpParams]):
         for text in layer_texts(layer):
             stream = bos_norm(row_norms(text["hook_resid_post"]))
             output = bos_norm(row_norms(text["hook_mlp_out"]))
-            records.append(
-                {
-                    "norm": stream.norm,
-                    "ratio": stream.ratio,
-                    "mlp": output.norm,
-                    "mlp_elsewhere": output.others_mean,
-                }
-            )
-        if "hook_resid_pre" in layer:
-            for record, text in zip(records, layer_texts(layer), strict=True):
+            record = {
+                "norm": stream.norm,
+                "ratio": stream.ratio,
+                "mlp": output.norm,
+                "mlp_elsewhere": output.others_mean,
+            }
+            if "hook_resid_pre" in layer:
                 record["before"] = bos_norm(row_norms(text["hook_resid_pre"])).norm
+            records.append(record)
         store_by_text(self, layer, records)
 
     def conditions(self) -> Sequence[Condition]:

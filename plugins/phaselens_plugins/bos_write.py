@@ -41,6 +41,7 @@ from phaselens_plugins._common import (
     mean_or_none,
     none_if_nan,
     null_means,
+    rows_by_index,
     rows_by_text,
     store_by_text,
 )
@@ -365,8 +366,8 @@ class BosWrite(LayerMetric[Params]):
             [none_if_nan(mean) for mean in self.mean_by_layer(name)]
             for name in ("layer_write", "layer_output")
         ]
-        rows = zip(*mean_intervals(self, share), nulls, *means, present.sum(0), strict=True)
-        return self.table("together", ((layer, *row) for layer, row in enumerate(rows)))
+        columns = [*mean_intervals(self, share), nulls, *means, present.sum(0)]
+        return self.table("together", rows_by_index(columns))
 
     def _summary(self) -> TableRow:
         import numpy as np

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 from phaselens.plugin import (
@@ -181,12 +182,13 @@ class Combined(CausalMetric[CombinedParams]):
 
     def _arms(self) -> Iterator[Arms]:
         """Yield the comparisons whose three conditions all took effect."""
-        working = self.losses.effective_conditions
-        for bos in working:
-            for qk in working:
-                for joint in working:
-                    if joint.name == _joint_name(bos, qk) and joint.layer == bos.layer:
-                        yield Arms(bos, qk, joint)
+        working = {
+            (condition.name, condition.layer): condition for condition in self.losses.effective_conditions
+        }
+        for bos, qk in product(working.values(), repeat=2):
+            joint = working.get((_joint_name(bos, qk), bos.layer))
+            if joint is not None:
+                yield Arms(bos, qk, joint)
 
     def _interaction_rows(self) -> Iterator[TableRow]:
         from phaselens.uncertainty import compare_arms, compare_conditions

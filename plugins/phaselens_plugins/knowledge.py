@@ -279,7 +279,10 @@ class Knowledge(Task[KnowledgeParams, QuestionScore]):
                 questions, ids = self._of_kind(kind), self._ids(kind)
                 n_scored = len(without_none(self.values(repeats, ids, "correct")))
                 means = [
-                    mean_with_interval(without_none(self.values(repeats, ids, field)), self.seed)[0]
+                    # One resample: the table has no interval of these means.
+                    mean_with_interval(
+                        without_none(self.values(repeats, ids, field)), self.seed, n_resamples=1
+                    )[0]
                     for field in ("p", "log_odds")
                 ]
                 yield (

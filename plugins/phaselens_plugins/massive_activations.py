@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from phaselens.plugin import Column, Display, Metric, Params, Table, TableSpec, hookimpl, param
 from phaselens_plugins._common import (
@@ -20,12 +20,10 @@ from phaselens_plugins._common import (
     TableRow,
     index_of_largest,
     mean_or_none,
+    most_frequent,
 )
 from phaselens_plugins._layer_metric import NO_PROBLEM, NOT_FINITE, SHORT, ZERO, Quantity, layer_tables
 from phaselens_plugins._residual import RESIDUAL, TOKEN, TOKEN_ID, TokenListingMetric
-
-if TYPE_CHECKING:
-    import numpy as np
 
 QUANTITIES = (
     Quantity("ratio", "ratio", "largest |coordinate| over the median |coordinate|",
@@ -260,9 +258,9 @@ class MassiveActivations(TokenListingMetric[MassiveParams]):
                 yield layer, None, None, None, None, None, None, 0
                 continue
             values, dimensions, positions, token_ids = present.T
-            dimension, dimension_share = _most_frequent(dimensions)
-            position, position_share = _most_frequent(positions)
-            token = self.spellings[_most_frequent(token_ids)[0]]
+            dimension, dimension_share = most_frequent(dimensions)
+            position, position_share = most_frequent(positions)
+            token = self.spellings[most_frequent(token_ids)[0]]
             yield (
                 layer,
                 values.mean(),
@@ -273,14 +271,6 @@ class MassiveActivations(TokenListingMetric[MassiveParams]):
                 token,
                 len(present),
             )
-
-
-def _most_frequent(numbers: np.ndarray) -> tuple[int, float]:
-    """Return the number that occurs most often, and its share."""
-    import numpy as np
-
-    distinct, counts = np.unique(numbers, return_counts=True)
-    return int(distinct[counts.argmax()]), float(counts.max() / counts.sum())
 
 
 @hookimpl

@@ -39,6 +39,7 @@ from phaselens_plugins._common import (
     none_if_nan,
     null_means,
     quoted_ids,
+    rows_by_index,
     store_by_text,
 )
 from phaselens_plugins._layer_metric import NO_PROBLEM, NOT_FINITE, SHORT, ZERO, LayerMetric
@@ -328,8 +329,7 @@ class MassiveValues(LayerMetric[ValueParams]):
             n_cells = self._n_cells(tensor)
             fractions = [None if mean is None else mean / n_cells for mean in means]
             columns += [means, lows, highs, nulls, fractions]
-        for layer, row in enumerate(zip(*columns, strict=True)):
-            yield layer, *row
+        return rows_by_index(columns)
 
     def _definitions(self) -> Iterator[TableRow]:
         import numpy as np

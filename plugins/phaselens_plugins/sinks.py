@@ -35,9 +35,11 @@ from phaselens_plugins._common import (
     interval_columns,
     mean_intervals,
     mean_or_none,
+    most_frequent,
     null_means,
     quoted_ids,
     repeated_over_heads,
+    rows_by_index,
     rows_by_text,
 )
 from phaselens_plugins._strongest import MIN_QUERIES, strongest_position, uniform_scores
@@ -304,14 +306,8 @@ class Sinks(Metric[SinkParams]):
 
         present = ~np.isnan(score)
         nulls = null_means(self, repeated_over_heads(null, score.shape), where=present)
-        columns = [*mean_intervals(self, score), nulls, present.sum(0).tolist()]
-        return self.table(
-            "heads",
-            (
-                (layer, head, *(column[layer][head] for column in columns))
-                for layer, head in np.ndindex(score.shape[1:])
-            ),
-        )
+        columns = [*mean_intervals(self, score), nulls, present.sum(0)]
+        return self.table("heads", rows_by_index(columns))
 
     def _rates(self, score: np.ndarray, null: np.ndarray) -> dict[str, Table]:
         """Return the tables `layers` and `summary`. A text counts for a layer if all its heads have a score."""
@@ -364,9 +360,9 @@ class Sinks(Metric[SinkParams]):
             if not n_texts:
                 by_head.append((layer, head, None, None, None, None, 0))
                 continue
-            keys, counts = np.unique(position[present, layer, head], return_counts=True)
+            key, share = most_frequent(position[present, layer, head])
             means = (mean_or_none(array[present, layer, head]) for array in (score, null))
-            by_head.append((layer, head, int(keys[counts.argmax()]), counts.max() / n_texts, *means, n_texts))
+            by_head.append((layer, head, key, share, *means, n_texts))
         return {"strongest": self.table("strongest", by_text), "positions": self.table("positions", by_head)}
 
 

@@ -83,7 +83,7 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device, config: object)
 
 
 def _require_reachable(source: ModelSource) -> None:
-    """Raise ModelError for a hub id that is not in the local cache while the hub cannot be reached.
+    """Raise ModelError for a hub id, not in the local cache, while the hub cannot be reached or does not provide it.
 
     This takes seconds; the hub's client would retry for most of a minute.
     """
@@ -91,8 +91,6 @@ def _require_reachable(source: ModelSource) -> None:
     from huggingface_hub import constants, errors
 
     name, revision = source.location, source.revision
-    if isinstance(huggingface_hub.try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return
     missing = f"model {name!r} is not in the local cache"
     if "/" not in name:
         missing = f"model {name!r}: neither one of {', '.join(NAMES)}, nor a folder, nor a hub id in the local cache"
@@ -141,16 +139,17 @@ def require_readable(source: ModelSource, allow_pickle: bool = False) -> None:
         _require_weights(source.folder, source.name, allow_pickle)
         headers.require_intact(source.folder, source.name)
         return
-    _require_reachable(source)
     import huggingface_hub
     from huggingface_hub import constants
 
     config = huggingface_hub.try_to_load_from_cache(source.location, "config.json", revision=source.revision)
-    if isinstance(config, str):
-        offline = constants.is_offline_mode()
-        if offline:
-            _require_weights(Path(config).parent, source.name, allow_pickle)
-        headers.require_intact(Path(config).parent, source.name, complete=offline)
+    if not isinstance(config, str):
+        _require_reachable(source)
+        return
+    offline = constants.is_offline_mode()
+    if offline:
+        _require_weights(Path(config).parent, source.name, allow_pickle)
+    headers.require_intact(Path(config).parent, source.name, complete=offline)
 
 
 def require_complete(source: ModelSource) -> None:

@@ -6,7 +6,7 @@ before it was wrapped.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -161,12 +161,8 @@ def _windows_match_the_masks(lens: HookedTransformer) -> CheckResult:
 
 def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
     """Compare streamed statistics with those of the same queries and keys in float64."""
-    rotated = {
-        (layer, p): in_layer(layer, f"attn.{p}")
-        for layer in range(lens.info.n_layers)
-        for p in ROTATED_POINTS
-    }
-    _, activations = capture(lens, tokens, {**_statistics(lens), **rotated})
+    points = _in_attention(range(lens.info.n_layers), (*STATISTICS, *ROTATED_POINTS))
+    _, activations = capture(lens, tokens, points)
     by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
     for layer in by_layer:
         query, key = (activations[layer, point].transpose(1, 2).cpu().double() for point in ROTATED_POINTS)
@@ -211,16 +207,17 @@ def _distances(pattern: Tensor, n_distances: int) -> Tensor:
 
 
 def _statistics(lens: HookedTransformer) -> dict[Any, str]:
-    return {
-        (layer, statistic): in_layer(layer, f"attn.{statistic}")
-        for layer in range(lens.info.n_layers)
-        for statistic in STATISTICS
-    }
+    return _in_attention(range(lens.info.n_layers), STATISTICS)
+
+
+def _in_attention(layers: Iterable[int], points: Sequence[str]) -> dict[Any, str]:
+    """Return the names of these points in the attention of each layer, by layer and point."""
+    return {(layer, point): in_layer(layer, f"attn.{point}") for layer in layers for point in points}
 
 
 def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
     """Zero the first value of a layer: the input of layers up to it stays bit-equal, and its own output changes."""
-    points = {**_per_layer(lens, "hook_in"), "out": _last_out(lens)}
+    points = {**_per_layer(lens, "hook_in"), "out": in_layer(lens.info.n_layers - 1, "hook_out")}
     _, clean = capture(lens, tokens, points)
     moved: dict[int, float] = {}
     for layer in layers:
@@ -246,9 +243,7 @@ def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: 
 
 def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> list[CheckResult]:
     """Compare the sum over heads of their outputs with attention's output, where W_O can be read."""
-    points = {
-        (layer, name): in_layer(layer, f"attn.{name}") for layer in layers for name in ("hook_z", "hook_out")
-    }
+    points = _in_attention(layers, ("hook_z", "hook_out"))
     if any(lens.find_hook(name) is None for name in points.values()):
         return []
     _, activations = capture(lens, tokens, points)
@@ -270,10 +265,6 @@ def _keeper(activations: dict[Key, Tensor], key: Key) -> HookFunction:
         activations[key] = value.detach().clone()
 
     return keep
-
-
-def _last_out(lens: HookedTransformer) -> str:
-    return in_layer(lens.info.n_layers - 1, "hook_out")
 
 
 def _mid_edit_reaches_skip_path(

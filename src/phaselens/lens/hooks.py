@@ -53,10 +53,10 @@ def describe_hooks(lens: HookedTransformer, *, every: bool = False) -> list[Hook
         meaning = "" if declared is None else declared.meaning
         layer, point = layer_and_point(name)
         dtype = str(activation.dtype).removeprefix("torch.")
-        pattern = point if layer is None else in_layer("{}", point)
+        pattern = point if layer is None else in_layer("{layer}", point)
         layers_by_row.setdefault((pattern, shape, dtype, meaning), []).append(layer)
     return [
-        HookPointInfo(pattern.replace("{}", _ranges(layers)), shape, dtype, meaning)
+        HookPointInfo(pattern.replace("{layer}", _ranges(layers)), shape, dtype, meaning)
         for (pattern, shape, dtype, meaning), layers in layers_by_row.items()
     ]
 

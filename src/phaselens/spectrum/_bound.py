@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from phaselens.errors import require_kind, require_number
-from phaselens.spectrum._entropy import CHUNK, Spectrum, chunks
-from phaselens.spectrum._rows import require_matrix
-
-_ROWS = 128
-"""Rows widened to float64 at a time, so that they stay in a CPU's cache."""
+from phaselens.spectrum._entropy import CHUNK, Spectrum
+from phaselens.spectrum._rows import CACHED_ROWS, chunks, require_matrix
 
 
 class Bound(NamedTuple):
@@ -45,7 +42,7 @@ def compression_bound(x: Tensor) -> Bound:
     row_0 = x[0].double()
     energy = float(row_0.square().sum())
     other_energy, aligned_energy = 0.0, 0.0
-    for rows in chunks(x[1:], _ROWS if x.device.type == "cpu" else CHUNK):
+    for rows in chunks(x[1:], CACHED_ROWS if x.device.type == "cpu" else CHUNK):
         wide = rows.double()
         other_energy += float(torch.linalg.vector_norm(wide).square())
         aligned_energy += float((wide @ row_0).square().sum())

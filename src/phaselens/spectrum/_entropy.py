@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from phaselens.errors import FloatArray, InputError, require_number, require_whole
-from phaselens.spectrum._rows import require_matrix
+from phaselens.spectrum._rows import chunks, require_matrix
 
 CHUNK = 4096
 """Rows widened to float64 at a time."""
@@ -102,12 +102,12 @@ def _gram(x: Tensor) -> FloatArray:
     by_rows = x.shape[0] <= x.shape[1]
     if x.device.type != "cpu":
         total = torch.zeros((min(x.shape),) * 2, dtype=torch.float64, device=x.device)
-        for chunk in [x] if by_rows else chunks(x):
+        for chunk in [x] if by_rows else chunks(x, CHUNK):
             wide = chunk.double()
             total += wide @ wide.T if by_rows else wide.T @ wide
         return np.asfortranarray(total.cpu().numpy())
     gram = np.zeros((min(x.shape),) * 2, order="F")
-    for chunk in [x] if by_rows else chunks(x):
+    for chunk in [x] if by_rows else chunks(x, CHUNK):
         # BLAS reads a row-major matrix as its transpose.
         columns = chunk.double().contiguous().numpy().T
         gram = blas.dsyrk(1.0, columns, beta=1.0, c=gram, trans=by_rows, lower=1, overwrite_c=1)
@@ -131,10 +131,6 @@ def _blas() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(internal_api="openblas")
-
-
-def chunks(x: Tensor, n_rows: int = CHUNK) -> list[Tensor]:
-    return [x[start : start + n_rows] for start in range(0, len(x), n_rows)]
 
 
 def _tridiagonal(gram: FloatArray) -> tuple[FloatArray, FloatArray]:

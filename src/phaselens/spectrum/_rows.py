@@ -17,7 +17,7 @@ from phaselens.errors import InputError, require_number, require_tensor, require
 
 _SAMPLE = 2000
 """Number of values sampled to locate a median."""
-_ROWS = 128
+CACHED_ROWS = 128
 """Rows widened to float64 at a time, so that they stay in a CPU's cache."""
 
 
@@ -225,10 +225,13 @@ def balance(attn_out: Tensor, mlp_out: Tensor) -> Balance:
     )
 
 
+def chunks(x: Tensor, n_rows: int) -> list[Tensor]:
+    """Split x [pos, …] into parts of `n_rows` rows; the last one may have fewer."""
+    return [x[start : start + n_rows] for start in range(0, len(x), n_rows)]
+
+
 def _row_chunks(x: Tensor) -> list[Tensor]:
-    if x.device.type != "cpu" or len(x) <= _ROWS:
-        return [x]
-    return [x[start : start + _ROWS] for start in range(0, len(x), _ROWS)]
+    return [x] if x.device.type != "cpu" or len(x) <= CACHED_ROWS else chunks(x, CACHED_ROWS)
 
 
 def _products(a: Tensor, m: Tensor) -> list[Tensor]:

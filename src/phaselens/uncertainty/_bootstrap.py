@@ -47,6 +47,8 @@ N_RESAMPLES = 10_000
 
 _MAX_MEANS = 1 << 22
 """Largest number of resampled means held at a time."""
+_MAX_DRAWN = 1 << 22
+"""Largest number of draws of texts held at a time."""
 _ROUNDING = 1e-12
 """Relative rounding that is allowed where a sum of probabilities is compared with a tail."""
 
@@ -240,9 +242,6 @@ def _every_resample(n_texts: int) -> Resamples:
     factorials = np.array([math.factorial(count) for count in range(n_texts + 1)], dtype=np.float64)
     probabilities = factorials[n_texts] / factorials[counts].prod(1) / float(n_texts) ** n_texts
     return Resamples(counts.astype(np.float64), probabilities)
-
-
-_MAX_DRAWN = 1 << 22
 
 
 def draws(n_texts: int, n_resamples: int, seed: int) -> FloatArray:
