@@ -46,7 +46,7 @@ def _start(plugin: RegisteredPlugin) -> subprocess.Popen[str]:
 
 def _result(plugin: RegisteredPlugin, process: subprocess.Popen[str], deadline: float) -> RegisteredPlugin:
     # Past the deadline `communicate` would also time out for a process that has ended.
-    timeout = None if process.poll() is not None else max(0.0, deadline - time.monotonic())
+    timeout = TIMEOUT if process.poll() is not None else max(0.0, deadline - time.monotonic())
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
