@@ -301,7 +301,7 @@ def test_each_layer_type_keeps_its_own_rotation():
     ),
 )
 def test_families_that_rotate_unlike_llama_are_measured_as_alone(family, rope_type):
-    """They rotate a part of the head, or some layers only, or store the trained length elsewhere."""
+    """These families rotate a part of the head, or some layers only, or store the trained length elsewhere."""
     lens = lens_of(rope_type, family)
     for lengths in ([50, 20, N_CTX], [20, N_CTX + 1]):
         logits, sink = stream(lens, padded(lengths), torch.tensor(lengths))

@@ -80,7 +80,7 @@ def test_a_sweep_equals_transformer_lens_in_other_families(family, what, by, nam
     ("what", "by", "name", "order"), [*SWEEPS[:3], *(SWEEPS[index] for index in (4, 6, 8, 10))]
 )
 def test_in_float32_a_sweep_is_as_close_to_float64_as_transformer_lens(what, by, name, order):
-    """Both use the same clean activations: a cache of all points would build attention matrices and change rounding."""
+    """The two sweeps patch the same clean activations, since a cache of all points would change the rounding."""
 
     def sweeps(dtype: str) -> tuple[np.ndarray, np.ndarray]:
         torch.set_default_dtype(getattr(torch, dtype))

@@ -72,6 +72,17 @@ def test_plugins_that_never_finish_importing_share_one_timeout(
     assert time.monotonic() - start < 20
 
 
+def test_a_plugin_that_never_finishes_importing_fails_no_other(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess_check, "TIMEOUT", 10.0)
+    install("a-hanging-one", "import time; time.sleep(1000)")
+    install("sound", good("sound"))
+    checked = {plugin.name: plugin for plugin in Plugins().check_all()}
+    assert checked["a-hanging-one"].reason == "importing it took more than 10 s"
+    assert (checked["sound"].status, checked["sound"].offers) == ("ok", ("metric",))
+
+
 def test_output_and_leftover_threads_of_a_plugin_do_no_harm(install: Install) -> None:
     loud = "print('hello', flush=True); import os, threading; os.write(1, b'again')\n"
     install("loud", good("loud", loud + "threading.Thread(target=threading.Event().wait).start()\n"))

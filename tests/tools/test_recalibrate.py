@@ -143,7 +143,7 @@ def test_a_cache_of_other_books_or_another_tokenizer_is_refused(
 
 
 def test_a_cache_of_the_pairs_recipe_is_refused(books: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Its record names neither a vocabulary's digest nor a dtype."""
+    """The other cache's record names neither a vocabulary's digest nor a dtype."""
     pair_corpus.prepare(books, tmp_path, ("kept",), 300)
     with pytest.raises(ValueError, match=r"another tokenizer; choose another --cache"):
         corpus.prepare(books, tmp_path, ("kept",), network.load(str(checkpoint))[1])

@@ -39,9 +39,8 @@ def insistent_interrupt() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (
-            _repetitions
-        ):  # a library turned Ctrl-C into an error of its own, as NumPy does while it is imported
+        if _repetitions:
+            # A library turned Ctrl-C into an error of its own, as NumPy does while it is imported.
             raise KeyboardInterrupt from error
         raise
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -23,8 +23,9 @@ from phaselens.report.formats import (
     run_formats,
     table_formats,
 )
-from phaselens.runs import Run
-from phaselens.runs.result import NotMeasured
+
+if TYPE_CHECKING:
+    from phaselens.runs import Run
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -114,6 +115,8 @@ class Output:
 
     def _print_warnings(self, run: Run) -> None:
         """Print the run's warnings as notes on stderr, because a single table does not contain them."""
+        from phaselens.runs.result import NotMeasured
+
         not_measured = (warning for warning in run.warnings if isinstance(warning, NotMeasured))
         ending = next(not_measured, None)  # printed as the error that the command ends with
         for warning in run.warnings:

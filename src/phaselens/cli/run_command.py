@@ -13,7 +13,6 @@ from phaselens.cli.output import Output, format_option, table_option, traceback_
 from phaselens.cli.streams import only_results_on_stdout, print_message
 from phaselens.errors import InputError
 from phaselens.plugin import plugins
-from phaselens.report.strings import printable
 
 if TYPE_CHECKING:
     from phaselens.runs import Run
@@ -104,9 +103,8 @@ def _print_finished_models(error: BaseException, output: Output, *, debug: bool)
         stop_repeating()
     partial_run: Run | None = None
     cause: BaseException | None = error
-    while (
-        partial_run is None and cause is not None
-    ):  # Ctrl-C may have been repeated while the first one was handled
+    # Ctrl-C may have been repeated while the first one was handled.
+    while partial_run is None and cause is not None:
         partial_run, cause = getattr(cause, "run", None), cause.__context__
     if partial_run is None:
         return
@@ -126,8 +124,7 @@ def _mention_unusable_plugins() -> None:
     """Print one dim line for each plugin whose metadata says that it cannot be used. None is imported for that."""
     for plugin in plugins().registered:
         if plugin.status == "failed":
-            line = f"phaselens: note: plugin {plugin} is left out: {plugin.reason}"
-            click.secho(printable(line), err=True, dim=True)
+            print_message("note", f"plugin {plugin} is left out: {plugin.reason}", dim=True)
 
 
 def _measure(
@@ -156,7 +153,6 @@ def _measure(
 
 def _report_failures(run: Run, *, debug: bool) -> int:
     """Print one line per failure on stderr, with `debug` after its traceback, and return the exit code."""
-
     for name in run.failed:
         for failure in run.metrics[name].failures:
             if debug:

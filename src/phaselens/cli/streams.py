@@ -14,9 +14,10 @@ import click
 from phaselens.report.strings import printable
 
 
-def print_message(level: str, message: str) -> None:
+def print_message(level: str, message: str, *, dim: bool = False) -> None:
     """Print `phaselens: LEVEL: MESSAGE` as one line on stderr, with control characters escaped."""
-    click.echo(f"phaselens: {level}: {printable(message)}", err=True)
+    line = f"phaselens: {level}: {printable(message)}"
+    click.echo(click.style(line, dim=True) if dim else line, err=True)
 
 
 def discard_stdout() -> None:

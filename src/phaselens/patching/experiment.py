@@ -132,9 +132,8 @@ class Experiment(OldNames):
         self._require_corrupt("patch")
         layer, pos, head = map(without_iterator, (layer, pos, head))
         target = resolve_target(self.lens, len(self.edited), point, what, layer, pos, head)
-        require_rows(
-            self.lens, self.clean.tokens, target.names
-        )  # a point that cannot be patched is refused now
+        # A point that cannot be patched is refused now, not on the next run.
+        require_rows(self.lens, self.clean.tokens, target.names)
         arguments = non_default(layer=layer, pos=pos, head=head, what=what)
         return self._push(Patch(call_source("patch", *_positional(point), **arguments), target))
 

@@ -111,8 +111,10 @@ _FIELDS = frozenset(
         "delta_high",
         "p_value",
         "d_z",
+        "share_worse",
+        "ppl_length_weighted",
+        "ratio_length_weighted",
     }
-    | {"share_worse", "ppl_length_weighted", "ratio_length_weighted"}
 )
 
 

@@ -45,8 +45,10 @@ def _start(plugin: RegisteredPlugin) -> subprocess.Popen[str]:
 
 
 def _result(plugin: RegisteredPlugin, process: subprocess.Popen[str], deadline: float) -> RegisteredPlugin:
+    # Past the deadline `communicate` would also time out for a process that has ended.
+    timeout = None if process.poll() is not None else max(0.0, deadline - time.monotonic())
     try:
-        output, _ = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
+        output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         return plugin.with_status("failed", f"importing it took more than {TIMEOUT:g} s")
     if not output:

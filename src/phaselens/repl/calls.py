@@ -18,8 +18,8 @@ VERBS: dict[str, tuple[str, ...]] = {
     "look": ("run", "sweep", "attribution"),
     "help": ("guide",),
 }
-#: Former names of verbs, which still work, and the current name of each.
-FORMER_NAMES = {"nope": "null_rope"}
+#: Former names of verbs, which still work.
+FORMER_NAMES = ("nope",)
 VERB_NAMES = (*(verb for group in VERBS.values() for verb in group), *FORMER_NAMES)
 
 # Common names for an argument that are not similar to its real name.

@@ -81,7 +81,7 @@ def _layer(record: Record) -> int:
 
 
 def model_table(run: Run, result: MetricResult, display: Display) -> DisplayTable:
-    """Return one row per model: the display's summary, numbers of texts and tokens, rotation and dtype."""
+    """Return one row per model: the display's summary, numbers of texts and tokens, positions and dtype."""
     by_condition = display.rows == "condition"
     counts_predicted = by_condition and "conditions" in result.tables
     specs = column_specs(result, "summary")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from phaselens.plugin import CellValue
 from phaselens.report.builders import model_records
 from phaselens.report.strings import shortened
-from phaselens.report.table import DisplayColumn, DisplayRow, DisplayTable
+from phaselens.report.table import LAYER_COLUMN, DisplayColumn, DisplayTable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +44,7 @@ def model_points(table: DisplayTable, model_index: int, column: DisplayColumn) -
     """Return one column of one model, top to bottom, without rows that the model lacks."""
     factor = column.number_format.factor
     index = table.columns.index(column)
+    layer_index = table.columns.index(LAYER_COLUMN) if LAYER_COLUMN in table.columns else None
     points = []
     for row_index, row in enumerate(table.rows):
         cells = row.cells[model_index]
@@ -53,17 +54,9 @@ def model_points(table: DisplayTable, model_index: int, column: DisplayColumn) -
         value, low, high, null = (
             finite(number, factor) for number in (cell.value, cell.low, cell.high, cell.null)
         )
-        points.append(FigurePoint(row_index, finite(_layer(table, row, model_index)), value, low, high, null))
+        layer = row.layer if layer_index is None else cells[layer_index].value
+        points.append(FigurePoint(row_index, finite(layer), value, low, high, null))
     return points
-
-
-def _layer(table: DisplayTable, row: DisplayRow, model_index: int) -> CellValue:
-    """Return the row's layer, or else the one in the model's layer column."""
-    cells = row.cells[model_index]
-    names = [column.name for column in table.columns]
-    if row.layer is not None or cells is None or "layer" not in names:
-        return row.layer
-    return cells[names.index("layer")].value
 
 
 def head_grids(run: Run, result: MetricResult, column: str) -> list[FloatArray]:
@@ -80,12 +73,13 @@ def head_grids(run: Run, result: MetricResult, column: str) -> list[FloatArray]:
 
 
 class EffectGrid(NamedTuple):
-    """Effects [row, column] of a sweep, with labels; `corner` names the two axes."""
+    """Effects [row, column] of a sweep, with labels and the names of the two axes."""
 
     effects: np.ma.MaskedArray[Any, Any]
     row_labels: list[str]
     column_labels: list[str]
-    corner: str
+    row_axis: str
+    column_axis: str
 
 
 def effect_grid(sweep: Sweep) -> EffectGrid:
@@ -93,24 +87,24 @@ def effect_grid(sweep: Sweep) -> EffectGrid:
     effects = sweep.grid()
     layers = [str(layer) for layer in sweep.layers]
     if sweep.axes == ("layer", "pos"):
-        return EffectGrid(effects.T, _position_labels(sweep), layers, "pos \\ layer")
+        return EffectGrid(effects.T, _position_labels(sweep), layers, "pos", "layer")
     heads = [str(head) for head in range(effects.shape[-1])]
     if sweep.axes == ("layer", "head"):
-        return EffectGrid(effects, layers, heads, "layer \\ head")
+        return EffectGrid(effects, layers, heads, "layer", "head")
     n_positions = effects.shape[1]
     by_head = effects.transpose(0, 2, 1).reshape(-1, n_positions)
     row_labels = [f"{layer}.{head}" for layer in layers for head in heads]
-    return EffectGrid(by_head, row_labels, [str(pos) for pos in range(n_positions)], "layer.head \\ pos")
+    return EffectGrid(by_head, row_labels, [str(pos) for pos in range(n_positions)], "layer.head", "pos")
 
 
 def effect_grid_by_layer(sweep: Sweep) -> EffectGrid:
     """Return the effects as a figure draws them: layers, or layers and heads, down."""
     grid = effect_grid(sweep)
     if sweep.axes == ("layer", "pos"):
-        return EffectGrid(grid.effects.T, grid.column_labels, grid.row_labels, "layer \\ position")
+        return EffectGrid(grid.effects.T, grid.column_labels, grid.row_labels, "layer", "position")
     if sweep.axes == ("layer", "head"):
         return grid
-    return grid._replace(column_labels=_position_labels(sweep), corner="layer.head \\ position")
+    return grid._replace(column_labels=_position_labels(sweep), column_axis="position")
 
 
 def _position_labels(sweep: Sweep) -> list[str]:

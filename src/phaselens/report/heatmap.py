@@ -15,7 +15,7 @@ from phaselens.errors import InputError
 from phaselens.patching import Sweep
 from phaselens.patching.wording import number_text
 from phaselens.report.drawing import INK, hatch_missing, new_figure
-from phaselens.report.figure_data import effect_grid, effect_grid_by_layer
+from phaselens.report.figure_data import EffectGrid, effect_grid, effect_grid_by_layer
 from phaselens.report.numbers import DECIMAL, UNMEASURED, significant
 from phaselens.report.strings import printable
 from phaselens.report.terminal_layout import WIDTH, plain_text
@@ -48,7 +48,8 @@ def as_text(sweep: Sweep, width: int = WIDTH) -> str:
 def lines(sweep: Sweep, width: int) -> list[Text]:
     """Return a heatmap in at most `width` columns: numbers where they fit, else ninths of the largest effect."""
     grid = effect_grid(sweep)
-    label_width = max(len(label) for label in [*grid.row_labels, grid.corner])
+    corner = f"{grid.row_axis} \\ {grid.column_axis}"
+    label_width = max(len(label) for label in [*grid.row_labels, corner])
     largest = _largest_effect(sweep)
     n_columns = len(grid.column_labels)
     has_numbers = label_width + _NUMBER_WIDTH * n_columns <= width
@@ -67,7 +68,7 @@ def lines(sweep: Sweep, width: int) -> list[Text]:
     for first_column in range(0, n_columns, columns_per_block):
         columns = range(first_column, min(first_column + columns_per_block, n_columns))
         labels = "".join(f"{grid.column_labels[column]:>{cell_width}}" for column in columns)
-        heatmap.append(Text(f"{grid.corner:<{label_width}}{labels}", style="bold"))
+        heatmap.append(Text(f"{corner:<{label_width}}{labels}", style="bold"))
         for row in rows:
             line = Text(f"{grid.row_labels[row]:<{label_width}}")
             for column in columns:
@@ -140,14 +141,14 @@ def figure(*sweeps: Sweep) -> Figure:
     if not sweeps:
         raise InputError("figure: no sweep was given")
     largest = max(map(_largest_effect, sweeps)) or 1.0
-    shapes = [effect_grid_by_layer(sweep).effects.shape for sweep in sweeps]
-    widths = [max(2.4, 0.24 * n_columns) for _, n_columns in shapes]
-    height = max(2.6, 1.9 + 0.24 * max(n_rows for n_rows, _ in shapes))
+    grids = [effect_grid_by_layer(sweep) for sweep in sweeps]
+    widths = [max(2.4, 0.24 * len(grid.column_labels)) for grid in grids]
+    height = max(2.6, 1.9 + 0.24 * max(len(grid.row_labels) for grid in grids))
     drawing, axes = new_figure(
         min(1.6 + sum(widths), 24.0), min(height, 16.0), columns=len(sweeps), width_ratios=widths
     )
-    for panel, sweep in zip(axes[0], sweeps, strict=True):
-        image = _draw_panel(panel, sweep, largest)
+    for panel, sweep, grid in zip(axes[0], sweeps, grids, strict=True):
+        image = _draw_panel(panel, sweep.title, grid, largest)
     bar = drawing.colorbar(image, ax=list(axes[0]), shrink=0.9)
     bar.set_label(_drawable(f"effect on {sweeps[0].metric}"), fontsize=8, parse_math=False)
     ends = f"{sweeps[0].metric}: corrupt {number_text(sweeps[0].base)}, clean {number_text(sweeps[0].clean)}"
@@ -155,23 +156,21 @@ def figure(*sweeps: Sweep) -> Figure:
     return drawing
 
 
-def _draw_panel(panel: Axes, sweep: Sweep, largest: float) -> AxesImage:
-    grid = effect_grid_by_layer(sweep)
-    row_name, column_name = grid.corner.split(" \\ ")
+def _draw_panel(panel: Axes, title: str, grid: EffectGrid, largest: float) -> AxesImage:
     hatch_missing(panel)
     image = panel.imshow(
         grid.effects, cmap=_colours(), vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
     )
-    panel.set_title(_drawable(sweep.title), fontsize=9, color=INK, loc="left", parse_math=False)
+    panel.set_title(_drawable(title), fontsize=9, color=INK, loc="left", parse_math=False)
     for axis, labels in ((panel.xaxis, grid.column_labels), (panel.yaxis, grid.row_labels)):
         indices = range(0, len(labels), -(-len(labels) // _MAX_TICK_LABELS))
         axis.set_ticks(
             list(indices), [_drawable(labels[index]) for index in indices], fontsize=7, parse_math=False
         )
-    if column_name == "position":
+    if grid.column_axis == "position":
         panel.xaxis.set_tick_params(rotation=90)
-    panel.set_ylabel(row_name, fontsize=8)
-    panel.set_xlabel(column_name, fontsize=8)
+    panel.set_ylabel(grid.row_axis, fontsize=8)
+    panel.set_xlabel(grid.column_axis, fontsize=8)
     return image
 
 

@@ -41,7 +41,6 @@ def make_batch(
 
 def _token_namer(lens: HookedTransformer) -> Callable[[int], str]:
     """Return a function from a token id to the tokenizer's name for it, or to its number where it has no name."""
-
     tokenizer = lens.text_tokenizer
 
     def token_name(token: int) -> str:

@@ -35,11 +35,11 @@ class ConditionEditor:
         self._names: list[str] = []
         #: Read before any edit is in place, because that takes a forward.
         self._position_axes: dict[str, int | None] = {}
-        for edit in self.edits:
+        for number, edit in enumerate(self.edits):
             lens.require_hook(edit.point)
             _require_editable(edit)
             self._position_axes[edit.point] = lens.position_axis(edit.point)
-            n_before = sum(name.split(" ")[0] == edit.point for name in self.effects)
+            n_before = sum(previous.point == edit.point for previous in self.edits[:number])
             name = f"{edit.point} ({n_before + 1})" if n_before else edit.point
             self._names.append(name)
             self.effects[name] = EditEffect(constant=not callable(edit.to))

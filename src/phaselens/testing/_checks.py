@@ -16,7 +16,7 @@ from phaselens.lens.points import STATISTICS, is_attention, is_matrix
 from phaselens.plugin import CausalMetric, CellValue, LayerView, Metric, MetricWarning, Params, Table
 from phaselens.runs import Run, feed_losses, feed_metric, run
 from phaselens.testing.findings import Broken, Skipped
-from phaselens.testing.memory import peaks_by_length
+from phaselens.testing.memory import peaks_by_length, with_update
 from phaselens.testing.models import tiny_lens
 from phaselens.testing.planted import Planted, plant
 
@@ -244,7 +244,7 @@ def activations_unchanged(subject: MetricUnderTest) -> str:
                 changed.add(name)
 
     model, lens = subject.main_model
-    metric = _subclass(subject.metric, checked_update)(lens.info, subject.params)
+    metric = with_update(subject.metric, checked_update)(lens.info, subject.params)
     subject.feed(lens, [[0, 2, 4]], metric=metric)
     if changed:
         raise Broken(f"{model}: update changed {', '.join(sorted(changed))}; work on a copy (`.clone()`)")
@@ -356,9 +356,3 @@ def _difference(cell: CellValue, expected: CellValue) -> float:
     if isinstance(cell, float) and isinstance(expected, float):
         return abs(cell - expected) / (ABSOLUTE + RELATIVE * max(abs(cell), abs(expected)))
     return math.inf
-
-
-def _subclass(
-    metric: type[Metric[Any]], update: Callable[[Metric[Any], LayerView], None]
-) -> type[Metric[Any]]:
-    return type(metric.__name__, (metric,), {"update": update, "__module__": metric.__module__})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,13 @@ if TYPE_CHECKING:
 
 #: Text lengths in tokens: long enough for work in blocks to show, short enough for one second on one core.
 LENGTHS = (1024, 2048)
+
+
+def with_update(
+    metric: type[Metric[Any]], update: Callable[[Metric[Any], LayerView], None]
+) -> type[Metric[Any]]:
+    """Return a subclass of `metric`, of the same name and module, with another `update`."""
+    return type(metric.__name__, (metric,), {"update": update, "__module__": metric.__module__})
 
 
 def peaks_by_length(metric: type[Metric[Any]], params: Params, family: str) -> list[tuple[int, int]]:
@@ -59,9 +67,7 @@ def _peak(metric: type[Metric[Any]], params: Params, lens: HookedTransformer, le
             tracemalloc.stop()
         peak = max(peak, array_peak, largest.n_bytes)
 
-    measured_metric = type(
-        metric.__name__, (metric,), {"update": measured_update, "__module__": metric.__module__}
-    )
+    measured_metric = with_update(metric, measured_update)
     repeated = "to be or not to be that is the question " * (length // 40 + 1)
     (text,) = texts_from([repeated[: length - 1]])
     tokens = lens.encoder().tokenize(text, length)

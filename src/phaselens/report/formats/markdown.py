@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import IO, TYPE_CHECKING, ClassVar
 
-from phaselens.report.builders import result_table
-from phaselens.report.document import MetricSection, run_document
 from phaselens.report.formats.base import RunFormat, TableFormat
 from phaselens.report.strings import printable
-from phaselens.report.table import DisplayTable
 
 if TYPE_CHECKING:
     from phaselens.plugin import Table
+    from phaselens.report.document import MetricSection
+    from phaselens.report.table import DisplayTable
     from phaselens.runs import Run
 
 
@@ -22,6 +21,8 @@ class MarkdownFormat(RunFormat, TableFormat):
     help: ClassVar[str] = "for pages"
 
     def write_run(self, run: Run, file: IO[str]) -> None:
+        from phaselens.report.document import run_document
+
         document = run_document(run)
         lines = [line for section in document.sections for line in _section(section)]
         if document.bos:
@@ -30,6 +31,8 @@ class MarkdownFormat(RunFormat, TableFormat):
         file.write("\n".join(lines).rstrip() + "\n")
 
     def write_table(self, name: str, table: Table, file: IO[str]) -> None:
+        from phaselens.report.builders import result_table
+
         file.writelines(f"{line}\n" for line in _table(result_table(name, table)))
 
 
