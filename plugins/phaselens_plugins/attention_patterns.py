@@ -389,8 +389,7 @@ def _missing_record(problem: int, n_heads: int, n_distances: int) -> dict[str, N
     return {
         **missing_record(QUANTITIES, problem),
         **dict.fromkeys(names, [missing] * n_heads),
-        "profile": [missing] * n_distances,
-        "profile_null": [missing] * n_distances,
+        **dict.fromkeys(("profile", "profile_null"), [missing] * n_distances),
     }
 
 
