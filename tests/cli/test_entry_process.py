@@ -16,7 +16,9 @@ import torch
 from tests.lens.test_frequencies import N_CTX, ROPE_TYPES
 from tests.toys import letters, save_checkpoint
 
-HEAVY = ("torch", "transformers", "transformer_lens", "numpy", "pyarrow", "matplotlib", "scipy")
+HEAVY = (
+    "torch", "transformers", "transformer_lens", "numpy", "pyarrow", "matplotlib", "scipy", "rich", "phaselens.runs",
+)  # fmt: skip
 
 
 def start(*arguments: object, **options: int) -> "subprocess.Popen[str]":
