@@ -103,6 +103,15 @@ def test_a_display_of_a_missing_column_is_refused() -> None:
             require_metric(Showing, "here")
 
 
+def test_the_columns_of_a_display_are_checked_in_the_table_of_heads_too() -> None:
+    class ShowingHeads(Complete):
+        tables = (TableSpec("heads", (Column("layer", int), Column("head", int), Column("value"))),)
+        display = Display(value="vlaue", title="", table="heads", by_head="value")
+
+    with pytest.raises(TypeError, match="table heads has no column vlaue"):
+        require_metric(ShowingHeads, "here")
+
+
 def test_a_warning_keeps_its_code_through_merging_and_pickling() -> None:
     first, second = Complete(info(), Params()), Complete(info(), Params())
     first.warn("plain text")

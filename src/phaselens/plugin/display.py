@@ -74,7 +74,7 @@ class Display:
         required: dict[str, set[str | None]] = {"summary": {column for column, _ in self.summary}}
         required.setdefault(self.table, set()).update(columns_shown)
         if self.by_head:
-            required["heads"] = {self.by_head, "layer", "head"}
+            required.setdefault("heads", set()).update({self.by_head, "layer", "head"})
         for table, columns in required.items():
             missing = sorted(column for column in columns - declared.get(table, set()) if column)
             if missing:
