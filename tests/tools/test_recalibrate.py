@@ -17,7 +17,7 @@ from tools.recalibrate.__main__ import main
 from tools.recalibrate.loss import CHUNK, next_token_loss
 from tools.recalibrate.measure import sinks_and_spike
 from tools.recalibrate.recipe import RecalibrationRecipe
-from tools.recalibrate.train import CHECKPOINTS, Recalibration, Upkeep, checkpoints
+from tools.recalibrate.train import CHECKPOINTS, Recalibration, Upkeep, checkpoints, starting_from
 from tools.train_pair import corpus as pair_corpus
 from tools.train_pair.corpus import train_tokenizer
 from torch.nn import functional
@@ -385,6 +385,35 @@ def test_a_run_in_its_cooldown_is_not_extended_in_place(start: Any, tmp_path: Pa
         start(tmp_path, TINY.replace(tokens=20 * 64))
     longer = start(tmp_path / "longer", TINY.replace(tokens=20 * 64), branch_from=tmp_path)
     assert longer.step == 8
+
+
+def test_a_run_can_start_from_the_adapter_of_another_recipe(start: Any, tmp_path: Path) -> None:
+    first = start(tmp_path / "first")
+    first.run(stop_step=4)
+    checkpoint = checkpoints(tmp_path / "first")[4]
+    other = TINY.replace(batch_tokens=128, lengths=(32,), lr=3e-3, seed=1)
+    recipe = starting_from(other, checkpoint)
+    second = start(tmp_path / "second", recipe, start_from=checkpoint)
+    assert second.step == 0
+    assert same(values(first), values(second))
+    second.run(stop_step=2)
+    written = rows(tmp_path / "second")
+    assert [row["tokens"] for row in written] == [4 * 64, 4 * 64 + 128, 4 * 64 + 256]
+    assert written[0]["loss"] == pytest.approx(rows(tmp_path / "first")[-1]["loss"], rel=1e-6)
+    resumed = start(tmp_path / "second", recipe, start_from=checkpoint)
+    assert resumed.step == 2
+    assert same(values(second), values(resumed))
+    with pytest.raises(ValueError, match="another recipe"):
+        start(tmp_path / "second", other)
+
+
+@pytest.mark.parametrize("change", [{"rank": 4}, {"positions": "rope"}, {"norms": True}])
+def test_a_run_does_not_start_from_an_adapter_of_another_kind(
+    start: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    start(tmp_path).run(stop_step=1)
+    with pytest.raises(ValueError, match=f"trained with {next(iter(change))}"):
+        starting_from(TINY.replace(**change), checkpoints(tmp_path)[1])
 
 
 def test_twins_differ_in_rotation_only(start: Any, checkpoint: Path, tmp_path: Path) -> None:

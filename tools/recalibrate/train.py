@@ -19,6 +19,8 @@ from tools.recalibrate.network import adapt, trainable
 from tools.recalibrate.recipe import RecalibrationRecipe
 from tools.train_pair.train import LOG, trim_log
 
+from phaselens.lens.digests import sha256
+
 CHECKPOINTS = "checkpoints"
 
 
@@ -51,6 +53,8 @@ class Recalibration:
 
     Args:
         branch_from: folder of another run, whose newest checkpoint before this recipe's cooldown starts this one.
+        start_from: checkpoint of another run, from which a new run takes the adapter and nothing else. `starting_from`
+            returns the recipe that records it.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class Recalibration:
         cache: Path,
         upkeep: Upkeep | None = None,
         branch_from: Path | None = None,
+        start_from: Path | None = None,
         compile_layers: bool = False,
     ) -> None:
         self.recipe, self.folder, self.bos, self.upkeep = recipe, folder, bos, upkeep or Upkeep()
@@ -86,6 +91,8 @@ class Recalibration:
         )
         self.step, self.seconds = 0, 0.0
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        if start_from is not None and not checkpoints(folder):
+            self._load_parameters(torch.load(start_from, map_location=self.device, weights_only=True))
         self._start(branch_from)
         recipe.write(folder / "recipe.json")
         if compile_layers:
@@ -94,8 +101,13 @@ class Recalibration:
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on so far."""
+        """Tokens trained on so far, in this run."""
         return self.step * self.recipe.batch_tokens
+
+    def _load_parameters(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["parameters"][name])
 
     def _start(self, branch_from: Path | None) -> None:
         """Resume from this folder's newest checkpoint, else from the branch's, else start from step 0."""
@@ -129,9 +141,7 @@ class Recalibration:
                 )
             path = candidates[max(candidates)]
         state = torch.load(path, map_location=self.device, weights_only=True)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
+        self._load_parameters(state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         if own_checkpoints:
@@ -175,7 +185,7 @@ class Recalibration:
         """Measure, append a row to the log, and return it."""
         row: dict[str, Any] = {
             "step": self.step,
-            "tokens": self.tokens,
+            "tokens": self.recipe.start_tokens + self.tokens,
             "positions": self.recipe.positions,
             "lr": self.recipe.lr_at(max(self.step - 1, 0)),
             "train_loss": train_loss,
@@ -230,6 +240,22 @@ class Recalibration:
             if overdue or self.step == end or self._passed(self.upkeep.keep_tokens, self.step):
                 self.save()
                 saved = time.monotonic()
+
+
+def starting_from(recipe: RecalibrationRecipe, checkpoint: Path) -> RecalibrationRecipe:
+    """Return `recipe` with the record of the checkpoint that its adapter starts from.
+
+    Raises:
+        ValueError: for a checkpoint of an adapter of another shape, or trained with the other encoding of positions.
+    """
+    path = checkpoint.parent.parent / "recipe.json"
+    earlier = RecalibrationRecipe.read(path)
+    for name in ("positions", "rank", "alpha", "targets", "norms"):
+        value, earlier_value = getattr(recipe, name), getattr(earlier, name)
+        if value != earlier_value:
+            raise ValueError(f"{checkpoint}: trained with {name} {earlier_value}, not {value}")
+    tokens = earlier.start_tokens + int(checkpoint.stem) * earlier.batch_tokens
+    return recipe.replace(start_sha256=sha256(checkpoint), start_tokens=tokens)
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:

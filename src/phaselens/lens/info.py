@@ -68,8 +68,8 @@ class ModelInfo:
       entry is multiplied by a factor (a gate, an RMS norm), ``mixed`` anything else.
 
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
-    maps the checkpoint's files to their sha256. ``note`` tells a reader of the model's numbers how it was made, or with
-    which setting it should be measured.
+    maps the checkpoint's files to their sha256. ``protocol`` says what the model is and with which settings it should be
+    measured (the caption of its tables), ``note`` how it was made.
     """
 
     label: str
@@ -99,6 +99,7 @@ class ModelInfo:
     quantisation: str | None = None
     rotations: tuple[RotatedPairs | None, ...] = ()
     head_outputs: tuple[str, ...] = ()
+    protocol: str | None = None
     note: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

@@ -294,7 +294,9 @@ def _describe_packaged(info: ModelInfo, package: PackagedModel, adapter: Path | 
     """Add the facts that a packaged model's checkpoint folder lacks: the stored format, the note, the adapter."""
     hashes = checkpoints.hash_files(adapter)
     files = {**info.files, **{f"adapter/{file}": digest for file, digest in hashes.items()}}
-    return replace(info, quantisation=package.quantisation, note=package.note, files=files)
+    return replace(
+        info, quantisation=package.quantisation, protocol=package.protocol, note=package.note, files=files
+    )
 
 
 def _bos_policy(tokenizer: PreTrainedTokenizerBase | None) -> str:
