@@ -68,8 +68,8 @@ class ModelInfo:
       entry is multiplied by a factor (a gate, an RMS norm), ``mixed`` anything else.
 
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
-    maps the checkpoint's files to their sha256. ``protocol`` says what the model is and with which settings it should be
-    measured (the caption of its tables), ``note`` how it was made.
+    maps the checkpoint's files to their sha256. ``protocol`` says what the model is and with which settings it should
+    be measured (the caption of its tables), ``note`` how it was made.
     """
 
     label: str
