@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from tools.recalibrate import corpus, network
 from tools.recalibrate.recipe import ENCODINGS, PRECISIONS, RecalibrationRecipe
-from tools.recalibrate.train import Recalibration, Upkeep, starting_from
+from tools.recalibrate.start import starting_from
+from tools.recalibrate.train import Recalibration, Upkeep
 from tools.train_pair.corpus import HELD_OUT
 
 
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "--start-from",
         type=Path,
         metavar="CHECKPOINT",
-        help="initial values of the adapter: a checkpoint (.pt) of another run, whose recipe may differ",
+        help="initial adapter: a checkpoint (.pt) of another run, whose recipe may differ, or the folder of an adapter",
     )
     p.add_argument("--rank", type=int, default=default.rank)
     p.add_argument("--alpha", type=float, default=default.alpha)

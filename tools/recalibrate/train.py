@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,8 @@ from tools.recalibrate.loss import next_token_loss
 from tools.recalibrate.measure import held_out_loss, sinks_and_spike
 from tools.recalibrate.network import adapt, trainable
 from tools.recalibrate.recipe import RecalibrationRecipe
+from tools.recalibrate.start import starting_values
 from tools.train_pair.train import LOG, trim_log
-
-from phaselens.lens.digests import sha256
 
 CHECKPOINTS = "checkpoints"
 
@@ -53,8 +52,8 @@ class Recalibration:
 
     Args:
         branch_from: folder of another run, whose newest checkpoint before this recipe's cooldown starts this one.
-        start_from: checkpoint of another run, from which a new run takes the adapter and nothing else. `starting_from`
-            returns the recipe that records it.
+        start_from: checkpoint of another run, or a shipped adapter's folder, from which a new run takes the adapter and
+            nothing else. `start.starting_from` returns the recipe that records it.
     """
 
     def __init__(
@@ -92,7 +91,7 @@ class Recalibration:
         self.step, self.seconds = 0, 0.0
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         if start_from is not None and not checkpoints(folder):
-            self._load_parameters(torch.load(start_from, map_location=self.device, weights_only=True))
+            self._load_parameters(starting_values(start_from, self.device))
         self._start(branch_from)
         recipe.write(folder / "recipe.json")
         if compile_layers:
@@ -104,10 +103,10 @@ class Recalibration:
         """Tokens trained on so far, in this run."""
         return self.step * self.recipe.batch_tokens
 
-    def _load_parameters(self, state: dict[str, Any]) -> None:
+    def _load_parameters(self, values: Mapping[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
+                parameter.copy_(values[name])
 
     def _start(self, branch_from: Path | None) -> None:
         """Resume from this folder's newest checkpoint, else from the branch's, else start from step 0."""
@@ -141,7 +140,7 @@ class Recalibration:
                 )
             path = candidates[max(candidates)]
         state = torch.load(path, map_location=self.device, weights_only=True)
-        self._load_parameters(state)
+        self._load_parameters(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         if own_checkpoints:
@@ -240,22 +239,6 @@ class Recalibration:
             if overdue or self.step == end or self._passed(self.upkeep.keep_tokens, self.step):
                 self.save()
                 saved = time.monotonic()
-
-
-def starting_from(recipe: RecalibrationRecipe, checkpoint: Path) -> RecalibrationRecipe:
-    """Return `recipe` with the record of the checkpoint that its adapter starts from.
-
-    Raises:
-        ValueError: for a checkpoint of an adapter of another shape, or trained with the other encoding of positions.
-    """
-    path = checkpoint.parent.parent / "recipe.json"
-    earlier = RecalibrationRecipe.read(path)
-    for name in ("positions", "rank", "alpha", "targets", "norms"):
-        value, earlier_value = getattr(recipe, name), getattr(earlier, name)
-        if value != earlier_value:
-            raise ValueError(f"{checkpoint}: trained with {name} {earlier_value}, not {value}")
-    tokens = earlier.start_tokens + int(checkpoint.stem) * earlier.batch_tokens
-    return recipe.replace(start_sha256=sha256(checkpoint), start_tokens=tokens)
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
