@@ -85,7 +85,7 @@ class ConditionEditor:
         """Return the values that the edit writes, in the shape of `tensor`."""
         import torch
 
-        from phaselens.lens.attention_dispatch import version_of
+        from phaselens.lens.attention_owner import version_of
 
         if not callable(edit.to):
             return torch.full_like(tensor, edit.to)
