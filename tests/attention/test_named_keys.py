@@ -148,7 +148,9 @@ def test_a_row_with_nothing_but_the_key_is_refused_by_name() -> None:
     q, k, v = random_qkv(4, kv_heads=1, d=4)
     mask = torch.ones(4, 4, dtype=torch.bool).tril()
     mask[2, 1:] = False
-    with pytest.raises(InputError, match="head 0 attends to nothing but the edited keys at query 2 of text 0"):
+    with pytest.raises(
+        InputError, match="head 0 attends to nothing but the edited keys at query 2 of text 0"
+    ):
         shifted(q, k, v, torch.tensor([[0]]), [-math.inf], scale=1.0, mask=mask[None, None])
     (out,) = shifted(q, k, v, torch.tensor([[0]]), [-4.0], scale=1.0, mask=mask[None, None])
     assert torch.equal(out[:, :, 2], attention.attend(q, k, v, scale=1.0, mask=mask[None, None])[0][:, :, 2])
@@ -170,7 +172,9 @@ def test_hidden_keys_are_hidden_from_every_statistic() -> None:
     assert largest_difference(sink, expected.pattern[..., 4]) < 1e-12
 
 
-@pytest.mark.parametrize("keys", [[0], torch.tensor([0]), torch.tensor([[0.5]]), torch.tensor([[0], [1], [2]])])
+@pytest.mark.parametrize(
+    "keys", [[0], torch.tensor([0]), torch.tensor([[0.5]]), torch.tensor([[0], [1], [2]])]
+)
 def test_keys_that_are_no_indices_by_text_are_refused(keys) -> None:
     q, k, _ = random_qkv(5)
     with pytest.raises(InputError, match=r"expected keys \[batch \| 1, n\]"):

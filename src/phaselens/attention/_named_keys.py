@@ -8,7 +8,7 @@ digits where the named keys have all of the attention.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import torch
@@ -102,7 +102,8 @@ def attend_without(
     """
     sink_logits = options.get("sink_logits")
     require_no_gradient("attend_without", q, k, v, sink_logits)
-    problem = Problem(q, k, **{**options, "hidden_keys": _joined(keys, options.get("hidden_keys"), len(q))})
+    hidden_keys = _joined(keys, options.get("hidden_keys"), len(q))
+    problem = replace(Problem(q, k, **options), hidden_keys=hidden_keys)
     check_values(k, v)
     attend = _kernels.attend if has_exact_lse(q) else _key_blocks.attend
     out, kernel_lse = attend(problem, v)

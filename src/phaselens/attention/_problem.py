@@ -272,9 +272,9 @@ class Problem:
         return hidden, bias
 
     def mask_of_keys(self, keys: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return (hidden, bias) of the keys [batch, n], each broadcastable to [batch, head, query, n]; bias may be None.
+        """Return (hidden, bias) of the keys [batch, n], each broadcastable to [batch, head, query, n].
 
-        Indices that are not those of a key are hidden.
+        Indices that are not those of a key are hidden; bias is None if nothing is added to a score.
         """
         is_key = (keys >= 0) & (keys < self.n_keys)
         hidden = ~is_key[:, None, None, :]

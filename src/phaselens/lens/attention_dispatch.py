@@ -110,8 +110,8 @@ def _attend_owned(
     if not reads_scores and not statistics and native:
         return _shared_output(owner, attend_as_model, query, key, value, options), None
     key, value, options = slots.crop(key), slots.crop(value), slots.crop_mask(options)
-    key_edit = fire_key_scores(owner, slots, query, key, options)
     needs_gradient = _needs_gradient(query, key, value)
+    key_edit = fire_key_scores(owner, slots, query, key, options, needs_gradient)
     # Statistics follow the edit only if they are read from the matrix; a gradient needs it, too.
     if key_edit is not None and (statistics or needs_gradient):
         explicit = True

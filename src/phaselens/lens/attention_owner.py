@@ -18,9 +18,10 @@ class StreamingOptions:
     """The options of `HookedTransformer.streaming`, in one object that all layers of a lens share.
 
     ``sink_position`` is the absolute position of the key that `hook_sink` and `hook_key_scores` measure,
-    ``n_distances`` the number of distances of `hook_distance`. ``reads_only`` promises that hooks write into no tensor in place: a hooked
-    matrix that is not edited then does not change what the layer computes. ``rows`` holds the positions of the running
-    forward's rows, and which of them are pads, whose queries do not count in `hook_received` and `hook_distance`.
+    ``n_distances`` the number of distances of `hook_distance`. ``reads_only`` promises that hooks write into no tensor
+    in place: a hooked matrix that is not edited then does not change what the layer computes. ``rows`` holds the
+    positions of the running forward's rows, and which of them are pads, whose queries do not count in `hook_received`
+    and `hook_distance`.
     """
 
     sink_position: int = 0

@@ -189,7 +189,10 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
             "hook_received": pattern.sum(-2),
             "hook_distance": _distances(pattern, activations[layer, "hook_distance"].shape[-1]),
         }
-        for name in (*STATISTICS, "hook_key_scores"):  # one without a reference in float64 fails here, rather than pass unchecked
+        for name in (
+            *STATISTICS,
+            "hook_key_scores",
+        ):  # one without a reference in float64 fails here, rather than pass unchecked
             gap = _difference(activations[layer, name].cpu(), expected[name], relative=not _can_be_zero(name))
             by_layer[layer] = max(by_layer[layer], gap)
     # The kernels for half precision compute exponentials less exactly.

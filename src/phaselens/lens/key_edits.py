@@ -1,8 +1,8 @@
 """Edits of the scores of named keys, `hook_key_scores`, without the matrix.
 
-A hook names its keys by being a `KeyHook`; any other function receives the scores on the requested key (`sink_position`).
-The hooks of one layer can name different keys: the point fires once, with a column for each key, and every `KeyHook`
-sees the columns of its own.
+A hook names its keys by being a `KeyHook`; any other function receives the scores on the requested key
+(`sink_position`). The hooks of one layer can name different keys: the point fires once, with a column for each key, and
+every `KeyHook` sees the columns of its own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ _POSITIONS = "key_positions"
 
 @dataclass(frozen=True, eq=False)
 class KeyHook:
-    """A hook function on the scores [batch, head, query, n] of the keys at `positions`: absolute, [batch or 1, n], −1 for
-    no key."""
+    """A hook function on the scores [batch, head, query, n] of the keys at the absolute `positions` [batch or 1, n].
+
+    Position −1 stands for no key.
+    """
 
     function: HookFunction
     positions: Tensor
@@ -50,17 +52,22 @@ class KeyEdit:
     indices: Tensor
     scores: Tensor
     edited: Tensor
+    #: Whether the matrix gets all of the columns, not only the edited cells, so that gradients reach them.
+    keeps_gradient: bool = False
 
     def written_to(self, matrix: Tensor) -> Tensor:
         """Return the scores [batch, head, query, key] with the edited columns in place of their own."""
         index = torch.where(self.indices < 0, 0, self.indices)[:, None, None, :].expand(self.edited.shape)
-        unchanged = self._is_unchanged()
+        is_key = (self.indices >= 0)[:, None, None, :]
+        unchanged = ~is_key.expand(self.edited.shape) if self.keeps_gradient else self._is_unchanged()
         # Cells that keep their score keep its rounding, and columns that stand for no key write nothing.
         for column in range(index.shape[-1]):
             cells = index[..., column : column + 1]
             own = matrix.gather(-1, cells)
             new = torch.where(
-                unchanged[..., column : column + 1], own, self.edited[..., column : column + 1].to(matrix.dtype)
+                unchanged[..., column : column + 1],
+                own,
+                self.edited[..., column : column + 1].to(matrix.dtype),
             )
             matrix = matrix.scatter(-1, cells, new)
         return matrix
@@ -124,9 +131,14 @@ def _computed_once(memo: dict[Hashable, Any] | None, key: Hashable, compute: Cal
 
 
 def fire_key_scores(
-    owner: AttentionOwner, slots: KeySlots, query: Tensor, key: Tensor, options: KernelOptions
+    owner: AttentionOwner,
+    slots: KeySlots,
+    query: Tensor,
+    key: Tensor,
+    options: KernelOptions,
+    needs_gradient: bool,
 ) -> KeyEdit | None:
-    """Fire `hook_key_scores` if it is hooked; return the edit, None if no score changed.
+    """Fire `hook_key_scores` if it is hooked; return the edit, None if no score changed (and none needs a gradient).
 
     Only the scores of queries after the key can be edited: other queries keep theirs, and hidden keys stay hidden.
 
@@ -147,7 +159,7 @@ def fire_key_scores(
         returned = point(scores if version is not None else scores.clone())
     finally:
         point.ctx[_POSITIONS] = outer
-    if returned is scores and version_of(scores) == version:
+    if returned is scores and version_of(scores) == version and not needs_gradient:
         return None
     if returned.shape != scores.shape:
         raise InputError(
@@ -163,9 +175,9 @@ def fire_key_scores(
         raise InputError(
             f"{owner.name}.hook_key_scores: an edit writes inf; give a finite score, or -inf, which removes the key"
         )
-    if bool((edited == scores).all()):
+    if bool((edited == scores).all()) and not needs_gradient:
         return None
-    return KeyEdit(indices, scores, edited)
+    return KeyEdit(indices, scores, edited, needs_gradient)
 
 
 def _named_positions(owner: AttentionOwner) -> Tensor:

@@ -1,4 +1,4 @@
-"""The explicit matrix of one layer's attention: its hook points, and the output and statistics that follow its edits."""
+"""The explicit matrix of one layer's attention: its hook points, and output and statistics that follow its edits."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def fire_matrix(
 ) -> tuple[Tensor, Tensor, bool]:
     """Return scores and weights [batch, head, query, key] after their hooks, and whether a hook may have edited them.
 
-    Scores that `hook_key_scores` has edited are in the matrix. Under `torch.inference_mode`, which records no writes in place, this is always True. Hooks see a column for every
-    position of the text so far. Columns of keys that a sliding cache has dropped are hidden, as the window hides them
-    without a cache.
+    Scores that `hook_key_scores` has edited are in the matrix. Under `torch.inference_mode`, which records no writes in
+    place, this is always True. Hooks see a column for every position of the text so far. Columns of keys that a sliding
+    cache has dropped are hidden, as the window hides them without a cache.
     """
     kept_scores = attention.explicit_scores(query, key, **without_sink_logits(options))
     if key_edit is not None:

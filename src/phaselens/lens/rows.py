@@ -152,6 +152,10 @@ class Rows:
         call = self._require_call()
         return call.slot_positions[:, call.n_past :]
 
+    def key_positions(self) -> Tensor:
+        """Return the absolute positions [batch or 1, slot] of every slot so far; −1 for pads."""
+        return self._require_call().slot_positions
+
     def starts(self) -> list[int]:
         """Return the absolute position of each text's first row in this call, negative if that is a pad: counted back
         from the first real row. One entry if all texts agree."""
