@@ -37,6 +37,7 @@ METRICS = (
     "layer-balance",
     "massive-activations",
     "massive-values",
+    "position-curves",
     "sinks",
 )
 """Observational metrics, which share one forward. Causal metrics need further forwards."""

@@ -4,7 +4,7 @@ Pure functions of one text's activations without pads: x [pos, d_model], norms [
 before they are squared or summed.
 
 Spectra: `spectrum`, `spectra`, `continuity_bound`. Bounds from row 0 alone: `compression_bound`, `require_bound`.
-Rows: `row_norms`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
+Rows: `row_norms`, `row_cosines`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
 Nulls: `random_rows`, `gaussian_max_ratio`, `gaussian_exceedance`.
 """
 
@@ -20,6 +20,7 @@ from phaselens.spectrum._rows import (
     massive_activations,
     massive_rows,
     median,
+    row_cosines,
     row_norms,
 )
 
@@ -41,6 +42,7 @@ __all__ = [
     "median",
     "random_rows",
     "require_bound",
+    "row_cosines",
     "row_norms",
     "spectra",
     "spectrum",
