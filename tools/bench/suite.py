@@ -38,6 +38,7 @@ METRICS = (
     "massive-activations",
     "massive-values",
     "position-curves",
+    "sink-tokens",
     "sinks",
 )
 """Observational metrics, which share one forward. Causal metrics need further forwards."""
