@@ -37,6 +37,7 @@ METRICS = (
     "layer-balance",
     "massive-activations",
     "massive-values",
+    "position-probe",
     "sinks",
 )
 """Observational metrics, which share one forward. Causal metrics need further forwards."""
