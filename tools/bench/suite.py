@@ -37,6 +37,7 @@ METRICS = (
     "layer-balance",
     "massive-activations",
     "massive-values",
+    "position-curves",
     "position-probe",
     "sinks",
 )

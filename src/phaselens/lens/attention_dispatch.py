@@ -259,6 +259,9 @@ def _from_matrix(
             compute: dict[str, Callable[[], Tensor]] = {
                 "hook_lse": lambda: _row_lse(scores, options["sink_logits"]),
                 "hook_sink": lambda: _columns(pattern, slots.slots_at(streaming.sink_position)),
+                "hook_itself": lambda: pattern.diagonal(
+                    pattern.shape[-1] - pattern.shape[-2], dim1=-2, dim2=-1
+                ),
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
                 "hook_received": lambda: without_pads().sum(-2),
                 "hook_distance": lambda: _by_distance(without_pads(), streaming.n_distances),
@@ -326,6 +329,7 @@ def _fire_statistics(
         key,
         lse,
         position=sink_indices[0] if "hook_sink" in statistics and shared else None,
+        itself="hook_itself" in statistics,
         entropy="hook_entropy" in statistics,
         received="hook_received" in statistics,
         distances=streaming.n_distances if "hook_distance" in statistics else None,
@@ -340,6 +344,7 @@ def _fire_statistics(
     values = {
         "hook_lse": summary.lse,
         "hook_sink": sink,
+        "hook_itself": summary.itself,
         "hook_entropy": summary.entropy,
         "hook_received": None if received is None else slots.with_dropped(received, 0.0),
         "hook_distance": summary.distance,

@@ -181,6 +181,7 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
         expected = {
             "hook_lse": lse,
             "hook_sink": pattern[..., 0],
+            "hook_itself": pattern.diagonal(dim1=-2, dim2=-1),
             "hook_entropy": torch.special.entr(pattern).sum(-1),
             "hook_received": pattern.sum(-2),
             "hook_distance": _distances(pattern, activations[layer, "hook_distance"].shape[-1]),

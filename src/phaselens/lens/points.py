@@ -31,17 +31,17 @@ class PointDeclaration:
 
     ``name`` is the name within a layer (or within a norm); outside of the layers it is the whole name. ``dimensions``
     are those of the tensor that a hook function receives. ``quantity`` says what its values are: activations of the
-    model, scores before the softmax (or a function of them alone), or attention after it. ``is_of_sink`` marks points
-    whose values depend on the sink position. ``needs_own_attention`` marks points that fire only where the model's own
-    attention runs, and not TransformerLens'. ``computed_after`` names the part of the layer that is computed before
-    the point, so that an edit here leaves it unchanged. ``exists_in`` says which models have the point, where not all
-    do. The dtype is the model's; that of statistics and matrices is float32 or wider.
+    model, scores before the softmax (or a function of them alone), attention after it, or losses. ``is_of_sink`` marks
+    points whose values depend on the sink position. ``needs_own_attention`` marks points that fire only where the
+    model's own attention runs, and not TransformerLens'. ``computed_after`` names the part of the layer that is
+    computed before the point, so that an edit here leaves it unchanged. ``exists_in`` says which models have the point,
+    where not all do. The dtype is the model's; that of statistics and matrices is float32 or wider.
     """
 
     name: str
     dimensions: tuple[str, ...]
     meaning: str
-    quantity: Literal["activation", "scores", "attention"] = "activation"
+    quantity: Literal["activation", "scores", "attention", "loss"] = "activation"
     is_statistic: bool = False
     is_of_sink: bool = False
     needs_own_attention: bool = False
@@ -125,6 +125,13 @@ _DECLARATIONS = (
         "what the MLP adds to the residual stream",
         computed_after="mlp",
     ),
+    PointDeclaration(
+        "hook_loss",
+        ("batch", "pos"),
+        "loss of each token given those before it, nats; NaN for a text's first token and for pads; read only",
+        "loss",
+        is_statistic=True,
+    ),
     PointDeclaration("attn.hook_q", _BY_HEAD, "queries, before norms and rotation"),
     PointDeclaration("attn.hook_k", _BY_KV_HEAD, "keys, before norms and rotation"),
     PointDeclaration("attn.hook_v", _BY_KV_HEAD, "values"),
@@ -140,6 +147,7 @@ _DECLARATIONS = (
         "attention",
         is_of_sink=True,
     ),
+    _statistic("hook_itself", _ROWS, "fraction of the row's attention on the query's own key", "attention"),
     _statistic("hook_entropy", _ROWS, "entropy of the row's attention, nats", "attention"),
     _statistic(
         "hook_received",
@@ -192,7 +200,9 @@ def _attention_points(declarations: Iterable[PointDeclaration]) -> tuple[str, ..
     return tuple(declared.name.removeprefix("attn.") for declared in declarations)
 
 
-STATISTICS = _attention_points(declared for declared in _DECLARATIONS if declared.is_statistic)
+STATISTICS = _attention_points(
+    declared for declared in _DECLARATIONS if declared.is_statistic and declared.needs_own_attention
+)
 """Names of the streamed statistics within a layer's attention."""
 OWN_ATTENTION_POINTS = _attention_points(
     declared for declared in _DECLARATIONS if declared.needs_own_attention
@@ -314,9 +324,15 @@ def read_only_reason(name: str) -> str:
     >>> read_only_reason("blocks.0.hook_mlp_out"), read_only_reason("blocks.0.attn.hook_sink").split(";")[0]
     ('', 'it is a measurement that nothing in the model depends on')
     """
-    if is_editable(name):
+    declared = declaration(name)
+    if declared is None or declared.is_editable:
         return ""
-    return "it is a measurement that nothing in the model depends on; edit hook_pattern or hook_attn_scores instead"
+    editable_points = (
+        "an activation that it depends on"
+        if declared.quantity == "loss"
+        else "hook_pattern or hook_attn_scores"
+    )
+    return f"it is a measurement that nothing in the model depends on; edit {editable_points} instead"
 
 
 def depends_on_sink_position(name: str) -> bool:

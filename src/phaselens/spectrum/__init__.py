@@ -4,7 +4,7 @@ Pure functions of one text's activations without pads: x [pos, d_model], norms [
 before they are squared or summed.
 
 Spectra: `spectrum`, `spectra`, `continuity_bound`. Bounds from row 0 alone: `compression_bound`, `require_bound`.
-Rows: `row_norms`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
+Rows: `row_norms`, `row_cosines`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
 Distances between rows: `rank_collapse`, `prefix_spread`, `adjacency`.
 Nulls: `random_rows`, `random_spread`, `gaussian_max_ratio`, `gaussian_exceedance`.
 """
@@ -21,6 +21,7 @@ from phaselens.spectrum._rows import (
     massive_activations,
     massive_rows,
     median,
+    row_cosines,
     row_norms,
 )
 from phaselens.spectrum._spread import adjacency, prefix_spread, random_spread, rank_collapse
@@ -47,6 +48,7 @@ __all__ = [
     "random_spread",
     "rank_collapse",
     "require_bound",
+    "row_cosines",
     "row_norms",
     "spectra",
     "spectrum",
