@@ -9,7 +9,8 @@ from phaselens_plugins._probe_rows import TARGETS
 R2 = "share of variance"
 PAIRS = "share of pairs"
 R2_HELP = {
-    "r2": "1 − Σ(y − ŷ)² / Σ(y − ȳ)² of y = t / T in texts that the probe was not fitted on; ȳ is the mean of those that it was",
+    "r2": "1 − Σ(y − ŷ)² / Σ(y − ȳ)² of y = t / T in texts that the probe was not fitted on; ȳ is the mean in those "
+    "that it was fitted on",
     "r2_log": "r2 of y = ln(1 + t)",
 }
 R2_NULL = "r2 with the positions permuted within each text, fitted and tested anew, mean over permutations"
