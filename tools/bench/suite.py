@@ -39,6 +39,7 @@ METRICS = (
     "massive-values",
     "position-curves",
     "sink-tokens",
+    "position-probe",
     "sinks",
 )
 """Observational metrics, which share one forward. Causal metrics need further forwards."""

@@ -5,7 +5,8 @@ before they are squared or summed.
 
 Spectra: `spectrum`, `spectra`, `continuity_bound`. Bounds from row 0 alone: `compression_bound`, `require_bound`.
 Rows: `row_norms`, `row_cosines`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
-Nulls: `random_rows`, `gaussian_max_ratio`, `gaussian_exceedance`.
+Distances between rows: `rank_collapse`, `prefix_spread`, `adjacency`.
+Nulls: `random_rows`, `random_spread`, `gaussian_max_ratio`, `gaussian_exceedance`.
 """
 
 from phaselens.spectrum._bound import Bound, compression_bound, require_bound
@@ -23,6 +24,7 @@ from phaselens.spectrum._rows import (
     row_cosines,
     row_norms,
 )
+from phaselens.spectrum._spread import adjacency, prefix_spread, random_spread, rank_collapse
 
 __all__ = [
     "Balance",
@@ -31,6 +33,7 @@ __all__ = [
     "MassiveActivationRows",
     "NullSpectrum",
     "Spectrum",
+    "adjacency",
     "balance",
     "bos_norm",
     "compression_bound",
@@ -40,7 +43,10 @@ __all__ = [
     "massive_activations",
     "massive_rows",
     "median",
+    "prefix_spread",
     "random_rows",
+    "random_spread",
+    "rank_collapse",
     "require_bound",
     "row_cosines",
     "row_norms",
