@@ -141,6 +141,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.uniform_window: lambda: {**LAST_KEYS, "width": 2, "include_self": False, "exclude_first": True},
     attention.window_mass: lambda: {**QK_LSE, "width": 2, "include_self": False, "exclude_first": True},
     attention.writes: lambda: {"mass": torch.ones(2, 4), "value": CELLS, "w_o": W_O},
+    spectrum.adjacency: lambda: {"x": X, "partners": torch.tensor([2, 3, 0])},
     spectrum.balance: lambda: {"attn_out": X, "mlp_out": X},
     spectrum.bos_norm: lambda: {"norms": X[:, 0]},
     spectrum.compression_bound: lambda: {"x": X},
@@ -150,7 +151,10 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     spectrum.massive_activations: lambda: {"x": X, "n": 3, "threshold": 1.0, "ratio": 1.0},
     spectrum.massive_rows: lambda: {"norms": X[:, 0], "factor": 3.0},
     spectrum.median: lambda: {"values": X},
+    spectrum.prefix_spread: lambda: {"x": X},
     spectrum.random_rows: lambda: {"norms": [1.0, 2.0], "d": 3},
+    spectrum.random_spread: lambda: {"n": 4},
+    spectrum.rank_collapse: lambda: {"x": X},
     spectrum.require_bound: lambda: {
         "spectrum": spectrum.spectrum(X), "bound": spectrum.compression_bound(X), "tolerance": 0.1,
     },

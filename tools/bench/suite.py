@@ -37,6 +37,9 @@ METRICS = (
     "layer-balance",
     "massive-activations",
     "massive-values",
+    "position-curves",
+    "sink-tokens",
+    "position-probe",
     "sinks",
 )
 """Observational metrics, which share one forward. Causal metrics need further forwards."""

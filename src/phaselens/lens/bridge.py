@@ -48,6 +48,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     * the statistics of attention (`phaselens.lens.points.STATISTICS`, such as ``blocks.{i}.attn.hook_sink`` [batch,
       head, query]): float32 or wider, exact, in O(L) memory, computed only where hooked;
     * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
+    * ``hook_loss`` [batch, pos], the loss of each token, in pieces of the vocabulary;
     * `info` (facts about the model) and `stream` (one measuring forward);
     * `set_rotation` nulls the rotation of layers and restores it;
     * one BOS policy, `bos`, for every method that takes a text: the ids are those that a run measures.
@@ -55,6 +56,8 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     `phaselens.load` returns one; it is not meant to be constructed directly.
     """
 
+    #: The loss of each token; see `phaselens.lens.loss_point`.
+    hook_loss: HookPoint
     tokenizer_note: str | None
     reference: Reference | None
     _streaming_options: StreamingOptions
@@ -136,11 +139,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
         return AttentionReplay(self._attention_of("attention_replay", layer))
 
     def kernel_replay(self, layer: int) -> KernelReplay:
-        """Return a context that runs the kernels of `layer` once and reuses their results in all later forwards.
-
-        Use it for forwards that start from one residual and change no query, key or value of the layer. It can be
-        entered again. InputError for a layer that does not exist.
-        """
+        """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
         return KernelReplay(self._attention_of("kernel_replay", layer))
 
     def _attention_of(self, method: str, layer: int) -> StreamingAttention:

@@ -185,6 +185,7 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
             "hook_key_scores": scores[..., :1],
             "hook_learned_sink": 1 - pattern.sum(-1),
             "hook_sink": pattern[..., 0],
+            "hook_itself": pattern.diagonal(dim1=-2, dim2=-1),
             "hook_entropy": torch.special.entr(pattern).sum(-1),
             "hook_received": pattern.sum(-2),
             "hook_distance": _distances(pattern, activations[layer, "hook_distance"].shape[-1]),

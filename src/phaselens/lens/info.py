@@ -67,6 +67,9 @@ class ModelInfo:
     * ``head_outputs``: the step between a head's output and the output projection: ``same`` none, ``scaled`` every
       entry is multiplied by a factor (a gate, an RMS norm), ``mixed`` anything else.
 
+    ``n_ctx_trained`` is the number of positions that the model was trained for, where a rope type extended them to
+    ``n_ctx``; None if the checkpoint states neither.
+
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
     maps the checkpoint's files to their sha256. ``protocol`` says what the model is and with which settings it should
     be measured (the caption of its tables), ``note`` how it was made.
@@ -93,6 +96,7 @@ class ModelInfo:
     bos_token_id: int | None
     bos_policy: str
     bos: str = "auto"
+    n_ctx_trained: int | None = None
     revision: str | None = None
     attention_type: str | None = None
     softmax_scale: float | None = None

@@ -279,6 +279,7 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         bos_token_id=bos_token_id,
         bos_policy=_bos_policy(tokenizer),
         bos=options.bos,
+        n_ctx_trained=families.n_ctx_trained_of(model),
         revision=source.revision if source is not None else None,
         attention_type=getattr(config, "attention_type", None),
         softmax_scale=getattr(config, "softmax_scale", None),

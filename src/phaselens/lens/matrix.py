@@ -80,6 +80,9 @@ def from_matrix(
                     _row_lse(scores, options["sink_logits"]), options
                 ),
                 "hook_sink": lambda: _columns(pattern, slots.slots_at(streaming.sink_position)),
+                "hook_itself": lambda: pattern.diagonal(
+                    pattern.shape[-1] - pattern.shape[-2], dim1=-2, dim2=-1
+                ),
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
                 "hook_received": lambda: without_pads().sum(-2),
                 "hook_distance": lambda: _by_distance(without_pads(), streaming.n_distances),

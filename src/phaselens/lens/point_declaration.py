@@ -12,7 +12,7 @@ class PointDeclaration:
 
     ``name`` is the name within a layer (or within a norm); outside of the layers it is the whole name. ``dimensions``
     are those of the tensor that a hook function receives. ``quantity`` says what its values are: activations of the
-    model, scores before the softmax (or a function of them alone), or attention after it. ``is_of_sink`` marks points
+    model, scores before the softmax (or a function of them alone), attention after it, or losses. ``is_of_sink`` marks points
     whose values depend on the sink position. ``needs_own_attention`` marks points that fire only where the model's own
     attention runs, and not TransformerLens'. ``computed_after`` names the part of the layer that is computed before
     the point, so that an edit here leaves it unchanged (``rotation``: queries, keys and values). ``exists_in`` says
@@ -23,7 +23,7 @@ class PointDeclaration:
     name: str
     dimensions: tuple[str, ...]
     meaning: str
-    quantity: Literal["activation", "scores", "attention"] = "activation"
+    quantity: Literal["activation", "scores", "attention", "loss"] = "activation"
     is_statistic: bool = False
     is_of_sink: bool = False
     needs_own_attention: bool = False

@@ -86,6 +86,13 @@ _DECLARATIONS = (
         "what the MLP adds to the residual stream",
         computed_after="mlp",
     ),
+    PointDeclaration(
+        "hook_loss",
+        ("batch", "pos"),
+        "loss of each token given those before it, nats; NaN for a text's first token and for pads; read only",
+        "loss",
+        is_statistic=True,
+    ),
     PointDeclaration("attn.hook_q", _BY_HEAD, "queries, before norms and rotation"),
     PointDeclaration("attn.hook_k", _BY_KV_HEAD, "keys, before norms and rotation"),
     PointDeclaration("attn.hook_v", _BY_KV_HEAD, "values"),
@@ -107,6 +114,7 @@ _DECLARATIONS = (
         "fraction of the row's attention on its head's learned sink logit, which is no key; 0 without one",
         "attention",
     ),
+    _statistic("hook_itself", _ROWS, "fraction of the row's attention on the query's own key", "attention"),
     _statistic("hook_entropy", _ROWS, "entropy of the row's attention, nats", "attention"),
     _statistic(
         "hook_received",
@@ -171,7 +179,9 @@ def _attention_points(declarations: Iterable[PointDeclaration]) -> tuple[str, ..
     return tuple(declared.name.removeprefix("attn.") for declared in declarations)
 
 
-STATISTICS = _attention_points(declared for declared in _DECLARATIONS if declared.is_statistic)
+STATISTICS = _attention_points(
+    declared for declared in _DECLARATIONS if declared.is_statistic and declared.needs_own_attention
+)
 """Names of the streamed statistics within a layer's attention."""
 OWN_ATTENTION_POINTS = _attention_points(
     declared for declared in _DECLARATIONS if declared.needs_own_attention
@@ -293,12 +303,15 @@ def read_only_reason(name: str) -> str:
     >>> read_only_reason("blocks.0.hook_mlp_out"), read_only_reason("blocks.0.attn.hook_sink").split(";")[0]
     ('', 'it is a measurement that nothing in the model depends on')
     """
-    if is_editable(name):
+    declared = declaration(name)
+    if declared is None or declared.is_editable:
         return ""
-    return (
-        "it is a measurement that nothing in the model depends on; edit hook_key_scores, hook_pattern or "
-        "hook_attn_scores instead"
+    editable_points = (
+        "an activation that it depends on"
+        if declared.quantity == "loss"
+        else "hook_key_scores, hook_pattern or hook_attn_scores"
     )
+    return f"it is a measurement that nothing in the model depends on; edit {editable_points} instead"
 
 
 def depends_on_sink_position(name: str) -> bool:

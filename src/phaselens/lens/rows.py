@@ -28,6 +28,8 @@ class _Call:
     mask: Tensor | None
     position_ids: Tensor | None
     device: torch.device
+    #: [batch, pos], the ids of the new tokens; None for a call with embeddings instead.
+    tokens: Tensor | None
     #: Whether there is a mask that does not mark pads: one by query and key, or one for each type of layer.
     masks_pairs: bool
 
@@ -97,6 +99,7 @@ class Rows:
             mask=mask if by_token else None,
             position_ids=_as_matrix(position_ids),
             device=tokens.device,
+            tokens=None if tokens.is_floating_point() else tokens,
             masks_pairs=mask is not None and not by_token,
         )
         self._calls.append(call)
@@ -155,6 +158,11 @@ class Rows:
     def key_positions(self) -> Tensor:
         """Return the absolute positions [batch or 1, slot] of every slot so far; −1 for pads."""
         return self._require_call().slot_positions
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """The ids [batch, pos] of this call's tokens; None for a call with embeddings instead of tokens."""
+        return None if self._call is None else self._call.tokens
 
     def starts(self) -> list[int]:
         """Return the absolute position of each text's first row in this call, negative if that is a pad: counted back

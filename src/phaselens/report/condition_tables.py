@@ -67,7 +67,7 @@ def condition_table(run: Run, result: MetricResult, display: Display) -> Display
         name_rows(rows, conditions_by_control(result)),
         "conditions",
         labels,
-        "condition",
+        display.row_title or "condition",
         notes=notes,
     )
 
