@@ -12,12 +12,12 @@ class PointDeclaration:
 
     ``name`` is the name within a layer (or within a norm); outside of the layers it is the whole name. ``dimensions``
     are those of the tensor that a hook function receives. ``quantity`` says what its values are: activations of the
-    model, scores before the softmax (or a function of them alone), attention after it, or losses. ``is_of_sink`` marks points
-    whose values depend on the sink position. ``needs_own_attention`` marks points that fire only where the model's own
-    attention runs, and not TransformerLens'. ``computed_after`` names the part of the layer that is computed before
-    the point, so that an edit here leaves it unchanged (``rotation``: queries, keys and values). ``exists_in`` says
-    which models have the point, where not all do. The dtype is the model's; that of statistics, scores and matrices is
-    float32 or wider.
+    model, scores before the softmax (or a function of them alone), attention after it, or losses. ``is_of_sink`` marks
+    points whose values depend on the sink position. ``needs_own_attention`` marks points that fire only where the
+    model's own attention runs, and not TransformerLens'. ``computed_after`` names the part of the layer that is
+    computed before the point, so that an edit here leaves it unchanged (``rotation``: queries, keys and values).
+    ``exists_in`` says which models have the point, where not all do. The dtype is the model's; that of statistics,
+    scores and matrices is float32 or wider.
     """
 
     name: str
