@@ -14,8 +14,8 @@ from tests.toys import toy_info
 
 #: The section on common properties of metrics, in one line.
 SHARED = " ".join(PAGE.read_text(encoding="utf-8").partition("\n## sinks\n")[0].split())
-STATISTIC = re.compile(r"attn\.hook_(sink|entropy|received|distance|lse|pattern|attn_scores)$")
-METRICS = ["attention-patterns", "bos-write", "position-curves", "sinks"]
+STATISTIC = re.compile(r"attn\.hook_(sink|itself|entropy|received|distance|lse|pattern|attn_scores)$")
+METRICS = ["attention-patterns", "bos-write", "position-curves", "sink-tokens", "sinks"]
 #: Columns of tables by text that do not contain attention.
 WITHOUT_ATTENTION = {
     ("bos-write", "value_norm"),
@@ -23,6 +23,9 @@ WITHOUT_ATTENTION = {
     ("position-curves", "norm"),
     ("position-curves", "cosine"),
     ("position-curves", "loss"),
+    ("sink-tokens", "ratio"),
+    ("sink-tokens", "carrying"),
+    ("sink-tokens", "secondary"),
 }
 
 

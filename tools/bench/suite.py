@@ -38,6 +38,7 @@ METRICS = (
     "massive-activations",
     "massive-values",
     "position-curves",
+    "sink-tokens",
     "position-probe",
     "sinks",
 )
