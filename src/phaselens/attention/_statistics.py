@@ -102,7 +102,7 @@ def summarise(
         if not 0 <= position < problem.n_keys:
             raise ValueError(f"expected a position in 0 … {problem.n_keys - 1}, received {position}")
         # Independent of the other statistics requested, so that the last digits do not depend on them.
-        if not _has_exact_lse(q):
+        if not has_exact_lse(q):
             makers["sink"] = lambda problem, real: KeyMass(problem, position)
     if itself:
         makers["itself"] = lambda problem, real: OwnMass(problem)
@@ -121,7 +121,7 @@ def summarise(
     return Summary(**{"sink": sink, "lse": refined, **dict(zip(makers, results, strict=True))})
 
 
-def _has_exact_lse(q: Tensor) -> bool:
+def has_exact_lse(q: Tensor) -> bool:
     """Return whether the fused kernel's log-sum-exp is exact enough to divide a single weight by.
 
     In half precision, the CPU kernel computes its exponentials with an error of 6e-5.

@@ -21,8 +21,8 @@ from phaselens.errors import (
     type_unless_whole,
 )
 from phaselens.lens import families
-from phaselens.lens.attention_dispatch import StreamingOptions
-from phaselens.lens.components import AttentionReplay
+from phaselens.lens.attention_owner import StreamingOptions
+from phaselens.lens.components import AttentionReplay, KernelReplay, StreamingAttention
 from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
@@ -136,12 +136,18 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
         >>> bool(torch.equal(first, second))
         True
         """
+        return AttentionReplay(self._attention_of("attention_replay", layer))
+
+    def kernel_replay(self, layer: int) -> KernelReplay:
+        """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
+        return KernelReplay(self._attention_of("kernel_replay", layer))
+
+    def _attention_of(self, method: str, layer: int) -> StreamingAttention:
         require_whole("layer", layer)
         if not 0 <= layer < self.info.n_layers:
-            raise InputError(
-                f"attention_replay({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}"
-            )
-        return AttentionReplay(self.blocks[layer].attn)
+            raise InputError(f"{method}({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}")
+        attention: StreamingAttention = self.blocks[layer].attn
+        return attention
 
     def stream(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from phaselens.errors import InputError
-from phaselens.lens.attention_dispatch import is_hooked
+from phaselens.lens.attention_owner import is_hooked
 from phaselens.lens.points import read_only_reason
 from phaselens.lens.token_losses import Unembedding
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import attention_dispatch
+from phaselens.lens.attention_owner import StreamingOptions
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import StreamingAttention, attention_layers, mix_in
@@ -61,7 +62,7 @@ def wrap(
     model.set_attn_implementation(attention_dispatch.IMPLEMENTATION)
     # The builder makes plain bridges. This class adds methods, and only the state that is set here.
     bridge.__class__ = HookedTransformer
-    options = bridge._streaming_options = attention_dispatch.StreamingOptions()
+    options = bridge._streaming_options = StreamingOptions()
     bridge.hook_loss = HookPoint()
     fire_losses(bridge)  # before the rows forget the tokens of the call
     options.rows.follow(model.base_model)
