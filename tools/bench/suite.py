@@ -38,6 +38,7 @@ METRICS = (
     "massive-activations",
     "massive-values",
     "position-curves",
+    "qk-geometry",
     "sink-tokens",
     "position-probe",
     "sinks",
