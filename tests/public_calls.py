@@ -155,6 +155,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     spectrum.random_rows: lambda: {"norms": [1.0, 2.0], "d": 3},
     spectrum.random_spread: lambda: {"n": 4},
     spectrum.rank_collapse: lambda: {"x": X},
+    spectrum.relative_change: lambda: {"x": X, "changed": X + 1},
     spectrum.require_bound: lambda: {
         "spectrum": spectrum.spectrum(X), "bound": spectrum.compression_bound(X), "tolerance": 0.1,
     },
@@ -209,6 +210,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.PerText: dict,
     plugin.Plugins: dict,
     plugin.TaskPrompt: lambda: {"id": "a", "ids": [1, 2], "scored_from": 1},
+    plugin.TokenSequence: lambda: {"id": "a", "ids": [1], "group": "b", "rotation_mode": "nope"},
     plugin.TableSpec: lambda: {"name": "a", "columns": (Column("a"),), "help": "a"},
     plugin.Text: lambda: {"id": "a", "text": "b"},
     plugin.in_layer: lambda: {"layer": 0, "point": "hook_mlp_out"},

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from phaselens_plugins._common import generator_for
 from phaselens_plugins._ridge import FEWEST_FOLDS, CrossValidation, cross_validate
 
 if TYPE_CHECKING:
     import numpy as np
 
 TARGETS = ("t / T", "ln(1 + t)")
-
-
-def generator_for(content: str, seed: int, purpose: str) -> np.random.Generator:
-    """Return a generator of random numbers that depends on the text's content, the seed and the purpose alone."""
-    import numpy as np
-
-    digest = hashlib.sha256(f"{seed} {purpose} {content}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16]))
 
 
 @dataclass

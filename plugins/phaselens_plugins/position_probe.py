@@ -26,6 +26,7 @@ from phaselens.plugin import (
 from phaselens_plugins._causal import content_keys
 from phaselens_plugins._common import (
     TableRow,
+    generator_for,
     index_of_largest,
     layer_texts,
     mean_intervals,
@@ -38,7 +39,6 @@ from phaselens_plugins._probe_rows import (
     TARGETS,
     LayerProbe,
     SampledText,
-    generator_for,
     is_usable,
     probe_layer,
 )

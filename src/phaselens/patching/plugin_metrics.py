@@ -271,6 +271,11 @@ def displayed_column(metric_class: type[Metric[Any]]) -> tuple[str, str, str]:
         raise InputError(
             f"{name} is a causal metric; apply its condition to the run by condition({name!r}, …)"
         )
+    if metric_class.reads_own_sequences():
+        raise InputError(
+            f"{name} reads token sequences of its own, to which the edits of this prompt do not apply; use "
+            f"phaselens run -p {name}"
+        )
     display = metric_class.display
     if display is None or display.rows != "layer":
         raise InputError(f"{name} shows no number by layer; use phaselens run -p {name}")

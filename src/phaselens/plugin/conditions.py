@@ -90,7 +90,7 @@ class Edit:
                 f"edit of {self.point}: `to` is {describe_value(self.to)}; give a number, or a function (tensor, site)"
             )
         for name in ("positions", "heads", *(() if callable(self.keys) else ("keys",))):
-            _require_whole_numbers(f"edit of {self.point}: {name}", getattr(self, name))
+            require_whole_numbers(f"edit of {self.point}: {name}", getattr(self, name))
         if self.keys is not None and not names_keys(self.point):
             raise InputError(
                 f"edit of {self.point}: this point has no keys; leave `keys` out, or edit hook_key_scores"
@@ -113,7 +113,7 @@ class Edit:
         return edits
 
 
-def _require_whole_numbers(label: str, numbers: object) -> None:
+def require_whole_numbers(label: str, numbers: object) -> None:
     """Raise InputError unless `numbers` is None or a collection of whole numbers from 0."""
     if numbers is None:
         return
@@ -216,7 +216,7 @@ class TaskPrompt:
             raise InputError(f"a prompt's id is {describe_value(self.id)}; give text")
         if self.ids is None:
             raise InputError(f"prompt {self.id!r}: its ids are None; give a list of token ids")
-        _require_whole_numbers(f"prompt {self.id!r}: its ids", self.ids)
+        require_whole_numbers(f"prompt {self.id!r}: its ids", self.ids)
         if not is_whole(self.scored_from):
             raise InputError(
                 f"prompt {self.id!r}: scored_from is {describe_value(self.scored_from)}; give a whole number"

@@ -11,7 +11,9 @@ from phaselens.plugin.causal_metric import CausalMetric
 from phaselens.plugin.conditions import BASELINE, Condition, ConditionGroup, ConditionKey, TaskPrompt
 from phaselens.plugin.metric import Metric
 from phaselens.plugin.params import Params
+from phaselens.plugin.sequences import TokenSequence
 from phaselens.plugin.tables import Table
+from phaselens.plugin.views import Batch
 
 Item = TypeVar("Item")
 
@@ -158,6 +160,33 @@ def prompts_of(metric: CausalMetric[Any], tokenizer: Any) -> list[TaskPrompt] | 
                 f"prompts() holds {describe_value(prompt)}; {expected}", _location_of(metric, "prompts")
             )
     return prompts
+
+
+def sequences_of(metric: Metric[Any], texts: Batch, tokenizer: Any) -> list[TokenSequence] | None:
+    """Return the sequences that `sequences()` returns, checked; None if the metric reads the run's texts."""
+    returned = metric.sequences(texts, tokenizer)
+    if returned is None:
+        return None
+    expected = "return a list of TokenSequences, or None for the run's texts"
+    sequences = _as_list(metric, "sequences", returned, expected)
+    location = _location_of(metric, "sequences")
+    ids: set[str] = set()
+    mode_of_group: dict[str, str] = {}
+    for sequence in sequences:
+        if not isinstance(sequence, TokenSequence):
+            raise author_error(f"sequences() holds {describe_value(sequence)}; {expected}", location)
+        if sequence.id in ids:
+            raise author_error(f"sequences(): two have the id {sequence.id!r}; give each its own", location)
+        ids.add(sequence.id)
+        if sequence.group is not None:
+            mode = mode_of_group.setdefault(sequence.group, sequence.rotation_mode)
+            if mode != sequence.rotation_mode:
+                raise author_error(
+                    f"sequences(): those of group {sequence.group!r} have the rotation modes {mode} and "
+                    f"{sequence.rotation_mode}; one batch has one",
+                    location,
+                )
+    return sequences
 
 
 def tables_of(metric: Metric[Any]) -> Mapping[str, Table]:

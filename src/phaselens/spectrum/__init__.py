@@ -5,7 +5,7 @@ before they are squared or summed.
 
 Spectra: `spectrum`, `spectra`, `continuity_bound`. Bounds from row 0 alone: `compression_bound`, `require_bound`.
 Rows: `row_norms`, `row_cosines`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
-Distances between rows: `rank_collapse`, `prefix_spread`, `adjacency`.
+Distances between rows: `rank_collapse`, `prefix_spread`, `adjacency`, `relative_change`.
 Nulls: `random_rows`, `random_spread`, `gaussian_max_ratio`, `gaussian_exceedance`.
 """
 
@@ -24,7 +24,13 @@ from phaselens.spectrum._rows import (
     row_cosines,
     row_norms,
 )
-from phaselens.spectrum._spread import adjacency, prefix_spread, random_spread, rank_collapse
+from phaselens.spectrum._spread import (
+    adjacency,
+    prefix_spread,
+    random_spread,
+    rank_collapse,
+    relative_change,
+)
 
 __all__ = [
     "Balance",
@@ -47,6 +53,7 @@ __all__ = [
     "random_rows",
     "random_spread",
     "rank_collapse",
+    "relative_change",
     "require_bound",
     "row_cosines",
     "row_norms",

@@ -1,4 +1,4 @@
-"""How far apart the rows of a text are: rank collapse, the spread of its prefixes, and likeness of neighbours.
+"""How far apart the rows of a text are: rank collapse, the spread of its prefixes, likeness of neighbours, change.
 
 Pure functions of one text's activations without pads: x [pos, d_model]. Everything is computed in float64, in blocks of
 rows, so that no copy of x in float64 is held.
@@ -75,6 +75,28 @@ def random_spread(n: int) -> float:
     """
     require_whole("n", n, 0)
     return math.sqrt(1 - 1 / n) if n else math.nan
+
+
+def relative_change(x: Tensor, changed: Tensor) -> Tensor:
+    """Return ‖y_t − x_t‖ / ‖x_t‖ [pos] of the rows of x and of `changed`, both [pos, d_model]; float64.
+
+    NaN where x_t is zero. METRICS 10.9.
+
+    >>> relative_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]])).tolist()
+    [0.2]
+    """
+    require_matrix("x", x)
+    require_matrix("changed", changed)
+    if x.shape != changed.shape:
+        raise InputError(f"expected changed of shape {list(x.shape)}, received {list(changed.shape)}")
+    changes = [
+        torch.linalg.vector_norm(new_rows - rows, dim=-1) / torch.linalg.vector_norm(rows, dim=-1)
+        for rows, new_rows in zip(_blocks(x), _blocks(changed), strict=True)
+    ]
+    norms_are_zero = [~rows.any(-1) for rows in _blocks(x)]
+    if not changes:
+        return x.new_zeros(0, dtype=torch.float64)
+    return torch.cat(changes).masked_fill(torch.cat(norms_are_zero), torch.nan)
 
 
 def adjacency(x: Tensor, partners: Tensor) -> float:
