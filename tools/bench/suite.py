@@ -39,6 +39,7 @@ METRICS = (
     "massive-values",
     "position-curves",
     "qk-geometry",
+    "rope-frequencies",
     "sink-tokens",
     "position-probe",
     "sinks",

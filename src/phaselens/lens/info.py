@@ -20,7 +20,10 @@ class RotatedPairs:
     """The dimensions of a head that a layer's rotation mixes, measured on the rotation itself.
 
     ``pairs`` are the dimensions that turn into each other, each pair once; dimensions outside of them pass unrotated.
-    ``problem`` is the reason why the rotation could not be read; there are no pairs then.
+    ``problem`` is the reason why the rotation could not be read; there are no pairs then. ``angles`` are the radians by
+    which one position turns each pair, in a short text; those that it would turn them by where the rotation was nulled
+    or dropped, and empty where they are unknown. ``factor`` is the attention factor by which cos and sin are multiplied
+    (YaRN, longrope), which they keep at position 0; None where positions are not given as cos and sin.
 
     >>> RotatedPairs(((0, 2), (1, 3)), 6)
     RotatedPairs(pairs=((0, 2), (1, 3)), d_head=6, problem=None)
@@ -31,6 +34,8 @@ class RotatedPairs:
     pairs: tuple[tuple[int, int], ...]
     d_head: int
     problem: str | None = None
+    angles: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    factor: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def unrotated(self) -> tuple[int, ...]:

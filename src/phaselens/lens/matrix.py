@@ -109,10 +109,13 @@ def _row_lse(scores: Tensor, sink_logits: Tensor | None) -> Tensor:
 
 
 def learned_sink_mass(lse: Tensor, options: KernelOptions) -> Tensor:
-    """Return the share [batch, head, query] of each row's attention on its head's sink logit; 0 without one."""
+    """Return the share [batch, head, query] of each row's attention on its head's sink logit; 0 without one.
+
+    NaN where the row is NaN.
+    """
     sink_logits = options["sink_logits"]
     if sink_logits is None:
-        return torch.zeros_like(lse)
+        return torch.zeros_like(lse).masked_fill(lse.isnan(), torch.nan)
     return (sink_logits.to(lse.dtype)[None, :, None] - lse).exp()
 
 
