@@ -60,7 +60,8 @@ class SinkRemovalParams(Params):
 
     shifts: str = param(
         "-inf,-4,-1,0,2",
-        help="what is added to the scores of the key, in nats, separated by commas; -inf removes it, 0 is the unedited model",
+        help="what is added to the scores of the key, in nats, separated by commas; -inf removes the key, 0 is the "
+        "unedited model",
     )
     at: str = param(
         "all",
