@@ -219,6 +219,6 @@ def _draw_layers(axes: Axes, records: Sequence[Record], label: str, style: Mappi
     axes.plot(layers, numbers(of_dose, "control_nats"), color=style["color"], linestyle=DASHES, linewidth=1.0)
     axes.axhline(0.0, color=INK, linewidth=0.6)
     axes.set_xlabel(f"layer, edited alone, b = {'−∞' if smallest == -math.inf else shift_text(smallest)}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(layers[:: max(1, len(layers) // 8)])
     axes.set_ylabel("Δ nats per token")
     bare(axes)
