@@ -16,6 +16,7 @@ from phaselens.errors import InputError, RefusedModel, short_form
 from phaselens.lens import checkpoints, checks, families
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import attention_layers
+from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.lora import cast_parameters, merge_adapter
 from phaselens.lens.model_source import ModelSource
@@ -206,6 +207,7 @@ def _build(
     model: PreTrainedModel, source: ModelSource | None, options: _Options, tokenizer_note: str | None
 ) -> HookedTransformer:
     require_served(model)
+    use_runnable_experts(model)
     nulled = options.rotation_mode == "nope"
     reference = reference_of(model, nulled=nulled) if options.check else None
     tokenizer = options.tokenizer
