@@ -18,7 +18,6 @@ from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families
 from phaselens.lens.components import attention_layers
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
-from phaselens.lens.precision import LIMITS
 from phaselens.lens.reference import Reference, probe_tokens
 from phaselens.lens.visibility import disagreements
 from phaselens.lens.weights import projection
@@ -115,7 +114,7 @@ def _per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
 
 
 def _same_as_reference(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
-    limit = LIMITS[lens.dtype]
+    limit = lens.arithmetic.limit
     results = []
     entering = _per_layer(lens, "hook_in")
     for name, points in (
@@ -257,7 +256,7 @@ def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: lis
         head_sum = z @ output.weight.flatten(0, 1).float() + output.bias.float()
         gaps[layer] = _difference(head_sum, activations[layer, "hook_out"])
     name = "the heads' outputs add up to the output of attention"
-    return [_worst(name, LIMITS[lens.dtype], gaps)] if gaps else []
+    return [_worst(name, lens.arithmetic.limit, gaps)] if gaps else []
 
 
 def _keeper(activations: dict[Key, Tensor], key: Key) -> HookFunction:
@@ -324,7 +323,7 @@ def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Referenc
         "a long text beside a short one": _difference(side_by_side[1:], reference.far_logits),
     }
     worst_case = max(gaps, key=lambda name: gaps[name])
-    limit = LIMITS[lens.dtype]
+    limit = lens.arithmetic.limit
     detail = "no difference" if gaps[worst_case] == 0 else f"worst for {worst_case}"
     return [
         CheckResult(
@@ -347,5 +346,5 @@ def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckRe
         gap = _difference(same_text, value, relative=not _can_be_zero(statistic))
         by_layer[layer] = max(by_layer[layer], gap)
     return _worst(
-        "a text alone equals the same text in a padded batch", max(1e-5, LIMITS[lens.dtype]), by_layer
+        "a text alone equals the same text in a padded batch", max(1e-5, lens.arithmetic.limit), by_layer
     )
