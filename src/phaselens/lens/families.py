@@ -231,10 +231,16 @@ def embedding_of(model: PreTrainedModel) -> Tensor:
 
 def d_mlp_of(model: PreTrainedModel, output: nn.Module) -> int:
     """Return the width of an MLP's hidden activations, read from its output projection if that states it."""
-    width = _attribute(output, _LINEAR_WIDTH)
-    if isinstance(width, int):
+    width = linear_width_of(output)
+    if width is not None:
         return width
     return int(_attribute(text_config_of(model), _D_MLP) or 4 * embedding_of(model).shape[1])
+
+
+def linear_width_of(module: nn.Module) -> int | None:
+    """Return the width of a linear module's input; None for a module that states none."""
+    width = _attribute(module, _LINEAR_WIDTH)
+    return width if isinstance(width, int) else None
 
 
 def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:

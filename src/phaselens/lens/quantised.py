@@ -138,7 +138,7 @@ def measure_arithmetic(model: PreTrainedModel) -> Arithmetic:
             "torch",
             "transformers",
         )
-        if is_foreign and not is_plain and isinstance(getattr(module, "in_features", None), int):
+        if is_foreign and not is_plain and families.linear_width_of(module) is not None:
             examples.setdefault((type(module), type(weight)), module)
     measured = [_arithmetic_of(module, dtype) for module in examples.values()]
     return Arithmetic(
@@ -150,10 +150,11 @@ def measure_arithmetic(model: PreTrainedModel) -> Arithmetic:
 def _arithmetic_of(module: Any, dtype: torch.dtype) -> Arithmetic:
     """Return how one linear module computes on random inputs of this dtype."""
     tensors = [*module.parameters(), *module.buffers()]
-    if not tensors:
+    width = families.linear_width_of(module)
+    if not tensors or width is None:
         return Arithmetic(dtype)
     generator = torch.Generator().manual_seed(0)
-    shape = (_N_INPUTS, int(module.in_features))
+    shape = (_N_INPUTS, width)
     inputs, change = (torch.randn(shape, generator=generator).to(tensors[0].device) for _ in range(2))
     with torch.no_grad():
         output, changed = (
