@@ -16,6 +16,7 @@ from phaselens.errors import InputError, RefusedModel, short_form
 from phaselens.lens import checkpoints, checks, families, gguf_files, quantised, text_towers, weight_adapters
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import attention_layers
+from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.model_source import ModelSource
 from phaselens.lens.pretrained import as_model_errors
@@ -234,6 +235,7 @@ def _build(
     model: PreTrainedModel, source: ModelSource | None, options: _Options, tokenizer_note: str | None
 ) -> HookedTransformer:
     require_served(model)
+    use_runnable_experts(model)
     nulled = options.rotation_mode == "nope"
     tokenizer = options.tokenizer
     name = source.name if source is not None else model.config.name_or_path or type(model).__name__
