@@ -20,7 +20,7 @@ from phaselens.lens import families
 from phaselens.lens.choices import Choices, recorded_choices, repeated_choices
 from phaselens.lens.components import attention_layers
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
-from phaselens.lens.precision import LIMITS, STATISTICS_LIMITS
+from phaselens.lens.precision import STATISTICS_LIMITS
 from phaselens.lens.reference import OwnForward, Reference, probe_tokens
 from phaselens.lens.visibility import disagreements
 from phaselens.lens.weights import projection
@@ -118,7 +118,7 @@ def _per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
 
 def _same_as_reference(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
     """Compare what each layer returns, and the logits, with the model's own."""
-    limit = LIMITS[lens.dtype]
+    limit = lens.arithmetic.limit
     results = []
     for name, points in (
         ("logits, nothing hooked inside", {}),
@@ -155,7 +155,7 @@ def _as_in(lens: HookedTransformer, residuals: Sequence[Tensor], choices: Choice
         return replace
 
     hooks = [(in_layer(layer, "hook_in"), start_from(residual)) for layer, residual in enumerate(residuals)]
-    with lens.hooks(fwd_hooks=hooks), repeated_choices(choices, LIMITS[lens.dtype]):
+    with lens.hooks(fwd_hooks=hooks), repeated_choices(choices, lens.arithmetic.limit):
         yield entering
 
 
@@ -280,7 +280,7 @@ def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: lis
         head_sum = z @ output.weight.flatten(0, 1).float() + output.bias.float()
         gaps[layer] = _difference(head_sum, activations[layer, "hook_out"])
     name = "the heads' outputs add up to the output of attention"
-    return [_worst(name, LIMITS[lens.dtype], gaps)] if gaps else []
+    return [_worst(name, lens.arithmetic.limit, gaps)] if gaps else []
 
 
 def _keeper(activations: dict[Key, Tensor], key: Key) -> HookFunction:
@@ -335,7 +335,7 @@ def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Referenc
         return []
     model, tokens = lens.original_model, reference.tokens
     near_positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    limit = LIMITS[lens.dtype]
+    limit = lens.arithmetic.limit
 
     def gap_in(
         forward: OwnForward, tokens: Tensor, positions: Tensor, text: int, expected: OwnForward
@@ -380,5 +380,5 @@ def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckRe
         gap = _difference(same_text, value, relative=not _can_be_zero(statistic))
         by_layer[layer] = max(by_layer[layer], gap)
     return _worst(
-        "a text alone equals the same text in a padded batch", max(1e-5, LIMITS[lens.dtype]), by_layer
+        "a text alone equals the same text in a padded batch", max(1e-5, lens.arithmetic.limit), by_layer
     )
