@@ -10,7 +10,6 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import phaselens
-from phaselens.lens.anatomy import dissect
 from phaselens.lens.checks import capture, run_checks
 from phaselens.lens.points import STATISTICS
 from phaselens.lens.wrapping import has_own_adapter, measure_anatomy
@@ -226,12 +225,12 @@ def test_parts_of_latent_keys_are_named_as_the_reason_for_an_absent_point():
 
 def test_a_model_whose_layers_run_twice_is_refused_with_that_reason():
     model = model_of("ministral")
-    layers = model.model.layers
-    layers[0].register_forward_hook(
-        lambda layer, inputs, output, running=[]: None
-        if running
-        else (running.append(1), layer(inputs[0], position_embeddings=(torch.ones(1, 11, 8), torch.zeros(1, 11, 8))), None)[2]
-    )  # fmt: skip
-    model.set_attn_implementation("phaselens")
-    with pytest.raises(phaselens.RefusedModel, match="run 2 times"):
-        dissect(model, "looped")
+    body, run_once = model.model, model.model.layers[0].forward
+
+    def run_twice(residual: torch.Tensor, **options: object) -> torch.Tensor:
+        body.layers[0].forward = run_once
+        return body.layers[0](body.layers[0](residual, **options), **options)
+
+    body.layers[0].forward = run_twice
+    with pytest.raises(phaselens.RefusedModel, match="run 3 times"):
+        measure_anatomy(model)

@@ -27,6 +27,7 @@ from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
 from phaselens.lens.projection import Projection
+from phaselens.lens.quantised import Arithmetic
 from phaselens.lens.rotation import SwitchesRotation
 from phaselens.lens.rows import Rows
 from phaselens.lens.texts import ReadsTexts, options_of, signed_as
@@ -61,6 +62,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     _points: dict[str, HookPoint | None]
     position_axes: dict[str, int | None]
     _unembedding: Unembedding | None
+    _arithmetic: Arithmetic | None
 
     @property
     def device(self) -> torch.device:
@@ -70,8 +72,12 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights and of all activations except statistics and matrices."""
-        dtype: torch.dtype = next(self.original_model.parameters()).dtype
-        return dtype
+        return families.embedding_of(self.original_model).dtype
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """How its modules compute, which decides what rounding alone can change."""
+        return self._arithmetic or Arithmetic(self.dtype)
 
     @contextmanager
     def streaming(

@@ -6,26 +6,27 @@ before it was wrapped.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens.captures import capture, keeper
+from phaselens.lens.choices import Choices, recorded_choices, repeated_choices
 from phaselens.lens.components import attention_layers
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
-from phaselens.lens.precision import LIMITS
-from phaselens.lens.reference import Reference, probe_tokens
+from phaselens.lens.precision import STATISTICS_LIMITS
+from phaselens.lens.reference import OwnForward, Reference, probe_tokens
 from phaselens.lens.visibility import disagreements
 from phaselens.lens.weights import projection
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,6 @@ def _worst(
     return CheckResult(name, gap <= limit, gap, limit, detail)
 
 
-def capture(
-    lens: HookedTransformer, tokens: Tensor, names: Mapping[Key, str], **options: Any
-) -> tuple[Tensor, dict[Key, Tensor]]:
-    """Run one forward; return its output, and a copy of each named activation under its key."""
-    activations: dict[Key, Tensor] = {}
-    output = lens.stream(
-        tokens, [(name, _keeper(activations, key)) for key, name in names.items()], **options
-    )
-    return output, activations
-
-
 def _per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
     """Return the names of a point by layer, of the layers that have it."""
     names = {layer: in_layer(layer, point) for layer in range(lens.info.n_layers)}
@@ -118,43 +108,65 @@ def _per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
 
 
 def _same_as_reference(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
-    limit = LIMITS[lens.dtype]
+    """Compare what each layer returns, and the logits, with the model's own."""
+    limit = lens.arithmetic.limit
     results = []
-    entering = _per_layer(lens, "hook_in")
     for name, points in (
-        ("logits, nothing hooked inside", entering),
-        ("logits, all statistics hooked", {**entering, **_statistics(lens)}),
+        ("logits, nothing hooked inside", {}),
+        ("logits, all statistics hooked", _statistics(lens)),
     ):
-        logits, entering_residuals = capture(lens, reference.tokens, points, unembed=True)
-        by_layer = {
-            layer: _difference(entering_residuals[layer], reference_residual)
-            for layer, reference_residual in enumerate(reference.residuals)
-        }
-        gap = _difference(logits, reference.logits)
-        first_layer = next((layer for layer, value in by_layer.items() if value > limit), None)
+        with _as_in(lens, reference.forward.residuals, reference.forward.choices) as entering:
+            logits, _ = capture(lens, reference.tokens, points, unembed=True)
+        gaps = list(map(_difference, entering, reference.forward.residuals))
+        gap = max(*gaps, _difference(logits, reference.forward.logits))
         detail = "no difference" if gap == 0 else "within rounding"
-        if first_layer is not None:
-            detail = f"first seen entering layer {first_layer}, by {by_layer[first_layer]:.3g}"
-        elif gap > limit:
+        if gap > limit:
+            first_layer = next((layer for layer, value in enumerate(gaps) if value > limit), None)
             detail = "first seen after the last layer"
-        results.append(CheckResult(name, gap <= limit and first_layer is None, gap, limit, detail))
+            if first_layer is not None:
+                detail = f"first seen entering layer {first_layer}, by {gaps[first_layer]:.3g}"
+        results.append(CheckResult(name, gap <= limit, gap, limit, detail))
     return results
 
 
+@contextmanager
+def _as_in(lens: HookedTransformer, residuals: Sequence[Tensor], choices: Choices) -> Iterator[list[Tensor]]:
+    """Let the layers of a forward inside the context start from the residuals, and choose the experts, of another one.
+
+    Rounding then neither accumulates over the layers nor tips a choice. Yields the list of what entered each layer
+    before it was replaced.
+    """
+    entering: list[Tensor] = []
+
+    def start_from(residual: Tensor) -> HookFunction:
+        def replace(value: Tensor, hook: object) -> Tensor:
+            entering.append(value.detach().clone())
+            return residual.to(value.device, copy=True)
+
+        return replace
+
+    hooks = [(in_layer(layer, "hook_in"), start_from(residual)) for layer, residual in enumerate(residuals)]
+    with lens.hooks(fwd_hooks=hooks), repeated_choices(choices, lens.arithmetic.limit):
+        yield entering
+
+
 def _rows_sum_to_one(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
-    _, patterns = capture(lens, tokens, _per_layer(lens, "attn.hook_pattern"))
-    _, lse = capture(lens, tokens, _per_layer(lens, "attn.hook_lse"))
+    """Sum the rows of the matrix and, where there are sink logits, add their share by the streamed log-sum-exp."""
+    points = _in_attention(attention_layers(lens), ("hook_pattern", "hook_lse"))
+    # With reads_only, the log-sum-exp is streamed although the matrix is hooked.
+    _, activations = capture(lens, tokens, points, reads_only=True)
     by_layer = {}
-    for layer, pattern in patterns.items():
-        row_sums = pattern.double().sum(-1)
-        sink_logits = attention_layers(lens)[layer].facts.sink_logits
+    for layer, attention_component in attention_layers(lens).items():
+        row_sums = activations[layer, "hook_pattern"].double().sum(-1)
+        sink_logits = attention_component.facts.sink_logits
         if sink_logits is not None:
-            row_sums = row_sums + (sink_logits.double()[None, :, None] - lse[layer].double()).exp()
+            lse = activations[layer, "hook_lse"].double()
+            row_sums = row_sums + (sink_logits.double()[None, :, None] - lse).exp()
         # Rows that are not finite come from the model (NaN weights); its logits were compared above.
         by_layer[layer] = _difference(
             row_sums, torch.ones_like(row_sums).where(row_sums.isfinite(), row_sums)
         )
-    return _worst("rows of attention sum to one", 1e-5, by_layer)
+    return _worst("rows of attention sum to one", STATISTICS_LIMITS[lens.dtype] / 2, by_layer)
 
 
 def _windows_match_the_masks(lens: HookedTransformer) -> CheckResult:
@@ -193,9 +205,8 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
         for name in STATISTICS:  # one without a reference in float64 fails here, rather than pass unchecked
             gap = _difference(activations[layer, name].cpu(), expected[name], relative=not _can_be_zero(name))
             by_layer[layer] = max(by_layer[layer], gap)
-    # The kernels for half precision compute exponentials less exactly.
-    limit = 2e-5 if lens.dtype in (torch.float32, torch.float64) else 2e-4
-    return _worst("streamed statistics equal those of the scores in float64", limit, by_layer)
+    name = "streamed statistics equal those of the scores in float64"
+    return _worst(name, STATISTICS_LIMITS[lens.dtype], by_layer)
 
 
 def _can_be_zero(statistic: str) -> bool:
@@ -244,7 +255,7 @@ def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: 
             return value
 
         edited: dict[int | str, Tensor] = {}
-        hooks = [(name, _keeper(edited, key)) for key, name in points.items()]
+        hooks = [(name, keeper(edited, key)) for key, name in points.items()]
         lens.stream(tokens, [*hooks, (edited_point, zero_first)])
         gap_below = max(_difference(edited[index], clean[index]) for index in range(layer + 1))
         point_above = layer + 1 if layer + 1 in clean else "out"
@@ -273,14 +284,7 @@ def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: lis
         head_sum = z @ output.weight.flatten(0, 1).float() + output.bias.float()
         gaps[layer] = _difference(head_sum, activations[layer, "hook_out"])
     name = "the heads' outputs add up to the output of attention"
-    return [_worst(name, LIMITS[lens.dtype], gaps)] if gaps else []
-
-
-def _keeper(activations: dict[Key, Tensor], key: Key) -> HookFunction:
-    def keep(value: Tensor, hook: object) -> None:
-        activations[key] = value.detach().clone()
-
-    return keep
+    return [_worst(name, lens.arithmetic.limit, gaps)] if gaps else []
 
 
 def _mid_edit_reaches_skip_path(
@@ -294,18 +298,16 @@ def _mid_edit_reaches_skip_path(
         points = ("hook_resid_mid", "hook_mlp_out")
         if any(block.find_point(point) is None for point in points) or not block.adds_mid_again():
             continue
-        limit = limit if block.adds_mlp_out_exactly() else LIMITS[lens.dtype]
+        limit = limit if block.adds_mlp_out_exactly() else lens.arithmetic.limit
         block_output = in_layer(layer, "hook_out")
         mid = in_layer(layer, "hook_resid_mid")
         _, clean = capture(lens, tokens, {"out": block_output})
         copied: dict[str, Tensor] = {}
-        lens.stream(
-            tokens, [(mid, lambda value, hook: value.clone()), (block_output, _keeper(copied, "out"))]
-        )
+        lens.stream(tokens, [(mid, lambda value, hook: value.clone()), (block_output, keeper(copied, "out"))])
         edited: dict[str, Tensor] = {}
         hooks = [
-            (block_output, _keeper(edited, "out")),
-            (in_layer(layer, "hook_mlp_out"), _keeper(edited, "mlp")),
+            (block_output, keeper(edited, "out")),
+            (in_layer(layer, "hook_mlp_out"), keeper(edited, "mlp")),
         ]
         lens.stream(tokens, [(mid, lambda value, hook: torch.zeros_like(value)), *hooks])
         gaps[layer] = max(_difference(copied["out"], clean["out"]), _difference(edited["out"], edited["mlp"]))
@@ -318,7 +320,7 @@ def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: li
     gaps: dict[int, float] = {}
     for layer in layers:
         inputs_below: dict[int, Tensor] = {}
-        hooks = [(in_layer(lower, "hook_in"), _keeper(inputs_below, lower)) for lower in range(layer)]
+        hooks = [(in_layer(lower, "hook_in"), keeper(inputs_below, lower)) for lower in range(layer)]
         resumed = lens.stream(residual=residuals[layer], start_at_layer=layer, hooks=hooks)
         gaps[layer] = float("inf") if inputs_below else _difference(resumed, final)
     return _worst("start_at_layer gives the same output and skips the layers below", 0.0, gaps)
@@ -326,24 +328,30 @@ def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: li
 
 def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
     """Run a short text after and beside a long one, and the long one beside the short: each as in a fresh model."""
-    if reference.far_positions is None or reference.far_logits is None:
+    near, far, far_positions = reference.forward, reference.far_forward, reference.far_positions
+    if far is None or far_positions is None:
         return []
-    model, tokens, far_positions = lens.original_model, reference.tokens, reference.far_positions
+    model, tokens = lens.original_model, reference.tokens
     near_positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    limit = lens.arithmetic.limit
+
+    def gap_in(
+        forward: OwnForward, tokens: Tensor, positions: Tensor, text: int, expected: OwnForward
+    ) -> float:
+        with _as_in(lens, forward.residuals, forward.choices) as entering:
+            logits = model(tokens, position_ids=positions, use_cache=False).logits
+        pairs = zip((*entering, logits), (*expected.residuals, expected.logits), strict=True)
+        return max(_difference(measured[text : text + 1], own) for measured, own in pairs)
+
+    both_texts, both_positions = tokens.expand(2, -1), torch.cat([near_positions, far_positions])
     with torch.no_grad(), lens.rows.with_lengths(None):
-        after_long = [
-            model(tokens, position_ids=ids, use_cache=False).logits for ids in (far_positions, near_positions)
-        ][1]
-        side_by_side = model(
-            tokens.expand(2, -1), position_ids=torch.cat([near_positions, far_positions]), use_cache=False
-        ).logits
-    gaps = {
-        "a short text after a long one": _difference(after_long, reference.logits),
-        "a short text beside a long one": _difference(side_by_side[:1], reference.logits),
-        "a long text beside a short one": _difference(side_by_side[1:], reference.far_logits),
-    }
+        model(tokens, position_ids=far_positions, use_cache=False)
+        gaps = {
+            "a short text after a long one": gap_in(near, tokens, near_positions, 0, near),
+            "a short text beside a long one": gap_in(near.beside(far), both_texts, both_positions, 0, near),
+            "a long text beside a short one": gap_in(near.beside(far), both_texts, both_positions, 1, far),
+        }
     worst_case = max(gaps, key=lambda name: gaps[name])
-    limit = LIMITS[lens.dtype]
     detail = "no difference" if gaps[worst_case] == 0 else f"worst for {worst_case}"
     return [
         CheckResult(
@@ -358,13 +366,17 @@ def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckRe
     length = short_text.shape[1]
     padded = torch.cat([torch.nn.functional.pad(short_text, (0, tokens.shape[1] - length)), tokens])
     lengths = torch.tensor([length, tokens.shape[1]])
-    _, unpadded = capture(lens, short_text, _statistics(lens))
-    _, padded_values = capture(lens, padded, _statistics(lens), lengths=lengths)
-    by_layer = dict.fromkeys(attention_layers(lens), 0.0)
-    for (layer, statistic), value in unpadded.items():
-        same_text = padded_values[layer, statistic][:1, :, : value.shape[2]]
+    points = {**_per_layer(lens, "hook_in"), **_statistics(lens)}
+    with recorded_choices(padded) as choices:
+        _, in_batch = capture(lens, padded, points, lengths=lengths)
+    residuals = [in_batch[layer][:1, :length] for layer in range(lens.info.n_layers)]
+    with _as_in(lens, residuals, choices.of_text(0, length)) as entering:
+        _, alone = capture(lens, short_text, _statistics(lens))
+    by_layer = dict(enumerate(map(_difference, entering, residuals)))
+    for (layer, statistic), value in alone.items():
+        same_text = in_batch[layer, statistic][:1, :, : value.shape[2]]
         gap = _difference(same_text, value, relative=not _can_be_zero(statistic))
         by_layer[layer] = max(by_layer[layer], gap)
     return _worst(
-        "a text alone equals the same text in a padded batch", max(1e-5, LIMITS[lens.dtype]), by_layer
+        "a text alone equals the same text in a padded batch", max(1e-5, lens.arithmetic.limit), by_layer
     )

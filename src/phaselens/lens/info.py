@@ -73,8 +73,9 @@ class ModelInfo:
     ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
 
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
-    maps the checkpoint's files to their sha256. ``note`` tells a reader of the model's numbers how it was made, or with
-    which setting it should be measured.
+    maps the checkpoint's files, and those of its adapter, to their sha256. ``note`` tells a reader of the model's
+    numbers how it was made, or with which setting it should be measured. ``adapter`` describes an adapter and how it
+    was applied. ``part_of`` is the class of the model of several modalities whose text model this is.
     """
 
     label: str
@@ -107,6 +108,8 @@ class ModelInfo:
     kinds: tuple[str, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
     note: str | None = None
+    adapter: str | None = None
+    part_of: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

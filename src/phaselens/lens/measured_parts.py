@@ -46,7 +46,7 @@ class MeasuredMLP(MLPBridge):
         if "gate" not in projections:
             pre = {"hook_pre": "in.hook_out"}
         self.hook_aliases = {**pre, "hook_post": "out.hook_in"} if projections else {}
-        self.property_aliases = {}
+        self.property_aliases: dict[str, str] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model's own module, which may be a mixture of experts."""
@@ -190,7 +190,7 @@ class MeasuredBlock(SkippingBlock):
     def __init__(self, name: str, config: Any, plans: LayerPlans) -> None:
         super().__init__(name, config, submodules={})
         # Those of the template, to which TransformerLens falls back: only what every layer has.
-        self.hook_aliases = {}
+        self.hook_aliases: dict[str, Any] = {}
         self.__dict__["plans"] = plans
         self.__dict__["plan"] = None
         self.__dict__["residual_shape"] = None

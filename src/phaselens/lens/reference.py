@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phaselens.lens import families, frequencies
+from phaselens.lens.choices import Choices, recorded_choices
 from phaselens.lens.module_calls import first_tensor
 
 if TYPE_CHECKING:
@@ -20,19 +21,35 @@ _PROBE = 16
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The model's output for the probe: tokens [1, pos], logits [1, pos, d_vocab], residuals entering each layer.
+class OwnForward:
+    """One forward of a model: logits [batch, pos, d_vocab], the residual [batch, pos, d_model] entering each layer, and
+    the experts that it chose."""
 
-    `far_logits` [1, pos, d_vocab] belong to the same tokens at `far_positions` [1, pos], which reach beyond the trained
-    length, as at the end of a long text; both are None for a model without rotation. `nulled`: every rotation was
-    nulled.
+    logits: Tensor
+    residuals: tuple[Tensor, ...]
+    choices: Choices
+
+    def beside(self, other: OwnForward) -> OwnForward:
+        """Return the forward of one batch of these texts and, after them, those of `other`, of the same length."""
+        logits, *residuals = (
+            torch.cat(pair)
+            for pair in zip((self.logits, *self.residuals), (other.logits, *other.residuals), strict=True)
+        )
+        return OwnForward(logits, tuple(residuals), self.choices.beside(other.choices))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model's own forward of the probe `tokens` [1, pos].
+
+    `far_forward` has the same tokens at `far_positions` [1, pos], which reach beyond the trained length, as at the end
+    of a long text; both are None for a model without rotation. `nulled`: every rotation was nulled.
     """
 
     tokens: Tensor
-    logits: Tensor
-    residuals: tuple[Tensor, ...]
+    forward: OwnForward
     far_positions: Tensor | None = None
-    far_logits: Tensor | None = None
+    far_forward: OwnForward | None = None
     nulled: bool = False
 
 
@@ -66,17 +83,25 @@ def reference_of(
     for module in frequencies.length_dependent(model):
         frequencies.reset(module)
     far_positions = _far_positions(model, tokens)
-    far_logits = None
-    entering: list[Tensor] = []
     try:
-        with torch.no_grad(), _identity_rotation(model, nulled), _collecting(entering, layers or ()):
-            output = model(tokens, output_hidden_states=layers is None, use_cache=False)
-            residuals = tuple(entering) if layers is not None else tuple(output.hidden_states[:-1])
-            if far_positions is not None:
-                far_logits = model(tokens, position_ids=far_positions, use_cache=False).logits
+        with torch.no_grad(), _identity_rotation(model, nulled):
+            forward = _run(model, tokens, layers)
+            far_forward = (
+                None if far_positions is None else _run(model, tokens, layers, position_ids=far_positions)
+            )
     finally:
         model.set_attn_implementation(implementation)
-    return Reference(tokens, output.logits, residuals, far_positions, far_logits, nulled)
+    return Reference(tokens, forward, far_positions, far_forward, nulled)
+
+
+def _run(
+    model: PreTrainedModel, tokens: Tensor, layers: Sequence[nn.Module] | None, **options: Tensor
+) -> OwnForward:
+    entering: list[Tensor] = []
+    with recorded_choices(tokens) as choices, _collecting(entering, layers or ()):
+        output = model(tokens, output_hidden_states=layers is None, use_cache=False, **options)
+    residuals = tuple(entering) if layers is not None else tuple(output.hidden_states[:-1])
+    return OwnForward(output.logits, residuals, choices)
 
 
 @contextmanager

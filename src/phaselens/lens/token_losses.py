@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import families
+from phaselens.lens.blocks import original_module
+from phaselens.lens.weights import dense_weight
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
@@ -52,6 +54,11 @@ class Unembedding:
         model = lens.original_model
         module = families.unembedding_of(model)
         weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and module is not None:
+            # What a quantised or adapted module multiplies by is not the tensor that it stores.
+            like = torch.empty(0, dtype=lens.dtype, device=weight.device)
+            dense = dense_weight(original_module(module), lens.info.d_model, like)
+            weight = weight if dense is None else dense
         if not isinstance(weight, Tensor):
             raise RefusedModel(
                 f"{lens.info.label}: {type(model).__name__} has no lm_head; its loss cannot be computed"

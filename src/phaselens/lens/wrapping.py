@@ -82,6 +82,7 @@ def wrap(
     bridge._points = {}
     bridge.position_axes = {}
     bridge._unembedding = None
+    bridge._arithmetic = None
     bridge.text_tokenizer = None
     bridge._default_prepend_bos = bool(bridge.cfg.default_prepend_bos)
     for attention in attention_layers(bridge).values():
