@@ -22,6 +22,7 @@ from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.model_source import ModelSource
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
+from phaselens.lens.resuming import find_problem
 from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.visibility import measure_windows
@@ -254,6 +255,8 @@ def _build(
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = tokenizer_note
     lens.info = _describe(lens, name, source, options)
+    if anatomy is not None:
+        lens.resume_problem = find_problem(lens)
     if nulled:
         lens.set_rotation(nulled=True)
     if tokenizer is not None:
