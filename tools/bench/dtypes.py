@@ -65,7 +65,11 @@ def lens_error(lens: Any, activations: dict[Any, Any]) -> float:
     for layer, component in enumerate(attention_layers(lens)):
         query, key = (activations[layer, f"hook_rot_{side}"].transpose(1, 2).double() for side in "qk")
         scores = attention.explicit_scores(
-            query, key, scale=lens.info.scales[layer], window=lens.info.windows[layer], softcap=lens.info.softcap
+            query,
+            key,
+            scale=lens.info.scales[layer],
+            window=lens.info.windows[layer],
+            softcap=lens.info.softcap,
         )
         lse = scores.logsumexp(-1)
         sink_logits = families.sink_logits_of(component.original_component)
@@ -119,9 +123,7 @@ def measure(name: str, dtype: str, n_tokens: int, seed: int) -> dict[str, float 
         alike_logits, _ = forward(lens, tokens)
     scale = float(exact_logits.abs().max())
     differences = {
-        point: max(
-            gap(activations[layer, point], exact[layer, point]) for layer in range(lens.info.n_layers)
-        )
+        point: max(gap(activations[layer, point], exact[layer, point]) for layer in range(lens.info.n_layers))
         for point in ("hook_sink", "hook_entropy")
     }
     other = share_of_other_experts(choices, exact_choices)
