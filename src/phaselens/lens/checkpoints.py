@@ -356,7 +356,7 @@ def _causal_class(source: ModelSource, config: Any) -> Any:
         return table
     architectures = list(config.architectures or ())
     for name in architectures:
-        named = getattr(transformers, name, None)
+        named: Any = getattr(transformers, name, None)
         is_generative = isinstance(named, type) and issubclass(named, transformers.GenerationMixin)
         if is_generative and named.config_class is type(config):
             return named
