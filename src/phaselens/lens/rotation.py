@@ -107,7 +107,7 @@ class SwitchesRotation(TransformerBridge):
             if origin is not None and bool(origin[1].any()):
                 raise RefusedModel(
                     f"{family}: positions=nope cannot be served: layer {layer} rotates position 0 as well, so it "
-                    "isn't a rotation by position alone"
+                    "isn't a rotation by position alone; use positions='auto'"
                 )
         try:
             for layer in layers:
@@ -118,7 +118,7 @@ class SwitchesRotation(TransformerBridge):
                 raise RefusedModel(
                     f"{family}: positions=nope cannot be served: layer {unchanged[0]} has "
                     f"{self.info.positions[unchanged[0]]!r} positions, which are not given as cos and sin; only "
-                    "rotary models can be nulled"
+                    "rotary models can be nulled; use positions='auto'"
                 )
         except BaseException:  # Ctrl-C too: either all of the layers are nulled, or none
             for layer in layers:
