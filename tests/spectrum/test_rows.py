@@ -11,7 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phaselens.spectrum import bos_norm, massive_activations, massive_rows, median, row_norms
+from phaselens.errors import InputError
+from phaselens.spectrum import (
+    bos_norm,
+    massive_activations,
+    massive_rows,
+    median,
+    row_cosines,
+    row_norms,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 FIXTURES = json.loads((DATA / "unit_fixtures.json").read_text())
@@ -72,3 +80,16 @@ def test_massive_activation_of_the_fixture() -> None:
     assert abs(largest.values[1]) / largest.median == pytest.approx(expected["ratio_idx9"], rel=1e-12)
     assert largest.n_massive == 1
     assert largest.dimensions[:2] == [7, 9]
+
+
+def test_cosines_of_many_rows_equal_numpys_and_those_of_zero_rows_are_missing() -> None:
+    x = torch.randn(300, 7, generator=torch.Generator().manual_seed(0))
+    x[5] = 0.0
+    wide = x.double().numpy()
+    norms = np.sqrt((wide**2).sum(-1))
+    with np.errstate(invalid="ignore"):
+        expected = wide @ wide[3] / norms / norms[3]
+    np.testing.assert_allclose(row_cosines(x, x[3]).numpy(), expected, rtol=1e-12, atol=1e-15)
+    assert row_cosines(x[:2], x[5]).isnan().all()
+    with pytest.raises(InputError, match="expected row of 7 entries"):
+        row_cosines(x, x[0, :3])

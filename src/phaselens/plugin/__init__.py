@@ -31,6 +31,7 @@ from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
 from phaselens.plugin.params import Params, ParamSpec, param
 from phaselens.plugin.registry import RegisteredPlugin
+from phaselens.plugin.sequences import TokenSequence
 from phaselens.plugin.tables import MODEL, CellValue, Column, Table, TableSpec, interval_help
 from phaselens.plugin.views import Batch, LayerView, PerText
 from phaselens.plugin.warning import TOO_FEW_TEXTS, MetricWarning
@@ -75,6 +76,7 @@ __all__ = [
     "TaskPrompt",
     "Text",
     "TextOutcome",
+    "TokenSequence",
     "hookimpl",
     "in_layer",
     "interval_help",

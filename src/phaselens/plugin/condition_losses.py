@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from phaselens.plugin.conditions import BASELINE, Condition, ConditionKey, TextOutcome
+from phaselens.plugin.conditions import BASELINE, Condition, ConditionGroup, ConditionKey, TextOutcome
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,11 +117,11 @@ class Losses:
         return None
 
     @property
-    def repeats(self) -> dict[tuple[str, int | None], list[Condition]]:
-        """Conditions grouped by name and layer, in order; those of one group differ only in their seed."""
-        groups: dict[tuple[str, int | None], list[Condition]] = {}
+    def repeats(self) -> dict[ConditionGroup, list[Condition]]:
+        """Conditions grouped by name, layer and head, in order; those of one group differ only in their seed."""
+        groups: dict[ConditionGroup, list[Condition]] = {}
         for condition in self.conditions.values():
-            groups.setdefault((condition.name, condition.layer), []).append(condition)
+            groups.setdefault(condition.group, []).append(condition)
         return groups
 
     @property

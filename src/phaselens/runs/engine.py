@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from phaselens.runs.layer_points import points_to_read
 from phaselens.runs.observer import Observer
 from phaselens.runs.result import MetricResult
 from phaselens.runs.run_options import SelectedMetric
+from phaselens.runs.sequences import DEFAULT_BATCH_TOKENS, SequencePlan, in_rotation_mode, plan_sequences
 from phaselens.runs.weights import copied_projection, copied_weight
 
 if TYPE_CHECKING:
@@ -50,14 +52,19 @@ def measure(
             require_definition(selected.metric, selected.params)
             metric = selected.metric(lens.info, selected.params, seed)
             active_metrics.append(_activate(lens, metric, results[selected.name]))
-    passes = _passes(active_metrics)
+    plans = _sequence_plans(lens, active_metrics, tokenized_texts, range(len(tokenized_texts)), batch_tokens)
+    passes = _passes([active for active in active_metrics if active.metric.name not in plans])
     batches = pack([len(text.ids) for text in tokenized_texts], batch_tokens)
-    if passes:
-        observer.measuring(lens.info.label, len(passes) * sum(len(text.ids) for text in tokenized_texts))
+    n_tokens = len(passes) * sum(len(text.ids) for text in tokenized_texts)
+    n_tokens += sum(plan.n_tokens for _, plan in plans.values())
+    if n_tokens:
+        observer.measuring(lens.info.label, n_tokens)
     for sink_position, members in passes.items():
         for indices in batches:
             _forward(lens, make_batch(lens, tokenized_texts, indices), members, sink_position)
             observer.advance(sum(len(tokenized_texts[index].ids) for index in indices))
+    for active, plan in plans.values():
+        _read_sequences(lens, active, plan, observer)
     run_conditions(
         lens,
         tokenized_texts,
@@ -102,7 +109,11 @@ def feed_metric(
     result = MetricResult(type(metric), metric.params, "")
     require_definition(type(metric), metric.params)
     active = _activate(lens, metric, result)
-    for indices in batches:
+    fed = sorted(index for indices in batches for index in indices)
+    plans = _sequence_plans(lens, [active], tokenized_texts, fed)
+    for _, plan in plans.values():
+        _read_sequences(lens, active, plan, Observer())
+    for indices in [] if plans else batches:
         _forward(lens, make_batch(lens, tokenized_texts, indices), [active], active.sink_position)
     _raise_failures(result)
 
@@ -170,6 +181,38 @@ def _passes(active_metrics: Sequence[ActiveMetric]) -> dict[int, list[ActiveMetr
     if independent:
         passes.setdefault(next(iter(passes), 0), []).extend(independent)
     return passes
+
+
+def _sequence_plans(
+    lens: HookedTransformer,
+    active_metrics: Sequence[ActiveMetric],
+    tokenized_texts: Sequence[TokenizedText],
+    indices: Sequence[int],
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> dict[str, tuple[ActiveMetric, SequencePlan]]:
+    """Return the metrics that read sequences of their own, and these sequences, by the metric's name.
+
+    `indices` are those of the texts from which a metric may make sequences.
+    """
+    plans = {}
+    for active in active_metrics:
+        if indices and active.points and active.metric.reads_own_sequences():
+            with guarded(active.result, lens.info.label, "sequences"):
+                plan = plan_sequences(lens, active.metric, tokenized_texts, indices, batch_tokens)
+                if plan is not None:
+                    plans[active.metric.name] = active, plan
+    return plans
+
+
+def _read_sequences(
+    lens: HookedTransformer, active: ActiveMetric, plan: SequencePlan, observer: Observer
+) -> None:
+    """Pass the sequences of one metric through the model."""
+    for mode, batches in itertools.groupby(plan.batches(), key=lambda entry: entry[1]):
+        with guarded(active.result, lens.info.label, "sequences"), in_rotation_mode(lens, mode):
+            for indices, _ in batches:
+                _forward(lens, make_batch(lens, plan.tokenized, indices), [active], active.sink_position)
+                observer.advance(sum(len(plan.tokenized[index].ids) for index in indices))
 
 
 def _forward(

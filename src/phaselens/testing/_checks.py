@@ -217,7 +217,9 @@ def state_round_trips(subject: MetricUnderTest) -> str:
     tables = subject.run_conditions(
         lens, subject.feed(lens, [[4, 5]], metric=restored), all_batches
     ).compute()
-    require_same(tables, expected, f"{model}, pickled", exact=True)
+    # Sequences of its own are packed into other batches, which changes the last digits.
+    exact = not subject.metric.reads_own_sequences()
+    require_same(tables, expected, f"{model}, pickled", exact=exact)
     return "pickled between two batches, nothing changes"
 
 
