@@ -207,7 +207,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.Plugins: dict,
     plugin.TaskPrompt: lambda: {"id": "a", "ids": [1, 2], "scored_from": 1},
     plugin.TableSpec: lambda: {"name": "a", "columns": (Column("a"),), "help": "a"},
-    plugin.Text: lambda: {"id": "a", "text": "b"},
+    plugin.Text: lambda: {"id": "a", "text": "b", "label": "c"},
     plugin.in_layer: lambda: {"layer": 0, "point": "hook_mlp_out"},
     plugin.interval_help: lambda: {"over": "texts", "paired": False},
     plugin.param: lambda: {
