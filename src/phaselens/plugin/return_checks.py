@@ -27,8 +27,8 @@ def require_definition(metric: type[Metric[Any]], params: Params) -> None:
 
 
 def require_constructed(metric: Metric[Any]) -> None:
-    """Raise TypeError if the metric's `__init__` does not call that of `Metric`, if an attribute hides a method that the
-    run calls, or if a property is not a number."""
+    """Raise TypeError if the metric's `__init__` does not call that of `Metric`, if an attribute hides a method, or
+    if a property is not a number."""
     if not hasattr(metric, "warnings"):
         raise author_error(
             f"{type(metric).__name__}.__init__ does not call super().__init__(model, params, seed); create state in "
