@@ -11,6 +11,7 @@ from phaselens.cli.interrupts import stop_repeating
 from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
 from phaselens.cli.output import Output, format_option, table_option, traceback_options
 from phaselens.cli.streams import only_results_on_stdout, print_message
+from phaselens.data import TextFields
 from phaselens.errors import InputError
 from phaselens.plugin import plugins
 
@@ -35,8 +36,17 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--texts",
     default="bundled",
-    metavar="bundled|FILE|NAME",
-    help="A .txt file (one text per line) or .jsonl file (`text`, optional `id`), or a plugin's texts.",
+    metavar="bundled|FILE|FOLDER|-|NAME",
+    help="A .txt file (one text per line), records (.jsonl, .csv, .tsv, .parquet), any of them as .gz or .zst, a "
+    "folder of such files, - for stdin, or a plugin's texts.",
+)
+@click.option(
+    "--text-field", metavar="NAME", default="text", help="The field of a record that holds its text."
+)
+@click.option("--id-field", metavar="NAME", default="id", help="The field that holds its id, if it has one.")
+@click.option("--label-field", metavar="NAME", help="A field whose values group the texts.")
+@click.option(
+    "--paragraphs", is_flag=True, help="A text of a .txt file ends at a blank line, not at each line's end."
 )
 @click.option(
     "--max-tokens", type=_POSITIVE, metavar="N", default=512, help="Cut longer texts to this many tokens."
@@ -139,6 +149,7 @@ def _measure(
             models or DEFAULT_MODELS,
             metrics=metrics,
             texts=arguments["texts"],
+            text_fields=_text_fields(arguments),
             max_tokens=arguments["max_tokens"],
             n_texts=arguments["n_texts"],
             batch_tokens=arguments["batch_tokens"],
@@ -149,6 +160,14 @@ def _measure(
             seed=arguments["seed"],
             observer=observer,
         )
+
+
+def _text_fields(arguments: dict[str, Any]) -> TextFields | None:
+    """Return where the texts of a file stand; None for the defaults."""
+    fields = TextFields(
+        arguments["text_field"], arguments["id_field"], arguments["label_field"], arguments["paragraphs"]
+    )
+    return None if fields == TextFields() else fields
 
 
 def _report_failures(run: Run, *, debug: bool) -> int:

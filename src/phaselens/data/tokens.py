@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phaselens.data.reading import Text
+from phaselens.data.text import Text
 from phaselens.errors import InputError, close_matches, require_whole, short_form
 
 #: The BOS policies, and what each puts before a text.
