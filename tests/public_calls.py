@@ -16,7 +16,7 @@ from phaselens.plugin import Column, Condition, Display, Edit, FigureSet, Losses
 EXEMPT: dict[str, tuple[Any, ...]] = {
     "an error to catch": (
         phaselens.PhaseLensError, phaselens.InputError, phaselens.ModelError, phaselens.RefusedModel,
-        phaselens.MetricError,
+        phaselens.MetricError, plugin.DamagedState,
     ),
     "a type for annotations": (
         attention.SoftmaxOptions, uncertainty.Interval, plugin.FinishedRun, plugin.ConditionKey, plugin.CellValue,
@@ -46,6 +46,7 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "made from installed metadata": (plugin.RegisteredPlugin,),
     "made by read_corpus": (data.Corpus,),
     "from pluggy": (plugin.hookimpl,),
+    "a dict": (plugin.NestedState,),
     "results of a run": (
         runs.Failure, runs.MetricResult, runs.ModelFailure, runs.ModelRecord, runs.Run, runs.TextRecord,
     ),
@@ -211,6 +212,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.NamedTexts: lambda: {"name": "a", "read": list, "help": "a"},
     plugin.Params: dict,
     plugin.PerText: dict,
+    plugin.read_state: lambda: {"path": "no-such-file"},
+    plugin.write_state: lambda: {"path": "no-such-folder/x", "tree": {}, "metadata": None, "replace": False},
     plugin.Plugins: dict,
     plugin.TaskPrompt: lambda: {"id": "a", "ids": [1, 2], "scored_from": 1},
     plugin.TableSpec: lambda: {"name": "a", "columns": (Column("a"),), "help": "a"},

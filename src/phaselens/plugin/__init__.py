@@ -31,6 +31,9 @@ from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
 from phaselens.plugin.params import Params, ParamSpec, param
 from phaselens.plugin.registry import RegisteredPlugin
+from phaselens.plugin.state_codec import DamagedState
+from phaselens.plugin.state_files import read_state, write_state
+from phaselens.plugin.states import NestedState
 from phaselens.plugin.tables import MODEL, CellValue, Column, Table, TableSpec, interval_help
 from phaselens.plugin.views import Batch, LayerView, PerText
 from phaselens.plugin.warning import TOO_FEW_TEXTS, MetricWarning
@@ -47,6 +50,7 @@ __all__ = [
     "Column",
     "Condition",
     "ConditionKey",
+    "DamagedState",
     "Display",
     "Edit",
     "EditEffect",
@@ -62,6 +66,7 @@ __all__ = [
     "ModelInfo",
     "NamedModel",
     "NamedTexts",
+    "NestedState",
     "ParamSpec",
     "Params",
     "PerText",
@@ -80,5 +85,7 @@ __all__ = [
     "interval_help",
     "param",
     "plugins",
+    "read_state",
     "require_metric",
+    "write_state",
 ]
