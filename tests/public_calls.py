@@ -250,7 +250,9 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "batch_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {}, "seed": 0,
         "observer": runs.Observer(),
     },
-    runs.compare: lambda: {"first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0},
+    runs.compare: lambda: {
+        "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
+    },
     phaselens.compare: lambda: CALLS[runs.compare](),
     data.pack: lambda: {"lengths": [1], "batch_tokens": 3},
     data.read_texts: lambda: {"source": "bundled", "limit": 1, "fields": data.TextFields()},
