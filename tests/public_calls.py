@@ -258,6 +258,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     data.read_texts: lambda: {"source": "bundled", "limit": 1, "fields": data.TextFields()},
     data.read_corpus: lambda: {"source": "bundled", "limit": 1, "fields": data.TextFields()},
     data.corpus_from: lambda: {"source": ["a"], "limit": 1, "fields": data.TextFields()},
+    data.Windows: lambda: {"size": 8, "stride": 4},
     data.TextFields: lambda: {"text": "text", "id": "id", "label": "kind", "paragraphs": False},
     data.texts_from: lambda: {"source": ["a"], "limit": 1},
     testing.check_metric: lambda: {"metric": ValidMetric, "parameters": {}, "allow_matrix": False},
