@@ -22,9 +22,9 @@ class Windows:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        require_whole("window", self.size, 1)
+        require_whole("size of a window", self.size, 1)
         if self.stride is not None:
-            require_whole("stride", self.stride, 1)
+            require_whole("stride of windows", self.stride, 1)
 
     def cut(self, texts: Sequence[Text], encoder: Encoder) -> list[Text]:
         """Return the windows of all texts, with ids `ID#0`, `ID#1`, …; a text that fits into one keeps its id.
