@@ -12,7 +12,7 @@ from phaselens.errors import InputError
 from phaselens.lens.info import ModelInfo, RotatedPairs
 from phaselens.lens.points import in_layer
 from phaselens.lens.projection import Projection
-from phaselens.plugin.causal_metric import CausalMetric
+from phaselens.plugin.causal_metric import CausalMetric, kind_of
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
 from phaselens.plugin.condition_losses import EditEffect, Losses
 from phaselens.plugin.conditions import (
@@ -83,6 +83,7 @@ __all__ = [
     "hookimpl",
     "in_layer",
     "interval_help",
+    "kind_of",
     "param",
     "plugins",
     "read_state",
