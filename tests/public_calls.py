@@ -27,8 +27,9 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
         spectrum.NullSpectrum, spectrum.Spectrum,
     ),
     "results of uncertainty": (
-        uncertainty.ArmComparison, uncertainty.LossComparison, uncertainty.Proportion,
+        uncertainty.ArmComparison, uncertainty.LossComparison, uncertainty.PairedComparison, uncertainty.Proportion,
     ),
+    "made by compare": (runs.Comparison,),
     "made by the functions and methods of patching": (
         patching.Agreement, patching.Alignment, patching.MetricByLayer, patching.PromptResult, patching.Prompt,
         patching.Stack, patching.Sweep, patching.Token,
@@ -95,6 +96,11 @@ SOFTMAX = {
 QKV, QK_LSE = {"q": Q, "k": Q, "v": Q, **SOFTMAX}, {"q": Q, "k": Q, "lse": LSE, **SOFTMAX}
 DRAWS = {"confidence": 0.9, "n_resamples": 100, "seed": 0}
 PAIRED = {"n_permutations": 10, **DRAWS}
+FINISHED_RUN = functools.cache(
+    lambda: runs.run(
+        [testing.tiny_lens("llama", label=label) for label in ("a", "b")], metrics="sinks", texts=["to be"]
+    )
+)
 METRIC = functools.cache(lambda: ValidMetric(LENS().info, Params()))
 
 
@@ -162,6 +168,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     uncertainty.compare_arms: lambda: {
         "treated": [1.0, 2.0], "control": [[1.0, 2.0], [2.0, 3.0]], "n_predicted": [1, 2], **PAIRED,
     },
+    uncertainty.compare_paired: lambda: {"first": [[1.0], [2.0]], "second": [[2.0], [4.0]], **PAIRED},
     uncertainty.compare_conditions: lambda: {
         "baseline": [1.0, 2.0], "conditions": [[1.0], [2.0]], "n_predicted": [1, 2], "lengths": [2, 3], **PAIRED,
     },
@@ -243,10 +250,15 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
         "seed": 0, "observer": runs.Observer(),
     },
+    runs.compare: lambda: {
+        "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
+    },
+    phaselens.compare: lambda: CALLS[runs.compare](),
     data.pack: lambda: {"lengths": [1], "batch_tokens": 3},
     data.read_texts: lambda: {"source": "bundled", "limit": 1, "fields": data.TextFields()},
     data.read_corpus: lambda: {"source": "bundled", "limit": 1, "fields": data.TextFields()},
     data.corpus_from: lambda: {"source": ["a"], "limit": 1, "fields": data.TextFields()},
+    data.Windows: lambda: {"size": 8, "stride": 4},
     data.TextFields: lambda: {"text": "text", "id": "id", "label": "kind", "paragraphs": False},
     data.texts_from: lambda: {"source": ["a"], "limit": 1},
     testing.check_metric: lambda: {"metric": ValidMetric, "parameters": {}, "allow_matrix": False},

@@ -73,10 +73,10 @@ def test_a_format_without_tables_refuses_the_option_before_it_measures(
     assert phaselens(*arguments).out == "tiny\n"
     refused = phaselens(*arguments, "--table", "layers")
     assert refused.code == 2
-    assert "leave --table out, or choose csv, markdown, row-counts or table" in refused.err
+    assert "leave --table out, or choose csv, latex, markdown, row-counts or table" in refused.err
 
 
 def test_help_and_the_list_of_choices_come_from_the_registry(phaselens: Phaselens) -> None:
     text = " ".join(phaselens("run", "--help").out.split())
     assert "row-counts: numbers of rows; model-names: labels of the models." in text
-    assert "[table|json|csv|markdown|row-counts|model-names]" in text
+    assert "[table|json|csv|markdown|latex|row-counts|model-names]" in text

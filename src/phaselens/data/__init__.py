@@ -4,6 +4,7 @@ from phaselens.data.batching import pack
 from phaselens.data.reading import Corpus, corpus_from, read_corpus, read_texts, texts_from
 from phaselens.data.text import Text, TextFields
 from phaselens.data.tokens import BOS_POLICIES, Encoder, TokenizedText
+from phaselens.data.windows import Windows
 
 __all__ = [
     "BOS_POLICIES",
@@ -12,6 +13,7 @@ __all__ = [
     "Text",
     "TextFields",
     "TokenizedText",
+    "Windows",
     "corpus_from",
     "pack",
     "read_corpus",
