@@ -228,8 +228,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.ModelSpec: lambda: {"source": "a", "label": "b", "revision": "c"},
     runs.Observer: dict,
     runs.RunOptions: lambda: {
-        "max_tokens": 3, "n_texts": 2, "batch_tokens": 2, "bos": "auto", "device": "auto", "dtype": "auto",
-        "positions": {}, "seed": 0,
+        "max_tokens": 3, "n_texts": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto", "device": "auto",
+        "dtype": "auto", "positions": {}, "seed": 0,
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.select_metrics: lambda: {"requests": "sinks"},
@@ -247,8 +247,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
-        "batch_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {}, "seed": 0,
-        "observer": runs.Observer(),
+        "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
+        "seed": 0, "observer": runs.Observer(),
     },
     runs.compare: lambda: {
         "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,

@@ -59,6 +59,13 @@ _POSITIVE = click.IntRange(min=1)
     default=8192,
     help="Tokens in a batch, pads included; changes speed and memory only.",
 )
+@click.option(
+    "--shard-tokens",
+    type=_POSITIVE,
+    metavar="N",
+    default=65_536,
+    help="Tokens in a shard, a set of texts that is measured as one unit.",
+)
 @shared_options.bos
 @shared_options.device
 @shared_options.dtype
@@ -153,6 +160,7 @@ def _measure(
             max_tokens=arguments["max_tokens"],
             n_texts=arguments["n_texts"],
             batch_tokens=arguments["batch_tokens"],
+            shard_tokens=arguments["shard_tokens"],
             bos=arguments["bos"],
             device=arguments["device"],
             dtype=arguments["dtype"],

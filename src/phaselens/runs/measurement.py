@@ -32,6 +32,7 @@ from phaselens.runs.run_options import (
     require_distinct,
     select_metrics,
 )
+from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,7 @@ def run(
     max_tokens: int = 512,
     n_texts: int | None = None,
     batch_tokens: int = 8192,
+    shard_tokens: int = DEFAULT_SHARD_TOKENS,
     bos: str | None = None,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
@@ -69,7 +71,9 @@ def run(
         text_fields: where the texts of a file stand; None for `text` and `id`.
         max_tokens: longer texts are cut to their first `max_tokens` tokens, BOS included.
         n_texts: use the first `n_texts` only.
-        batch_tokens: tokens in a batch, pads included. It changes memory and speed, but no result.
+        batch_tokens: tokens in a batch, pads included. It changes memory and speed, and results by rounding only.
+        shard_tokens: tokens in a shard, the unit of work: texts of similar length, measured together. It too changes
+            results by rounding only.
         bos: `"auto"` as the model's tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as each
             lens was loaded (`auto` for models named by text).
         device, dtype, positions: as in `phaselens.load`, for models named by text; `positions` is by label. A model
@@ -88,14 +92,15 @@ def run(
     """
     observer = _checked_observer(observer)
     options = RunOptions(
-        max_tokens,
-        n_texts,
-        batch_tokens,
-        bos,
-        device,
-        _dtype_name(dtype),
-        {} if positions is None else positions,
-        seed,
+        max_tokens=max_tokens,
+        n_texts=n_texts,
+        batch_tokens=batch_tokens,
+        shard_tokens=shard_tokens,
+        bos=bos,
+        device=device,
+        dtype=_dtype_name(dtype),
+        positions={} if positions is None else positions,
+        seed=seed,
     )
     selected_metrics = select_metrics(metrics)
     parsed_models = _parsed_models(models)
@@ -229,6 +234,7 @@ def _measure_model(
         selected_metrics,
         result.metrics,
         batch_tokens=options.batch_tokens,
+        shard_tokens=options.shard_tokens,
         seed=options.seed,
         observer=observer,
         bos=encoder.bos,
