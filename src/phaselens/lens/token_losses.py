@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import families
+from phaselens.lens.blocks import original_module
+from phaselens.lens.weights import dense_weight
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
@@ -57,6 +59,11 @@ class Unembedding:
         model = lens.original_model
         module = families.unembedding_of(model)
         weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and module is not None:
+            # What a quantised or adapted module multiplies by is not the tensor that it stores.
+            like = torch.empty(0, dtype=lens.dtype, device=weight.device)
+            dense = dense_weight(original_module(module), lens.info.d_model, like)
+            weight = weight if dense is None else dense
         if not isinstance(weight, Tensor):
             raise RefusedModel(
                 f"{lens.info.label}: {type(model).__name__} has no lm_head; its loss cannot be computed"
@@ -133,6 +140,81 @@ class Unembedding:
             )
 
 
+@dataclass(frozen=True)
+class ModuleHead:
+    """The modules that map the body's output to logits, one after the other, and a factor of the last one's output."""
+
+    modules: tuple[nn.Module, ...]
+    factor: float
+
+    @classmethod
+    def from_model(cls, lens: HookedTransformer) -> ModuleHead:
+        """Return the head of this model, with the factor that makes its output the model's own logits.
+
+        Raises:
+            RefusedModel: if no factor does.
+        """
+        tokens = torch.arange(min(4, lens.info.d_vocab))[None]
+        with torch.no_grad():
+            expected = lens.stream(tokens, unembed=True)[0].double()
+            head = cls(tuple(map(lens.original_model.get_submodule, lens.head_paths)), 1.0)
+            computed = head.logits(lens.stream(tokens)[0]).double().to(expected.device)
+        factor = 1.0
+        if not torch.equal(expected, computed):
+            factor = float((expected * computed).sum() / computed.pow(2).sum())
+        limit = _MAX_ROUNDINGS * torch.finfo(lens.dtype).eps * float(expected.abs().max())
+        largest_gap = float((expected - factor * computed).abs().max())
+        if not largest_gap <= limit:
+            names = " and ".join(lens.head_paths)
+            raise RefusedModel(
+                f"{lens.info.label}: its logits are not the output of {names}, times a factor (off by "
+                f"{largest_gap:.3g}, at most {limit:.3g} is allowed); its loss cannot be computed"
+            )
+        return cls(head.modules, factor)
+
+    def logits(self, final: Tensor) -> Tensor:
+        """Return logits [tokens, d_vocab] of the body's output [tokens, d_model], in float32 or wider."""
+        outputs = final[None]
+        for module in self.modules:
+            outputs = module(outputs)
+        logits = outputs[0] * self.factor
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def losses(
+        self, final: Tensor, targets: Tensor, reference: ReferencePredictions | None = None
+    ) -> TokenLosses:
+        """Return the cross-entropy of `targets` [tokens], given the body's output `final` [tokens, d_model], and with a
+        `reference` for the same tokens also the divergence from it."""
+        losses, tops, divergences = [], [], []
+        n_ids = self.logits(final[:1]).shape[-1]
+        step = max(1, _MAX_LOGITS // n_ids)
+        for start in range(0, len(final), step):
+            logits = self.logits(final[start : start + step])
+            piece_targets = targets[start : start + step].to(logits.device)
+            losses.append(functional.cross_entropy(logits, piece_targets, reduction="none"))
+            tops.append(logits.argmax(-1))
+            if reference is not None:
+                unedited = self.logits(reference.final[start : start + step]).double()
+                change = logits.double() - unedited
+                probability = unedited.softmax(-1)
+                growth = (probability * change.expm1()).sum(-1)
+                divergences.append(growth.log1p() - (probability * change).sum(-1))
+        if not losses:
+            no_divergence = None if reference is None else torch.zeros(0, dtype=torch.float64)
+            return TokenLosses(final.new_zeros(0), targets.new_zeros(0), no_divergence)
+        divergence = torch.cat(divergences) if divergences else None
+        return TokenLosses(torch.cat(losses), torch.cat(tops), divergence)
+
+
+def _unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
+    try:
+        return Unembedding.from_model(lens)
+    except RefusedModel:
+        if not lens.head_paths:
+            raise
+    return ModuleHead.from_model(lens)
+
+
 class ReferencePredictions:
     """The predictions of the unedited model for some tokens, from the final norm's output `final` [tokens, d_model].
 
@@ -140,35 +222,42 @@ class ReferencePredictions:
     """
 
     def __init__(self, lens: HookedTransformer, final: Tensor) -> None:
+        self.final = final
         self._unembedding = unembedding_of(lens)
-        self._final = final
-        with torch.no_grad():
-            n_entries = len(self._unembedding.weight)
-            step = max(1, _MAX_LOGITS // max(1, 2 * len(final)))
-            self._log_total = torch.full((len(final), 1), -torch.inf, dtype=torch.float64)
-            self._log_total = self._log_total.to(self._unembedding.weight.device)
-            for start in range(0, n_entries, step):
-                logits = self._unembedding.logits(final, start, start + step).double()
-                self._log_total = torch.logaddexp(self._log_total, logits.logsumexp(-1, keepdim=True))
-            fits = len(final) * n_entries <= _MAX_LOGITS
-            self._logits = self._unembedding.logits(final) if fits else None
+        self._log_total = self._logits = None
+        if isinstance(self._unembedding, Unembedding):
+            with torch.no_grad():
+                self._log_total = self._totals(self._unembedding)
+                if len(final) * len(self._unembedding.weight) <= _MAX_LOGITS:
+                    self._logits = self._unembedding.logits(final)
+
+    def _totals(self, unembedding: Unembedding) -> Tensor:
+        """Return the log-sum-exp [tokens, 1] of the logits, in float64."""
+        totals = torch.full((len(self.final), 1), -torch.inf, dtype=torch.float64)
+        totals = totals.to(unembedding.weight.device)
+        step = max(1, _MAX_LOGITS // max(1, 2 * len(self.final)))
+        for start in range(0, len(unembedding.weight), step):
+            logits = unembedding.logits(self.final, start, start + step).double()
+            totals = torch.logaddexp(totals, logits.logsumexp(-1, keepdim=True))
+        return totals
 
     def compare(self, logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Return the reference's probabilities of the ids from `start` on, and the change of their logits to `logits`,
-        both [tokens, id] in float64."""
+        both [tokens, id] in float64; for a model whose unembedding is one matrix."""
+        assert isinstance(self._unembedding, Unembedding)
+        assert self._log_total is not None
         stop = start + logits.shape[-1]
-        reference = (
-            self._unembedding.logits(self._final, start, stop)
-            if self._logits is None
-            else self._logits[:, start:stop]
-        ).double()
+        if self._logits is None:
+            reference = self._unembedding.logits(self.final, start, stop).double()
+        else:
+            reference = self._logits[:, start:stop].double()
         return (reference - self._log_total).exp(), logits.double() - reference
 
 
-def unembedding_of(lens: HookedTransformer) -> Unembedding:
-    """Return the model's unembedding, which is checked once."""
+def unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
+    """Return what maps the final norm's output to logits in this model, which is checked once."""
     if lens._unembedding is None:
-        lens._unembedding = Unembedding.from_model(lens)
+        lens._unembedding = _unembedding_of(lens)
     return lens._unembedding
 
 
