@@ -18,7 +18,7 @@ from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import attention_layers
 from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
-from phaselens.lens.model_source import ModelSource
+from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
 from phaselens.lens.rotation import detect_rotation
@@ -127,15 +127,6 @@ class _Options:
     adapter_scale: float | None = None
 
 
-def require_adapter_scale(scale: object) -> None:
-    """Raise InputError unless `scale` is None or a number from 0 to 1."""
-    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if scale is not None and not (is_number and 0 <= float(str(scale)) <= 1):
-        raise InputError(
-            f"adapter_scale is {short_form(scale)}; give a number from 0 (the base) to 1, or leave it out"
-        )
-
-
 def _require_types(
     label: object, revision: object, check: object, trust_remote_code: object, allow_pickle: object
 ) -> None:
@@ -177,7 +168,7 @@ def _from_checkpoint(
         is_quantised = quantised.method_of(config) is not None
         # An adapter is merged in float32, so that every dtype starts from the same weights.
         merged_in = torch.float32 if is_merged and not is_quantised else None
-        checkpoints.require_memory(source, dtype, device, loaded_as=merged_in)
+        checkpoints.require_memory(source, dtype, device, loaded_as=merged_in, as_stored=is_quantised)
         model = checkpoints.load_pretrained(
             source,
             merged_in or dtype,
