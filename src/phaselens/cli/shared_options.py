@@ -109,6 +109,18 @@ def adapter_scale_by_label(values: Iterable[str]) -> float | dict[str, float] | 
     return scales.get("", scales or None)
 
 
+def one_adapter_scale(values: Iterable[str]) -> float | None:
+    """Parse the scale of a single model's adapter, or return None.
+
+    Raises:
+        InputError: for a label, which a single model does not need.
+    """
+    scale = adapter_scale_by_label(values)
+    if isinstance(scale, dict):
+        raise InputError("--adapter-scale: there is one model; write a number without a label")
+    return scale
+
+
 def by_metric(values: Iterable[str], metrics: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Parse `METRIC.PARAMETER=VALUE` settings, by metric.
 
