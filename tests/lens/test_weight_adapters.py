@@ -147,7 +147,7 @@ def refused(name: str, message: str, **options: object) -> None:
 
 @pytest.mark.parametrize("scale", [-0.1, 1.5, "half", True, float("nan")])
 def test_a_scale_is_a_number_from_0_to_1(base, adapter, scale) -> None:
-    with pytest.raises(InputError, match="adapter_scale is .*give a number from 0"):
+    with pytest.raises(InputError, match=r"adapter_scale is .*give a number from 0"):
         phaselens.load(f"{base}+{adapter}", adapter_scale=scale)
 
 

@@ -138,13 +138,19 @@ def measure_arithmetic(model: PreTrainedModel) -> Arithmetic:
             "torch",
             "transformers",
         )
-        if is_foreign and not is_plain and families.linear_width_of(module) is not None:
+        is_linear = families.linear_width_of(module) is not None and not _holds_embedding(module)
+        if is_foreign and is_linear and not is_plain:
             examples.setdefault((type(module), type(weight)), module)
     measured = [_arithmetic_of(module, dtype) for module in examples.values()]
     return Arithmetic(
         max((dtype, *(each.dtype for each in measured)), key=lambda candidate: LIMITS[candidate]),
         any(each.rounds_inputs for each in measured),
     )
+
+
+def _holds_embedding(module: nn.Module) -> bool:
+    """Return whether a module is, or adapts, a table of embeddings, which takes ids instead of activations."""
+    return any(isinstance(part, nn.Embedding) for part in module.modules())
 
 
 def _arithmetic_of(module: Any, dtype: torch.dtype) -> Arithmetic:
