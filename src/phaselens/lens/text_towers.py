@@ -8,6 +8,8 @@ the whole class remains around the text model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,13 +76,37 @@ def load(
 def _text_only(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """Return a subclass of the same name, whose instances have no module but the text model and the unembedding."""
 
-    def initialise(self: PreTrainedModel, *args: object, **kwargs: object) -> None:
-        super(text_only, self).__init__(*args, **kwargs)
+    def initialise(self: PreTrainedModel, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
+        initialise_whole = super(text_only, self).__init__
+        try:
+            initialise_whole(config, *args, **kwargs)
+        except ImportError:
+            # A vision tower may need a package (timm) that the text model does not.
+            with _placeholders_for_others(type(config.get_text_config(decoder=True))):
+                initialise_whole(config, *args, **kwargs)
         _remove_other_modules(self)
 
     namespace = {"__init__": initialise, "__module__": model_class.__module__}
     text_only: type[PreTrainedModel] = type(model_class.__name__, (model_class,), namespace)
     return text_only
+
+
+@contextmanager
+def _placeholders_for_others(text_config_class: type) -> Iterator[None]:
+    """Let `AutoModel.from_config` return an empty module for every configuration but the text model's."""
+    from transformers import AutoModel
+
+    original = AutoModel.from_config
+
+    def from_config(config: PreTrainedConfig, **kwargs: object) -> nn.Module:
+        return original(config, **kwargs) if type(config) is text_config_class else nn.Module()
+
+    AutoModel.from_config = from_config
+    try:
+        yield
+    finally:
+        # The original is inherited.
+        del AutoModel.from_config
 
 
 def _text_path(whole: PreTrainedModel) -> str:
