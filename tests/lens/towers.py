@@ -101,7 +101,9 @@ def tiny_tower(model_type: str, *, seed: int = 0) -> Any:
     config_class = transformers.CONFIG_MAPPING[model_type]
     config = config_class(text_config=text, vision_config=vision, **fields)
     tables = (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM)
-    model_class = next(table._model_mapping[config_class] for table in tables if config_class in table._model_mapping)
+    model_class = next(
+        table._model_mapping[config_class] for table in tables if config_class in table._model_mapping
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return model_class._from_config(config).to(torch.float32).eval()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +19,7 @@ from phaselens.lens.components import attention_layers
 from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
-from phaselens.lens.pretrained import as_model_errors
+from phaselens.lens.pretrained import as_failed_forward, as_model_errors
 from phaselens.lens.reference import reference_of
 from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
@@ -182,24 +181,35 @@ def _from_checkpoint(
             tokenizer, tokenizer_note = checkpoints.load_own_tokenizer(source)
         elif isinstance(tokenizer, str):
             tokenizer = checkpoints.load_tokenizer(tokenizer, source.base.revision)
-    adapter = _apply_adapters(model, source, options.adapter_scale)
+    whole = text_towers.whole_class(config)
+    adapter = _apply_adapters(
+        model, source, options.adapter_scale, from_tower=whole is not None and type(model) is not whole
+    )
     if merged_in is not None:
         weight_adapters.cast_parameters(model, dtype)
     if source.package is not None and source.package.nulled:
         options = replace(options, rotation_mode="nope")
     lens = _build(model, source, replace(options, tokenizer=tokenizer), tokenizer_note)
-    whole = text_towers.whole_class(config)
-    lens.info = replace(lens.info, adapter=adapter, part_of=None if whole is None else whole.__name__)
+    # transformers forgets the method where it has dequantised the weights.
+    method = lens.info.quantisation or (
+        f"{quantised.method_of(config)}, dequantised" if is_quantised else None
+    )
+    part_of = None if whole is None else whole.__name__
+    lens.info = replace(lens.info, adapter=adapter, part_of=part_of, quantisation=method)
     return lens
 
 
-def _apply_adapters(model: PreTrainedModel, source: ModelSource, scale: float | None) -> str | None:
+def _apply_adapters(
+    model: PreTrainedModel, source: ModelSource, scale: float | None, *, from_tower: bool
+) -> str | None:
     """Apply the adapter of a packaged twin, then that which the user named; return a description of the latter."""
     if source.adapter is not None:
         weight_adapters.apply_adapter(model, source.adapter, source.name)
     if source.named_adapter is None:
         return None
-    return weight_adapters.apply_adapter(model, source.named_adapter, source.name, scale=scale)
+    return weight_adapters.apply_adapter(
+        model, source.named_adapter, source.name, scale=scale, from_tower=from_tower
+    )
 
 
 def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer:
@@ -212,6 +222,11 @@ def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer
         raise InputError(
             "expected source as a name, a folder, a hub id, or a Hugging Face causal LM, received "
             f"{short_form(model)}"
+        )
+    is_quantised = quantised.method_of(model.config) is not None
+    if is_quantised and not (options.device == "auto" and options.dtype == "auto"):
+        raise InputError(
+            f"{type(model).__name__} is quantised, so that it stays on its device and in its dtype; leave both out"
         )
     if options.device != "auto":
         model.to(checkpoints.resolve_device(options.device))
@@ -229,14 +244,15 @@ def _build(
     require_served(model)
     use_runnable_experts(model)
     nulled = options.rotation_mode == "nope"
-    anatomy = None if has_own_adapter(model) else measure_anatomy(model)
     tokenizer = options.tokenizer
     name = source.name if source is not None else model.config.name_or_path or type(model).__name__
     # A quantised module may refuse to compute in the dtype or on the device that was requested.
-    with as_model_errors(name) if quantised.method_of(model.config) is not None else nullcontext():
+    with as_failed_forward(name):
         arithmetic = quantised.measure_arithmetic(model)
-        layers = None if anatomy is None else anatomy.layers
-        eager = anatomy is not None and anatomy.needs_eager
+    anatomy = None if has_own_adapter(model) else measure_anatomy(model)
+    layers = None if anatomy is None else anatomy.layers
+    eager = anatomy is not None and anatomy.needs_eager
+    with as_failed_forward(name):
         reference = reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

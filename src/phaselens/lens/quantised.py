@@ -122,6 +122,16 @@ class Arithmetic:
         return LIMITS[_COARSE if self.rounds_inputs else self.dtype]
 
 
+def has_packed_weights(model: PreTrainedModel) -> bool:
+    """Return whether a linear module stores its weight in a format that cannot be split like a plain tensor."""
+    return any(
+        type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+        for module in model.modules()
+        if families.linear_width_of(module) is not None
+        and isinstance(weight := getattr(module, "weight", None), Tensor)
+    )
+
+
 def measure_arithmetic(model: PreTrainedModel) -> Arithmetic:
     """Return how a model computes, measured on one linear module of each class that is neither torch's nor packed.
 
