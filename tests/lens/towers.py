@@ -33,7 +33,12 @@ _TOKENS = {"image_token_id": 66, "video_token_id": 65, "vision_start_token_id": 
 
 # Model type: the text configuration, the vision configuration, further fields, and the class of the text model.
 TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = {
-    "llava": (_LLAMA, _VISION | {"model_type": "clip_vision_model"}, {"image_token_index": 66}, "LlamaForCausalLM"),
+    "llava": (
+        _LLAMA,
+        _VISION | {"model_type": "clip_vision_model"},
+        {"image_token_index": 66},
+        "LlamaForCausalLM",
+    ),
     "mistral3": (
         _TEXT | {"model_type": "mistral", "head_dim": 8},
         _VISION | {"model_type": "pixtral", "head_dim": 8},
@@ -76,8 +81,23 @@ TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = 
     ),
     "llama4": (
         _TEXT
-        | {"head_dim": 8, "intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 64, "no_rope_layers": [1, 0]},
-        {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 28, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32},
+        | {
+            "head_dim": 8,
+            "intermediate_size_mlp": 48,
+            "num_local_experts": 2,
+            "attention_chunk_size": 64,
+            "no_rope_layers": [1, 0],
+        },
+        {
+            "hidden_size": 32,
+            "intermediate_size": 128,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "image_size": 28,
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+        },
         {"image_token_index": 66},
         "Llama4ForCausalLM",
     ),
@@ -90,20 +110,30 @@ TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = 
     ),
     "internvl": (_TEXT | {"model_type": "qwen2"}, _VISION, {"image_token_id": 66}, "Qwen2ForCausalLM"),
     "idefics3": (_LLAMA, _VISION, {"image_token_id": 66}, "LlamaForCausalLM"),
-}  # fmt: skip
+}
 
 
-def tiny_tower(model_type: str, *, seed: int = 0) -> Any:
-    """Return a random model of several modalities, float32, in eval mode."""
+def tiny_tower(model_type: str, *, seed: int = 0, **overrides: Any) -> Any:
+    """Return a random model of several modalities, float32, in eval mode.
+
+    Args:
+        overrides: fields of the text configuration.
+    """
     import transformers
+
+    from phaselens.lens import text_towers
 
     text, vision, fields, _ = TOWERS[model_type]
     config_class = transformers.CONFIG_MAPPING[model_type]
-    config = config_class(text_config=text, vision_config=vision, **fields)
-    tables = (transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM)
-    model_class = next(
-        table._model_mapping[config_class] for table in tables if config_class in table._model_mapping
-    )
+    config = config_class(text_config=text | overrides, vision_config=vision, **fields)
+    model_class = text_towers.whole_class(config)
+    if model_type == "gemma3n":
+        # Its vision tower needs the package timm.
+        model_class = text_towers._text_only(model_class)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model_class._from_config(config).to(torch.float32).eval()
+        model = model_class._from_config(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model

@@ -181,10 +181,7 @@ def _from_checkpoint(
             tokenizer, tokenizer_note = checkpoints.load_own_tokenizer(source)
         elif isinstance(tokenizer, str):
             tokenizer = checkpoints.load_tokenizer(tokenizer, source.base.revision)
-    whole = text_towers.whole_class(config)
-    adapter = _apply_adapters(
-        model, source, options.adapter_scale, from_tower=whole is not None and type(model) is not whole
-    )
+    adapter = _apply_adapters(model, source, options.adapter_scale)
     if merged_in is not None:
         weight_adapters.cast_parameters(model, dtype)
     if source.package is not None and source.package.nulled:
@@ -194,22 +191,19 @@ def _from_checkpoint(
     method = lens.info.quantisation or (
         f"{quantised.method_of(config)}, dequantised" if is_quantised else None
     )
+    whole = text_towers.whole_class(config)
     part_of = None if whole is None else whole.__name__
     lens.info = replace(lens.info, adapter=adapter, part_of=part_of, quantisation=method)
     return lens
 
 
-def _apply_adapters(
-    model: PreTrainedModel, source: ModelSource, scale: float | None, *, from_tower: bool
-) -> str | None:
+def _apply_adapters(model: PreTrainedModel, source: ModelSource, scale: float | None) -> str | None:
     """Apply the adapter of a packaged twin, then that which the user named; return a description of the latter."""
     if source.adapter is not None:
         weight_adapters.apply_adapter(model, source.adapter, source.name)
     if source.named_adapter is None:
         return None
-    return weight_adapters.apply_adapter(
-        model, source.named_adapter, source.name, scale=scale, from_tower=from_tower
-    )
+    return weight_adapters.apply_adapter(model, source.named_adapter, source.name, scale=scale)
 
 
 def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer:

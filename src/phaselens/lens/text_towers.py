@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # transformers' tables of classes by configuration, in which a model of several modalities may stand.
 _TABLES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
 
+# The attribute of a text model with the whole model around it. It is no submodule: the two share their tensors.
+_WHOLE = "_phaselens_whole"
+
 
 def whole_class(config: PreTrainedConfig) -> Any:
     """Return the class of the model of several modalities that `config` describes; None for a model of text alone.
@@ -70,7 +73,32 @@ def load(
     with quiet_transformers():
         whole, report = _text_only(model_class).from_pretrained(location, output_loading_info=True, **options)
     whole.__class__ = model_class
-    return _causal_model(whole), report
+    model = _causal_model(whole)
+    vars(model)[_WHOLE] = whole
+    return model, report
+
+
+def whole_around(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Return the whole model, without its other modules, from which a text model was loaded; None for any other."""
+    return vars(model).get(_WHOLE)
+
+
+def text_path(whole: PreTrainedModel) -> str:
+    """Return the name of the text model's module: the outermost with the text configuration."""
+    from transformers import PreTrainedModel
+
+    config_class = type(families.text_config_of(whole))
+    names = [
+        name
+        for name, module in whole.named_modules()
+        if name and isinstance(module, PreTrainedModel) and type(module.config) is config_class
+    ]
+    if not names:
+        raise RefusedModel(
+            f"{whole.config.model_type} ({type(whole).__name__}): no module has its text configuration "
+            f"({config_class.__name__}); use a checkpoint of a causal language model"
+        )
+    return min(names, key=lambda name: name.count("."))
 
 
 def _text_only(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -109,27 +137,9 @@ def _placeholders_for_others(text_config_class: type) -> Iterator[None]:
         del AutoModel.from_config
 
 
-def _text_path(whole: PreTrainedModel) -> str:
-    """Return the name of the text model's module: the outermost with the text configuration."""
-    from transformers import PreTrainedModel
-
-    config_class = type(families.text_config_of(whole))
-    names = [
-        name
-        for name, module in whole.named_modules()
-        if name and isinstance(module, PreTrainedModel) and type(module.config) is config_class
-    ]
-    if not names:
-        raise RefusedModel(
-            f"{whole.config.model_type} ({type(whole).__name__}): no module has its text configuration "
-            f"({config_class.__name__}); use a checkpoint of a causal language model"
-        )
-    return min(names, key=lambda name: name.count("."))
-
-
 def _remove_other_modules(whole: PreTrainedModel) -> None:
     """Replace by None every module that is not on the way to the text model, except the unembedding."""
-    path = _text_path(whole).split(".")
+    path = text_path(whole).split(".")
     unembedding = whole.get_output_embeddings()
     parent: nn.Module = whole
     for name in path:
@@ -143,7 +153,7 @@ def _causal_model(whole: PreTrainedModel) -> PreTrainedModel:
     """Return a causal language model around the text model of `whole`, which shares its tensors."""
     import transformers
 
-    text = whole.get_submodule(_text_path(whole))
+    text = whole.get_submodule(text_path(whole))
     if text.get_output_embeddings() is not None:
         return _with_settings(text, whole)
     config = text.config
