@@ -491,7 +491,7 @@ def test_the_index_of_a_hub_model_is_checked_before_its_shards_are_read(tmp_path
 
 
 def test_implementations_that_a_config_names_are_left_out(folder, tmp_path, tokens):
-    """They may be kernels on the hub, which transformers would fetch and run."""
+    """A config can name kernels on the hub, which transformers would fetch and run."""
     path = copy_of(folder, tmp_path)
     config = json.loads((path / "config.json").read_text())
     evil = {"attn_implementation": "evil/attention", "experts_implementation": "evil/experts"}

@@ -66,7 +66,8 @@ def test_torchao_checkpoints_load_and_measure_their_dequantised_weights(
     lens = phaselens.load(tmp_path / "quantised")
     monkeypatch.undo()
     rounds = kind == "Int8DynamicActivationInt8WeightConfig"
-    assert lens.arithmetic == quantised.Arithmetic(torch.float32, rounds)
+    assert (lens.arithmetic.dtype, lens.arithmetic.rounds_inputs) == (torch.float32, rounds)
+    assert lens.arithmetic.limit <= (0.2 if rounds else 2e-5)
     assert lens.info.quantisation == "torchao"
     assert all(result.ok for result in run_checks(lens))
     torch.testing.assert_close(lens(text()), expected, rtol=0, atol=0.1 if rounds else 1e-5)
@@ -135,7 +136,6 @@ def test_8_bit_floats_are_dequantised_on_a_cpu(tmp_path) -> None:
         ({"quant_method": "compressed-tensors"}, "compressed-tensors"),
         ({"quant_method": "torchao"}, "torchao"),
         ({"quant_method": "hqq"}, "hqq"),
-        ({"quant_method": "quanto"}, "optimum-quanto"),
     ],
 )
 def test_a_missing_package_is_named_before_weights_are_read(fields, packages, tmp_path, monkeypatch) -> None:
@@ -162,6 +162,43 @@ def test_what_transformers_cannot_load_yet_is_refused_with_its_reason(tmp_path) 
     pytest.importorskip("hqq")
     set_quantisation(save_checkpoint(tmp_path, "llama"), {"quant_method": "hqq", "quant_config": {}})
     refused(tmp_path, "could not be loaded")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int", "float"])
+def test_compressed_tensors_round_their_inputs_in_a_known_way(kind, tmp_path) -> None:
+    pytest.importorskip("compressed_tensors")
+    folder = save_checkpoint(tmp_path, "llama-gqa")
+    largest, dtype = (127, torch.int8) if kind == "int" else (448, torch.float8_e4m3fn)
+    stored, dense = {}, {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        stored[name] = tensor
+        if name.endswith("_proj.weight"):
+            scale = tensor.abs().amax(1, keepdim=True) / largest
+            stored[name] = (tensor / scale).round().to(dtype) if kind == "int" else (tensor / scale).to(dtype)
+            stored[name.replace("weight", "weight_scale")] = scale
+            dense[name] = stored[name].float() * scale
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    common = {"num_bits": 8, "type": kind, "symmetric": True}
+    scheme = {
+        "targets": ["Linear"],
+        "weights": {**common, "strategy": "channel"},
+        "input_activations": {**common, "strategy": "token", "dynamic": True},
+    }
+    fields = {
+        "quant_method": "compressed-tensors",
+        "format": f"{kind}-quantized",
+        "quantization_status": "compressed",
+        "ignore": ["lm_head"],
+        "config_groups": {"all": scheme},
+    }
+    set_quantisation(folder, fields)
+    lens = phaselens.load(folder)
+    assert all(result.ok for result in run_checks(lens))
+    output = lens.projection_of(0, "attn.W_O")
+    expected = dense["model.layers.0.self_attn.o_proj.weight"].T
+    torch.testing.assert_close(output.weight.flatten(0, 1), expected, rtol=1e-5, atol=1e-6)
+    assert output.rounding.startswith("8-bit integers" if kind == "int" else "8-bit floats")
 
 
 def with_hqq(compute_dtype: torch.dtype) -> Any:
