@@ -503,5 +503,5 @@ def test_implementations_that_a_config_names_are_left_out(folder, tmp_path, toke
 def test_an_error_of_the_models_own_forward_is_one_line():
     model = tiny_model("llama")
     model.model.layers[1].mlp.down_proj = torch.nn.Linear(7, 32)
-    with pytest.raises(phaselens.ModelError, match="its own forward fails in transformers"):
+    with pytest.raises(phaselens.ModelError, match="own forward on text fails in float32"):
         phaselens.load(model)

@@ -11,7 +11,6 @@ import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches, short_form
 from phaselens.lens import gguf_files, headers, quantised, text_towers, weight_adapters
-from phaselens.lens.digests import sha256
 from phaselens.lens.model_source import NAMES, ModelSource
 from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers
 
@@ -25,9 +24,6 @@ DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
     "fp64": torch.float64,
 }
-
-# Larger folders would take seconds to hash before anything is measured.
-_HASH_UP_TO_BYTES = 1 << 30
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -237,31 +233,6 @@ def require_memory(
         )
 
 
-def hash_source(source: ModelSource) -> dict[str, str]:
-    """Return the sha256 of the files that a model was loaded from, by name; those of an adapter under ``adapter/``."""
-    if source.gguf is not None:
-        is_small = source.gguf.stat().st_size <= _HASH_UP_TO_BYTES
-        files = {source.gguf.name: sha256(source.gguf)} if is_small else {}
-    else:
-        files = hash_files(source.folder)
-    for prefix, folder in (("twin-adapter", source.adapter), ("adapter", source.named_adapter)):
-        # The twin's own adapter keeps its name unless another one is on top of it.
-        prefix = "adapter" if source.named_adapter is None else prefix
-        files |= {f"{prefix}/{file}": digest for file, digest in hash_files(folder).items()}
-    return files
-
-
-def hash_files(folder: Path | None) -> dict[str, str]:
-    """Return the sha256 of a checkpoint folder's files by name; empty without a folder and for folders over 1 GiB."""
-    if folder is None:
-        return {}
-    suffixes = (".json", ".safetensors", ".bin", ".model")
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in suffixes)
-    if sum(file.stat().st_size for file in files) > _HASH_UP_TO_BYTES:
-        return {}
-    return {file.name: sha256(file) for file in files}
-
-
 def load_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
     """Return the tokenizer of a folder or hub id.
 
@@ -351,8 +322,6 @@ def _require_safe_shards(source: ModelSource) -> None:
 
 
 def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    from transformers import AutoModelForCausalLM
-
     if source.folder is None:
         _require_safe_shards(source)
         chosen = getattr(config, headers.CHOICE, None)
@@ -362,8 +331,9 @@ def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple
     whole_class = text_towers.whole_class(config)
     if whole_class is not None:
         return text_towers.load(whole_class, source.location, **options)
+    causal_class = _causal_class(source, config)
     with quiet_transformers():
-        model, loading_info = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = causal_class.from_pretrained(
             source.location, output_loading_info=True, **options
         )
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -372,3 +342,27 @@ def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple
             "and name the two apart: BASE+ADAPTER"
         )
     return model, loading_info
+
+
+def _causal_class(source: ModelSource, config: Any) -> Any:
+    """Return the class of transformers that loads a checkpoint of text.
+
+    The table of causal language models lists some text models only with the configuration of a whole that contains
+    them (`mllama`); the checkpoint of such a text model alone names its class itself.
+    """
+    import transformers
+
+    table = transformers.AutoModelForCausalLM
+    if type(config) in table._model_mapping or hasattr(config, "auto_map"):
+        return table
+    architectures = list(config.architectures or ())
+    for name in architectures:
+        named: Any = getattr(transformers, name, None)
+        is_generative = isinstance(named, type) and issubclass(named, transformers.GenerationMixin)
+        if is_generative and named.config_class is type(config):
+            return named
+    raise RefusedModel(
+        f"model {source.name!r}: transformers {transformers.__version__} has no causal language model of type "
+        f"{config.model_type!r} (the checkpoint's class is {' or '.join(architectures) or 'not named'}); use a "
+        "checkpoint of a causal language model"
+    )

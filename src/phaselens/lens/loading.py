@@ -16,11 +16,14 @@ from phaselens.lens import checkpoints, checks, families, gguf_files, quantised,
 from phaselens.lens.anatomy import absent_points
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import attention_layers
+from phaselens.lens.digests import hash_source
 from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
-from phaselens.lens.pretrained import as_failed_forward, as_model_errors
+from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
+from phaselens.lens.refusals import refusing
+from phaselens.lens.resuming import find_problem
 from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.visibility import measure_windows
@@ -240,23 +243,24 @@ def _build(
     nulled = options.rotation_mode == "nope"
     tokenizer = options.tokenizer
     name = source.name if source is not None else model.config.name_or_path or type(model).__name__
-    # A quantised module may refuse to compute in the dtype or on the device that was requested.
-    with as_failed_forward(name):
+    with refusing(model, "measure the parts of its layers", unwrapped=True):
         arithmetic = quantised.measure_arithmetic(model)
-    anatomy = None if has_own_adapter(model) else measure_anatomy(model)
-    layers = None if anatomy is None else anatomy.layers
-    eager = anatomy is not None and anatomy.needs_eager
-    with as_failed_forward(name):
+        anatomy = None if has_own_adapter(model) else measure_anatomy(model)
+        layers = None if anatomy is None else anatomy.layers
+        eager = anatomy is not None and anatomy.needs_eager
         reference = reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
-    with warnings.catch_warnings():
+    with refusing(model, "add hook points to its modules"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
     lens._arithmetic = arithmetic
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = tokenizer_note
-    lens.info = _describe(lens, name, source, options)
-    if nulled:
-        lens.set_rotation(nulled=True)
+    with refusing(model, "measure its attention"):
+        lens.info = _describe(lens, name, source, options)
+        if anatomy is not None:
+            lens.resume_problem = find_problem(lens)
+        if nulled:
+            lens.set_rotation(nulled=True)
     if tokenizer is not None:
         lens.cfg.default_prepend_bos = lens._default_prepend_bos = lens.encoder(options.bos).puts_bos_first
     lens.reference = reference
@@ -326,7 +330,7 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         kinds=tuple(plan.kind for plan in plans if plan is not None),
         absent=absent_points(plans),
         note=source.package.note if source is not None and source.package is not None else None,
-        files=checkpoints.hash_source(source) if source is not None else {},
+        files=hash_source(source) if source is not None else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )
 

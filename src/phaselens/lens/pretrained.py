@@ -46,33 +46,6 @@ def as_model_errors(name: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def as_failed_forward(name: str) -> Iterator[None]:
-    """Turn every error of an unwrapped model's own forward into a ModelError of one line."""
-    try:
-        yield
-    except (ModelError, InputError):
-        raise
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        ImportError,
-        AssertionError,
-        MemoryError,
-    ) as error:
-        if is_out_of_memory(error):
-            raise ModelError(
-                f"model {name!r}: not enough memory for its forward ({one_line(error)})"
-            ) from error
-        raise ModelError(
-            f"model {name!r}: its own forward fails in transformers, so that there is nothing to measure: "
-            f"{one_line(error)}"
-        ) from error
-
-
 def one_line(error: BaseException) -> str:
     """Return the first 200 characters of an error, on one line."""
     text = " ".join(str(error).split())
