@@ -22,7 +22,7 @@ from phaselens.errors import (
 )
 from phaselens.lens import families
 from phaselens.lens.attention_dispatch import StreamingOptions
-from phaselens.lens.components import AttentionReplay
+from phaselens.lens.components import AttentionReplay, attention_layers, attention_of
 from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
@@ -144,7 +144,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
             raise InputError(
                 f"attention_replay({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}"
             )
-        return AttentionReplay(self.blocks[layer].attn)
+        return AttentionReplay(attention_of(self.blocks[layer]))
 
     def stream(
         self,
@@ -301,7 +301,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
         return {name: point for name, point in points.items() if not name.endswith(OWN_ATTENTION_POINTS)}
 
     def _eager_reason(self) -> str:
-        return str(self.blocks[0].attn.eager_reason())
+        return next((attention.eager_reason() for attention in attention_layers(self).values()), "")
 
     def _check_hook_fireable(self, *names: str) -> None:
         """Check points that are requested by name; TransformerLens calls this.

@@ -6,17 +6,17 @@ before it was wrapped.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
-from phaselens.lens import families
+from phaselens.lens.captures import capture, keeper
 from phaselens.lens.choices import Choices, recorded_choices, repeated_choices
 from phaselens.lens.components import attention_layers
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
@@ -27,8 +27,6 @@ from phaselens.lens.weights import projection
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -95,25 +93,18 @@ def _worst(
     name: str, limit: float, by_layer: dict[int, float], prefix: str = "worst in layer"
 ) -> CheckResult:
     """Return the result of a check by the layer with the largest difference."""
+    if not by_layer:
+        return CheckResult(name, True, 0.0, limit, "no layer has attention")
     layer = max(by_layer, key=lambda index: by_layer[index])
     gap = by_layer[layer]
     detail = f"{prefix} {layer}" if gap > 0 else "no difference"
     return CheckResult(name, gap <= limit, gap, limit, detail)
 
 
-def capture(
-    lens: HookedTransformer, tokens: Tensor, names: Mapping[Key, str], **options: Any
-) -> tuple[Tensor, dict[Key, Tensor]]:
-    """Run one forward; return its output, and a copy of each named activation under its key."""
-    activations: dict[Key, Tensor] = {}
-    output = lens.stream(
-        tokens, [(name, _keeper(activations, key)) for key, name in names.items()], **options
-    )
-    return output, activations
-
-
 def _per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
-    return {layer: in_layer(layer, point) for layer in range(lens.info.n_layers)}
+    """Return the names of a point by layer, of the layers that have it."""
+    names = {layer: in_layer(layer, point) for layer in range(lens.info.n_layers)}
+    return {layer: name for layer, name in names.items() if lens.find_hook(name) is not None}
 
 
 def _same_as_reference(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
@@ -161,13 +152,13 @@ def _as_in(lens: HookedTransformer, residuals: Sequence[Tensor], choices: Choice
 
 def _rows_sum_to_one(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
     """Sum the rows of the matrix and, where there are sink logits, add their share by the streamed log-sum-exp."""
-    points = _in_attention(range(lens.info.n_layers), ("hook_pattern", "hook_lse"))
+    points = _in_attention(attention_layers(lens), ("hook_pattern", "hook_lse"))
     # With reads_only, the log-sum-exp is streamed although the matrix is hooked.
     _, activations = capture(lens, tokens, points, reads_only=True)
     by_layer = {}
-    for layer, attention_component in enumerate(attention_layers(lens)):
+    for layer, attention_component in attention_layers(lens).items():
         row_sums = activations[layer, "hook_pattern"].double().sum(-1)
-        sink_logits = families.sink_logits_of(attention_component.original_component)
+        sink_logits = attention_component.facts.sink_logits
         if sink_logits is not None:
             lse = activations[layer, "hook_lse"].double()
             row_sums = row_sums + (sink_logits.double()[None, :, None] - lse).exp()
@@ -185,20 +176,22 @@ def _windows_match_the_masks(lens: HookedTransformer) -> CheckResult:
 
 def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
     """Compare streamed statistics with those of the same queries and keys in float64."""
-    points = _in_attention(range(lens.info.n_layers), (*STATISTICS, *ROTATED_POINTS))
+    layers = attention_layers(lens)
+    points = _in_attention(layers, (*STATISTICS, *ROTATED_POINTS))
     _, activations = capture(lens, tokens, points)
-    by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
+    by_layer = dict.fromkeys(layers, 0.0)
     for layer in by_layer:
         query, key = (activations[layer, point].transpose(1, 2).cpu().double() for point in ROTATED_POINTS)
+        facts = layers[layer].facts
         scores = attention.explicit_scores(
             query,
             key,
-            scale=lens.info.scales[layer],
+            scale=facts.scale,
             window=lens.info.windows[layer],
-            softcap=lens.info.softcap,
+            softcap=facts.softcap,
         )
         lse = scores.logsumexp(-1)
-        sink_logits = families.sink_logits_of(attention_layers(lens)[layer].original_component)
+        sink_logits = facts.sink_logits
         if sink_logits is not None:
             lse = torch.logaddexp(lse, sink_logits.detach().cpu().double()[None, :, None])
         pattern = (scores - lse[..., None]).exp()
@@ -230,7 +223,7 @@ def _distances(pattern: Tensor, n_distances: int) -> Tensor:
 
 
 def _statistics(lens: HookedTransformer) -> dict[Any, str]:
-    return _in_attention(range(lens.info.n_layers), STATISTICS)
+    return _in_attention(attention_layers(lens), STATISTICS)
 
 
 def _in_attention(layers: Iterable[int], points: Sequence[str]) -> dict[Any, str]:
@@ -239,11 +232,22 @@ def _in_attention(layers: Iterable[int], points: Sequence[str]) -> dict[Any, str
 
 
 def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
-    """Zero the first value of a layer: the input of layers up to it stays bit-equal, and its own output changes."""
+    """Zero the first value (or another output) of a layer: the input of layers up to it stays bit-equal, and its own
+    output changes."""
     points = {**_per_layer(lens, "hook_in"), "out": in_layer(lens.info.n_layers - 1, "hook_out")}
     _, clean = capture(lens, tokens, points)
     moved: dict[int, float] = {}
     for layer in layers:
+        edited_point = next(
+            (
+                name
+                for point in ("attn.hook_v", "attn.hook_attended", "hook_mixer_out", "hook_mlp_out")
+                if lens.find_hook(name := in_layer(layer, point)) is not None
+            ),
+            None,
+        )
+        if edited_point is None:
+            continue
 
         def zero_first(value: Tensor, hook: object) -> Tensor:
             value = value.clone()
@@ -251,8 +255,8 @@ def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: 
             return value
 
         edited: dict[int | str, Tensor] = {}
-        hooks = [(name, _keeper(edited, key)) for key, name in points.items()]
-        lens.stream(tokens, [*hooks, (in_layer(layer, "attn.hook_v"), zero_first)])
+        hooks = [(name, keeper(edited, key)) for key, name in points.items()]
+        lens.stream(tokens, [*hooks, (edited_point, zero_first)])
         gap_below = max(_difference(edited[index], clean[index]) for index in range(layer + 1))
         point_above = layer + 1 if layer + 1 in clean else "out"
         # Where NaN weights left nothing finite, no edit can be detected.
@@ -261,17 +265,17 @@ def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: 
             or not clean[point_above].isfinite().any()
         )
         moved[layer] = gap_below if changed else float("inf")
-    return _worst("an edit changes the layers above it and none below", 0.0, moved, "edit of hook_v in layer")
+    return _worst("an edit changes the layers above it and none below", 0.0, moved, "edit in layer")
 
 
 def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> list[CheckResult]:
     """Compare the sum over heads of their outputs with attention's output, where W_O can be read."""
     points = _in_attention(layers, ("hook_z", "hook_out"))
-    if any(lens.find_hook(name) is None for name in points.values()):
-        return []
+    points = {key: name for key, name in points.items() if lens.find_hook(name) is not None}
+    complete = [layer for layer in layers if (layer, "hook_z") in points and (layer, "hook_out") in points]
     _, activations = capture(lens, tokens, points)
     gaps: dict[int, float] = {}
-    for layer in layers:
+    for layer in complete:
         try:
             output = projection(lens, layer, "attn.W_O")
         except InputError:
@@ -283,37 +287,31 @@ def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: lis
     return [_worst(name, lens.arithmetic.limit, gaps)] if gaps else []
 
 
-def _keeper(activations: dict[Key, Tensor], key: Key) -> HookFunction:
-    def keep(value: Tensor, hook: object) -> None:
-        activations[key] = value.detach().clone()
-
-    return keep
-
-
 def _mid_edit_reaches_skip_path(
     lens: HookedTransformer, tokens: Tensor, layers: list[int]
 ) -> list[CheckResult]:
     """Set the mid residual to zero: the block's output must be the MLP's alone. A copy must change no bit."""
-    block = lens.blocks[0]
-    if block.find_point("hook_resid_mid") is None or block.find_point("hook_mlp_out") is None:
-        return []
     gaps: dict[int, float] = {}
+    limit = 0.0
     for layer in layers:
+        block = lens.blocks[layer]
+        points = ("hook_resid_mid", "hook_mlp_out")
+        if any(block.find_point(point) is None for point in points) or not block.adds_mid_again():
+            continue
+        limit = limit if block.adds_mlp_out_exactly() else lens.arithmetic.limit
         block_output = in_layer(layer, "hook_out")
         mid = in_layer(layer, "hook_resid_mid")
         _, clean = capture(lens, tokens, {"out": block_output})
         copied: dict[str, Tensor] = {}
-        lens.stream(
-            tokens, [(mid, lambda value, hook: value.clone()), (block_output, _keeper(copied, "out"))]
-        )
+        lens.stream(tokens, [(mid, lambda value, hook: value.clone()), (block_output, keeper(copied, "out"))])
         edited: dict[str, Tensor] = {}
         hooks = [
-            (block_output, _keeper(edited, "out")),
-            (in_layer(layer, "hook_mlp_out"), _keeper(edited, "mlp")),
+            (block_output, keeper(edited, "out")),
+            (in_layer(layer, "hook_mlp_out"), keeper(edited, "mlp")),
         ]
         lens.stream(tokens, [(mid, lambda value, hook: torch.zeros_like(value)), *hooks])
         gaps[layer] = max(_difference(copied["out"], clean["out"]), _difference(edited["out"], edited["mlp"]))
-    return [_worst("an edit of hook_resid_mid reaches the skip path", 0.0, gaps)]
+    return [_worst("an edit of hook_resid_mid reaches the skip path", limit, gaps)] if gaps else []
 
 
 def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
@@ -322,7 +320,7 @@ def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: li
     gaps: dict[int, float] = {}
     for layer in layers:
         inputs_below: dict[int, Tensor] = {}
-        hooks = [(in_layer(lower, "attn.hook_in"), _keeper(inputs_below, lower)) for lower in range(layer)]
+        hooks = [(in_layer(lower, "hook_in"), keeper(inputs_below, lower)) for lower in range(layer)]
         resumed = lens.stream(residual=residuals[layer], start_at_layer=layer, hooks=hooks)
         gaps[layer] = float("inf") if inputs_below else _difference(resumed, final)
     return _worst("start_at_layer gives the same output and skips the layers below", 0.0, gaps)

@@ -35,6 +35,8 @@ _LOGIT_FACTOR = ("logit_scale",)
 # Fields of the configuration.
 _LOGIT_DIVISOR = ("logits_scaling",)
 _LOGIT_SOFTCAP = ("final_logit_softcapping",)
+_D_MODEL = ("hidden_size",)
+_BOS = ("bos_token_id",)
 _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
 _QUANTISATION = "quantization_config"
@@ -103,7 +105,10 @@ def norms_in(attention: nn.Module) -> list[nn.Module]:
         module
         for name, module in attention.named_modules()
         # The parametrizations of a weight (weight_norm) act neither on queries nor on keys.
-        if _NORM_CLASS in type(module).__name__.lower() and "parametrizations" not in name.split(".")
+        if name
+        and _NORM_CLASS in type(module).__name__.lower()
+        and "parametrizations" not in name.split(".")
+        and not any(module.children())
     ]
 
 
@@ -144,6 +149,11 @@ class FusedLayout:
         if self.by_head:
             return cat(shaped, dim=-1).flatten(-2)
         return cat([projection.flatten(-2) for projection in shaped], dim=-1)
+
+
+def has_fused_layout(model: PreTrainedModel) -> bool:
+    """Return whether the layout of the fused projections in a model's attention is known."""
+    return any(type(module).__name__ in _FUSED_BY_HEAD for module in model.modules())
 
 
 def fused_layout(attention: nn.Module) -> FusedLayout:
@@ -207,6 +217,11 @@ def needs_eager(model: PreTrainedModel) -> bool:
     )
 
 
+def supports_sdpa(model: PreTrainedModel) -> bool:
+    """Return whether transformers computes this model's attention by scaled-dot-product attention on request."""
+    return bool(getattr(model, "_supports_sdpa", True))
+
+
 def n_ctx_of(model: PreTrainedModel) -> int | None:
     """Return the number of positions that the model was made for; None if it does not state one."""
     n_ctx = _attribute(text_config_of(model), _N_CTX)
@@ -215,7 +230,14 @@ def n_ctx_of(model: PreTrainedModel) -> int | None:
 
 def d_model_of(model: PreTrainedModel) -> int:
     """Return the width of the residual stream."""
-    return int(text_config_of(model).hidden_size)
+    width = _attribute(text_config_of(model), _D_MODEL)
+    return int(embedding_of(model).shape[1] if width is None else width)
+
+
+def bos_token_id_of(model: PreTrainedModel) -> int | None:
+    """Return the id of the BOS token that the configuration states; None without one."""
+    token_id = _attribute(text_config_of(model), _BOS)
+    return token_id if isinstance(token_id, int) else None
 
 
 def d_vocab_of(model: PreTrainedModel) -> int:

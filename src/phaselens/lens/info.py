@@ -7,6 +7,8 @@ from typing import Any
 
 from phaselens.errors import InputError, short_form
 
+NO_ATTENTION = "none"
+"""The entry of `ModelInfo.positions` for a layer without attention."""
 ROTATION_MODES = {"auto": "as the checkpoint is", "nope": "rotation nulled"}
 """The rotation modes of `phaselens.load`, and what each does.
 
@@ -59,13 +61,16 @@ class ModelInfo:
     Per layer:
 
     * ``positions``: how attention encodes positions: ``rope`` (rotated queries and keys), ``nope`` (not at all),
-      ``learned`` (added to the embedding), ``learned+rope``.
+      ``learned`` (added to the embedding), ``learned+rope``, ``none`` in a layer without attention.
+    * ``kinds``: ``attention``, or what the layer has instead of it, such as ``mamba``. Empty where all have attention.
     * ``windows``: the number of keys a query can see, itself included; None where it sees all.
-    * ``scales``: the factor of q·k.
+    * ``scales``: the factor of q·k; None in a layer without attention.
     * ``rotations``: the dimensions of queries and keys that the rotation mixes, or would mix where it was nulled or
       dropped; None without rotation.
     * ``head_outputs``: the step between a head's output and the output projection: ``same`` none, ``scaled`` every
       entry is multiplied by a factor (a gate, an RMS norm), ``mixed`` anything else.
+
+    ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
 
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
     maps the checkpoint's files, and those of its adapter, to their sha256. ``note`` tells a reader of the model's
@@ -86,7 +91,7 @@ class ModelInfo:
     n_ctx: int | None
     positions: tuple[str, ...]
     windows: tuple[int | None, ...]
-    scales: tuple[float, ...]
+    scales: tuple[float | None, ...]
     softcap: float | None
     dtype: str
     device: str
@@ -100,6 +105,8 @@ class ModelInfo:
     quantisation: str | None = None
     rotations: tuple[RotatedPairs | None, ...] = ()
     head_outputs: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
     note: str | None = None
     adapter: str | None = None
     part_of: str | None = None
@@ -109,10 +116,19 @@ class ModelInfo:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, in the order of the fields."""
         fields = asdict(self)
-        for name in ("positions", "windows", "scales", "head_outputs"):
+        for name in ("positions", "windows", "scales", "head_outputs", "kinds"):
             fields[name] = list(fields[name])
         fields["rotations"] = [rotation and str(rotation) for rotation in self.rotations]
         return fields
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have attention."""
+        return tuple(layer for layer, encoding in enumerate(self.positions) if encoding != NO_ATTENTION)
+
+    def kind_of(self, layer: int) -> str:
+        """Return `attention`, or what a layer has instead of it."""
+        return self.kinds[layer] if self.kinds else "attention"
 
     @property
     def positions_summary(self) -> str:

@@ -12,8 +12,9 @@ import torch
 
 from phaselens.data import Encoder
 from phaselens.data.tokens import require_bos
-from phaselens.errors import InputError, RefusedModel, short_form
+from phaselens.errors import InputError, short_form
 from phaselens.lens import checkpoints, checks, families, gguf_files, quantised, text_towers, weight_adapters
+from phaselens.lens.anatomy import absent_points
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import attention_layers
 from phaselens.lens.experts import use_runnable_experts
@@ -25,7 +26,7 @@ from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.visibility import measure_windows
 from phaselens.lens.weights import read_head_outputs
-from phaselens.lens.wrapping import require_served, wrap
+from phaselens.lens.wrapping import has_own_adapter, measure_anatomy, require_served, wrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -237,15 +238,18 @@ def _build(
     require_served(model)
     use_runnable_experts(model)
     nulled = options.rotation_mode == "nope"
+    anatomy = None if has_own_adapter(model) else measure_anatomy(model)
     tokenizer = options.tokenizer
     name = source.name if source is not None else model.config.name_or_path or type(model).__name__
     # A quantised module may refuse to compute in the dtype or on the device that was requested.
     with as_model_errors(name) if quantised.method_of(model.config) is not None else nullcontext():
         arithmetic = quantised.measure_arithmetic(model)
-        reference = reference_of(model, nulled=nulled) if options.check else None
+        layers = None if anatomy is None else anatomy.layers
+        eager = anatomy is not None and anatomy.needs_eager
+        reference = reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lens = wrap(model, _copy_for_transformer_lens(tokenizer), name)
+        lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
     lens._arithmetic = arithmetic
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = tokenizer_note
@@ -283,30 +287,29 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
     model: PreTrainedModel = lens.original_model
     config = model.config
     encodings = detect_rotation(lens)
-    modules = [attention.original_component for attention in attention_layers(lens)]
-    d_heads = {families.d_head_of(module) for module in modules}
-    if len(d_heads) > 1:
-        raise RefusedModel(
-            f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot represent"
-        )
+    facts = {layer: attention.facts for layer, attention in attention_layers(lens).items()}
+    first = next(iter(facts.values()), None)
+    plans = [getattr(block, "plan", None) for block in lens.blocks]
     tokenizer = options.tokenizer
-    bos_token_id = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else config.bos_token_id
+    bos_token_id = (
+        getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else families.bos_token_id_of(model)
+    )
     return ModelInfo(
         label=options.label or (source.short if source is not None else name.rstrip("/").rsplit("/", 1)[-1]),
         source=name,
         family=config.model_type,
         architecture=type(model).__name__,
-        n_layers=len(modules),
-        n_heads=families.n_heads_of(modules[0]),
-        n_kv_heads=families.n_kv_heads_of(modules[0]),
-        d_head=d_heads.pop(),
+        n_layers=len(lens.blocks),
+        n_heads=max((layer_facts.n_heads for layer_facts in facts.values()), default=0),
+        n_kv_heads=max((layer_facts.n_kv_heads for layer_facts in facts.values()), default=0),
+        d_head=max((layer_facts.d_head for layer_facts in facts.values()), default=0),
         d_model=families.d_model_of(model),
         d_vocab=families.d_vocab_of(model),
         n_ctx=families.n_ctx_of(model),
         positions=encodings,
         windows=measure_windows(lens),
-        scales=tuple(families.scale_of(module) for module in modules),
-        softcap=families.softcap_of(modules[0]),
+        scales=tuple(facts[layer].scale if layer in facts else None for layer in range(len(lens.blocks))),
+        softcap=None if first is None else first.softcap,
         dtype=str(lens.dtype).removeprefix("torch."),
         device=str(lens.device),
         attention_path="sdpa; statistics from the fused kernel's log-sum-exp",
@@ -319,6 +322,8 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         quantisation=_quantisation_of(model, source),
         rotations=read_rotated_pairs(lens, encodings),
         head_outputs=read_head_outputs(lens),
+        kinds=tuple(plan.kind for plan in plans if plan is not None),
+        absent=absent_points(plans),
         note=source.package.note if source is not None and source.package is not None else None,
         files=checkpoints.hash_source(source) if source is not None else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phaselens.lens import families, frequencies
 from phaselens.lens.choices import Choices, recorded_choices
+from phaselens.lens.module_calls import first_tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,30 +60,66 @@ def probe_tokens(model: PreTrainedModel) -> Tensor:
     return torch.randint(families.d_vocab_of(model), (1, length), generator=generator).to(model.device)
 
 
-def reference_of(model: PreTrainedModel, *, nulled: bool = False) -> Reference:
-    """Run the unwrapped model: SDPA, or eager where SDPA would leave out a softcap or learned sink logits."""
+def reference_of(
+    model: PreTrainedModel,
+    *,
+    nulled: bool = False,
+    layers: Sequence[nn.Module] | None = None,
+    eager: bool = False,
+) -> Reference:
+    """Run the unwrapped model: SDPA, or eager where SDPA would leave out a softcap or learned sink logits.
+
+    Args:
+        layers: the model's layers; by default, the model itself returns the residuals that enter them.
+        eager: SDPA cannot compute the model's attention, though no attribute of its modules says so.
+    """
     tokens = probe_tokens(model)
     config = model.config
     implementation = config._attn_implementation
     model.eval()
-    model.set_attn_implementation("eager" if families.needs_eager(model) else "sdpa")
+    eager = eager or families.needs_eager(model) or not families.supports_sdpa(model)
+    model.set_attn_implementation("eager" if eager else "sdpa")
     # The model may have run before, on longer texts.
     for module in frequencies.length_dependent(model):
         frequencies.reset(module)
     far_positions = _far_positions(model, tokens)
     try:
         with torch.no_grad(), _identity_rotation(model, nulled):
-            forward = _run(model, tokens)
-            far_forward = None if far_positions is None else _run(model, tokens, position_ids=far_positions)
+            forward = _run(model, tokens, layers)
+            far_forward = (
+                None if far_positions is None else _run(model, tokens, layers, position_ids=far_positions)
+            )
     finally:
         model.set_attn_implementation(implementation)
     return Reference(tokens, forward, far_positions, far_forward, nulled)
 
 
-def _run(model: PreTrainedModel, tokens: Tensor, **options: Tensor) -> OwnForward:
-    with recorded_choices(tokens) as choices:
-        output = model(tokens, output_hidden_states=True, use_cache=False, **options)
-    return OwnForward(output.logits, tuple(output.hidden_states[:-1]), choices)
+def _run(
+    model: PreTrainedModel, tokens: Tensor, layers: Sequence[nn.Module] | None, **options: Tensor
+) -> OwnForward:
+    entering: list[Tensor] = []
+    with recorded_choices(tokens) as choices, _collecting(entering, layers or ()):
+        output = model(tokens, output_hidden_states=layers is None, use_cache=False, **options)
+    residuals = tuple(entering) if layers is not None else tuple(output.hidden_states[:-1])
+    return OwnForward(output.logits, residuals, choices)
+
+
+@contextmanager
+def _collecting(entering: list[Tensor], layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Append what enters each layer to `entering`, in the first forward inside the context."""
+
+    def collect(_layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        tensor = first_tensor(args)
+        tensor = first_tensor(kwargs) if tensor is None else tensor
+        if tensor is not None and len(entering) < len(layers):
+            entering.append(tensor.clone())
+
+    handles = [layer.register_forward_pre_hook(collect, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _far_positions(model: PreTrainedModel, tokens: Tensor) -> Tensor | None:

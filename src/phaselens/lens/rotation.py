@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from phaselens.errors import InputError, RefusedModel, require_flag, require_wholes
 from phaselens.lens import families
 from phaselens.lens.components import StreamingAttention, attention_layers, probe
-from phaselens.lens.info import ModelInfo
+from phaselens.lens.info import NO_ATTENTION, ModelInfo
 from phaselens.lens.points import HookFunction, in_layer
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class SwitchesRotation(TransformerBridge):
     @property
     def nulled_layers(self) -> tuple[int, ...]:
         """The layers whose rotation is nulled at present."""
-        return tuple(layer for layer, attention in enumerate(attention_layers(self)) if attention.nulled)
+        return tuple(layer for layer, attention in attention_layers(self).items() if attention.nulled)
 
     def set_rotation(self, layers: int | Iterable[int] | None = None, *, nulled: bool) -> tuple[int, ...]:
         """Null the rotation of some layers, or restore it; `info.positions` follows.
@@ -71,7 +71,9 @@ class SwitchesRotation(TransformerBridge):
         require_flag("nulled", nulled)
         chosen_layers = self._require_layers(layers)
         if nulled:
-            changed = [layer for layer in chosen_layers if self.info.positions[layer] != "nope"]
+            changed = [
+                layer for layer in chosen_layers if self.info.positions[layer] not in ("nope", NO_ATTENTION)
+            ]
             if changed:
                 self._null(changed)
         else:
@@ -127,7 +129,7 @@ class SwitchesRotation(TransformerBridge):
     def _set_nulled(self, layers: Collection[int]) -> None:
         """Null exactly `layers`, each of which was nulled before, and restore all others."""
         encodings = list(self.info.positions)
-        for layer, attention in enumerate(attention_layers(self)):
+        for layer, attention in attention_layers(self).items():
             if attention.nulled != (layer in layers):
                 attention.nulled = layer in layers
                 encodings[layer] = "nope" if attention.nulled else "rope"
@@ -146,7 +148,8 @@ class SwitchesRotation(TransformerBridge):
 
 
 def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
-    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned` or `learned+rope`.
+    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned` or `learned+rope`; `none` for a
+    layer without attention.
 
     The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…. The keys of a layer that
     rotates differ between the two passes; those of other layers are equal. Each layer also stores its cos and sin at
@@ -175,10 +178,11 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
         ids = stride * torch.arange(_PROBE, device=tokens.device)[None]
         hooks = [(in_layer(layer, "hook_in"), at_entry(layer)) for layer in range(n_layers)]
         hooks += [
-            (in_layer(layer, "attn.hook_rot_k"), keep_keys(forward_index, layer)) for layer in range(n_layers)
+            (in_layer(layer, "attn.hook_rot_k"), keep_keys(forward_index, layer)) for layer in attentions
         ]
         handles = [
-            attention.register_forward_pre_hook(_keep_origin, with_kwargs=True) for attention in attentions
+            attention.register_forward_pre_hook(_keep_origin, with_kwargs=True)
+            for attention in attentions.values()
         ]
         try:
             probe(lens, tokens, hooks, position_ids=ids)
@@ -189,6 +193,9 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
     has_learned_positions = hasattr(lens, "pos_embed")
     encodings = []
     for layer in range(n_layers):
+        if layer not in attentions:
+            encodings.append(NO_ATTENTION)
+            continue
         if layer not in keys[0] or layer not in keys[1]:
             raise RefusedModel(
                 f"{model.config.model_type}: attention of layer {layer} does not go through transformers' attention "

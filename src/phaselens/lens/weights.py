@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families
 from phaselens.lens.blocks import original_module
-from phaselens.lens.components import StreamingAttention, probe
+from phaselens.lens.components import StreamingAttention, attention_layers, attention_of, probe
 from phaselens.lens.points import Hook, HookFunction, in_layer
 from phaselens.lens.precision import LIMITS
 from phaselens.lens.projection import ROUNDINGS, Projection
@@ -175,6 +175,7 @@ def read_head_outputs(lens: HookedTransformer) -> tuple[str, ...]:
     leaves exactly those at zero.
     """
     n_layers = len(lens.blocks)
+    attentions = attention_layers(lens)
     attended: dict[int, Tensor] = {}
     inputs: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
@@ -193,13 +194,18 @@ def read_head_outputs(lens: HookedTransformer) -> tuple[str, ...]:
 
     hooks: list[Hook] = []
     for layer in range(n_layers):
+        if layer not in attentions:
+            continue
         hooks.append((in_layer(layer, "attn.hook_attended"), put(layer)))
-        if lens.blocks[layer].attn.o is not None:
+        if lens.find_hook(in_layer(layer, "attn.hook_z")) is not None:
             hooks.append((in_layer(layer, "attn.hook_z"), keep(layer)))
     tokens = torch.zeros((1, 2), dtype=torch.long, device=lens.device)
     probe(lens, tokens, hooks)
     relations = []
     for layer in range(n_layers):
+        if layer not in attentions:
+            relations.append("none")
+            continue
         head_output, projected = attended[layer], inputs.get(layer)
         if projected is None or projected.numel() != head_output.numel():
             relations.append("mixed")
@@ -239,10 +245,10 @@ def _weight_source(lens: HookedTransformer, layer: int | None, name: str) -> _We
 
 
 def _attention_source(attention: StreamingAttention, weight: str, module: nn.Module) -> _WeightSource:
-    n_heads = families.n_heads_of(attention.original_component)
+    n_heads = attention.facts.n_heads
     if weight == "W_O":
         return _WeightSource(module, _unchanged, lambda matrix: matrix.unflatten(0, (n_heads, -1)))
-    n_out = n_heads if weight == "W_Q" else families.n_kv_heads_of(attention.original_component)
+    n_out = n_heads if weight == "W_Q" else attention.facts.n_kv_heads
 
     def by_head(matrix: Tensor) -> Tensor:
         return matrix.unflatten(-1, (n_out, -1)).permute(1, 0, 2)
@@ -262,7 +268,9 @@ def _attention_source(attention: StreamingAttention, weight: str, module: nn.Mod
 def _d_in(lens: HookedTransformer, layer: int | None, name: str) -> int:
     """Return the size of a projection's input."""
     if name == "attn.W_O":
-        return int(lens.info.n_heads * lens.info.d_head)
+        attention = None if layer is None else attention_of(lens.blocks[layer])
+        assert attention is not None
+        return attention.facts.n_heads * attention.facts.d_value
     if name != "mlp.W_out":
         return int(lens.info.d_model)
     return families.d_mlp_of(lens.original_model, original_module(lens.blocks[layer].mlp.out))
