@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
 from transformers.masking_utils import causal_mask_function
 
 from phaselens.lens.masks import build_mask

@@ -28,8 +28,8 @@ class ScoreTerms:
     """What a module computed with its scores so far: scale·q·k plus `added`, where `masks` hide no key.
 
     query [batch, head, query, d_head], key [batch, kv_head, key, d_head]. ``added`` are tensors that broadcast to
-    [batch, head, query, key]; ``masks`` are lazy, or bool tensors, True where a key is visible. ``zeroed`` is True where
-    scores were multiplied by 1, and not by 0. ``is_softmax``: the softmax has been taken.
+    [batch, head, query, key]; ``masks`` are lazy, or bool tensors, True where a key is visible. ``zeroed`` is True
+    where scores were multiplied by 1, and not by 0. ``is_softmax``: the softmax has been taken.
     """
 
     query: Tensor
@@ -244,8 +244,8 @@ class LazyScores:
 
     def _refusal(self, operation: str, of: str = "its attention scores: it ") -> RefusedModel:
         return RefusedModel(
-            f"{self._module} computes something other than one softmax of {of}{operation}; PhaseLens measures attention "
-            "that is one softmax of q·k with masks and biases. Use a family listed in docs/families.md"
+            f"{self._module} computes something other than one softmax of {of}{operation}; PhaseLens measures "
+            "attention that is one softmax of q·k with masks and biases. Use a family listed in docs/families.md"
         )
 
     def __getattr__(self, name: str) -> Any:

@@ -1,8 +1,8 @@
 """Attention modules that compute their softmax themselves, made to call transformers' attention interface instead.
 
 Such a module (GPT-J, Bloom, Falcon, …) is found by one tiny forward: a softmax over the keys runs in it, outside of the
-interface. Its forward then runs with lazy scores and lazy masks, which note what it does to them, and the interface gets
-the queries, keys, values, mask and bias. Everything else in the module runs as it is. No family is named here.
+interface. Its forward then runs with lazy scores and lazy masks, which note what it does to them, and the interface
+gets the queries, keys, values, mask and bias. Everything else in the module runs as it is. No family is named here.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import copy
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
@@ -26,9 +27,6 @@ from phaselens.lens.attention_dispatch import IMPLEMENTATION, attend_hooked
 from phaselens.lens.lazy_masks import LazyMask, build_lazy_mask
 from phaselens.lens.lazy_scores import LazyScores, ScoreTerms
 from phaselens.lens.score_masks import MaskReader
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SCORES_IMPLEMENTATION = "phaselens_scores"
 """The name under which transformers knows the lens' attention in models with modules that compute their own softmax."""
@@ -39,31 +37,65 @@ _FUSED = torch.nn.functional.scaled_dot_product_attention
 _ROUTED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
-def implementation_of(model: PreTrainedModel) -> str:
-    """Return the name of the lens' attention that a model must use, after making its modules call the interface."""
-    if model not in _ROUTED and not any(module in _ROUTED for module in model.modules()):
-        modules = find_score_modules(model)
-        for module in modules:
+def use_lens_attention(model: PreTrainedModel) -> None:
+    """Make a model attend by the lens, also in modules that compute their own softmax."""
+    if not any(module in _ROUTED for module in model.modules()):
+        for module in find_score_modules(model):
             module.forward = ScoreRoute(module, model)
             _ROUTED.add(module)
-    return SCORES_IMPLEMENTATION if any(module in _ROUTED for module in model.modules()) else IMPLEMENTATION
+    if any(module in _ROUTED for module in model.modules()):
+        _set_implementation(model, dict.fromkeys(_configs(model), SCORES_IMPLEMENTATION))
+    else:
+        model.set_attn_implementation(IMPLEMENTATION)
+
+
+@contextmanager
+def attending_by_lens(model: PreTrainedModel) -> Iterator[None]:
+    """Make a model attend by the lens inside the context, as `use_lens_attention` does."""
+    implementations = _implementations(model)
+    try:
+        use_lens_attention(model)
+        yield
+    finally:
+        _set_implementation(model, implementations)
+
+
+def _configs(model: PreTrainedModel) -> dict[int, Any]:
+    """Return the configurations of a model and of the models inside it, by their identity."""
+    return {
+        id(module.config): module.config for module in model.modules() if isinstance(module, PreTrainedModel)
+    }
+
+
+def _implementations(model: PreTrainedModel) -> dict[int, str | None]:
+    """Return the attention implementation of each configuration, by its identity."""
+    return {key: config._attn_implementation for key, config in _configs(model).items()}
+
+
+def _set_implementation(model: PreTrainedModel, implementations: Mapping[int, str | None]) -> None:
+    """Set the attention implementation of each configuration.
+
+    transformers' own method changes none in a model whose source does not call the interface.
+    """
+    for key, config in _configs(model).items():
+        config._attn_implementation_internal = implementations[key]
 
 
 def find_score_modules(model: PreTrainedModel) -> list[nn.Module]:
     """Return the modules in which a softmax over the keys runs that is not one of the attention interface."""
-    implementation = model.config._attn_implementation
+    implementations = _implementations(model)
     finder = _SoftmaxFinder()
     handles = []
     for module in model.modules():
         handles.append(module.register_forward_pre_hook(finder.enter))
         handles.append(module.register_forward_hook(finder.leave))
     ids = torch.arange(_N_PROBE_TOKENS, device=model.get_input_embeddings().weight.device)[None]
-    model.set_attn_implementation(_PROBE_IMPLEMENTATION)
+    _set_implementation(model, dict.fromkeys(implementations, _PROBE_IMPLEMENTATION))
     try:
         with torch.no_grad(), finder:
             model(input_ids=ids % len(model.get_input_embeddings().weight), use_cache=False)
     finally:
-        model.set_attn_implementation(implementation)
+        _set_implementation(model, implementations)
         for handle in handles:
             handle.remove()
     return finder.modules
@@ -98,7 +130,12 @@ class _SoftmaxFinder(TorchFunctionMode):
 
 
 def _attend_in_probe(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend in a model whose modules are being searched, unseen by the search; transformers calls this."""
     with torch._C.DisableTorchFunction():
@@ -138,9 +175,7 @@ class ScoreRoute:
         module = self._module()
         assert module is not None
         mask, bias = self._masks.read(module, terms)
-        output, _ = attend_hooked(
-            module, terms.query, terms.key, value, mask, scaling=terms.scale, bias=bias
-        )
+        output, _ = attend_hooked(module, terms.query, terms.key, value, mask, scaling=terms.scale, bias=bias)
         return output.transpose(1, 2)
 
 

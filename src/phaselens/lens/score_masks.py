@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from phaselens.errors import RefusedModel
 from phaselens.lens.lazy_masks import LazyMask
 from phaselens.lens.lazy_scores import ScoreTerms
-from phaselens.lens.masks import note_terms
+from phaselens.lens.masks import note_rule
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,16 @@ class MaskReader:
                 built.append(mask)
             else:
                 bands.append(band)
-        note_terms(module, built, [band.sees for band in bands])
+        note_rule(module, built, [band.sees for band in bands])
         narrow = [band for band in bands if not band.hides_nothing_of(n_keys)]
         biases = [added for added in terms.added if added.shape[2] == 1]
         matrices = [added for added in terms.added if added.shape[2] > 1]
         bias = reduce(torch.add, biases) if biases else None
         if not built and not narrow and not matrices:
             return None, bias
-        visible = [band.visible(n_queries, n_keys, terms.query.device)[None, None] for band in narrow or bands[:1]]
+        visible = [
+            band.visible(n_queries, n_keys, terms.query.device)[None, None] for band in narrow or bands[:1]
+        ]
         mask = reduce(torch.logical_and, [*built, *visible]) if built or visible else None
         if matrices:
             matrix = reduce(torch.add, matrices)
