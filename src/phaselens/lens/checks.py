@@ -22,6 +22,7 @@ from phaselens.lens.components import attention_layers
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
 from phaselens.lens.precision import STATISTICS_LIMITS
 from phaselens.lens.reference import OwnForward, Reference, probe_tokens
+from phaselens.lens.refusals import ADVICE
 from phaselens.lens.visibility import disagreements
 from phaselens.lens.weights import projection
 
@@ -44,10 +45,13 @@ def require(lens: HookedTransformer, results: list[CheckResult]) -> None:
     """Raise RefusedModel for the first check that failed."""
     for result in results:
         if not result.ok:
+            advice = f"{ADVICE}, and please report this one"
+            if lens.dtype != torch.float32:
+                advice = "try --dtype float32; if it fails there too, please report it"
             raise RefusedModel(
                 f"{lens.info.label} ({lens.info.family}) failed its check {result.name!r}: difference "
                 f"{result.measured:.3g}, at most {result.limit:.3g} is allowed; {result.detail}. It cannot be measured "
-                "exactly: try --dtype float32; if it fails there too, please report the family"
+                f"exactly: {advice}"
             )
 
 
@@ -233,7 +237,7 @@ def _in_attention(layers: Iterable[int], points: Sequence[str]) -> dict[Any, str
 
 
 def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
-    """Zero the first value (or another output) of a layer: the input of layers up to it stays bit-equal, and its own
+    """Change the first value (or another output) of a layer: the input of layers up to it stays bit-equal, and its own
     output changes."""
     points = {**_per_layer(lens, "hook_in"), "out": in_layer(lens.info.n_layers - 1, "hook_out")}
     _, clean = capture(lens, tokens, points)
@@ -250,14 +254,16 @@ def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: 
         if edited_point is None:
             continue
 
-        def zero_first(value: Tensor, hook: object) -> Tensor:
+        residual_size = clean[layer].abs().max()
+
+        def raise_first(value: Tensor, hook: object, step: Tensor = residual_size) -> Tensor:
             value = value.clone()
-            value[:, 0] = 0
+            value[:, 0] += step.to(value)  # a smaller step may be lost to rounding beside the residual
             return value
 
         edited: dict[int | str, Tensor] = {}
         hooks = [(name, keeper(edited, key)) for key, name in points.items()]
-        lens.stream(tokens, [*hooks, (edited_point, zero_first)])
+        lens.stream(tokens, [*hooks, (edited_point, raise_first)])
         gap_below = max(_difference(edited[index], clean[index]) for index in range(layer + 1))
         point_above = layer + 1 if layer + 1 in clean else "out"
         # Where NaN weights left nothing finite, no edit can be detected.
@@ -284,8 +290,8 @@ def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: lis
             output = projection(lens, layer, "attn.W_O")
         except InputError:
             continue
-        z = output.multiplied(activations[layer, "hook_z"]).flatten(-2).float()
-        head_sum = z @ output.weight.flatten(0, 1).float() + output.bias.float()
+        z = output.multiplied(activations[layer, "hook_z"]).flatten(-2).double()
+        head_sum = z @ output.weight.flatten(0, 1).double() + output.bias.double()
         gaps[layer] = _difference(head_sum, activations[layer, "hook_out"])
     name = "the heads' outputs add up to the output of attention"
     return [_worst(name, lens.arithmetic.limit, gaps)] if gaps else []

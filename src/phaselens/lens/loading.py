@@ -22,6 +22,7 @@ from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.model_source import ModelSource
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
+from phaselens.lens.refusals import refusing
 from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.visibility import measure_windows
@@ -238,29 +239,34 @@ def _build(
     require_served(model)
     use_runnable_experts(model)
     nulled = options.rotation_mode == "nope"
-    anatomy = None if has_own_adapter(model) else measure_anatomy(model)
     tokenizer = options.tokenizer
     name = source.name if source is not None else model.config.name_or_path or type(model).__name__
-    # A quantised module may refuse to compute in the dtype or on the device that was requested.
-    with as_model_errors(name) if quantised.method_of(model.config) is not None else nullcontext():
-        arithmetic = quantised.measure_arithmetic(model)
-        layers = None if anatomy is None else anatomy.layers
-        eager = anatomy is not None and anatomy.needs_eager
-        reference = reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
-    with warnings.catch_warnings():
+    with refusing(model, "measure the parts of its layers", unwrapped=True):
+        anatomy = None if has_own_adapter(model) else measure_anatomy(model)
+        # A quantised module may refuse to compute in the dtype or on the device that was requested.
+        with as_model_errors(name) if quantised.method_of(model.config) is not None else nullcontext():
+            arithmetic = quantised.measure_arithmetic(model)
+            layers = None if anatomy is None else anatomy.layers
+            eager = anatomy is not None and anatomy.needs_eager
+            reference = (
+                reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
+            )
+    with refusing(model, "add hook points to its modules"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
     lens._arithmetic = arithmetic
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = tokenizer_note
-    lens.info = _describe(lens, name, source, options)
-    if nulled:
-        lens.set_rotation(nulled=True)
+    with refusing(model, "measure its attention"):
+        lens.info = _describe(lens, name, source, options)
+        if nulled:
+            lens.set_rotation(nulled=True)
     if tokenizer is not None:
         lens.cfg.default_prepend_bos = lens._default_prepend_bos = lens.encoder(options.bos).puts_bos_first
     lens.reference = reference
     if options.check is True:
-        checks.require(lens, checks.run_checks(lens, full=False))
+        with refusing(model, "check it"):
+            checks.require(lens, checks.run_checks(lens, full=False))
     return lens
 
 

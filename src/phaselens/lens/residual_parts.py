@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 512
 """Number of entries of a tensor from which coefficients are solved; they are then checked on all."""
+_SOLVER_PRECISION = 1e-12
 RESIDUAL = ""
 """The name of the residual that enters the layer, among the terms of a sum."""
 
@@ -222,7 +223,8 @@ def _solve(
     index = torch.linspace(0, target.numel() - 1, min(_SAMPLES, target.numel()), device=target.device).long()
     if len(basis) >= len(index):
         return None
-    precision = 8 * float(torch.finfo(dtype).eps) / len(index) ** 0.5
+    # The solution itself is no more precise than this, whatever the dtype.
+    precision = max(8 * float(torch.finfo(dtype).eps) / len(index) ** 0.5, _SOLVER_PRECISION)
     factors = dict(zip(basis, _least_squares(target, list(basis.values()), index), strict=True))
     kept = [boundary for boundary, factor in factors.items() if abs(factor) > 4 * precision]
     if not kept:
