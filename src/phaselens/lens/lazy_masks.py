@@ -58,7 +58,7 @@ class LazyMask:
         """Convert to a bool mask, True where a key is hidden."""
         return self.to(torch.bool)
 
-    def __lt__(self, bound: object) -> Any:
+    def __lt__(self, bound: Any) -> Any:
         """Return which keys are hidden, for a bound between 0 and the number that hides."""
         is_between = isinstance(bound, int | float) and torch.finfo(self.dtype).min < bound < 0
         if is_between and self.bias is None and not self.marks_hidden:

@@ -101,7 +101,6 @@ class LazyScores:
                 return self._with_dtype(value.dtype)
         return self
 
-    type = to
     type_as = to
 
     def float(self) -> LazyScores:
@@ -292,7 +291,7 @@ def _softmax(scores: LazyScores, others: list[Any], options: dict[str, Any]) -> 
 
 
 def _multiply_values(scores: LazyScores, others: list[Any], options: dict[str, Any]) -> Tensor:
-    value = others[0] if others else options.get("mat2", options.get("other"))
+    value = others[0] if others else options["mat2"] if "mat2" in options else options["other"]
     return scores @ value
 
 

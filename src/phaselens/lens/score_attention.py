@@ -156,8 +156,9 @@ class ScoreRoute:
         self._masks = MaskReader(type(module).__name__)
         if getattr(model, "_supports_sdpa", False) and hasattr(module, "config"):
             # Modules that distinguish SDPA (Falcon) then compute what they do by default.
-            module.config = copy.copy(module.config)
-            module.config._attn_implementation_internal = "sdpa"
+            config: Any = copy.copy(module.config)
+            config._attn_implementation_internal = "sdpa"
+            module.config = config
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._config._attn_implementation != SCORES_IMPLEMENTATION:

@@ -50,12 +50,16 @@ class MaskReader:
             RefusedModel: for a module that hides no key, and so attends in both directions.
         """
         n_queries, n_keys = terms.query.shape[2], terms.key.shape[2]
-        if not terms.masks and n_queries > 1:
+        biases = [added for added in terms.added if added.shape[2] == 1]
+        matrices = [added for added in terms.added if added.shape[2] > 1]
+        hidden_in_matrices = [_hides(matrix) for matrix in matrices]
+        masks = [*terms.masks, *(~hidden for hidden in hidden_in_matrices if bool(hidden.any()))]
+        if not masks and n_queries > 1:
             raise RefusedModel(
                 f"{self.label} attends in both directions; PhaseLens serves causal attention only"
             )
         built, bands = [], []
-        for mask in terms.masks:
+        for mask in masks:
             if isinstance(mask, LazyMask):
                 if mask.visible is not None:
                     built.append(mask.visible)
@@ -69,19 +73,23 @@ class MaskReader:
                 bands.append(band)
         note_rule(module, built, [band.sees for band in bands])
         narrow = [band for band in bands if not band.hides_nothing_of(n_keys)]
-        biases = [added for added in terms.added if added.shape[2] == 1]
-        matrices = [added for added in terms.added if added.shape[2] > 1]
         bias = reduce(torch.add, biases) if biases else None
         if not built and not narrow and not matrices:
             return None, bias
         visible = [
             band.visible(n_queries, n_keys, terms.query.device)[None, None] for band in narrow or bands[:1]
         ]
-        mask = reduce(torch.logical_and, [*built, *visible]) if built or visible else None
-        if matrices:
-            matrix = reduce(torch.add, matrices)
-            mask = matrix if mask is None else matrix.masked_fill(~mask, -torch.inf)
-        return mask, bias
+        shown = reduce(torch.logical_and, [*built, *visible]) if built or visible else None
+        if not matrices:
+            return shown, bias
+        matrix = reduce(
+            torch.add,
+            (
+                matrix.masked_fill(hidden, 0.0)
+                for matrix, hidden in zip(matrices, hidden_in_matrices, strict=True)
+            ),
+        )
+        return matrix if shown is None else matrix.masked_fill(~shown, -torch.inf), bias
 
     def _band(self, visible: Tensor) -> Band | None:
         """Return the band that a mask made by the module is; None if it is none, or if its rows are those of texts.
@@ -99,7 +107,9 @@ class MaskReader:
                     self._band_by_buffer[pointer] = _measured(base.reshape(1, n_positions, n_positions))
                 return self._band_by_buffer[pointer]
         band = _measured(visible.reshape(-1, n_queries, n_keys))
-        if band is not None and self._first_band is None:
+        if band is None or band.window == 1:
+            return None  # tokens with equal positions, which transformers takes for texts of one token each
+        if self._first_band is None:
             self._first_band = band
         if band != self._first_band:
             raise RefusedModel(
@@ -107,6 +117,11 @@ class MaskReader:
                 "causal attention and sliding windows that it can determine when a model is loaded"
             )
         return band
+
+
+def _hides(matrix: Tensor) -> Tensor:
+    """Return where an additive matrix hides a key: at −inf, and at numbers near the lowest of its dtype."""
+    return matrix <= torch.finfo(matrix.dtype).min / 2
 
 
 def _measured(visible: Tensor) -> Band | None:
