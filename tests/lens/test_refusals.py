@@ -9,7 +9,7 @@ import torch
 
 import phaselens
 from phaselens.errors import ModelError, RefusedModel
-from phaselens.lens import loading
+from phaselens.lens import loading, run_checks
 from phaselens.lens.refusals import refusing
 from phaselens.testing import tiny_model
 
@@ -73,9 +73,32 @@ def test_an_error_of_a_step_is_a_refusal_that_names_the_step(
     assert refused.value.__cause__ is error
 
 
-def test_a_refusal_inside_a_step_stays_as_it_is() -> None:
-    with pytest.raises(RefusedModel, match=r"^another reason$"), refusing(tiny_model("llama"), "check it"):
-        raise RefusedModel("another reason")
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (
+            "it attends in both directions",
+            "llama (LlamaForCausalLM): it attends in both directions; use a model type that docs/families.md lists as "
+            "served",
+        ),
+        ("llama: another reason; use positions='auto'", "llama: another reason; use positions='auto'"),
+    ],
+)
+def test_a_refusal_inside_a_step_names_the_family_and_what_to_do(reason: str, message: str) -> None:
+    with pytest.raises(RefusedModel) as refused, refusing(tiny_model("llama"), "check it"):
+        raise RefusedModel(reason)
+    assert str(refused.value) == message
+
+
+def test_a_check_that_cannot_run_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = phaselens.load(tiny_model("llama"), check="report")
+
+    def fail(*_args: Any, **_options: Any) -> Any:
+        raise ValueError("shared layers need those below")
+
+    monkeypatch.setattr(lens, "stream", fail)
+    with pytest.raises(RefusedModel, match=r"PhaseLens could not check it .ValueError: shared layers need"):
+        run_checks(lens)
 
 
 def test_memory_that_ran_out_is_not_a_refusal() -> None:

@@ -77,7 +77,9 @@ class SkippingBlock(BlockBridge):
         """Run the block, unless the forward starts above it."""
         start = getattr(self, "_start_at_layer_idx", None)
         if start is not None and self._extract_layer_idx() < start:
-            return self._skipped(args[0] if args else kwargs["hidden_states"])
+            residual: Any = args[0] if args else kwargs["hidden_states"]
+            given = getattr(self, "_start_residual", None)
+            return self._skipped(residual if given is None else given)
         attention = attention_of(self)
         nulled = attention is not None and attention.nulled
         if self._is_unhooked() and (not nulled or kwargs.get("position_embeddings") is not None):

@@ -35,7 +35,7 @@ from phaselens.lens.weights import projection, weight_of
 
 if TYPE_CHECKING:
     from phaselens.lens.reference import Reference
-    from phaselens.lens.token_losses import Unembedding
+    from phaselens.lens.token_losses import ModuleHead, Unembedding
 
 _RANGE_ATTRIBUTES = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
 
@@ -57,11 +57,13 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     """
 
     tokenizer_note: str | None
+    resume_problem: str | None  # see `resuming.find_problem`
+    head_paths: tuple[str, ...]  # see `layer_stack.LayerStack`
     reference: Reference | None
     _streaming_options: StreamingOptions
     _points: dict[str, HookPoint | None]
     position_axes: dict[str, int | None]
-    _unembedding: Unembedding | None
+    _unembedding: Unembedding | ModuleHead | None
     _arithmetic: Arithmetic | None
 
     @property
@@ -204,7 +206,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
                 pairs.append((self.require_hook(last_residual), _stop))
             for point, function in pairs:
                 added.append((point, point.add_hook(function)))
-            if start_at_layer == self.info.n_layers and not unembed:
+            if start_at_layer == self.info.n_layers and not unembed and "ln_final" in self._modules:
                 with torch.no_grad():
                     normed: Tensor = self.ln_final(residual)
                     return normed
@@ -230,6 +232,8 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     ) -> dict[str, Tensor]:
         """Return the arguments of the model's forward, or raise InputError for inputs that do not fit."""
         if start is not None:
+            if self.resume_problem is not None:
+                raise InputError(f"{self.info.label}: start_at_layer cannot be served: {self.resume_problem}")
             if residual is None or tokens is not None:
                 raise InputError(
                     "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
@@ -277,7 +281,9 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
         outer = self._layer_range()
         try:
             self._set_layer_range((None, None, stop if stop is None or stop >= 0 else stop + n_layers))
-            if start is not None:
+            if start == n_layers:  # TransformerLens refuses it: no layer is left to take the residual
+                self._set_layer_range((start, residual, None))
+            elif start is not None:
                 self._setup_start_at_layer(residual, start)
             yield
         finally:
@@ -387,8 +393,10 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
             hint = close_matches(
                 name, self.hook_dict, otherwise="describe_hooks() of the model lists all of them"
             )
-            declared = declaration(name)
-            if declared is not None and declared.exists_in:
+            declared, absence = declaration(name), self.info.absence(name)
+            if absence is not None:
+                hint = f"{absence}; {hint}"
+            elif declared is not None and declared.exists_in:
                 hint = f"only {declared.exists_in} have it; {hint}"
             raise InputError(f"{self.info.label} has no hook point {name!r}; {hint}")
         return point

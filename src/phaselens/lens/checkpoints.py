@@ -326,14 +326,13 @@ def load_pretrained(
 
 
 def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
-    from transformers import AutoModelForCausalLM
-
     options |= {"config": config, "revision": source.base.revision}
     whole_class = text_towers.whole_class(config)
     if whole_class is not None:
         return text_towers.load(whole_class, source.location, **options)
+    causal_class = _causal_class(source, config)
     with quiet_transformers():
-        model, loading_info = AutoModelForCausalLM.from_pretrained(
+        model, loading_info = causal_class.from_pretrained(
             source.location, output_loading_info=True, **options
         )
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -342,3 +341,27 @@ def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple
             "and name the two apart: BASE+ADAPTER"
         )
     return model, loading_info
+
+
+def _causal_class(source: ModelSource, config: Any) -> Any:
+    """Return the class of transformers that loads a checkpoint of text.
+
+    The table of causal language models lists some text models only with the configuration of a whole that contains
+    them (`mllama`); the checkpoint of such a text model alone names its class itself.
+    """
+    import transformers
+
+    table = transformers.AutoModelForCausalLM
+    if type(config) in table._model_mapping or hasattr(config, "auto_map"):
+        return table
+    architectures = list(config.architectures or ())
+    for name in architectures:
+        named: Any = getattr(transformers, name, None)
+        is_generative = isinstance(named, type) and issubclass(named, transformers.GenerationMixin)
+        if is_generative and named.config_class is type(config):
+            return named
+    raise RefusedModel(
+        f"model {source.name!r}: transformers {transformers.__version__} has no causal language model of type "
+        f"{config.model_type!r} (the checkpoint's class is {' or '.join(architectures) or 'not named'}); use a "
+        "checkpoint of a causal language model"
+    )

@@ -22,7 +22,7 @@ from phaselens.lens.components import attention_layers
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
 from phaselens.lens.precision import STATISTICS_LIMITS
 from phaselens.lens.reference import OwnForward, Reference, probe_tokens
-from phaselens.lens.refusals import ADVICE
+from phaselens.lens.refusals import ADVICE, refusing
 from phaselens.lens.visibility import disagreements
 from phaselens.lens.weights import projection
 
@@ -60,7 +60,15 @@ def run_checks(lens: HookedTransformer, *, full: bool = True) -> list[CheckResul
 
     Returns:
         One result per check, in the order they ran; a failed check is a result too, not an exception.
+
+    Raises:
+        RefusedModel: for a model that cannot be run as a check needs it.
     """
+    with refusing(lens.original_model, "check it"):
+        return _results(lens, full)
+
+
+def _results(lens: HookedTransformer, full: bool) -> list[CheckResult]:
     n_layers = lens.info.n_layers
     layers = list(range(n_layers)) if full else sorted({0, n_layers // 2, n_layers - 1})
     tokens = lens.reference.tokens if lens.reference is not None else probe_tokens(lens.original_model)
@@ -75,7 +83,8 @@ def run_checks(lens: HookedTransformer, *, full: bool = True) -> list[CheckResul
     results += _heads_write_the_output(lens, tokens, layers)
     results.append(_edit_changes_layers_above(lens, tokens, layers))
     results += _mid_edit_reaches_skip_path(lens, tokens, layers)
-    results.append(_resuming_gives_the_same(lens, tokens, layers))
+    if lens.resume_problem is None:
+        results.append(_resuming_gives_the_same(lens, tokens, layers))
     results.append(_padding_changes_nothing(lens, tokens))
     return results
 

@@ -34,7 +34,7 @@ _UNEMBEDDING = ("lm_head", "embed_out")
 _LOGIT_FACTOR = ("logit_scale",)
 # Fields of the configuration.
 _LOGIT_DIVISOR = ("logits_scaling",)
-_LOGIT_SOFTCAP = ("final_logit_softcapping",)
+_LOGIT_SOFTCAP = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _D_MODEL = ("hidden_size",)
 _BOS = ("bos_token_id",)
 _D_MLP = ("intermediate_size",)

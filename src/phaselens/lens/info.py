@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from phaselens.errors import InputError, short_form
+from phaselens.lens.points import layer_and_point
 
 NO_ATTENTION = "none"
 """The entry of `ModelInfo.positions` for a layer without attention."""
@@ -129,6 +130,14 @@ class ModelInfo:
     def kind_of(self, layer: int) -> str:
         """Return `attention`, or what a layer has instead of it."""
         return self.kinds[layer] if self.kinds else "attention"
+
+    def absence(self, name: str) -> str | None:
+        """Return the reason why the model lacks a hook point, given its whole name; None if no reason is known."""
+        layer, point = layer_and_point(name)
+        is_of_attention = point.startswith("attn.") or point == "hook_attn_out"
+        if is_of_attention and layer in range(self.n_layers) and layer not in self.attention_layers:
+            return f"layer {layer} is {self.kind_of(layer or 0)}"
+        return self.absent.get(name)
 
     @property
     def positions_summary(self) -> str:

@@ -33,7 +33,6 @@ class LayerPlan:
     * ``skip``: the factor of the mid residual in what leaves the layer; None where all of it passes through a part.
     * ``absent``: the reason for each hook point that the layer does not have.
     * ``mlp``: the names, in the MLP, of its projections (``in``, ``gate``, ``out``).
-    * ``others``: modules that add to the residual after the MLP does.
     * ``flat``: parts that receive the residual as [batch · pos, d_model].
     * ``result``: the length of the tuple that the layer returns; None where it returns a tensor.
     """
@@ -47,7 +46,6 @@ class LayerPlan:
     facts: AttentionFacts | None = None
     projections: AttentionParts | None = None
     mlp: Mapping[str, str] = field(default_factory=dict)
-    others: tuple[str, ...] = ()
     flat: tuple[str, ...] = ()
     result: int | None = None
 
@@ -80,7 +78,6 @@ class LayerPlanner:
         self._weighted: dict[str, tuple[Term, ...]] = {}
         self._absent: dict[str, str] = {}
         self._skip: float | None = None
-        self._others: list[str] = []
 
     def plan(self, calls: Sequence[InterfaceCall]) -> LayerPlan:
         """Return the plan of the layer, with its calls of the attention interface."""
@@ -88,8 +85,8 @@ class LayerPlanner:
             self._parts["attn"] = self._attention
         kind = _ATTENTION
         final = self._final_sum()
-        if not self._sums.is_residual:
-            self._leave_out("the layer does not return a tensor of the shape that it receives")
+        if self._sums.problem is not None:
+            self._leave_out(self._sums.problem)
         elif final is None:
             self._leave_out("what leaves the layer is not a sum of the outputs of its modules")
         else:
@@ -113,7 +110,6 @@ class LayerPlanner:
             AttentionFacts.of_call(calls[0]) if self._attention is not None else None,
             projections,
             self._mlp_projections(),
-            tuple(self._others),
             tuple(part for part, name in self._parts.items() if self._is_flat(name)),
             len(result) if isinstance(result := self._sums.result, tuple) else None,
         )
@@ -138,7 +134,7 @@ class LayerPlanner:
     def _leave_out(self, reason: str) -> None:
         for point in ("hook_resid_mid", *CONTRIBUTIONS.values()):
             self._absent[point] = reason
-        if not self._sums.is_residual:
+        if self._sums.problem is not None:
             for point in ("hook_resid_pre", "hook_resid_post"):
                 del self._aliases[point]
                 self._absent[point] = reason
@@ -187,8 +183,12 @@ class LayerPlanner:
                 if term.name not in mid.names and term.name != RESIDUAL and self._follows_no_norm(term.name)
             ]
             self._plan_mid(mid, final, is_pre_norm)
-            if is_pre_norm:
-                self._others = sorted(final.names - first.names)
+            later = sorted(final.names - first.names) if is_pre_norm else []
+            if later and "hook_resid_mid" in self._aliases:
+                del self._aliases["hook_resid_mid"]
+                self._absent["hook_resid_mid"] = (
+                    f"after the MLP, {' and '.join(later)} reads the residual too, which an edit would not reach"
+                )
         if mid is None and "hook_resid_mid" not in self._absent:
             self._absent["hook_resid_mid"] = (
                 "attention and MLP add to one residual, in parallel"
@@ -240,10 +240,8 @@ class LayerPlanner:
     def _plan_contribution(self, kind: str, terms: list[Term]) -> None:
         point = CONTRIBUTIONS[kind]
         if not terms:
-            if kind != _MIXER:
-                self._absent[point] = (
-                    f"the layer has no {'MLP' if kind == _MLP else kind} that adds to the residual"
-                )
+            part = {_MLP: "MLP", _MIXER: "mixer beside attention"}.get(kind, kind)
+            self._absent[point] = f"the layer has no {part} that adds to the residual"
             return
         role = {_ATTENTION: "attn", _MIXER: "mixer", _MLP: "mlp"}[kind]
         parts = [self._part_of(term.name, role, number) for number, term in enumerate(terms)]

@@ -26,7 +26,8 @@ N_PROBE_TOKENS = 11
 class LayerStack:
     """The paths of a model's parts, within the model: the list of layers, and the modules around it.
 
-    ``layers`` are the calls of the layers, in order. A part that the model does not have is None.
+    ``layers`` are the calls of the layers, in order. ``heads`` are the modules that compute logits from
+    what the model's body returns, one after the other. A part that the model does not have is None.
     """
 
     path: str
@@ -36,6 +37,7 @@ class LayerStack:
     positions: str | None
     final_norm: str | None
     unembedding: str | None
+    heads: tuple[str, ...]
 
     @property
     def n_layers(self) -> int:
@@ -63,8 +65,10 @@ def find_stack(model: PreTrainedModel, family: str) -> LayerStack:
         )
     modules = dict(model.named_modules())
     modules.pop("", None)
+    # One token throughout, so that what differs between positions is an encoding of positions.
+    ids = torch.full_like(probe_ids(model), int(model.get_input_embeddings().weight.shape[0]) // 2)
     with recording_modules(modules) as calls, noting_attention(calls, N_PROBE_TOKENS):
-        model(input_ids=probe_ids(model), use_cache=False)
+        model(input_ids=ids, use_cache=False)
     path, layers = _stack_of(model, calls, family)
     last = layers[-1]
     names = {id(module): name for name, module in modules.items()}
@@ -91,22 +95,38 @@ def find_stack(model: PreTrainedModel, family: str) -> LayerStack:
         _positions(calls, layers[0]),
         norms[0] if norms else None,
         unembedding,
+        _heads(model, calls, last),
     )
 
 
+def _heads(model: PreTrainedModel, calls: Sequence[ModuleCall], last_layer: ModuleCall) -> tuple[str, ...]:
+    """Return the outermost modules that the model calls after its body, up to the one that computes logits."""
+    body = next(call for call in calls if call.began <= last_layer.began and call.ended >= last_layer.ended)
+    n_ids = model.get_input_embeddings().weight.shape[0]
+    end, names = body.ended, []
+    for call in calls:
+        if call.began > end and call.output is not None:
+            names.append(call.path)
+            if call.output.shape[-1] == n_ids:
+                return tuple(names)
+            end = call.ended
+    return ()
+
+
 def _positions(calls: Sequence[ModuleCall], first_layer: ModuleCall) -> str | None:
-    """Return the embedding of positions: a table that was looked up before the first layer by something but tokens."""
-    lookups = [
-        call
-        for call in calls
-        if call.ended < first_layer.began
-        and call.input is None
-        and call.output is not None
-        and isinstance(call.module, nn.Embedding)
-    ]
+    """Return the embedding of positions: a table looked up before the first layer whose rows differ by position.
+
+    All tokens are the same.
+    """
     width = None if first_layer.input is None else first_layer.input.shape[-1]
-    tables = [call for call in lookups if call.output is not None and call.output.shape[-1] == width]
-    return tables[1].path if len(tables) > 1 else None
+    for call in calls:
+        rows = call.output
+        if call.ended > first_layer.began or rows is None or not isinstance(call.module, nn.Embedding):
+            continue
+        is_table = rows.dim() in (2, 3) and rows.shape[-2:] == (N_PROBE_TOKENS, width)
+        if is_table and not same(rows[..., :1, :].expand_as(rows), rows):
+            return call.path
+    return None
 
 
 def _stack_of(
@@ -143,7 +163,7 @@ def _stack_of(
     path, layers = stacks[0]
     entering = layers[0].input
     assert entering is not None
-    if entering.dim() >= 2 and entering.shape[-2] != N_PROBE_TOKENS:
+    if entering.dim() < 3 or entering.shape[:2] != (1, N_PROBE_TOKENS):
         raise RefusedModel(
             f"{family}: its layers receive a residual of shape {list(entering.shape)} for one text of "
             f"{N_PROBE_TOKENS} tokens, where PhaseLens needs [batch, pos, d_model]"

@@ -23,6 +23,7 @@ from phaselens.lens.model_source import ModelSource
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
 from phaselens.lens.refusals import refusing
+from phaselens.lens.resuming import find_problem
 from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.visibility import measure_windows
@@ -259,14 +260,15 @@ def _build(
     lens.tokenizer_note = tokenizer_note
     with refusing(model, "measure its attention"):
         lens.info = _describe(lens, name, source, options)
+        if anatomy is not None:
+            lens.resume_problem = find_problem(lens)
         if nulled:
             lens.set_rotation(nulled=True)
     if tokenizer is not None:
         lens.cfg.default_prepend_bos = lens._default_prepend_bos = lens.encoder(options.bos).puts_bos_first
     lens.reference = reference
     if options.check is True:
-        with refusing(model, "check it"):
-            checks.require(lens, checks.run_checks(lens, full=False))
+        checks.require(lens, checks.run_checks(lens, full=False))
     return lens
 
 

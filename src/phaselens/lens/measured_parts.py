@@ -26,6 +26,7 @@ from phaselens.lens.attention_facts import AttentionFacts
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.components import StreamingAttention
 from phaselens.lens.layer_plans import LayerPlan, LayerPlans
+from phaselens.lens.module_calls import first_tensor
 from phaselens.lens.original_components import NativeNorm
 from phaselens.lens.projection_maps import ProjectionMap
 from phaselens.lens.residual_parts import Term
@@ -145,6 +146,9 @@ class MeasuredAttention(StreamingAttention, PositionEmbeddingHooksMixin):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model's own module, firing the points of projections that a larger one contains."""
+        residual = first_tensor(args)
+        residual = first_tensor(kwargs) if residual is None else residual
+        n_texts = 1 if residual is None else len(residual)
         handles = []
         by_module: dict[str, list[str]] = {}
         for letter, projection in self.maps.items():
@@ -152,18 +156,18 @@ class MeasuredAttention(StreamingAttention, PositionEmbeddingHooksMixin):
                 by_module.setdefault(projection.name, []).append(letter)
         for name, letters in by_module.items():
             module = self.original_component.get_submodule(name.removeprefix(f"{self.name}."))
-            handles.append(module.register_forward_hook(self._fire_parts(letters)))
+            handles.append(module.register_forward_hook(self._fire_parts(letters, n_texts)))
         try:
             return super().forward(*args, **kwargs)
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _fire_parts(self, letters: list[str]) -> Any:
+    def _fire_parts(self, letters: list[str], n_texts: int) -> Any:
         def fire(_module: object, _args: object, output: Tensor) -> Tensor:
             for letter in letters:
                 projection: ProjectionMap = self.maps[letter]
-                entries = projection.split(output)
+                entries = projection.split(output, n_texts)
                 version = entries._version if not entries.is_inference() else None
                 edited = getattr(self, f"hook_{letter}")(entries)
                 is_written = version is None or edited._version != version
@@ -227,7 +231,7 @@ class MeasuredBlock(SkippingBlock):
         return self.plan.skip is not None
 
     def adds_mlp_out_exactly(self) -> bool:
-        return self.plan.skip == 1.0 and not self.plan.others and "hook_mlp_out" not in self.plan.weighted
+        return self.plan.skip == 1.0 and "hook_mlp_out" not in self.plan.weighted
 
     def _after_mid_edit(self, output: Tensor, edit: dict[str, Tensor]) -> Tensor:
         if self.adds_mlp_out_exactly() and "mlp_out" in edit:

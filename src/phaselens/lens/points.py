@@ -125,6 +125,13 @@ _DECLARATIONS = (
         "what the MLP adds to the residual stream",
         computed_after="mlp",
     ),
+    PointDeclaration(
+        "hook_mixer_out",
+        _RESIDUAL,
+        "what a layer's state space, linear attention or convolution adds to the residual stream",
+        computed_after="attention",
+        exists_in="layers with something else instead of attention, or beside it",
+    ),
     PointDeclaration("attn.hook_q", _BY_HEAD, "queries, before norms and rotation"),
     PointDeclaration("attn.hook_k", _BY_KV_HEAD, "keys, before norms and rotation"),
     PointDeclaration("attn.hook_v", _BY_KV_HEAD, "values"),

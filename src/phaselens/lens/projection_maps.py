@@ -39,14 +39,16 @@ class ProjectionMap:
     index: Tensor
     is_whole: bool
 
-    def split(self, output: Tensor) -> Tensor:
-        """Return the entries [batch, pos, head, d_head] of the module's output [batch, pos, all]."""
-        return output[..., self.index.to(output.device)]
+    def split(self, output: Tensor, n_texts: int) -> Tensor:
+        """Return the entries [batch, pos, head, d_head] of the module's output [batch, …, pos, all]."""
+        rows = output.reshape(n_texts, -1, output.shape[-1])
+        return rows[..., self.index.to(output.device)]
 
     def put(self, output: Tensor, entries: Tensor) -> Tensor:
         """Return a copy of the module's output with other entries."""
         edited = output.clone()
-        edited[..., self.index.to(output.device).flatten()] = entries.flatten(-2).to(output)
+        rows = entries.flatten(-2).to(output).reshape(*output.shape[:-1], -1)
+        edited[..., self.index.to(output.device).flatten()] = rows
         return edited
 
 

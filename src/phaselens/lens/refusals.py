@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ADVICE = "use a model type that docs/families.md lists as served"
 """What to do about a model that is refused."""
+
+_ADVISES = r"\b(use|try|fetch)\b"
 
 
 def family_of(model: PreTrainedModel) -> str:
@@ -40,6 +43,11 @@ def refusing(model: PreTrainedModel, step: str, *, unwrapped: bool = False) -> I
     """
     try:
         yield
+    except RefusedModel as refusal:
+        message = _completed(model, str(refusal))
+        if message == str(refusal):
+            raise
+        raise RefusedModel(message) from refusal
     except PhaseLensError:
         raise
     except Exception as error:  # a model's code may raise anything
@@ -56,6 +64,13 @@ def refusing(model: PreTrainedModel, step: str, *, unwrapped: bool = False) -> I
             f"{family}: PhaseLens could not {step}{although} ({_described(error)}); {ADVICE}, and please report this "
             "one with the output of --debug"
         ) from error
+
+
+def _completed(model: PreTrainedModel, message: str) -> str:
+    """Return a refusal with the family that it is about, and with what to do, where it lacks them."""
+    if model.config.model_type not in message:
+        message = f"{family_of(model)}: {message}"
+    return message if re.search(_ADVISES, message) else f"{message}; {ADVICE}"
 
 
 def _error_of_own_forward(model: PreTrainedModel) -> Exception | None:

@@ -60,8 +60,8 @@ class LayerSums:
     ``sums`` enter modules and have several terms, or one with a factor; ``inputs`` maps a module whose input is another
     module's output, or the residual, to that one's name. ``outputs`` are the sums that modules return. ``output`` is
     the sum that leaves the layer; None if it is not one. ``mixed_inputs`` and ``mixed_outputs`` are the modules whose
-    input or output at one position depends on the residual at another. ``is_residual`` is False where the layer does
-    not return a tensor of the shape that it receives; ``result`` is what it returns.
+    input or output at one position depends on the residual at another. ``problem`` is the
+    reason why the layer has no one residual stream; ``result`` is what it returns.
     """
 
     sums: list[Sum] = field(default_factory=list)
@@ -71,7 +71,7 @@ class LayerSums:
     mixed_inputs: set[str] = field(default_factory=set)
     mixed_outputs: set[str] = field(default_factory=set)
     calls: list[ModuleCall] = field(default_factory=list)
-    is_residual: bool = True
+    problem: str | None = None
     result: object = None
 
     def call_of(self, name: str) -> ModuleCall:
@@ -94,6 +94,13 @@ def measure_sums(model: PreTrainedModel, stack: LayerStack) -> list[LayerSums]:
     return layers
 
 
+def residual_shape(stack: LayerStack) -> torch.Size:
+    """Return the shape of what enters the first layer."""
+    residual = stack.layers[0].input
+    assert residual is not None
+    return residual.shape
+
+
 def _noisy_forward(
     model: PreTrainedModel, stack: LayerStack, variant: int
 ) -> tuple[list[list[ModuleCall]], list[dict[int, Tensor]]]:
@@ -114,14 +121,12 @@ def _noisy_forward(
         running["count"] += 1
         generator = torch.Generator().manual_seed(1009 * running["layer"] + running["count"])
         numbers = torch.randn(like.shape, generator=generator)
-        flat = numbers.view(-1, stack_shape[-2], like.shape[-1])
+        by_text = numbers.view(shape)
         if variant:
-            flat[:, -2] = torch.randn(flat[:, -2].shape, generator=generator)
+            by_text[:, -2] = torch.randn(by_text[:, -2].shape, generator=generator)
         return numbers.to(like.device, like.dtype)
 
-    residual = stack.layers[0].input
-    assert residual is not None
-    stack_shape = residual.shape
+    shape = residual_shape(stack)
 
     def on_input(name: str, tensor: Tensor) -> Tensor | None:
         if not name.endswith(":"):
@@ -135,7 +140,7 @@ def _noisy_forward(
         layer = running["layer"]
         if name.endswith(":") or layer < 0:
             return None
-        is_like = tensor.numel() == residual.numel() and tensor.shape[-1] == residual.shape[-1]
+        is_like = tensor.numel() == shape.numel() and tensor.shape[-1] == shape[-1]
         numbers = random(tensor) if is_like else None
         produced[layer].append(numbers)
         return numbers
@@ -165,7 +170,12 @@ def _sums_of(calls: Sequence[ModuleCall], noise: dict[int, Tensor]) -> LayerSums
     layer = LayerSums(calls=list(inner), result=layer_call.result)
     entering = layer_call.input
     if entering is None or layer_call.output is None or entering.shape != layer_call.output.shape:
-        layer.is_residual = False
+        layer.problem = "the layer does not return a tensor of the shape that it receives"
+        return layer
+    if entering.dim() > 3:
+        layer.problem = (
+            f"the layer keeps several residual streams, {list(entering.shape)[2:-1]} for each token"
+        )
         return layer
     names = {-1: RESIDUAL} | {call.ended: call.path for call in inner if call.ended in noise}
     basis = {boundary: numbers.double().reshape(-1) for boundary, numbers in noise.items()}
@@ -191,9 +201,9 @@ def _sums_of(calls: Sequence[ModuleCall], noise: dict[int, Tensor]) -> LayerSums
 
 def _note_mixing(layer: LayerSums, calls: Sequence[ModuleCall], calls_after: Sequence[ModuleCall]) -> None:
     """Note the modules whose input or output at the last position differs between two variants of the numbers."""
-    if not layer.is_residual:
+    if calls[0].input is None:
         return
-    n_positions = calls[0].input.shape[-2]  # type: ignore[union-attr]
+    n_positions = calls[0].input.shape[1]
     for call, other in zip(calls, calls_after, strict=False):
         for names, tensor, variant in (
             (layer.mixed_inputs, call.input, other.input),
@@ -201,7 +211,7 @@ def _note_mixing(layer: LayerSums, calls: Sequence[ModuleCall], calls_after: Seq
         ):
             if tensor is None or variant is None or tensor.shape != variant.shape:
                 continue
-            if tensor.numel() % (n_positions * tensor.shape[-1]):
+            if not tensor.numel() or tensor.numel() % (n_positions * tensor.shape[-1]):
                 continue
             last, other_last = (
                 values.double().reshape(-1, n_positions, tensor.shape[-1])[:, -1]

@@ -107,7 +107,7 @@ class SwitchesRotation(TransformerBridge):
             if origin is not None and bool(origin[1].any()):
                 raise RefusedModel(
                     f"{family}: positions=nope cannot be served: layer {layer} rotates position 0 as well, so it "
-                    "isn't a rotation by position alone"
+                    "isn't a rotation by position alone; use positions='auto'"
                 )
         try:
             for layer in layers:
@@ -118,7 +118,7 @@ class SwitchesRotation(TransformerBridge):
                 raise RefusedModel(
                     f"{family}: positions=nope cannot be served: layer {unchanged[0]} has "
                     f"{self.info.positions[unchanged[0]]!r} positions, which are not given as cos and sin; only "
-                    "rotary models can be nulled"
+                    "rotary models can be nulled; use positions='auto'"
                 )
         except BaseException:  # Ctrl-C too: either all of the layers are nulled, or none
             for layer in layers:
@@ -163,13 +163,20 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
     n_layers = len(lens.blocks)
     tokens = torch.arange(_PROBE, device=lens.device)[None] % families.d_vocab_of(model)
     residuals: dict[int, Tensor] = {}
+    #: What enters the first layer in the second pass.
+    embedded: list[Tensor] = []
     keys: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
 
     def keep_residual(layer: int) -> HookFunction:
         return lambda residual, hook: residuals.__setitem__(layer, residual)
 
     def put_residual(layer: int) -> HookFunction:
-        return lambda _residual, hook: residuals[layer]
+        def put(residual: Tensor, hook: object) -> Tensor:
+            if layer == 0:
+                embedded.append(residual)
+            return residuals[layer]
+
+        return put
 
     def keep_keys(forward_index: int, layer: int) -> HookFunction:
         return lambda key, hook: keys[forward_index].__setitem__(layer, key)
@@ -190,7 +197,8 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
             for handle in handles:
                 handle.remove()
 
-    has_learned_positions = hasattr(lens, "pos_embed")
+    is_equal = torch.allclose(embedded[0], residuals[0], rtol=0.0, atol=0.0, equal_nan=True)
+    has_learned_positions = hasattr(lens, "pos_embed") or not is_equal
     encodings = []
     for layer in range(n_layers):
         if layer not in attentions:

@@ -86,6 +86,8 @@ def wrap(
     bridge._points = {}
     bridge.position_axes = {}
     bridge._unembedding = None
+    bridge.resume_problem = None
+    bridge.head_paths = () if anatomy is None else anatomy.stack.heads
     bridge._arithmetic = None
     bridge.text_tokenizer = None
     bridge._default_prepend_bos = bool(bridge.cfg.default_prepend_bos)

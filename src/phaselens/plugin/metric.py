@@ -42,6 +42,9 @@ class Metric(ABC, Generic[P]):
     tables: ClassVar[tuple[TableSpec, ...]]
     display: ClassVar[Display | None] = None
     plots: ClassVar[bool] = False
+    #: Whether `update` also gets layers of which the model lacks some of the points (a hybrid's layer without
+    #: attention). By default such a layer is left out, and its values are missing.
+    partial_layers: ClassVar[bool] = False
     #: Panels that the metric contributes to figure sets, which several metrics make up together.
     figure_panels: ClassVar[tuple[FigurePanel, ...]] = ()
 

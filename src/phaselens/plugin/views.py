@@ -145,6 +145,10 @@ class LayerView(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self.activations)
 
+    def has_all(self, names: Collection[str]) -> bool:
+        """Return whether the view has every point of its layer in `names`, as the metric's `hooks()` returns them."""
+        return all(point in self for point in points_in_layer(names, self.index))
+
     def private_copy(self, names: Collection[str]) -> LayerView:
         """Return a copy of the layer with only the points in `names`, for a metric inside this one. Writing to its
         tensors does not change this view. Names are those of this view, or those that the metric's `hooks()` returns.
@@ -170,6 +174,8 @@ class PerText:
         self._hashes: dict[int, str] = {}
         self._lengths: dict[int, int] = {}
         self._values: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+        #: The number of layers of the model, where some of them have no values; 0 where all layers have.
+        self.n_layers = 0
 
     def add(self, layer: LayerView, **values: Tensor) -> None:
         """Keep `values`, each [batch, …] and complete for these texts and this layer.
@@ -203,6 +209,7 @@ class PerText:
         self._ids.update(other._ids)
         self._hashes.update(other._hashes)
         self._lengths.update(other._lengths)
+        self.n_layers = max(self.n_layers, other.n_layers)
         for name, values in other._values.items():
             self._values.setdefault(name, {}).update(values)
 
@@ -225,6 +232,10 @@ class PerText:
         hashes = [self._hashes[index] for index in sorted(self._ids)]
         return sorted(range(len(hashes)), key=hashes.__getitem__)
 
+    def layers(self, name: str) -> list[int]:
+        """Return the layers that have values under `name`."""
+        return sorted({layer for _, layer in self._values.get(name, {})})
+
     def stack(self, name: str) -> np.ndarray:
         """Return all values under `name`: float64 [text, layer, …], with NaN for a layer without a value.
 
@@ -239,7 +250,7 @@ class PerText:
                 f"per_text.stack({name!r}): it holds {names}; add values by per_text.add(layer, {name}=tensor)"
             )
         values = self._values[name]
-        layers = 1 + max(layer for _, layer in values)
+        layers = max(self.n_layers, 1 + max(layer for _, layer in values))
         missing = np.full_like(next(iter(values.values())), np.nan)
         return np.stack(
             [

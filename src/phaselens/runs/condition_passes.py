@@ -65,7 +65,7 @@ def run_conditions(
     prompt_tasks = []
     shared_task = _Task(tokenized_texts, batches, [1] * len(tokenized_texts), [])
     for active in active_metrics:
-        if isinstance(active.metric, CausalMetric) and active.works:
+        if isinstance(active.metric, CausalMetric) and active.works and active.has_values:
             with guarded(active.result, lens.info.label, "conditions"):
                 prompts = _prepare(lens, active.metric, bos)
                 if prompts is None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from phaselens.data import TokenizedText, pack
 from phaselens.errors import InputError, MetricError, is_list_like, require_kind, require_wholes, short_form
 from phaselens.lens.info import require_lens
-from phaselens.lens.points import depends_on_sink_position, in_each_layer, is_logits, layer_and_point
+from phaselens.lens.points import depends_on_sink_position, is_logits
 from phaselens.plugin import Batch, CausalMetric, LayerView, Metric, MetricWarning, Table
 from phaselens.plugin.return_checks import hook_names, require_constructed, require_definition, tables_of
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch, out_of_memory_explained
 from phaselens.runs.condition_passes import run_conditions
+from phaselens.runs.layer_points import points_to_read
 from phaselens.runs.observer import Observer
 from phaselens.runs.result import MetricResult
 from phaselens.runs.run_options import SelectedMetric
@@ -72,7 +73,11 @@ def measure(
         metric = active.metric
         if active.works:
             with guarded(active.result, lens.info.label, "compute"):
-                tables[metric.name] = tables_of(metric)
+                tables[metric.name] = (
+                    tables_of(metric)
+                    if active.has_values
+                    else {spec.name: spec.build([]) for spec in metric.tables}
+                )
                 for message in _non_finite_warnings(tables[metric.name]):
                     metric.warn(message)
         prefix = f"{metric.name}: {lens.info.label}"
@@ -140,27 +145,15 @@ def _require_feedable(
 
 def _activate(lens: HookedTransformer, metric: Metric[Any], result: MetricResult) -> ActiveMetric:
     require_constructed(metric)
-    points = _points(lens, hook_names(metric))
+    points = points_to_read(lens, metric, hook_names(metric))
+    if points is None:
+        return ActiveMetric(metric, result, has_values=False)
     return ActiveMetric(metric, result, points, metric.sink_position, metric.n_distances)
 
 
 def _raise_failures(result: MetricResult) -> None:
     for failure in result.failures:
         raise MetricError(f"{failure}\n{failure.traceback}")
-
-
-def _points(lens: HookedTransformer, patterns: Sequence[str]) -> dict[str, tuple[int | None, str]]:
-    """Map hook names with `{layer}` filled in to (layer, name within the layer).
-
-    Raises:
-        InputError: for a hook point that the model does not have.
-    """
-    points: dict[str, tuple[int | None, str]] = {}
-    for pattern in patterns:
-        for name in in_each_layer(pattern, lens.info.n_layers):
-            lens.require_hook(name)
-            points[name] = layer_and_point(name)
-    return points
 
 
 def _passes(active_metrics: Sequence[ActiveMetric]) -> dict[int, list[ActiveMetric]]:
