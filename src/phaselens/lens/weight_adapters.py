@@ -29,7 +29,7 @@ _SAME_OUTPUT = 1e-3
 # How peft says that a base has other weights than the adapter.
 _MISFITS = ("size mismatch", "not found in the base model")
 # How the first checkpoints of models of several modalities called the text model, and adapters trained on them.
-_OLD_NAMES = {r"^language_model\.model\.": "model.language_model.", r"^language_model\.lm_head": "lm_head"}
+_OLD_NAMES = {r"^language_model\.model\.": "model.language_model.", r"^language_model\.lm_head\.": "lm_head."}
 
 
 def require_readable(folder: Path, name: str) -> None:
