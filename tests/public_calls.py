@@ -157,6 +157,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     spectrum.gaussian_exceedance: lambda: {"n": 4, "median": 1.0, "threshold": 1.0, "ratio": 1.0},
     spectrum.gaussian_max_ratio: lambda: {"n": 4},
     spectrum.massive_activations: lambda: {"x": X, "n": 3, "threshold": 1.0, "ratio": 1.0},
+    spectrum.massive_coordinates: lambda: {"x": X, "threshold": 1.0, "ratio": 1.0},
     spectrum.massive_rows: lambda: {"norms": X[:, 0], "factor": 3.0},
     spectrum.median: lambda: {"values": X},
     spectrum.prefix_spread: lambda: {"x": X},

@@ -15,6 +15,7 @@ from phaselens.errors import InputError
 from phaselens.spectrum import (
     bos_norm,
     massive_activations,
+    massive_coordinates,
     massive_rows,
     median,
     row_cosines,
@@ -60,6 +61,26 @@ def test_massive_rows_and_activations_work_in_half_precision() -> None:
     norms = torch.tensor([40.0, 1.0, 1.0, 12.0, 1.0])
     assert massive_rows(norms).tolist() == [True, False, False, True, False]
     assert not massive_rows(torch.zeros(4)).any()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 99))
+def test_massive_coordinates_are_those_that_are_counted(n: int, d: int, seed: int) -> None:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) ** 3
+    criterion = {"threshold": 1.0, "ratio": 3.0}
+    size = np.abs(x.double().numpy())
+    expected = (size > 1.0) & (size >= 3.0 * np.median(size))
+    mask = massive_coordinates(x, **criterion)
+    assert mask.numpy().tolist() == expected.tolist()
+    assert int(mask.sum()) == massive_activations(x, n=1, **criterion).n_massive
+
+
+def test_no_coordinate_is_massive_where_a_value_is_not_finite() -> None:
+    for value in (torch.nan, torch.inf):
+        x = torch.ones(4, 3)
+        x[1, 1], x[2, 2] = value, 1e6
+        assert not massive_coordinates(x).any()
+    assert massive_coordinates(torch.zeros(0, 3)).shape == (0, 3)
 
 
 def test_norms_of_the_fixture() -> None:

@@ -4,7 +4,8 @@ Pure functions of one text's activations without pads: x [pos, d_model], norms [
 before they are squared or summed.
 
 Spectra: `spectrum`, `spectra`, `continuity_bound`. Bounds from row 0 alone: `compression_bound`, `require_bound`.
-Rows: `row_norms`, `row_cosines`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
+Rows: `row_norms`, `row_cosines`, `median`, `bos_norm`, `massive_rows`, `massive_activations`,
+`massive_coordinates`, `balance`.
 Distances between rows: `rank_collapse`, `prefix_spread`, `adjacency`, `relative_change`.
 Nulls: `random_rows`, `random_spread`, `gaussian_max_ratio`, `gaussian_exceedance`.
 """
@@ -19,6 +20,7 @@ from phaselens.spectrum._rows import (
     balance,
     bos_norm,
     massive_activations,
+    massive_coordinates,
     massive_rows,
     median,
     row_cosines,
@@ -47,6 +49,7 @@ __all__ = [
     "gaussian_exceedance",
     "gaussian_max_ratio",
     "massive_activations",
+    "massive_coordinates",
     "massive_rows",
     "median",
     "prefix_spread",

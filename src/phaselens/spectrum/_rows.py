@@ -200,6 +200,26 @@ def massive_activations(
     )
 
 
+def massive_coordinates(x: Tensor, *, threshold: float = 100.0, ratio: float = 1000.0) -> Tensor:
+    """Return bool [pos, d_model], True for the coordinates of x [pos, d_model] that are massive.
+
+    The criterion is that of `massive_activations`. No coordinate is massive where a value is not finite.
+
+    >>> x = torch.ones(4, 8)
+    >>> x[2, 5] = -2000.0
+    >>> massive_coordinates(x).nonzero().tolist()
+    [[2, 5]]
+    """
+    require_matrix("x", x)
+    require_number("threshold", threshold, 0)
+    require_number("ratio", ratio, 0)
+    size = x.abs()
+    middle = median(size)
+    if not middle < float("inf") or bool(size.isinf().any()):
+        return torch.zeros_like(x, dtype=torch.bool)
+    return (size > threshold) & (size >= ratio * middle)
+
+
 class Balance(NamedTuple):
     """Norms and shares of what attention and the MLP add to the residual stream, [pos] each, float64.
 
