@@ -187,32 +187,28 @@ class ModuleHead:
         `reference` for the same tokens also the divergence from it."""
         losses, tops, divergences = [], [], []
         n_ids = self.logits(final[:1]).shape[-1]
-        step = max(1, _MAX_LOGITS // n_ids)
+        step = max(1, _MAX_LOGITS // (n_ids * (1 if reference is None else 4)))
         for start in range(0, len(final), step):
-            logits = self.logits(final[start : start + step])
-            piece_targets = targets[start : start + step].to(logits.device)
-            losses.append(functional.cross_entropy(logits, piece_targets, reduction="none"))
+            piece = slice(start, start + step)
+            logits = self.logits(final[piece])
+            losses.append(
+                functional.cross_entropy(logits, targets[piece].to(logits.device), reduction="none")
+            )
             tops.append(logits.argmax(-1))
             if reference is not None:
-                unedited = self.logits(reference.final[start : start + step]).double()
-                change = logits.double() - unedited
-                probability = unedited.softmax(-1)
-                growth = (probability * change.expm1()).sum(-1)
-                divergences.append(growth.log1p() - (probability * change).sum(-1))
+                divergences.append(_divergence(self.logits(reference.final[piece]), logits))
         if not losses:
-            no_divergence = None if reference is None else torch.zeros(0, dtype=torch.float64)
-            return TokenLosses(final.new_zeros(0), targets.new_zeros(0), no_divergence)
-        divergence = torch.cat(divergences) if divergences else None
+            return TokenLosses(final.new_zeros(0), targets.new_zeros(0))
+        divergence = None if reference is None else torch.cat(divergences)
         return TokenLosses(torch.cat(losses), torch.cat(tops), divergence)
 
 
-def _unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
-    try:
-        return Unembedding.from_model(lens)
-    except RefusedModel:
-        if not lens.head_paths:
-            raise
-    return ModuleHead.from_model(lens)
+def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(reference ‖ predictions) [tokens] in nats, float64, from logits [tokens, id]."""
+    change = logits.double() - reference.double()
+    probability = reference.double().softmax(-1)
+    # The same sum as in `Unembedding.losses`.
+    return (probability * change.expm1()).sum(-1).log1p() - (probability * change).sum(-1)
 
 
 class ReferencePredictions:
@@ -222,43 +218,48 @@ class ReferencePredictions:
     """
 
     def __init__(self, lens: HookedTransformer, final: Tensor) -> None:
+        unembedding = unembedding_of(lens)
         self.final = final
-        self._unembedding = unembedding_of(lens)
-        self._log_total = self._logits = None
-        if isinstance(self._unembedding, Unembedding):
-            with torch.no_grad():
-                self._log_total = self._totals(self._unembedding)
-                if len(final) * len(self._unembedding.weight) <= _MAX_LOGITS:
-                    self._logits = self._unembedding.logits(final)
-
-    def _totals(self, unembedding: Unembedding) -> Tensor:
-        """Return the log-sum-exp [tokens, 1] of the logits, in float64."""
-        totals = torch.full((len(self.final), 1), -torch.inf, dtype=torch.float64)
-        totals = totals.to(unembedding.weight.device)
-        step = max(1, _MAX_LOGITS // max(1, 2 * len(self.final)))
-        for start in range(0, len(unembedding.weight), step):
-            logits = unembedding.logits(self.final, start, start + step).double()
-            totals = torch.logaddexp(totals, logits.logsumexp(-1, keepdim=True))
-        return totals
+        if isinstance(unembedding, ModuleHead):
+            return  # its logits are computed token by token, in both runs
+        self._unembedding = unembedding
+        with torch.no_grad():
+            n_entries = len(self._unembedding.weight)
+            step = max(1, _MAX_LOGITS // max(1, 2 * len(final)))
+            self._log_total = torch.full((len(final), 1), -torch.inf, dtype=torch.float64)
+            self._log_total = self._log_total.to(self._unembedding.weight.device)
+            for start in range(0, n_entries, step):
+                logits = self._unembedding.logits(final, start, start + step).double()
+                self._log_total = torch.logaddexp(self._log_total, logits.logsumexp(-1, keepdim=True))
+            fits = len(final) * n_entries <= _MAX_LOGITS
+            self._logits = self._unembedding.logits(final) if fits else None
 
     def compare(self, logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Return the reference's probabilities of the ids from `start` on, and the change of their logits to `logits`,
-        both [tokens, id] in float64; for a model whose unembedding is one matrix."""
-        assert isinstance(self._unembedding, Unembedding)
-        assert self._log_total is not None
+        both [tokens, id] in float64."""
         stop = start + logits.shape[-1]
-        if self._logits is None:
-            reference = self._unembedding.logits(self.final, start, stop).double()
-        else:
-            reference = self._logits[:, start:stop].double()
+        reference = (
+            self._unembedding.logits(self.final, start, stop)
+            if self._logits is None
+            else self._logits[:, start:stop]
+        ).double()
         return (reference - self._log_total).exp(), logits.double() - reference
 
 
 def unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
-    """Return what maps the final norm's output to logits in this model, which is checked once."""
+    """Return the model's unembedding, which is checked once."""
     if lens._unembedding is None:
         lens._unembedding = _unembedding_of(lens)
     return lens._unembedding
+
+
+def _unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
+    try:
+        return Unembedding.from_model(lens)
+    except RefusedModel:
+        if not lens.head_paths:
+            raise
+    return ModuleHead.from_model(lens)
 
 
 def token_losses(
