@@ -75,7 +75,7 @@ class StreamingAttention(AttentionBridge):
     #: cos and sin at position 0, each [1, 1, d_rotary], which `rotation.detect_rotation` stores.
     origin: tuple[Tensor, Tensor] | None
     replay: AttentionReplay | None
-    #: What the last forward added to the scores, [batch | 1, head | 1, 1, key]; None for nothing (most models).
+    #: What the last forward added to the scores, [batch | 1, head | 1, 1 | query, key]; None in most models.
     score_bias: Tensor | None
     # From TransformerLens' component and from `add_points`.
     hook_attn_scores: HookPoint
