@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens import families
 from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
 from phaselens.lens.lazy_masks import LazyMask
 from phaselens.lens.masks import build_mask, note_mask
@@ -115,6 +116,12 @@ def attend_hooked(
     if is_causal is False or getattr(module, "is_causal", True) is False:
         raise RefusedModel(
             f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only"
+        )
+    unserved = families.unserved_argument(kwargs)
+    if unserved:
+        raise RefusedModel(
+            f"{type(module).__name__} {unserved}; PhaseLens measures one softmax over all keys before a query, or over "
+            "a window of them"
         )
     options: KernelOptions = {
         "scale": scaling,
