@@ -25,9 +25,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
-from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
 from phaselens.lens import interface_options
+from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
+from phaselens.lens.lazy_masks import LazyMask
 from phaselens.lens.masks import build_mask, note_mask
+from phaselens.lens.matrix_statistics import by_distance, columns, row_lse, without_pads
 from phaselens.lens.points import N_DISTANCES
 from phaselens.lens.rows import Rows
 from phaselens.lens.slots import KernelOptions, KeySlots
@@ -64,6 +66,7 @@ class AttentionOwner(Protocol):
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
     hook_attended: HookPoint
+    score_bias: Tensor | None
 
     def hooked_statistics(self) -> list[str]: ...
     def fire_statistic(self, name: str, value: Tensor) -> None: ...
@@ -85,12 +88,13 @@ def attend_hooked(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | LazyMask | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
+    bias: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend, firing the hook points of the bridge component that is calling `module`.
@@ -99,10 +103,13 @@ def attend_hooked(
         query: [batch, n_heads, n_queries, d_head], after rotation and norms.
         key, value: [batch, n_kv_heads, n_keys, d_head].
         attention_mask: None for causal attention; else bool, True where visible, or additive.
+        bias: [batch | 1, head | 1, 1, key], added to the scores of every query.
 
     Returns:
         The output [batch, n_queries, n_heads, d_head] and, where it was built, the pattern.
     """
+    if isinstance(attention_mask, LazyMask):
+        attention_mask = attention_mask.visible
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     if is_causal is False or getattr(module, "is_causal", True) is False:
@@ -115,6 +122,7 @@ def attend_hooked(
         "mask": attention_mask,
         "softcap": softcap,
         "sink_logits": s_aux,
+        "bias": bias,
     }
     reference = module.__dict__.get(_OWNER)
     owner: AttentionOwner | None = reference() if reference is not None else None
@@ -124,7 +132,9 @@ def attend_hooked(
         if attention_mask is None and query.shape[2] > 1:
             # transformers omits the mask if the first query is at the first key; a static cache then has room for
             # later keys.
-            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
+            n_filled = query.shape[2]
+            key, value = key[:, :, :n_filled], value[:, :, :n_filled]
+            options["bias"] = None if bias is None else bias[..., :n_filled]
         output = attend_as_model(query, key, value, options)
         if is_recording():
             note_call(InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output))
@@ -136,6 +146,7 @@ def attend_hooked(
             f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
             "the position of the first query among the keys is unknown"
         )
+    owner.score_bias = bias
     query, key = owner.fire_rotated(query, key)
     output, pattern = _attend_owned(owner, slots, attend_as_model, query, key, value, options)
     return owner.hook_attended(output), pattern
@@ -153,7 +164,7 @@ def _attend_owned(
     """Attend by the cheapest computation that serves the hooks on the owner's statistics and matrix."""
     explicit = is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern)
     statistics = owner.hooked_statistics()
-    native = options["softcap"] is None and options["sink_logits"] is None
+    native = _is_native(options)
     if not explicit and not statistics and native:
         return attend_as_model(query, key, value, options), None
     key, value, options = slots.crop(key), slots.crop(value), slots.crop_mask(options)
@@ -194,7 +205,7 @@ def _attend_as_model(
     options: KernelOptions,
 ) -> Tensor:
     """Compute attention as the model itself does, [batch, query, head, d_head]."""
-    if options["softcap"] is None and options["sink_logits"] is None:
+    if _is_native(options):
         output, _ = sdpa_attention_forward(
             module, query, key, value, options["mask"], dropout=dropout, scaling=options["scale"],
             is_causal=is_causal, **kwargs,
@@ -202,7 +213,7 @@ def _attend_as_model(
         return output
     if dropout:
         raise InputError(
-            f"{type(module).__name__}: attention dropout is not supported with a softcap or sink logits; "
+            f"{type(module).__name__}: attention dropout is not supported with a softcap, sink logits or a bias; "
             "call model.eval()"
         )
     if _needs_gradient(query, key, value):
@@ -211,6 +222,11 @@ def _attend_as_model(
         return _weigh(pattern, value).transpose(1, 2).contiguous()
     output, _ = attention.attend(query, key, value, **options)
     return output.transpose(1, 2).contiguous()
+
+
+def _is_native(options: KernelOptions) -> bool:
+    """Return whether SDPA has all of these options."""
+    return all(options[name] is None for name in ("softcap", "sink_logits", "bias"))
 
 
 def _without_sink_logits(options: KernelOptions) -> dict[str, Any]:
@@ -261,13 +277,13 @@ def _from_matrix(
     if statistics:
         streaming = owner.streaming_options
         with torch.no_grad():
-            without_pads = functools.cache(lambda: _without_pads(pattern, slots.real))
+            pattern_without_pads = functools.cache(lambda: without_pads(pattern, slots.real))
             compute: dict[str, Callable[[], Tensor]] = {
-                "hook_lse": lambda: _row_lse(scores, options["sink_logits"]),
-                "hook_sink": lambda: _columns(pattern, slots.slots_at(streaming.sink_position)),
+                "hook_lse": lambda: row_lse(scores, options["sink_logits"]),
+                "hook_sink": lambda: columns(pattern, slots.slots_at(streaming.sink_position)),
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
-                "hook_received": lambda: without_pads().sum(-2),
-                "hook_distance": lambda: _by_distance(without_pads(), streaming.n_distances),
+                "hook_received": lambda: pattern_without_pads().sum(-2),
+                "hook_distance": lambda: by_distance(pattern_without_pads(), streaming.n_distances),
             }
             slots.require_served(statistics)
             for name in statistics:
@@ -283,35 +299,6 @@ def _require_untouched(owner: AttentionOwner, point: str, dropped: Tensor, value
             f"last {owner.streaming_options.rows.n_slots - dropped.shape[-1]} keys, or run without a cache "
             "(use_past_kv_cache=False)"
         )
-
-
-def _row_lse(scores: Tensor, sink_logits: Tensor | None) -> Tensor:
-    lse = scores.logsumexp(-1)
-    return lse if sink_logits is None else torch.logaddexp(lse, sink_logits.to(lse.dtype)[None, :, None])
-
-
-def _without_pads(pattern: Tensor, real: Tensor | None) -> Tensor:
-    """Return the pattern with zeros in the rows of pads."""
-    return pattern if real is None else pattern.masked_fill(~real[:, None, :, None], 0.0)
-
-
-def _by_distance(pattern: Tensor, n_distances: int) -> Tensor:
-    """Return sums over the diagonals from a query's own key downwards, [batch, head, distance]."""
-    own_key = pattern.shape[-1] - pattern.shape[-2]
-    sums = [
-        pattern.diagonal(own_key - distance, dim1=-2, dim2=-1).sum(-1)
-        for distance in range(min(n_distances, pattern.shape[-1]))
-    ]
-    return nn.functional.pad(torch.stack(sums, -1), (0, n_distances - len(sums)))
-
-
-def _columns(pattern: Tensor, slots: list[int]) -> Tensor:
-    """Return the column of each text's slot, [batch, head, query]; zeros where there is none."""
-    if len(slots) == 1:
-        is_column = 0 <= slots[0] < pattern.shape[-1]
-        return pattern[..., slots[0]] if is_column else pattern.new_zeros(pattern.shape[:-1])
-    rows = [_columns(pattern[row : row + 1], [slot]) for row, slot in enumerate(slots)]
-    return torch.cat(rows)
 
 
 def _fire_statistics(
@@ -362,7 +349,7 @@ def _sink_by_text(
     sliding cache has dropped it, which puts it outside of the window."""
     sink = torch.zeros_like(lse)
     indices = sink_indices if len(sink_indices) > 1 else sink_indices * len(lse)
-    mask = options["mask"]
+    mask, bias = options["mask"], options["bias"]
     for index in sorted(set(indices)):
         if not 0 <= index < key.shape[2]:
             continue
@@ -370,6 +357,7 @@ def _sink_by_text(
         row_options: KernelOptions = {
             **options,
             "mask": mask if mask is None or len(mask) == 1 else mask[rows],
+            "bias": bias if bias is None or len(bias) == 1 else bias[rows],
         }
         sink[rows] = attention.sink_mass(query[rows], key[rows], lse[rows], index, **row_options)
     return sink

@@ -178,6 +178,8 @@ class SkippingBlock(BlockBridge):
     def _apply_output_hook(
         self, output: Tensor | tuple[Any, ...], *args: object, **kwargs: object
     ) -> Tensor | tuple[Any, ...]:
+        if isinstance(output, list):  # as GPT's blocks return; TransformerLens knows tuples
+            output = tuple(output)
         edit = self._mid_edit
         if edit and edit["mid"] is not edit["before"]:
             leaving = output[0] if isinstance(output, tuple) else output

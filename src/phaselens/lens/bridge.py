@@ -238,7 +238,10 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
                 raise InputError(
                     "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
                 )
-            return {"inputs_embeds": residual}
+            # The layers' input is replaced; a model may project narrower embeddings to d_model.
+            width = families.embedding_of(self.original_model).shape[1]
+            is_wide = residual.shape[-1] == width
+            return {"inputs_embeds": residual if is_wide else residual.new_zeros(*residual.shape[:-1], width)}
         if tokens is None or residual is not None:
             raise InputError("stream needs `tokens`; give `residual` only with start_at_layer")
         if not isinstance(tokens, Tensor):

@@ -75,6 +75,8 @@ class StreamingAttention(AttentionBridge):
     #: cos and sin at position 0, each [1, 1, d_rotary], which `rotation.detect_rotation` stores.
     origin: tuple[Tensor, Tensor] | None
     replay: AttentionReplay | None
+    #: What the last forward added to the scores, [batch | 1, head | 1, 1, key]; None for nothing (most models).
+    score_bias: Tensor | None
     # From TransformerLens' component and from `add_points`.
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
@@ -94,6 +96,7 @@ class StreamingAttention(AttentionBridge):
         self.nulled = False
         self.origin = None
         self.replay = None
+        self.score_bias = None
         self._rot_k_fired = False
 
     def connect(self, options: StreamingOptions) -> None:
@@ -195,7 +198,8 @@ class StreamingAttention(AttentionBridge):
     def _fire_output(self, output: Any) -> Any:
         if isinstance(output, Tensor):
             return self.hook_out(output)
-        return (self.hook_out(output[0]), *output[1:])
+        fired = [self.hook_out(output[0]), *output[1:]]
+        return fired if isinstance(output, list) else tuple(fired)
 
     def needs_bridge(self) -> bool:
         """Return whether the model's own module cannot replace this component even where no hook listens."""

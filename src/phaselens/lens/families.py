@@ -39,6 +39,10 @@ _D_MODEL = ("hidden_size",)
 _BOS = ("bos_token_id",)
 _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
+# A field of the configuration, and its value for attention on random blocks of keys.
+_SPARSE_BLOCKS = ("attention_type", "block_sparse")
+# The method of a module that has such attention, beside full attention.
+_SPARSE_SWITCH = "set_attention_type"
 _QUANTISATION = "quantization_config"
 # How the name of a rotary module ends, and a word in the class name of every norm.
 _ROTARY_MODULE = "rotary_emb"
@@ -203,6 +207,12 @@ def n_ctx_before_rope(rotary: nn.Module, layer_type: str | None) -> int:
 
 
 # Facts of the model
+
+
+def has_sparse_blocks(model: PreTrainedModel) -> bool:
+    """Return whether attention is on random blocks of keys in texts longer than a few blocks (BigBird)."""
+    has_both_kinds = any(hasattr(module, _SPARSE_SWITCH) for module in model.modules())
+    return has_both_kinds and getattr(text_config_of(model), _SPARSE_BLOCKS[0], None) == _SPARSE_BLOCKS[1]
 
 
 def text_config_of(model: PreTrainedModel) -> PreTrainedConfig:

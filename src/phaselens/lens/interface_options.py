@@ -26,6 +26,6 @@ def require_served(module: nn.Module, options: Mapping[str, object]) -> None:
     for name, effect in _UNSERVED.items():
         if options.get(name) is not None:
             raise RefusedModel(
-                f"{type(module).__name__} {effect}; PhaseLens measures one softmax of scaled q·k over all keys before a "
-                "query, or over a window of them"
+                f"{type(module).__name__} {effect}; PhaseLens measures one softmax of scaled q·k over all keys before "
+                "a query, or over a window of them"
             )

@@ -298,7 +298,7 @@ def norm_component(name: str, config: Any, module: nn.Module) -> MeasuredNorm | 
 
 
 def _first(output: Any) -> Tensor:
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    tensor: Tensor = output[0] if isinstance(output, tuple | list) else output
     return tensor
 
 
@@ -327,6 +327,6 @@ def _weigher(point: HookPoint, terms: tuple[Term, ...], outputs: dict[str, Tenso
         for other in others:
             remaining = remaining - other
         replaced = remaining / factor
-        return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
+        return (replaced, *output[1:]) if isinstance(output, tuple | list) else replaced
 
     return fire

@@ -148,8 +148,8 @@ class SwitchesRotation(TransformerBridge):
 
 
 def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
-    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned` or `learned+rope`; `none` for a
-    layer without attention.
+    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned`, `alibi` (a bias of the scores
+    for each key) or several of them, joined by `+`; `none` for a layer without attention.
 
     The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…. The keys of a layer that
     rotates differ between the two passes; those of other layers are equal. Each layer also stores its cos and sin at
@@ -210,7 +210,10 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
                 "interface, so its rows cannot be measured; use a family listed in docs/families.md"
             )
         rotates = not torch.allclose(keys[0][layer], keys[1][layer], rtol=0.0, atol=0.0, equal_nan=True)
-        encodings.append(_ENCODINGS[has_learned_positions, rotates])
+        encoding = _ENCODINGS[has_learned_positions, rotates]
+        if attentions[layer].score_bias is not None:
+            encoding = "alibi" if encoding == "nope" else f"{encoding}+alibi"
+        encodings.append(encoding)
     return tuple(encodings)
 
 

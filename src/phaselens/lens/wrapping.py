@@ -34,6 +34,7 @@ from phaselens.lens.components import StreamingAttention, attention_layers, mix_
 from phaselens.lens.frequencies import make_independent
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.original_components import NativeGateUp, NativeNorm
+from phaselens.lens.score_attention import attending_by_lens, use_lens_attention
 from phaselens.lens.structural_adapter import build_from_anatomy
 
 # Attention that is one softmax over causal q·k, computed by the function that transformers is told to use.
@@ -73,7 +74,10 @@ def wrap(
         bridge = _build_from_adapter(model, tokenizer, name)
     else:
         bridge = build_from_anatomy(model, anatomy, tokenizer, name)
-    model.set_attn_implementation(attention_dispatch.IMPLEMENTATION)
+    if anatomy is None:
+        model.set_attn_implementation(attention_dispatch.IMPLEMENTATION)
+    else:
+        use_lens_attention(model)
     # The builder makes plain bridges. This class adds methods, and only the state that is set here.
     bridge.__class__ = HookedTransformer
     options = bridge._streaming_options = attention_dispatch.StreamingOptions()
@@ -118,12 +122,8 @@ def measure_anatomy(model: PreTrainedModel) -> Anatomy:
         RefusedModel: for a model without one residual stream that its layers add to.
     """
     model.eval()
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation(attention_dispatch.IMPLEMENTATION)
-    try:
+    with attending_by_lens(model):
         return dissect(model, f"{model.config.model_type} ({type(model).__name__})")
-    finally:
-        model.set_attn_implementation(implementation)
 
 
 def has_own_adapter(model: PreTrainedModel) -> bool:
@@ -158,6 +158,12 @@ def require_served(model: PreTrainedModel) -> None:
         raise RefusedModel(
             f"{config.model_type} ({type(model).__name__}): an encoder-decoder; PhaseLens serves decoder-only, causal "
             "models; use a family listed in docs/families.md"
+        )
+    if families.has_sparse_blocks(model):
+        raise RefusedModel(
+            f"{config.model_type} ({type(model).__name__}): in a text longer than a few blocks, its queries see random "
+            "blocks of keys, also later ones; PhaseLens serves causal attention only. With "
+            '"attention_type": "original_full" in its config.json, the model attends causally to all keys'
         )
 
 
