@@ -188,6 +188,23 @@ class SkippingBlock(BlockBridge):
         return super()._apply_output_hook(output, *args, **kwargs)
 
 
+_RANGE_ATTRIBUTES = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
+
+
+def layer_range(blocks: Sequence[Any] | nn.ModuleList) -> tuple[Any, ...]:
+    """Return the values in which TransformerLens stores, in every block, the layers that a forward runs."""
+    return tuple(getattr(blocks[0], name, None) for name in _RANGE_ATTRIBUTES)
+
+
+def set_layer_range(blocks: Sequence[Any] | nn.ModuleList, new_range: tuple[Any, ...]) -> None:
+    """Store these values in every block."""
+    if all(value is current for value, current in zip(new_range, layer_range(blocks), strict=True)):
+        return
+    for block in blocks:
+        for name, value in zip(_RANGE_ATTRIBUTES, new_range, strict=True):
+            setattr(block, name, value)
+
+
 def bridges_in(module: nn.Module) -> Iterator[BridgeChild]:
     """Yield the bridge components in a module of the model, at any depth."""
     for name, child in module._modules.items():

@@ -21,12 +21,14 @@ from transformer_lens.model_bridge.generalized_components.position_embedding_hoo
 )
 
 from phaselens.errors import RefusedModel
+from phaselens.lens import families
 from phaselens.lens.attention_dispatch import is_hooked
 from phaselens.lens.attention_facts import AttentionFacts
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.components import StreamingAttention
 from phaselens.lens.layer_plans import LayerPlan, LayerPlans
 from phaselens.lens.module_calls import first_tensor
+from phaselens.lens.null_rotation import null_rotation
 from phaselens.lens.original_components import NativeNorm
 from phaselens.lens.projection_maps import ProjectionMap
 from phaselens.lens.residual_parts import Term
@@ -157,6 +159,9 @@ class MeasuredAttention(StreamingAttention, PositionEmbeddingHooksMixin):
         for name, letters in by_module.items():
             module = self.original_component.get_submodule(name.removeprefix(f"{self.name}."))
             handles.append(module.register_forward_hook(self._fire_parts(letters, n_texts)))
+        if self.nulled and kwargs.get("position_embeddings") is None:
+            for rotary in families.rotary_modules(self.original_component):
+                handles.append(rotary.register_forward_hook(null_rotation))
         try:
             return super().forward(*args, **kwargs)
         finally:

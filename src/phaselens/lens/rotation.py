@@ -15,6 +15,7 @@ from phaselens.errors import InputError, RefusedModel, require_flag, require_who
 from phaselens.lens import families
 from phaselens.lens.components import StreamingAttention, attention_layers, probe
 from phaselens.lens.info import NO_ATTENTION, ModelInfo
+from phaselens.lens.null_rotation import at_origin, rotates
 from phaselens.lens.points import HookFunction, in_layer
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class SwitchesRotation(TransformerBridge):
         family = self.info.family
         for layer in layers:
             origin = attentions[layer].origin
-            if origin is not None and bool(origin[1].any()):
+            if origin is not None and rotates(origin):
                 raise RefusedModel(
                     f"{family}: positions=nope cannot be served: layer {layer} rotates position 0 as well, so it "
                     "isn't a rotation by position alone; use positions='auto'"
@@ -219,7 +220,6 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
 
 def _keep_origin(attention: StreamingAttention, _args: object, kwargs: dict[str, Any]) -> None:
     """Store an attention component's cos and sin at position 0; a forward pre-hook."""
-    embeddings = kwargs.get("position_embeddings")
-    if isinstance(embeddings, tuple) and len(embeddings) == 2:
-        cos, sin = (embedding[..., :1, :].detach().clone() for embedding in embeddings)
-        attention.origin = cos, sin
+    origin = at_origin(kwargs.get("position_embeddings"))
+    if origin is not None:
+        attention.origin = origin

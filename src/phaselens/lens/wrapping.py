@@ -26,7 +26,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from phaselens.errors import RefusedModel
-from phaselens.lens import attention_dispatch, families
+from phaselens.lens import attention_dispatch, families, quantised
 from phaselens.lens.anatomy import Anatomy, dissect
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.bridge import HookedTransformer
@@ -144,7 +144,13 @@ def has_own_adapter(model: PreTrainedModel) -> bool:
     is_mixed = any(name in blocks.submodules for name in VARIANT_SUBMODULE_NAMES if name != "attn")
     if not isinstance(attention, _SERVED_ATTENTION) or attention.optional or is_mixed:
         return False
-    return "qkv" not in attention.submodules or families.has_fused_layout(model)
+    is_fused = "qkv" in attention.submodules
+    splits_weights = is_fused or any(
+        type(part) is JointGateUpMLPBridge for part in blocks.submodules.values()
+    )
+    if splits_weights and quantised.has_packed_weights(model):
+        return False
+    return not is_fused or families.has_fused_layout(model)
 
 
 def require_served(model: PreTrainedModel) -> None:
