@@ -10,7 +10,7 @@ Functions take the model's own attention modules, whose configuration is `config
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +43,6 @@ _N_CTX_TRAINED = "original_max_position_embeddings"
 _ROPE_PARAMETERS = ("rope_parameters",)
 # A field of the configuration, and its value for attention on random blocks of keys.
 _SPARSE_BLOCKS = ("attention_type", "block_sparse")
-# Arguments with which some modules call the attention interface, and what attention with them does.
-_UNSERVED_ARGUMENTS = {
-    "indices": "attends only to the keys that its indexer selects by their content",
-    "sinks": "has a sink logit of its own for each query, which it computes",
-}
 # The method of a module that has such attention, beside full attention.
 _SPARSE_SWITCH = "set_attention_type"
 _QUANTISATION = "quantization_config"
@@ -182,12 +177,6 @@ def fused_layout(attention: nn.Module) -> FusedLayout:
             f"and hook_v cannot be served; known: {supported}. hook_rot_q and hook_rot_k can be hooked instead"
         )
     return FusedLayout(n_heads_of(attention), n_kv_heads_of(attention), d_head_of(attention), by_head)
-
-
-def unserved_argument(arguments: Mapping[str, object]) -> str | None:
-    """Return what a call of the attention interface asks for that the lens does not compute; None for nothing."""
-    effects = (effect for name, effect in _UNSERVED_ARGUMENTS.items() if arguments.get(name) is not None)
-    return next(effects, None)
 
 
 # Facts of one rotary module
