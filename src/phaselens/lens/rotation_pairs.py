@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 FAR = (10**3 + 9, 10**5 + 3, 10**7 + 19)
 """Far positions, at which even the slowest pairs of a large base turn visibly."""
+_COS_AND_SIN = ("hook_cos", "hook_sin")
+_SAME_ANGLE = 1e-2
+"""Largest relative difference between the angle of a pair and those of the entries that turn it."""
 SMALLEST = 1e-9
 """Entries of a rotation matrix above this mix two dimensions; with basis vectors, all others stay exactly zero."""
 
@@ -49,11 +52,33 @@ def read_rotated_pairs(lens: HookedTransformer, encodings: Sequence[str]) -> tup
         return (dropped,) * len(has_rotation)
     if not any(has_rotation):
         return (None,) * len(has_rotation)
-    factors = [_attention_factor(attention) for attention in attention_layers(lens)]
-    return tuple(
-        replace(_with_problem(pairs_of(states, lens.dtype)), factor=factor) if rotates else None
-        for states, rotates, factor in zip(_rotated(lens), has_rotation, factors, strict=True)
-    )
+    rotations: list[RotatedPairs | None] = []
+    states, angles = _rotated(lens)
+    for layer, attention in enumerate(attention_layers(lens)):
+        if not has_rotation[layer]:
+            rotations.append(None)
+            continue
+        rotation = _with_problem(pairs_of(states[layer], lens.dtype))
+        entries = _entries(rotation.angles, angles.get(layer))
+        rotations.append(replace(rotation, factor=_attention_factor(attention), entries=entries))
+    return tuple(rotations)
+
+
+def _entries(angles: Sequence[float], angles_of_entries: Tensor | None) -> tuple[tuple[int, ...], ...]:
+    """Return the entries of cos and sin that turn each pair: those whose angle is nearest to the pair's.
+
+    Where they are depends on the family: each angle once, or twice, in one half after the other or side by side.
+    Empty if a pair has none of its angle.
+    """
+    if angles_of_entries is None:
+        return ()
+    entries = []
+    for angle in angles:
+        distances = (angles_of_entries - angle).abs()
+        if float(distances.min()) > _SAME_ANGLE * angle:
+            return ()
+        entries.append(tuple(torch.nonzero(distances <= distances.min())[:, 0].tolist()))
+    return tuple(entries)
 
 
 def _attention_factor(attention: StreamingAttention) -> float | None:
@@ -104,11 +129,12 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
     return RotatedPairs(tuple(pairs), d_head, angles=tuple(angles))
 
 
-def _rotated(lens: HookedTransformer) -> list[Tensor]:
+def _rotated(lens: HookedTransformer) -> tuple[list[Tensor], dict[int, Tensor]]:
     """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and `FAR`.
 
     Returns:
-        For each layer, [position, sample, d_head], float64.
+        For each layer, [position, sample, d_head], float64; and the angles [entry] of cos and sin at position 1, for
+        the layers that have them.
     """
     attentions = attention_layers(lens)
     module = attentions[0].original_component
@@ -140,12 +166,25 @@ def _rotated(lens: HookedTransformer) -> list[Tensor]:
         else:
             hooks.append((in_layer(layer, "hook_in"), put_random))
         hooks += [(in_layer(layer, f"attn.{point}"), keep(layer, point)) for point in ROTATED_POINTS]
+        cos_and_sin = [in_layer(layer, f"attn.{point}") for point in _COS_AND_SIN]
+        if all(lens.find_hook(name) is not None for name in cos_and_sin):
+            hooks += [
+                (name, keep(layer, point)) for name, point in zip(cos_and_sin, _COS_AND_SIN, strict=True)
+            ]
     with _without_norms(attentions):
         probe(lens, torch.zeros_like(ids), hooks, position_ids=ids)
-    return [
+    states = [
         torch.cat([rotated[layer, point].flatten(1, 2) for point in ROTATED_POINTS], dim=1).cpu().double()
         for layer in range(len(attentions))
     ]
+    angles = {}
+    for layer in range(len(attentions)):
+        # One row per position, as the ids have; a module may also return one row for all.
+        by_point = [rotated[layer, point] for point in _COS_AND_SIN if (layer, point) in rotated]
+        if len(by_point) == 2 and all(tensor.dim() == 3 and len(tensor) == len(ids) for tensor in by_point):
+            cos, sin = (tensor[1, 0].cpu().double() for tensor in by_point)
+            angles[layer] = torch.atan2(sin.abs(), cos)
+    return states, angles
 
 
 def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:

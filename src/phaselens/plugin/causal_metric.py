@@ -44,6 +44,10 @@ class CausalMetric(Metric[P]):
         also=(("delta_nats", "Δ nats"), ("p_value", "p")),
     )
 
+    #: Whether the conditions run on the run's texts as well as on `prompts`. The prompts' indices then follow those of
+    #: the texts.
+    also_on_texts: ClassVar[bool] = False
+
     #: The run's BOS policy (auto, always or never), for use in `prompts`; the run sets it.
     bos: str = "auto"
 
@@ -58,6 +62,21 @@ class CausalMetric(Metric[P]):
     def update(self, layer: LayerView) -> None:
         """Process one layer of one batch of the unedited model."""
         raise NotImplementedError(f"{type(self).__name__} hooks {list(layer)} but does not define update")
+
+    def condition_hooks(self) -> Sequence[str]:
+        """Return the hook points to read in every forward under a condition; none by default.
+
+        `update_condition` receives them. Layers below a condition's lowest edited one do not run again, since they are
+        as in the unedited model, whose values `hooks` and `update` give. Such a forward shares nothing with those of
+        other conditions, so reading costs time.
+        """
+        return ()
+
+    def update_condition(self, condition: Condition, layer: LayerView) -> None:
+        """Process one layer of one batch under a condition: the points of `condition_hooks`, after the edits."""
+        raise NotImplementedError(
+            f"{type(self).__name__} reads {list(layer)} under conditions but does not define update_condition"
+        )
 
     @abstractmethod
     def conditions(self) -> Sequence[Condition]:

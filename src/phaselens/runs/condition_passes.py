@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text, TokenizedText, pack
 from phaselens.plugin import BASELINE, Batch, CausalMetric, Condition, TaskPrompt, TextOutcome
-from phaselens.plugin.return_checks import conditions_of, prompts_of
+from phaselens.plugin.return_checks import condition_hook_names, conditions_of, prompts_of
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch, out_of_memory_explained
 from phaselens.runs.condition_editor import ConditionEditor
+from phaselens.runs.layer_dispatcher import LayerDispatcher, Reader, points_of
 from phaselens.runs.observer import Observer
-from phaselens.runs.resume import Branch, run_branches
+from phaselens.runs.resume import Branch, ReadingForward, run_branches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +38,9 @@ class _Task:
     def n_tokens(self) -> int:
         """Tokens of all forwards, the baseline's included."""
         n_forwards = 1 + sum(len(_causal(member).losses.conditions) for member in self.members)
-        return n_forwards * sum(len(text.ids) for text in self.tokenized_texts)
+        return n_forwards * sum(
+            len(self.tokenized_texts[index].ids) for batch in self.batches for index in batch
+        )
 
 
 def run_conditions(
@@ -67,11 +72,12 @@ def run_conditions(
     for active in active_metrics:
         if isinstance(active.metric, CausalMetric) and active.works:
             with guarded(active.result, lens.info.label, "conditions"):
-                prompts = _prepare(lens, active.metric, bos)
-                if prompts is None:
+                prompts = _prepare(lens, active, bos)
+                if prompts is None or active.metric.also_on_texts:
                     shared_task.members.append(active)
-                elif prompts:
-                    prompt_tasks.append(_prompt_task(prompts, active, batch_tokens))
+                if prompts:
+                    before = tokenized_texts if active.metric.also_on_texts else ()
+                    prompt_tasks.append(_prompt_task(prompts, active, batch_tokens, before))
     for task in [shared_task, *prompt_tasks]:
         if task.members:
             observer.measuring(f"{lens.info.label}, conditions", task.n_tokens)
@@ -85,10 +91,12 @@ def _causal(active: ActiveMetric) -> CausalMetric[Any]:
     return metric
 
 
-def _prepare(lens: HookedTransformer, metric: CausalMetric[Any], bos: str) -> Sequence[TaskPrompt] | None:
+def _prepare(lens: HookedTransformer, active: ActiveMetric, bos: str) -> Sequence[TaskPrompt] | None:
     """Store the metric's conditions beside its losses, and return its prompts; None if it runs on the run's texts."""
+    metric = _causal(active)
     metric.bos = bos
     conditions = conditions_of(metric)
+    active.condition_points = points_of(lens, condition_hook_names(metric))
     for condition in conditions:
         ConditionEditor(lens, condition.edits)  # refuses hook points that the model does not have
     metric.losses.conditions = {condition.key: condition for condition in conditions}
@@ -98,13 +106,24 @@ def _prepare(lens: HookedTransformer, metric: CausalMetric[Any], bos: str) -> Se
     return prompts_of(metric, copy.deepcopy(lens.text_tokenizer))
 
 
-def _prompt_task(prompts: Sequence[TaskPrompt], active: ActiveMetric, batch_tokens: int) -> _Task:
+def _prompt_task(
+    prompts: Sequence[TaskPrompt],
+    active: ActiveMetric,
+    batch_tokens: int,
+    texts_before: Sequence[TokenizedText],
+) -> _Task:
+    """Return the task of a metric's own prompts, whose indices follow those of `texts_before`."""
     tokenized_prompts = [
         TokenizedText(Text(prompt.id, " ".join(map(str, prompt.ids))), tuple(prompt.ids), len(prompt.ids))
         for prompt in prompts
     ]
-    batches = pack([len(text.ids) for text in tokenized_prompts], batch_tokens)
-    return _Task(tokenized_prompts, batches, [prompt.scored_from for prompt in prompts], [active])
+    n_before = len(texts_before)
+    batches = [
+        [n_before + index for index in batch]
+        for batch in pack([len(text.ids) for text in tokenized_prompts], batch_tokens)
+    ]
+    scored_from = [*([1] * n_before), *(prompt.scored_from for prompt in prompts)]
+    return _Task([*texts_before, *tokenized_prompts], batches, scored_from, [active])
 
 
 def _run_batch(lens: HookedTransformer, task: _Task, indices: Sequence[int], observer: Observer) -> None:
@@ -152,7 +171,36 @@ def _branch(
                 run()
         report_progress()
 
-    return Branch(editor, receive, guard)
+    return Branch(editor, receive, guard, _reading(lens, active, condition, batch))
+
+
+def _reading(
+    lens: HookedTransformer, active: ActiveMetric, condition: Condition, batch: Batch
+) -> Callable[[], AbstractContextManager[ReadingForward]] | None:
+    """Return the context in which the metric reads a forward under the condition; None if it reads nothing there."""
+    if not active.condition_points:
+        return None
+    metric = _causal(active)
+
+    @contextmanager
+    def reading() -> Iterator[ReadingForward]:
+        reader = Reader(
+            active.condition_points,
+            functools.partial(metric.update_condition, condition),
+            active.result,
+            metric.model.label,
+        )
+        dispatcher = LayerDispatcher(lens, batch, [reader])
+        hooks = [(name, dispatcher.hook(name)) for name in reader.points]
+        options = {
+            "sink_position": metric.sink_position,
+            "n_distances": metric.n_distances,
+            "reads_only": True,
+        }
+        yield hooks, options
+        dispatcher.finish_layer()
+
+    return reading
 
 
 def _outcomes(lens: HookedTransformer, batch: Batch, final: Tensor, task: _Task) -> Iterator[TextOutcome]:
