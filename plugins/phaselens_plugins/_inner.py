@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from phaselens.plugin import (
     LayerView,
     MetricWarning,
     ModelInfo,
+    NestedState,
     Params,
     plugins,
 )
@@ -121,14 +122,27 @@ class InnerMetrics:
     def update(self, layer: LayerView) -> None:
         """Forward to each metric the points that it hooks."""
         for metric in self.metrics:
-            view = layer.private_copy(metric.hooks())
-            if view:
+            names = metric.hooks()
+            view = layer.private_copy(names)
+            if view and (view.has_all(names) or metric.partial_layers):
                 metric.update(view)
 
     def merge(self, other: InnerMetrics) -> None:
         """Merge each metric with its counterpart, which has seen other texts."""
         for metric, counterpart in zip(self.metrics, other.metrics, strict=True):
             metric.merge(counterpart)
+
+    def state(self) -> dict[str, NestedState]:
+        """Return the state of each metric by its label."""
+        return {
+            source.label: NestedState(metric.state())
+            for source, metric in zip(self.sources, self.metrics, strict=True)
+        }
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        """Restore the state of each metric."""
+        for source, metric in zip(self.sources, self.metrics, strict=True):
+            metric.load_state(tree[source.label])
 
     def conditions(self) -> Iterator[Condition]:
         """Yield the conditions of all metrics, each under its metric's label."""

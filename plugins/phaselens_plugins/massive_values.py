@@ -260,7 +260,7 @@ class MassiveValues(LayerMetric[ValueParams]):
         reasons: dict[str, list[str]] = {}
         for layer, encoding in enumerate(self.model.positions):
             rotation = self._rotation(layer)
-            if rotation is not None and rotation.pairs:
+            if layer not in self.model.attention_layers or (rotation is not None and rotation.pairs):
                 continue
             if rotation is not None:
                 reason = f"the rotation could not be read: {rotation.problem}"

@@ -241,7 +241,7 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
     def _explain_layers(self) -> None:
         """Warn of layers without pairs, and of bands that cannot be told, with the reason."""
         reasons: dict[str, list[str]] = {}
-        for layer in range(self.model.n_layers):
+        for layer in self.model.attention_layers:
             rotation = self.model.rotations[layer] if self.model.rotations else None
             if rotation is None:
                 reason = "queries and keys are not rotated there"

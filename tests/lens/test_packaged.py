@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -11,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import phaselens
 from phaselens.errors import ModelError
 from phaselens.lens import checkpoints, headers, packaged
-from phaselens.lens.lora import merge_adapter
 from phaselens.lens.model_source import ModelSource
 from phaselens.report.document import run_document
 
@@ -397,33 +395,3 @@ def test_a_twin_without_its_adapter_is_refused(package, tmp_path, monkeypatch) -
     )
     with pytest.raises(ModelError, match=r"smollm2-drope.*adapter_config.json.*is not part of this version"):
         phaselens.load("smollm2-drope")
-
-
-@pytest.mark.parametrize("variant", ["use_dora", "use_rslora", "rank_pattern", "alpha_pattern"])
-def test_a_variant_of_lora_is_refused(adapter, model, variant) -> None:
-    path = adapter[0] / "adapter_config.json"
-    config = json.loads(path.read_text()) | {variant: {"q_proj": 8} if variant.endswith("pattern") else True}
-    path.write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=f"{variant}; only plain LoRA"):
-        merge_adapter(model, adapter[0], "mine")
-
-
-def test_an_adapter_of_another_model_is_refused(adapter) -> None:
-    from phaselens.testing import tiny_model
-
-    with pytest.raises(ModelError, match="the adapter was made for another model"):
-        merge_adapter(tiny_model("llama"), adapter[0], "mine")
-
-
-@pytest.mark.parametrize("damage", ["cut", "half", "json"])
-def test_a_damaged_adapter_is_named(adapter, model, damage) -> None:
-    path = adapter[0] / "adapter_model.safetensors"
-    if damage == "cut":
-        os.truncate(path, 100)
-    elif damage == "json":
-        (adapter[0] / "adapter_config.json").write_text("{")
-    else:
-        tensors = load_file(path)
-        save_file({name: t for name, t in tensors.items() if "lora_B" not in name}, path)
-    with pytest.raises(ModelError, match="'mine': its adapter"):
-        merge_adapter(model, adapter[0], "mine")

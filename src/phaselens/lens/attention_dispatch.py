@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens.attention_owner import AttentionOwner, is_hooked
+from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
 from phaselens.lens.key_edits import fire_key_scores
 from phaselens.lens.masks import build_mask, note_mask
 from phaselens.lens.matrix import fire_matrix, from_matrix, learned_sink_mass, weigh, without_sink_logits
@@ -80,7 +81,10 @@ def attend_hooked(
             # transformers omits the mask if the first query is at the first key; a static cache then has room for
             # later keys.
             key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-        return attend_as_model(query, key, value, options), None
+        output = attend_as_model(query, key, value, options)
+        if is_recording():
+            note_call(InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output))
+        return output, None
 
     slots = KeySlots.of_call(owner.streaming_options.rows, key)
     if attention_mask is None and 1 < query.shape[2] < slots.n_kept:

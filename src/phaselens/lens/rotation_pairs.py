@@ -52,15 +52,17 @@ def read_rotated_pairs(lens: HookedTransformer, encodings: Sequence[str]) -> tup
         return (dropped,) * len(has_rotation)
     if not any(has_rotation):
         return (None,) * len(has_rotation)
-    rotations: list[RotatedPairs | None] = []
     states, angles = _rotated(lens)
-    for layer, attention in enumerate(attention_layers(lens)):
-        if not has_rotation[layer]:
+    attentions = attention_layers(lens)
+    rotations: list[RotatedPairs | None] = []
+    for layer, rotates in enumerate(has_rotation):
+        if not rotates:
             rotations.append(None)
             continue
         rotation = _with_problem(pairs_of(states[layer], lens.dtype))
         entries = _entries(rotation.angles, angles.get(layer))
-        rotations.append(replace(rotation, factor=_attention_factor(attention), entries=entries))
+        factor = _attention_factor(attentions[layer])
+        rotations.append(replace(rotation, factor=factor, entries=entries))
     return tuple(rotations)
 
 
@@ -129,22 +131,21 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
     return RotatedPairs(tuple(pairs), d_head, angles=tuple(angles))
 
 
-def _rotated(lens: HookedTransformer) -> tuple[list[Tensor], dict[int, Tensor]]:
+def _rotated(lens: HookedTransformer) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and `FAR`.
 
     Returns:
-        For each layer, [position, sample, d_head], float64; and the angles [entry] of cos and sin at position 1, for
-        the layers that have them.
+        By layer, [position, sample, d_head], float64; and the angles [entry] of cos and sin at position 1, for the
+        layers that have them.
     """
     attentions = attention_layers(lens)
-    module = attentions[0].original_component
-    d_head, n_heads = families.d_head_of(module), families.n_heads_of(module)
-    n_tokens = math.ceil(1.25 * d_head / (n_heads + families.n_kv_heads_of(module)))
+    all_facts = [attention.facts for attention in attentions.values()]
+    n_tokens = max(math.ceil(1.25 * facts.d_head / (facts.n_heads + facts.n_kv_heads)) for facts in all_facts)
     ids = torch.tensor([0, 1, *FAR], device=lens.device)[:, None].repeat(1, n_tokens)
     generator = torch.Generator().manual_seed(0)
     rotated: dict[tuple[int, str], Tensor] = {}
 
-    def put_basis(first_dimension: int) -> HookFunction:
+    def put_basis(first_dimension: int, d_head: int) -> HookFunction:
         def put(value: Tensor, hook: object) -> Tensor:
             n_vectors = value[0].numel() // d_head
             vectors = torch.eye(d_head)[(first_dimension + torch.arange(n_vectors)) % d_head]
@@ -159,26 +160,27 @@ def _rotated(lens: HookedTransformer) -> tuple[list[Tensor], dict[int, Tensor]]:
         return lambda value, hook: rotated.__setitem__((layer, point), value)
 
     hooks: list[Hook] = []
-    for layer, attention in enumerate(attentions):
-        if _splits_queries_and_keys(attention):
-            hooks.append((in_layer(layer, "attn.hook_q"), put_basis(0)))
-            hooks.append((in_layer(layer, "attn.hook_k"), put_basis(n_heads * n_tokens)))
+    for layer, attention in attentions.items():
+        facts = attention.facts
+        if _splits_queries_and_keys(lens, layer, attention):
+            hooks.append((in_layer(layer, "attn.hook_q"), put_basis(0, facts.d_head)))
+            hooks.append((in_layer(layer, "attn.hook_k"), put_basis(facts.n_heads * n_tokens, facts.d_head)))
         else:
             hooks.append((in_layer(layer, "hook_in"), put_random))
         hooks += [(in_layer(layer, f"attn.{point}"), keep(layer, point)) for point in ROTATED_POINTS]
-        cos_and_sin = [in_layer(layer, f"attn.{point}") for point in _COS_AND_SIN]
-        if all(lens.find_hook(name) is not None for name in cos_and_sin):
-            hooks += [
-                (name, keep(layer, point)) for name, point in zip(cos_and_sin, _COS_AND_SIN, strict=True)
-            ]
-    with _without_norms(attentions):
+        names = [in_layer(layer, f"attn.{point}") for point in _COS_AND_SIN]
+        if all(lens.find_hook(name) is not None for name in names):
+            hooks += [(name, keep(layer, point)) for name, point in zip(names, _COS_AND_SIN, strict=True)]
+    with _without_norms(list(attentions.values())):
         probe(lens, torch.zeros_like(ids), hooks, position_ids=ids)
-    states = [
-        torch.cat([rotated[layer, point].flatten(1, 2) for point in ROTATED_POINTS], dim=1).cpu().double()
-        for layer in range(len(attentions))
-    ]
+    states = {
+        layer: torch.cat([rotated[layer, point].flatten(1, 2) for point in ROTATED_POINTS], dim=1)
+        .cpu()
+        .double()
+        for layer in attentions
+    }
     angles = {}
-    for layer in range(len(attentions)):
+    for layer in attentions:
         # One row per position, as the ids have; a module may also return one row for all.
         by_point = [rotated[layer, point] for point in _COS_AND_SIN if (layer, point) in rotated]
         if len(by_point) == 2 and all(tensor.dim() == 3 and len(tensor) == len(ids) for tensor in by_point):
@@ -193,8 +195,10 @@ def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.device, like.dtype).expand_as(like).clone()
 
 
-def _splits_queries_and_keys(attention: StreamingAttention) -> bool:
+def _splits_queries_and_keys(lens: HookedTransformer, layer: int, attention: StreamingAttention) -> bool:
     """Return whether hook_q and hook_k can be edited: they cannot if one projection of unknown layout gives both."""
+    if any(lens.find_hook(in_layer(layer, f"attn.{point}")) is None for point in ("hook_q", "hook_k")):
+        return False
     if "qkv" not in attention.submodules:
         return True
     try:

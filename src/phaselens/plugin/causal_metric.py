@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
 from phaselens.plugin.condition_losses import Losses
@@ -16,6 +16,18 @@ from phaselens.plugin.tables import Table, TableSpec
 from phaselens.plugin.views import LayerView
 
 P = TypeVar("P", bound=Params)
+
+
+def kind_of(metric: type[Metric[Any]]) -> Literal["observational", "causal", "task"]:
+    """Return whether a metric only reads the model, edits it, or tests it on prompts of its own (a task).
+
+    >>> from phaselens.plugin import plugins
+    >>> [kind_of(plugins().metric(name)) for name in ("sinks", "bos-mlp", "passkey")]
+    ['observational', 'causal', 'task']
+    """
+    if not issubclass(metric, CausalMetric):
+        return "observational"
+    return "causal" if metric.prompts is CausalMetric.prompts or metric.also_on_texts else "task"
 
 
 class CausalMetric(Metric[P]):
@@ -44,8 +56,8 @@ class CausalMetric(Metric[P]):
         also=(("delta_nats", "Δ nats"), ("p_value", "p")),
     )
 
-    #: Whether the conditions run on the run's texts as well as on `prompts`. The prompts' indices then follow those of
-    #: the texts.
+    #: Whether the conditions run on the run's texts as well as on `prompts`, whose indices count from 0 too: tell the
+    #: two apart by their ids. An instance that has seen the texts is merged with one that has seen the prompts.
     also_on_texts: ClassVar[bool] = False
 
     #: The run's BOS policy (auto, always or never), for use in `prompts`; the run sets it.

@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Text, TokenizedText, pack
+from phaselens.data import Text, TokenizedText
 from phaselens.plugin import BASELINE, Batch, CausalMetric, Condition, TaskPrompt, TextOutcome
 from phaselens.plugin.return_checks import condition_hook_names, conditions_of, prompts_of
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch, out_of_memory_explained
 from phaselens.runs.condition_editor import ConditionEditor
-from phaselens.runs.layer_dispatcher import LayerDispatcher, Reader, points_of
+from phaselens.runs.layer_pass import LayerDispatcher, Reader
+from phaselens.runs.layer_points import points_to_read
 from phaselens.runs.observer import Observer
 from phaselens.runs.resume import Branch, ReadingForward, run_branches
 
@@ -25,78 +26,42 @@ if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
 
 
-@dataclass
-class _Task:
-    """Batches of texts or prompts, and the metrics that run their conditions on them."""
+@dataclass(frozen=True)
+class ConditionsTask:
+    """Texts or prompts that conditions are run on. `scored_from` is the first scored position of each."""
 
     tokenized_texts: Sequence[TokenizedText]
-    batches: Sequence[Sequence[int]]
     scored_from: Sequence[int]
-    members: list[ActiveMetric]
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all forwards, the baseline's included."""
-        n_forwards = 1 + sum(len(_causal(member).losses.conditions) for member in self.members)
-        return n_forwards * sum(
-            len(self.tokenized_texts[index].ids) for batch in self.batches for index in batch
-        )
+    @classmethod
+    def of_texts(cls, tokenized_texts: Sequence[TokenizedText]) -> ConditionsTask:
+        """Return the task of metrics that measure on the run's texts; they share the baseline."""
+        return cls(tokenized_texts, [1] * len(tokenized_texts))
 
-
-def run_conditions(
-    lens: HookedTransformer,
-    tokenized_texts: Sequence[TokenizedText],
-    batches: Sequence[Sequence[int]],
-    active_metrics: Sequence[ActiveMetric],
-    *,
-    bos: str,
-    observer: Observer | None = None,
-    batch_tokens: int = 8192,
-) -> None:
-    """Run the conditions of the causal metrics among `active_metrics`, and pass each metric its losses.
-
-    Metrics that measure on the run's texts share the baseline.
-
-    Args:
-        lens: the model.
-        tokenized_texts: the run's texts.
-        batches: indices of `tokenized_texts`, batch by batch.
-        active_metrics: all metrics of the run; those that are not causal are skipped.
-        bos: the BOS policy, for metrics that make their own prompts.
-        observer: receives the progress.
-        batch_tokens: tokens in a batch of a metric's own prompts, pads included.
-    """
-    observer = Observer() if observer is None else observer
-    prompt_tasks = []
-    shared_task = _Task(tokenized_texts, batches, [1] * len(tokenized_texts), [])
-    for active in active_metrics:
-        if isinstance(active.metric, CausalMetric) and active.works:
-            with guarded(active.result, lens.info.label, "conditions"):
-                prompts = _prepare(lens, active, bos)
-                if prompts is None or active.metric.also_on_texts:
-                    shared_task.members.append(active)
-                if prompts:
-                    before = tokenized_texts if active.metric.also_on_texts else ()
-                    prompt_tasks.append(_prompt_task(prompts, active, batch_tokens, before))
-    for task in [shared_task, *prompt_tasks]:
-        if task.members:
-            observer.measuring(f"{lens.info.label}, conditions", task.n_tokens)
-            for indices in task.batches:
-                _run_batch(lens, task, indices, observer)
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[TaskPrompt]) -> ConditionsTask:
+        """Return the task of a metric that measures on prompts of its own."""
+        tokenized_prompts = [
+            TokenizedText(Text(prompt.id, " ".join(map(str, prompt.ids))), tuple(prompt.ids), len(prompt.ids))
+            for prompt in prompts
+        ]
+        return cls(tokenized_prompts, [prompt.scored_from for prompt in prompts])
 
 
-def _causal(active: ActiveMetric) -> CausalMetric[Any]:
+def causal(active: ActiveMetric) -> CausalMetric[Any]:
+    """Return the metric, which is causal."""
     metric = active.metric
     assert isinstance(metric, CausalMetric)
     return metric
 
 
-def _prepare(lens: HookedTransformer, active: ActiveMetric, bos: str) -> Sequence[TaskPrompt] | None:
-    """Store the metric's conditions beside its losses, and return its prompts; None if it runs on the run's texts."""
-    metric = _causal(active)
-    metric.bos = bos
+def prepare(lens: HookedTransformer, metric: CausalMetric[Any]) -> Sequence[TaskPrompt] | None:
+    """Store the metric's conditions beside its losses, and return its prompts; None if it runs on the run's texts.
+
+    The metric has observed all texts, and its `bos` is set.
+    """
     conditions = conditions_of(metric)
-    active.condition_points = points_of(lens, condition_hook_names(metric))
+    points_to_read(lens, metric, condition_hook_names(metric))  # refuses those that the model does not have
     for condition in conditions:
         ConditionEditor(lens, condition.edits)  # refuses hook points that the model does not have
     metric.losses.conditions = {condition.key: condition for condition in conditions}
@@ -106,35 +71,33 @@ def _prepare(lens: HookedTransformer, active: ActiveMetric, bos: str) -> Sequenc
     return prompts_of(metric, copy.deepcopy(lens.text_tokenizer))
 
 
-def _prompt_task(
-    prompts: Sequence[TaskPrompt],
-    active: ActiveMetric,
-    batch_tokens: int,
-    texts_before: Sequence[TokenizedText],
-) -> _Task:
-    """Return the task of a metric's own prompts, whose indices follow those of `texts_before`."""
-    tokenized_prompts = [
-        TokenizedText(Text(prompt.id, " ".join(map(str, prompt.ids))), tuple(prompt.ids), len(prompt.ids))
-        for prompt in prompts
-    ]
-    n_before = len(texts_before)
-    batches = [
-        [n_before + index for index in batch]
-        for batch in pack([len(text.ids) for text in tokenized_prompts], batch_tokens)
-    ]
-    scored_from = [*([1] * n_before), *(prompt.scored_from for prompt in prompts)]
-    return _Task([*texts_before, *tokenized_prompts], batches, scored_from, [active])
+def run_conditions(
+    lens: HookedTransformer,
+    task: ConditionsTask,
+    active_metrics: Sequence[ActiveMetric],
+    batches: Sequence[Sequence[int]],
+    observer: Observer,
+) -> None:
+    """Run the conditions of causal metrics on batches of a task's texts, and pass each metric its losses."""
+    for indices in batches:
+        batch = make_batch(lens, task.tokenized_texts, indices)
+        members = [active for active in active_metrics if active.works]
+        _run_batch(lens, task, members, batch, observer)
 
 
-def _run_batch(lens: HookedTransformer, task: _Task, indices: Sequence[int], observer: Observer) -> None:
+def _run_batch(
+    lens: HookedTransformer,
+    task: ConditionsTask,
+    members: Sequence[ActiveMetric],
+    batch: Batch,
+    observer: Observer,
+) -> None:
     """Run the conditions of all metrics on one batch, and record the baseline for each metric."""
-    batch = make_batch(lens, task.tokenized_texts, indices)
     n_tokens = sum(batch.lengths)
-    members = [member for member in task.members if member.works]
     branches = [
         _branch(lens, member, condition, task, batch, lambda: observer.advance(n_tokens))
         for member in members
-        for condition in _causal(member).losses.conditions.values()
+        for condition in causal(member).losses.conditions.values()
     ]
     with out_of_memory_explained(lens, batch):
         final = run_branches(lens, batch, branches)
@@ -142,7 +105,7 @@ def _run_batch(lens: HookedTransformer, task: _Task, indices: Sequence[int], obs
     for member in members:
         with guarded(member.result, lens.info.label, "record"):
             for outcome in outcomes:
-                _causal(member).record(BASELINE, _copy_outcome(outcome))
+                causal(member).record(BASELINE, _copy_outcome(outcome))
     observer.advance(n_tokens)
 
 
@@ -150,11 +113,11 @@ def _branch(
     lens: HookedTransformer,
     active: ActiveMetric,
     condition: Condition,
-    task: _Task,
+    task: ConditionsTask,
     batch: Batch,
     report_progress: Callable[[], None],
 ) -> Branch:
-    metric = _causal(active)
+    metric = causal(active)
     editor = ConditionEditor(lens, condition.edits, batch)
 
     def receive(final: Tensor) -> None:
@@ -178,32 +141,29 @@ def _reading(
     lens: HookedTransformer, active: ActiveMetric, condition: Condition, batch: Batch
 ) -> Callable[[], AbstractContextManager[ReadingForward]] | None:
     """Return the context in which the metric reads a forward under the condition; None if it reads nothing there."""
-    if not active.condition_points:
+    metric = causal(active)
+    points = points_to_read(lens, metric, condition_hook_names(metric))
+    if not points:
         return None
-    metric = _causal(active)
 
     @contextmanager
     def reading() -> Iterator[ReadingForward]:
-        reader = Reader(
-            active.condition_points,
-            functools.partial(metric.update_condition, condition),
-            active.result,
-            metric.model.label,
-        )
-        dispatcher = LayerDispatcher(lens, batch, [reader])
-        hooks = [(name, dispatcher.hook(name)) for name in reader.points]
+        update = functools.partial(metric.update_condition, condition)
+        dispatcher = LayerDispatcher(lens, batch, [Reader(points, update, active.result, metric.model.label)])
         options = {
             "sink_position": metric.sink_position,
             "n_distances": metric.n_distances,
             "reads_only": True,
         }
-        yield hooks, options
+        yield [(name, dispatcher.hook(name)) for name in points], options
         dispatcher.finish_layer()
 
     return reading
 
 
-def _outcomes(lens: HookedTransformer, batch: Batch, final: Tensor, task: _Task) -> Iterator[TextOutcome]:
+def _outcomes(
+    lens: HookedTransformer, batch: Batch, final: Tensor, task: ConditionsTask
+) -> Iterator[TextOutcome]:
     """Yield the losses of each text of the batch from the final norm's output [batch, pos, d_model]."""
     import torch
 

@@ -15,6 +15,7 @@ from phaselens.lens.info import ROTATION_MODES
 from phaselens.lens.model_source import BUNDLED, ModelSource
 from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.author_errors import describe_value
+from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 
 DEFAULT_MODELS = BUNDLED
 
@@ -96,6 +97,7 @@ class RunOptions:
     max_tokens: int = 512
     n_texts: int | None = None
     batch_tokens: int = 8192
+    shard_tokens: int = DEFAULT_SHARD_TOKENS
     bos: str | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -103,7 +105,8 @@ class RunOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, minimum in (("max_tokens", 1), ("n_texts", 1), ("batch_tokens", 1), ("seed", 0)):
+        minimums = {"max_tokens": 1, "n_texts": 1, "batch_tokens": 1, "shard_tokens": 1, "seed": 0}
+        for name, minimum in minimums.items():
             value = getattr(self, name)
             if name == "n_texts" and value is None:
                 continue

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,11 @@ from phaselens.data import Text, TokenizedText
 from phaselens.data.batching import MAX_PAD_SHARE
 from phaselens.plugin import Metric, TokenSequence
 from phaselens.plugin.return_checks import sequences_of
+from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch
+from phaselens.runs.layer_pass import forward
+from phaselens.runs.observer import Observer
+from phaselens.runs.shards import Shard
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
@@ -24,11 +29,11 @@ DEFAULT_BATCH_TOKENS = 8192
 class SequencePlan:
     """The sequences of one metric, as tokenized texts, and the batches in which they are read.
 
-    `indices` are indices of `tokenized`, batch by batch; `rotation_modes` has the rotation mode of each batch.
+    `batches` hold indices of `tokenized`; `rotation_modes` has the rotation mode of each sequence.
     """
 
     tokenized: Sequence[TokenizedText]
-    indices: Sequence[Sequence[int]]
+    batches: Sequence[Sequence[int]]
     rotation_modes: Sequence[str]
 
     @property
@@ -36,9 +41,29 @@ class SequencePlan:
         """Tokens of all sequences."""
         return sum(len(text.ids) for text in self.tokenized)
 
-    def batches(self) -> Iterator[tuple[Sequence[int], str]]:
-        """Yield the indices and the rotation mode of each batch."""
-        return zip(self.indices, self.rotation_modes, strict=True)
+    def shards(self, shard_tokens: int) -> list[Shard]:
+        """Return the batches in shards of at most `shard_tokens` tokens; a larger batch is a shard of its own."""
+        groups: list[list[Sequence[int]]] = []
+        n_tokens = 0
+        for batch in self.batches:
+            size = self._size(batch)
+            n_tokens += size
+            if not groups or n_tokens > shard_tokens:
+                groups.append([])
+                n_tokens = size
+            groups[-1].append(batch)
+        return [
+            Shard(
+                number,
+                tuple(index for batch in batches for index in batch),
+                tuple(map(tuple, batches)),
+                sum(map(self._size, batches)),
+            )
+            for number, batches in enumerate(groups)
+        ]
+
+    def _size(self, batch: Sequence[int]) -> int:
+        return sum(len(self.tokenized[index].ids) for index in batch)
 
 
 def plan_sequences(
@@ -62,7 +87,43 @@ def plan_sequences(
         for sequence in sequences
     ]
     batches = list(pack_groups(sequences, batch_tokens))
-    return SequencePlan(tokenized, batches, [sequences[batch[0]].rotation_mode for batch in batches])
+    return SequencePlan(tokenized, batches, [sequence.rotation_mode for sequence in sequences])
+
+
+def plan_all_sequences(
+    lens: HookedTransformer,
+    active_metrics: Iterable[ActiveMetric],
+    tokenized_texts: Sequence[TokenizedText],
+    indices: Sequence[int],
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> dict[str, SequencePlan]:
+    """Return the sequences of the metrics that read their own, by the metric's name; record failures.
+
+    `indices` are those of the texts from which a metric may make sequences.
+    """
+    plans = {}
+    for active in active_metrics:
+        if indices and active.points and active.metric.reads_own_sequences():
+            with guarded(active.result, lens.info.label, "sequences"):
+                plan = plan_sequences(lens, active.metric, tokenized_texts, indices, batch_tokens)
+                if plan is not None:
+                    plans[active.metric.name] = plan
+    return plans
+
+
+def read_sequences(
+    lens: HookedTransformer,
+    active: ActiveMetric,
+    plan: SequencePlan,
+    batches: Sequence[Sequence[int]],
+    observer: Observer,
+) -> None:
+    """Pass some batches of a metric's sequences through the model."""
+    for mode, same_mode in itertools.groupby(batches, key=lambda batch: plan.rotation_modes[batch[0]]):
+        with guarded(active.result, lens.info.label, "sequences"), in_rotation_mode(lens, mode):
+            for indices in same_mode:
+                forward(lens, make_batch(lens, plan.tokenized, indices), [active], active.sink_position)
+                observer.advance(sum(len(plan.tokenized[index].ids) for index in indices))
 
 
 def pack_groups(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[int]]:

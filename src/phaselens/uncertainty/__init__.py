@@ -2,7 +2,8 @@
 
 Texts are the independent units; tokens, heads, layers and seeds of one text are not. Means over texts with
 intervals: `mean_interval`, `paired_interval`. Losses of conditions against their baseline: `compare_conditions`. An arm
-against a control drawn with several seeds: `compare_arms`. Accuracies: `wilson_interval`.
+against a control drawn with several seeds: `compare_arms`. Many quantities of two models or runs: `compare_paired`.
+Accuracies: `wilson_interval`.
 """
 
 from phaselens.uncertainty._arms import ArmComparison, compare_arms
@@ -15,6 +16,7 @@ from phaselens.uncertainty._bootstrap import (
     paired_interval,
 )
 from phaselens.uncertainty._losses import LossComparison, compare_conditions
+from phaselens.uncertainty._many import PairedComparison, compare_paired
 from phaselens.uncertainty._proportions import Proportion, wilson_interval
 
 __all__ = [
@@ -24,9 +26,11 @@ __all__ = [
     "Interval",
     "LossComparison",
     "Masked",
+    "PairedComparison",
     "Proportion",
     "compare_arms",
     "compare_conditions",
+    "compare_paired",
     "mean_interval",
     "paired_interval",
     "wilson_interval",

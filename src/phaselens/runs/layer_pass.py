@@ -1,16 +1,19 @@
-"""Dispatch of a forward's activations, layer by layer, to the metrics that read them."""
+"""One forward over a batch feeds all metrics, layer by layer."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
-from phaselens.lens.points import in_each_layer, layer_and_point
-from phaselens.plugin import Batch, LayerView
+from phaselens.lens.points import depends_on_sink_position, is_logits
+from phaselens.plugin import Batch, LayerView, Metric
+from phaselens.plugin.return_checks import hook_names, require_constructed
 from phaselens.runs.active_metrics import ActiveMetric, guarded
+from phaselens.runs.batches import out_of_memory_explained
+from phaselens.runs.layer_points import points_to_read
 from phaselens.runs.result import MetricResult
 from phaselens.runs.weights import copied_projection, copied_weight
 
@@ -18,6 +21,62 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
+
+
+def activate(lens: HookedTransformer, metric: Metric[Any], result: MetricResult) -> ActiveMetric:
+    """Return the metric with the hook points that it reads, checked.
+
+    Raises:
+        TypeError: for a metric that is not constructed properly, or hooks that are not a list of names.
+        InputError: for a hook point that the model does not have.
+    """
+    require_constructed(metric)
+    points = points_to_read(lens, metric, hook_names(metric))
+    if points is None:
+        return ActiveMetric(metric, result, has_values=False)
+    return ActiveMetric(metric, result, points, metric.sink_position, metric.n_distances)
+
+
+def group_by_pass(active_metrics: Sequence[ActiveMetric]) -> dict[int, list[ActiveMetric]]:
+    """Group metrics by the sink position that they need; those that do not depend on it join the first pass."""
+    passes: dict[int, list[ActiveMetric]] = {}
+    independent = []
+    for active in active_metrics:
+        if not active.points:
+            continue  # a causal metric that does not read the unedited model
+        if any(map(depends_on_sink_position, active.points)):
+            passes.setdefault(active.sink_position, []).append(active)
+        else:
+            independent.append(active)
+    if independent:
+        passes.setdefault(next(iter(passes), 0), []).extend(independent)
+    return passes
+
+
+def forward(
+    lens: HookedTransformer, batch: Batch, members: Sequence[ActiveMetric], sink_position: int
+) -> None:
+    """Run one batch through the model, and pass its layers to every metric that still works."""
+    import torch
+
+    working = [member for member in members if member.works]
+    names = list(dict.fromkeys(name for member in working for name in member.points))
+    if not names:
+        return
+    dispatcher = LayerDispatcher(lens, batch, list(map(reader_of, working)))
+    with torch.no_grad():
+        with out_of_memory_explained(lens, batch):
+            lens.stream(
+                batch.tokens,
+                [(name, dispatcher.hook(name)) for name in names],
+                lengths=batch.lengths_on(lens.device),
+                sink_position=sink_position,
+                n_distances=max(member.n_distances for member in working),
+                unembed=any(map(is_logits, names)),
+                reads_only=True,  # metrics get copies
+            )
+        dispatcher.finish_layer()
+    dispatcher.require_fired()
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +96,6 @@ class Reader:
     def works(self) -> bool:
         """Whether the metric has not failed on this model."""
         return not any(failure.model == self.label for failure in self.result.failures)
-
-
-def points_of(lens: HookedTransformer, patterns: Sequence[str]) -> dict[str, tuple[int | None, str]]:
-    """Map hook names with `{layer}` filled in to (layer, name within the layer).
-
-    Raises:
-        InputError: for a hook point that the model does not have.
-    """
-    points: dict[str, tuple[int | None, str]] = {}
-    for pattern in patterns:
-        for name in in_each_layer(pattern, lens.info.n_layers):
-            lens.require_hook(name)
-            points[name] = layer_and_point(name)
-    return points
 
 
 def reader_of(active: ActiveMetric) -> Reader:

@@ -136,7 +136,7 @@ def test_prompts_can_run_beside_the_texts(lens: Any) -> None:
     )
     run(lens, metric)
     n_predicted = {str(number): len(ids(lens, text)) - 1 for number, text in enumerate(TEXTS)}
-    expected = {(text, int(text), n) for text, n in n_predicted.items()} | {("mine", 4, 1), ("other", 5, 1)}
+    expected = {(text, int(text), n) for text, n in n_predicted.items()} | {("mine", 0, 1), ("other", 1, 1)}
     for name in ("baseline", "off"):
         assert {entry[1:] for entry in recorded if entry[0] == name} == expected
     assert len(recorded) == 2 * len(expected)
