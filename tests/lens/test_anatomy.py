@@ -150,7 +150,10 @@ def test_a_model_whose_layers_run_twice_is_refused_with_that_reason():
 
     def run_twice(residual: torch.Tensor, **options: object) -> torch.Tensor:
         body.layers[0].forward = run_once
-        return body.layers[0](body.layers[0](residual, **options), **options)
+        try:
+            return body.layers[0](body.layers[0](residual, **options), **options)
+        finally:
+            body.layers[0].forward = run_twice
 
     body.layers[0].forward = run_twice
     with pytest.raises(phaselens.RefusedModel, match="run 3 times"):

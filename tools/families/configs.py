@@ -50,6 +50,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"(mamba_)?n_?groups|o_groups", 2),
     (r".*chunk_size|.*chunk_length", 8),
     (r".*hidden_size(_global)?|.*d_model|n_embd|lru_width|.*proj_dim|adapter_.*", D_MODEL),
+    (r"(input_)?embedding_size", D_MODEL // 2),
     (r".*embed(ding)?_dim|emb_dim|.*embedding_size", D_MODEL),
     (r"image_size", 28),
     (r"patch_size", 14),

@@ -102,4 +102,10 @@ def _attention_name(stack: LayerStack, layer: int, sums: LayerSums, family: str)
             "PhaseLens measures models whose layers have their own"
         )
     names = {id(module): name for name, module in stack.layers[layer].module.named_modules()}
-    return names[id(calls[0].module)]
+    name = names[id(calls[0].module)]
+    if not name:
+        raise RefusedModel(
+            f"{family}: its attention modules are in a list of their own, and no module is a layer with attention "
+            "and MLP, whose residual stream could be hooked; use a family listed in docs/families.md"
+        )
+    return name

@@ -178,12 +178,31 @@ class SkippingBlock(BlockBridge):
     def _apply_output_hook(
         self, output: Tensor | tuple[Any, ...], *args: object, **kwargs: object
     ) -> Tensor | tuple[Any, ...]:
+        if isinstance(output, list):  # as GPT's blocks return; TransformerLens knows tuples
+            output = tuple(output)
         edit = self._mid_edit
         if edit and edit["mid"] is not edit["before"]:
             leaving = output[0] if isinstance(output, tuple) else output
             residual = self._after_mid_edit(leaving, edit)
             output = (residual, *output[1:]) if isinstance(output, tuple) else residual
         return super()._apply_output_hook(output, *args, **kwargs)
+
+
+_RANGE_ATTRIBUTES = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
+
+
+def layer_range(blocks: Sequence[Any] | nn.ModuleList) -> tuple[Any, ...]:
+    """Return the values in which TransformerLens stores, in every block, the layers that a forward runs."""
+    return tuple(getattr(blocks[0], name, None) for name in _RANGE_ATTRIBUTES)
+
+
+def set_layer_range(blocks: Sequence[Any] | nn.ModuleList, new_range: tuple[Any, ...]) -> None:
+    """Store these values in every block."""
+    if all(value is current for value, current in zip(new_range, layer_range(blocks), strict=True)):
+        return
+    for block in blocks:
+        for name, value in zip(_RANGE_ATTRIBUTES, new_range, strict=True):
+            setattr(block, name, value)
 
 
 def bridges_in(module: nn.Module) -> Iterator[BridgeChild]:

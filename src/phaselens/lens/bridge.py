@@ -22,6 +22,7 @@ from phaselens.errors import (
 )
 from phaselens.lens import families
 from phaselens.lens.attention_owner import StreamingOptions
+from phaselens.lens.blocks import layer_range, set_layer_range
 from phaselens.lens.components import (
     AttentionReplay,
     KernelReplay,
@@ -42,8 +43,6 @@ from phaselens.lens.weights import projection, weight_of
 if TYPE_CHECKING:
     from phaselens.lens.reference import Reference
     from phaselens.lens.token_losses import ModuleHead, Unembedding
-
-_RANGE_ATTRIBUTES = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
 
 
 class HookedTransformer(SwitchesRotation, ReadsTexts):
@@ -130,7 +129,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
 
     @property
     def rows(self) -> Rows:
-        """The absolute positions of the running forward's rows, for hooks that act at absolute positions."""
+        """The absolute positions of the running forward's rows."""
         return self._streaming_options.rows
 
     def attention_replay(self, layer: int) -> AttentionReplay:
@@ -253,7 +252,10 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
                 raise InputError(
                     "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
                 )
-            return {"inputs_embeds": residual}
+            # The layers' input is replaced; a model may project narrower embeddings to d_model.
+            width = families.embedding_of(self.original_model).shape[1]
+            is_wide = residual.shape[-1] == width
+            return {"inputs_embeds": residual if is_wide else residual.new_zeros(*residual.shape[:-1], width)}
         if tokens is None or residual is not None:
             raise InputError("stream needs `tokens`; give `residual` only with start_at_layer")
         if not isinstance(tokens, Tensor):
@@ -290,27 +292,16 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
         n_layers = self.info.n_layers
         if stop is not None and not -n_layers <= stop <= n_layers:
             raise InputError(f"stop_at_layer {stop}: {self.info.label} has {n_layers} layers")
-        outer = self._layer_range()
+        outer = layer_range(self.blocks)
         try:
-            self._set_layer_range((None, None, stop if stop is None or stop >= 0 else stop + n_layers))
+            set_layer_range(self.blocks, (None, None, stop if stop is None or stop >= 0 else stop + n_layers))
             if start == n_layers:  # TransformerLens refuses it: no layer is left to take the residual
-                self._set_layer_range((start, residual, None))
+                set_layer_range(self.blocks, (start, residual, None))
             elif start is not None:
                 self._setup_start_at_layer(residual, start)
             yield
         finally:
-            self._set_layer_range(outer)
-
-    def _layer_range(self) -> tuple[Any, ...]:
-        """Return the values in which TransformerLens stores, in every block, the layers that a forward runs."""
-        return tuple(getattr(self.blocks[0], name, None) for name in _RANGE_ATTRIBUTES)
-
-    def _set_layer_range(self, layer_range: tuple[Any, ...]) -> None:
-        if all(value is current for value, current in zip(layer_range, self._layer_range(), strict=True)):
-            return
-        for block in self.blocks:
-            for name, value in zip(_RANGE_ATTRIBUTES, layer_range, strict=True):
-                setattr(block, name, value)
+            set_layer_range(self.blocks, outer)
 
     @property
     def hook_dict(self) -> dict[str, HookPoint]:

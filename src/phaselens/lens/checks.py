@@ -203,6 +203,7 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
             scale=facts.scale,
             window=lens.info.windows[layer],
             softcap=facts.softcap,
+            bias=None if (bias := layers[layer].score_bias) is None else bias.cpu().double(),
         )
         lse = scores.logsumexp(-1)
         sink_logits = facts.sink_logits
@@ -314,6 +315,9 @@ def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: 
 def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> list[CheckResult]:
     """Compare the sum over heads of their outputs with attention's output, where W_O can be read."""
     points = _in_attention(layers, ("hook_z", "hook_out"))
+    # A module that adds the residual itself returns more than the heads write. Its projection is then a part.
+    projections = {(layer, "hook_out"): in_layer(layer, "attn_out.hook_out") for layer in layers}
+    points |= {key: name for key, name in projections.items() if lens.find_hook(name) is not None}
     points = {key: name for key, name in points.items() if lens.find_hook(name) is not None}
     complete = [layer for layer in layers if (layer, "hook_z") in points and (layer, "hook_out") in points]
     _, activations = capture(lens, tokens, points)
@@ -403,6 +407,17 @@ def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Referenc
     ]
 
 
+def _subtract_own_bias(lens: HookedTransformer, statistics: dict[Any, Tensor]) -> None:
+    """Subtract the bias at each query's own key from its log-sum-exp, after a forward of whole texts.
+
+    MPT counts its biases from the end of the longest text, which adds one number to all scores of a row.
+    """
+    for layer, attention_layer in attention_layers(lens).items():
+        if attention_layer.score_bias is not None:
+            lse = statistics[layer, "hook_lse"]
+            statistics[layer, "hook_lse"] = lse - attention_layer.score_bias[:, :, 0, : lse.shape[-1]]
+
+
 def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
     """Compare one text alone with the same text, padded on the right, beside a longer one."""
     short_text = tokens[:, : max(2, tokens.shape[1] // 2)]
@@ -412,9 +427,11 @@ def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckRe
     points = {**_per_layer(lens, "hook_in"), **_statistics(lens)}
     with recorded_choices(padded) as choices:
         _, in_batch = capture(lens, padded, points, lengths=lengths)
+    _subtract_own_bias(lens, in_batch)
     residuals = [in_batch[layer][:1, :length] for layer in range(lens.info.n_layers)]
     with _as_in(lens, residuals, choices.of_text(0, length)) as entering:
         _, alone = capture(lens, short_text, _statistics(lens))
+    _subtract_own_bias(lens, alone)
     by_layer = dict(enumerate(map(_difference, entering, residuals)))
     for (layer, statistic), value in alone.items():
         same_text = in_batch[layer, statistic][:1, :, : value.shape[2]]

@@ -23,6 +23,7 @@ from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import attention_dispatch, families
 from phaselens.lens.attention_facts import AttentionFacts
 from phaselens.lens.attention_owner import StreamingOptions, is_hooked
+from phaselens.lens.null_rotation import held_at
 from phaselens.lens.original_components import watch_parts
 from phaselens.lens.points import OWN_ATTENTION_POINTS, ROTATED_POINTS, STATISTICS, Hook, read_only_reason
 
@@ -92,10 +93,12 @@ class StreamingAttention(AttentionBridge):
     always_delegate = False
     streaming_options: StreamingOptions
     nulled: bool
-    #: cos and sin at position 0, each [1, 1, d_rotary], which `rotation.detect_rotation` stores.
-    origin: tuple[Tensor, Tensor] | None
+    #: cos and sin at position 0, each [1, 1, d_rotary] (or complex numbers), which `rotation.detect_rotation` stores.
+    origin: tuple[Tensor, ...] | None
     replay: AttentionReplay | None
     kernels: dict[Hashable, Any] | None
+    #: What the last forward added to the scores, [batch | 1, head | 1, 1, key]; None for nothing (most models).
+    score_bias: Tensor | None
     # From TransformerLens' component and from `add_points`.
     hook_key_scores: HookPoint
     hook_attn_scores: HookPoint
@@ -117,6 +120,7 @@ class StreamingAttention(AttentionBridge):
         self.origin = None
         self.replay = None
         self.kernels = None
+        self.score_bias = None
         self._rot_k_fired = False
 
     def connect(self, options: StreamingOptions) -> None:
@@ -198,10 +202,10 @@ class StreamingAttention(AttentionBridge):
             replay.output = output
         return self._fire_output(output)
 
-    def without_rotation(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return cos and sin as the model computes them at position 0, for every position, in the same shapes.
+    def without_rotation(self, embeddings: Any) -> Any:
+        """Return the rotation that the model computes at position 0, for every position, in the same form and shapes.
 
-        These are cos = 1 and sin = 0, except in models (YaRN, longrope) that multiply both by an attention factor: they
+        This is cos = 1 and sin = 0, except in models (YaRN, longrope) that multiply both by an attention factor: they
         keep it, because it scales attention and does not rotate.
         """
         if self.origin is None:
@@ -209,16 +213,13 @@ class StreamingAttention(AttentionBridge):
                 "the rotation of a layer was nulled before its cos and sin at position 0 were read; null it with "
                 "load(positions='nope') or lens.set_rotation(nulled=True)"
             )
-        cos, sin = (
-            at_origin.to(embedding).expand_as(embedding).clone()
-            for at_origin, embedding in zip(self.origin, embeddings, strict=True)
-        )
-        return cos, sin
+        return held_at(self.origin, embeddings)
 
     def _fire_output(self, output: Any) -> Any:
         if isinstance(output, Tensor):
             return self.hook_out(output)
-        return (self.hook_out(output[0]), *output[1:])
+        fired = [self.hook_out(output[0]), *output[1:]]
+        return fired if isinstance(output, list) else tuple(fired)
 
     def needs_bridge(self) -> bool:
         """Return whether the model's own module cannot replace this component even where no hook listens."""

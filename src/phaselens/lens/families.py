@@ -41,9 +41,14 @@ _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
 _N_CTX_TRAINED = "original_max_position_embeddings"
 _ROPE_PARAMETERS = ("rope_parameters",)
+# A field of the configuration, and its value for attention on random blocks of keys.
+_SPARSE_BLOCKS = ("attention_type", "block_sparse")
+# The method of a module that has such attention, beside full attention.
+_SPARSE_SWITCH = "set_attention_type"
 _QUANTISATION = "quantization_config"
-# How the name of a rotary module ends, and a word in the class name of every norm.
+# How the name of a rotary module ends, or of a buffer in it, and a word in the class name of every norm.
 _ROTARY_MODULE = "rotary_emb"
+_ROTARY_BUFFER = "inv_freq"
 _NORM_CLASS = "norm"
 # transformers' rope types whose frequencies depend on a text's length: part of a name, and a name.
 _STRETCHED_ROPE, _TWO_SET_ROPE = "dynamic", "longrope"
@@ -207,6 +212,12 @@ def n_ctx_before_rope(rotary: nn.Module, layer_type: str | None) -> int:
 # Facts of the model
 
 
+def has_sparse_blocks(model: PreTrainedModel) -> bool:
+    """Return whether attention is on random blocks of keys in texts longer than a few blocks (BigBird)."""
+    has_both_kinds = any(hasattr(module, _SPARSE_SWITCH) for module in model.modules())
+    return has_both_kinds and getattr(text_config_of(model), _SPARSE_BLOCKS[0], None) == _SPARSE_BLOCKS[1]
+
+
 def text_config_of(model: PreTrainedModel) -> PreTrainedConfig:
     """Return the configuration of the text decoder; of a model of several modalities, a part of its configuration."""
     return model.config.get_text_config(decoder=True)
@@ -283,9 +294,14 @@ def linear_width_of(module: nn.Module) -> int | None:
     return width if isinstance(width, int) else None
 
 
-def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """Return the model's rotary modules, which compute cos and sin."""
-    return (module for name, module in model.named_modules() if name.endswith(_ROTARY_MODULE))
+def rotary_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Return the rotary modules in a model or a part of it, which compute cos and sin."""
+    return (
+        module
+        for name, module in model.named_modules()
+        if name.endswith(_ROTARY_MODULE)
+        or any(buffer.endswith(_ROTARY_BUFFER) for buffer, _ in module.named_buffers(recurse=False))
+    )
 
 
 def unembedding_of(model: PreTrainedModel) -> nn.Module | None:

@@ -168,7 +168,8 @@ class LayerPlanner:
         return Sum(total.enters, tuple(Term(name, factor) for name, factor in terms.items()))
 
     def _plan_sums(self, final: Sum) -> None:
-        sums = [self._expanded(entry) for entry in self._sums.sums if entry.enters != final.enters]
+        entries = self._entries()
+        sums = [self._expanded(entry) for entry in entries if entry.enters != final.enters]
         mid = next((entry for entry in sums if self._mixers_in(entry) and entry.names != final.names), None)
         mixers = self._mixers_in(mid) if mid is not None else self._mixers_in(final)
         if mid is None:
@@ -200,6 +201,19 @@ class LayerPlanner:
             terms = mlps if kind == _MLP else [term for term in mixers if self._kind(term.name) == kind]
             self._plan_contribution(kind, terms)
 
+    def _entries(self) -> list[Sum]:
+        """Return the sums that enter modules, in order, also those that a module returned.
+
+        Bloom's attention module adds the residual to what it computes.
+        """
+        returned = [
+            Sum(name, (Term(source, 1.0),))
+            for name, source in self._sums.inputs.items()
+            if source in self._sums.outputs and len(self._sums.outputs[source].terms) > 1
+        ]
+        entries = [*self._sums.sums, *returned]
+        return sorted(entries, key=lambda entry: self._sums.call_of(entry.enters or "").began)
+
     def _follows_no_norm(self, name: str) -> bool:
         """Return whether a term of the last sum is a contribution, and not the mid residual after a norm."""
         entered = {entry.enters for entry in self._sums.sums}
@@ -217,7 +231,8 @@ class LayerPlanner:
 
     def _plan_mid(self, mid: Sum, final: Sum, is_pre_norm: bool) -> None:
         assert mid.enters is not None
-        same_sum = [entry.enters for entry in self._sums.sums if entry.names == mid.names and entry.enters]
+        entries = map(self._expanded, self._entries())
+        same_sum = [entry.enters for entry in entries if entry.names == mid.names and entry.enters]
         outermost = [name for name in same_sum if not any(name.startswith(f"{other}.") for other in same_sum)]
         if len(outermost) > 1:
             self._absent["hook_resid_mid"] = (

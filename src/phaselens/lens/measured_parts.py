@@ -21,12 +21,14 @@ from transformer_lens.model_bridge.generalized_components.position_embedding_hoo
 )
 
 from phaselens.errors import RefusedModel
+from phaselens.lens import families
 from phaselens.lens.attention_facts import AttentionFacts
 from phaselens.lens.attention_owner import is_hooked
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.components import StreamingAttention
 from phaselens.lens.layer_plans import LayerPlan, LayerPlans
 from phaselens.lens.module_calls import first_tensor
+from phaselens.lens.null_rotation import null_rotation
 from phaselens.lens.original_components import NativeNorm
 from phaselens.lens.projection_maps import ProjectionMap
 from phaselens.lens.residual_parts import Term
@@ -157,6 +159,9 @@ class MeasuredAttention(StreamingAttention, PositionEmbeddingHooksMixin):
         for name, letters in by_module.items():
             module = self.original_component.get_submodule(name.removeprefix(f"{self.name}."))
             handles.append(module.register_forward_hook(self._fire_parts(letters, n_texts)))
+        if self.nulled and kwargs.get("position_embeddings") is None:
+            for rotary in families.rotary_modules(self.original_component):
+                handles.append(rotary.register_forward_hook(null_rotation))
         try:
             return super().forward(*args, **kwargs)
         finally:
@@ -298,7 +303,7 @@ def norm_component(name: str, config: Any, module: nn.Module) -> MeasuredNorm | 
 
 
 def _first(output: Any) -> Tensor:
-    tensor: Tensor = output[0] if isinstance(output, tuple) else output
+    tensor: Tensor = output[0] if isinstance(output, tuple | list) else output
     return tensor
 
 
@@ -327,6 +332,6 @@ def _weigher(point: HookPoint, terms: tuple[Term, ...], outputs: dict[str, Tenso
         for other in others:
             remaining = remaining - other
         replaced = remaining / factor
-        return (replaced, *output[1:]) if isinstance(output, tuple) else replaced
+        return (replaced, *output[1:]) if isinstance(output, tuple | list) else replaced
 
     return fire

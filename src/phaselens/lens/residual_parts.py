@@ -143,7 +143,8 @@ def _noisy_forward(
         is_like = tensor.numel() == shape.numel() and tensor.shape[-1] == shape[-1]
         numbers = random(tensor) if is_like else None
         produced[layer].append(numbers)
-        return numbers
+        # A model may add to what a module returned, in place (Falcon).
+        return None if numbers is None else numbers.clone()
 
     with recording_modules(modules, on_input=on_input, on_output=on_output) as calls:
         model(input_ids=probe_ids(model), use_cache=False)

@@ -15,6 +15,7 @@ from phaselens.errors import InputError, RefusedModel, require_flag, require_who
 from phaselens.lens import families
 from phaselens.lens.components import StreamingAttention, attention_layers, probe
 from phaselens.lens.info import NO_ATTENTION, ModelInfo
+from phaselens.lens.null_rotation import at_origin, rotates
 from phaselens.lens.points import HookFunction, in_layer
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class SwitchesRotation(TransformerBridge):
         family = self.info.family
         for layer in layers:
             origin = attentions[layer].origin
-            if origin is not None and bool(origin[1].any()):
+            if origin is not None and rotates(origin):
                 raise RefusedModel(
                     f"{family}: positions=nope cannot be served: layer {layer} rotates position 0 as well, so it "
                     "isn't a rotation by position alone; use positions='auto'"
@@ -148,8 +149,8 @@ class SwitchesRotation(TransformerBridge):
 
 
 def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
-    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned` or `learned+rope`; `none` for a
-    layer without attention.
+    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned`, `alibi` (a bias of the scores
+    for each key) or several of them, joined by `+`; `none` for a layer without attention.
 
     The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…. The keys of a layer that
     rotates differ between the two passes; those of other layers are equal. Each layer also stores its cos and sin at
@@ -210,13 +211,15 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
                 "interface, so its rows cannot be measured; use a family listed in docs/families.md"
             )
         rotates = not torch.allclose(keys[0][layer], keys[1][layer], rtol=0.0, atol=0.0, equal_nan=True)
-        encodings.append(_ENCODINGS[has_learned_positions, rotates])
+        encoding = _ENCODINGS[has_learned_positions, rotates]
+        if attentions[layer].score_bias is not None:
+            encoding = "alibi" if encoding == "nope" else f"{encoding}+alibi"
+        encodings.append(encoding)
     return tuple(encodings)
 
 
 def _keep_origin(attention: StreamingAttention, _args: object, kwargs: dict[str, Any]) -> None:
     """Store an attention component's cos and sin at position 0; a forward pre-hook."""
-    embeddings = kwargs.get("position_embeddings")
-    if isinstance(embeddings, tuple) and len(embeddings) == 2:
-        cos, sin = (embedding[..., :1, :].detach().clone() for embedding in embeddings)
-        attention.origin = cos, sin
+    origin = at_origin(kwargs.get("position_embeddings"))
+    if origin is not None:
+        attention.origin = origin

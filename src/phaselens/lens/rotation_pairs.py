@@ -131,8 +131,17 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
     return RotatedPairs(tuple(pairs), d_head, angles=tuple(angles))
 
 
+def _far_positions(lens: HookedTransformer) -> tuple[int, ...]:
+    """Return far positions that the model has: a rotation that is not given as cos and sin may be a table of them."""
+    n_ctx = families.n_ctx_of(lens.original_model)
+    is_table = any(attention.origin is None for attention in attention_layers(lens).values())
+    if n_ctx is None or not is_table:
+        return FAR
+    return tuple(min(position, n_ctx - 1 - index) for index, position in enumerate(FAR))
+
+
 def _rotated(lens: HookedTransformer) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and `FAR`.
+    """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and far positions.
 
     Returns:
         By layer, [position, sample, d_head], float64; and the angles [entry] of cos and sin at position 1, for the
@@ -141,7 +150,7 @@ def _rotated(lens: HookedTransformer) -> tuple[dict[int, Tensor], dict[int, Tens
     attentions = attention_layers(lens)
     all_facts = [attention.facts for attention in attentions.values()]
     n_tokens = max(math.ceil(1.25 * facts.d_head / (facts.n_heads + facts.n_kv_heads)) for facts in all_facts)
-    ids = torch.tensor([0, 1, *FAR], device=lens.device)[:, None].repeat(1, n_tokens)
+    ids = torch.tensor([0, 1, *_far_positions(lens)], device=lens.device)[:, None].repeat(1, n_tokens)
     generator = torch.Generator().manual_seed(0)
     rotated: dict[tuple[int, str], Tensor] = {}
 

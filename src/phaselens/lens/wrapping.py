@@ -27,7 +27,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from phaselens.errors import RefusedModel
-from phaselens.lens import attention_dispatch, families
+from phaselens.lens import attention_dispatch, families, quantised
 from phaselens.lens.anatomy import Anatomy, dissect
 from phaselens.lens.attention_owner import StreamingOptions
 from phaselens.lens.blocks import SkippingBlock
@@ -37,6 +37,7 @@ from phaselens.lens.frequencies import make_independent
 from phaselens.lens.loss_point import fire_losses
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.original_components import NativeGateUp, NativeNorm
+from phaselens.lens.score_attention import attending_by_lens, use_lens_attention
 from phaselens.lens.structural_adapter import build_from_anatomy
 
 # Attention that is one softmax over causal q·k, computed by the function that transformers is told to use.
@@ -76,7 +77,10 @@ def wrap(
         bridge = _build_from_adapter(model, tokenizer, name)
     else:
         bridge = build_from_anatomy(model, anatomy, tokenizer, name)
-    model.set_attn_implementation(attention_dispatch.IMPLEMENTATION)
+    if anatomy is None:
+        model.set_attn_implementation(attention_dispatch.IMPLEMENTATION)
+    else:
+        use_lens_attention(model)
     # The builder makes plain bridges. This class adds methods, and only the state that is set here.
     bridge.__class__ = HookedTransformer
     options = bridge._streaming_options = StreamingOptions()
@@ -123,12 +127,8 @@ def measure_anatomy(model: PreTrainedModel) -> Anatomy:
         RefusedModel: for a model without one residual stream that its layers add to.
     """
     model.eval()
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation(attention_dispatch.IMPLEMENTATION)
-    try:
+    with attending_by_lens(model):
         return dissect(model, f"{model.config.model_type} ({type(model).__name__})")
-    finally:
-        model.set_attn_implementation(implementation)
 
 
 def has_own_adapter(model: PreTrainedModel) -> bool:
@@ -149,7 +149,13 @@ def has_own_adapter(model: PreTrainedModel) -> bool:
     is_mixed = any(name in blocks.submodules for name in VARIANT_SUBMODULE_NAMES if name != "attn")
     if not isinstance(attention, _SERVED_ATTENTION) or attention.optional or is_mixed:
         return False
-    return "qkv" not in attention.submodules or families.has_fused_layout(model)
+    is_fused = "qkv" in attention.submodules
+    splits_weights = is_fused or any(
+        type(part) is JointGateUpMLPBridge for part in blocks.submodules.values()
+    )
+    if splits_weights and quantised.has_packed_weights(model):
+        return False
+    return not is_fused or families.has_fused_layout(model)
 
 
 def require_served(model: PreTrainedModel) -> None:
@@ -163,6 +169,12 @@ def require_served(model: PreTrainedModel) -> None:
         raise RefusedModel(
             f"{config.model_type} ({type(model).__name__}): an encoder-decoder; PhaseLens serves decoder-only, causal "
             "models; use a family listed in docs/families.md"
+        )
+    if families.has_sparse_blocks(model):
+        raise RefusedModel(
+            f"{config.model_type} ({type(model).__name__}): in a text longer than a few blocks, its queries see random "
+            "blocks of keys, also later ones; PhaseLens serves causal attention only. With "
+            '"attention_type": "original_full" in its config.json, the model attends causally to all keys'
         )
 
 

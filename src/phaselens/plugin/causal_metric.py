@@ -60,6 +60,10 @@ class CausalMetric(Metric[P]):
     #: two apart by their ids. An instance that has seen the texts is merged with one that has seen the prompts.
     also_on_texts: ClassVar[bool] = False
 
+    #: Whether `record` needs the divergence of each prediction from the unedited model's; it costs one more forward of
+    #: the unedited model.
+    needs_divergence: ClassVar[bool] = False
+
     #: The run's BOS policy (auto, always or never), for use in `prompts`; the run sets it.
     bos: str = "auto"
 

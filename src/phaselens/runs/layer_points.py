@@ -55,19 +55,27 @@ def points_to_read(lens: HookedTransformer, metric: Metric[Any], patterns: Seque
             points[name] = layer, point
     if lacking:
         metric.per_text.n_layers = n_layers
-        for message in _messages(lens, lacking):
+        for message in _messages(lens, lacking, named=metric.partial_layers):
             metric.warn(message)
     return None if is_unserved or len(left_out) == n_layers or (everywhere and not points) else points
 
 
-def _messages(lens: HookedTransformer, lacking: dict[int, list[str]]) -> list[str]:
-    """Return one message for each reason why layers lack points."""
+def _messages(lens: HookedTransformer, lacking: dict[int, list[str]], *, named: bool) -> list[str]:
+    """Return one message for each reason why layers lack points.
+
+    Args:
+        named: name the points, since only what is measured there is missing.
+    """
+    points_by_reason: dict[str, list[str]] = {}
     layers_by_reason: dict[str, list[int]] = {}
     for layer, names in lacking.items():
         for name in names:
             reason = lens.info.absence(name) or f"there is no {layer_and_point(name)[1]}"
             reason = reason.removeprefix(f"layer {layer} is ")
             layers = layers_by_reason.setdefault(reason, [])
+            points = points_by_reason.setdefault(reason, [])
+            if (point := layer_and_point(name)[1]) not in points:
+                points.append(point)
             if layer not in layers:
                 layers.append(layer)
     messages = []
@@ -77,5 +85,6 @@ def _messages(lens: HookedTransformer, lacking: dict[int, list[str]]) -> list[st
         if any(reason == lens.info.kind_of(layer) for layer in layers):
             messages.append(f"{verb} {reason}, so values are missing there")
         else:
-            messages.append(f"values are missing in layer {numbers}: {reason}")
+            subject = f"values of {', '.join(points_by_reason[reason])}" if named else "values"
+            messages.append(f"{subject} are missing in layer {numbers}: {reason}")
     return messages

@@ -57,6 +57,7 @@ def run(
     dtype: str | torch.dtype = "auto",
     positions: Mapping[str, str] | None = None,
     seed: int = 0,
+    adapter_scale: float | Mapping[str, float] | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Measure all metrics on all models, on the same texts, with one forward pass per model and batch.
@@ -79,6 +80,7 @@ def run(
         device, dtype, positions: as in `phaselens.load`, for models named by text; `positions` is by label. A model
             that is already loaded must agree with them.
         seed: seed of the bootstrap intervals.
+        adapter_scale: as in `phaselens.load`, for all models of the form `BASE+ADAPTER`, or by label.
         observer: receives the progress of the run.
 
     Returns:
@@ -101,6 +103,7 @@ def run(
         dtype=_dtype_name(dtype),
         positions={} if positions is None else positions,
         seed=seed,
+        adapter_scale=adapter_scale,
     )
     selected_metrics = select_metrics(metrics)
     parsed_models = _parsed_models(models)
@@ -210,6 +213,7 @@ def _load(spec: ModelSpec, label: str, options: RunOptions, observer: Observer) 
         bos=options.bos or "auto",
         device=options.device,
         dtype=options.dtype,
+        adapter_scale=options.adapter_scale_of(label, spec),
     )
 
 
