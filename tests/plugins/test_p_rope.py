@@ -62,9 +62,9 @@ def test_layers_without_rotation_stay_as_they_are(family: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "kept"), [("lowest", [True, True, False, False]), ("highest", [False, False, True, True])]
+    ("end", "is_rotated"), [("lowest", [True, True, False, False]), ("highest", [False, False, True, True])]
 )
-def test_half_of_the_frequencies_are_those_of_hand_made_cos_and_sin(end: str, kept: list[bool]) -> None:
+def test_half_of_the_frequencies_are_those_of_hand_made_cos_and_sin(end: str, is_rotated: list[bool]) -> None:
     lens = toy_lens("llama", dtype=torch.float64)
     tokens = torch.randint(3, 28, (1, 20), generator=torch.Generator().manual_seed(0))
     edited = logits_under(lens, conditions_of(lens)[f"p = 0.5, {end} nulled"], tokens)
@@ -72,7 +72,7 @@ def test_half_of_the_frequencies_are_those_of_hand_made_cos_and_sin(end: str, ke
     angles = torch.arange(20.0, dtype=torch.float64)[:, None] * 10.0 ** -torch.arange(
         4.0, dtype=torch.float64
     )
-    angles = torch.where(torch.tensor(kept), angles, 0.0).repeat(1, 2)[None]
+    angles = torch.where(torch.tensor(is_rotated), angles, 0.0).repeat(1, 2)[None]
     hooks = [
         (f"blocks.{layer}.attn.hook_{name}", lambda value, hook, new=new: new)
         for layer in range(2)
@@ -164,10 +164,10 @@ def test_passkeys_are_those_of_the_passkey_metric_under_the_same_conditions() ->
     result = ablations.run(METRIC, lens, TEXTS, params=params)
     conditions = "p-rope p=0.5,0 ends=low passkey-lengths=''"
     options = {"lengths": "48, 64", "depths": "0.5", "n": 2, "null": "none", "conditions": conditions}
-    own = phaselens.run(lens, metrics=("passkey", options), texts=TEXTS)
+    passkey_run = phaselens.run(lens, metrics=("passkey", options), texts=TEXTS)
     accuracy = {
         (row["of"].removeprefix("p-rope: "), row["length"]): row["exact"]
-        for row in own.rows("passkey", "accuracy").records()
+        for row in passkey_run.rows("passkey", "accuracy").records()
     }
     table = rows(result, "passkeys")
     assert {(row["condition"], row["length"]): row["exact"] for row in table} == accuracy

@@ -68,17 +68,17 @@ def test_a_metric_reads_activations_under_its_conditions(lens: Any) -> None:
     metric = next(instance for instance in instances if instance.residuals)
     for condition in metric.conditions():
         for number, text in enumerate(TEXTS):
-            kept: dict[str, torch.Tensor] = {}
+            stored: dict[str, torch.Tensor] = {}
             hooks = [
                 (edit.point, lambda value, hook, edit=edit: _zeroed(value, edit.positions))
                 for edit in condition.edits
             ]
 
-            def keep(value: torch.Tensor, hook: object, kept: dict[str, torch.Tensor] = kept) -> None:
-                kept["value"] = value[0].clone()
+            def keep(value: torch.Tensor, hook: object, stored: dict[str, torch.Tensor] = stored) -> None:
+                stored["value"] = value[0].clone()
 
             lens.stream(torch.tensor([ids(lens, text)]), [*hooks, ("blocks.3.hook_resid_post", keep)])
-            torch.testing.assert_close(metric.residuals[condition.name, str(number)], kept["value"])
+            torch.testing.assert_close(metric.residuals[condition.name, str(number)], stored["value"])
     # Layers below the lowest edited one are those of the unedited model, and are not read again.
     assert {layer for name, layer in metric.layers if name == "late"} == {2, 3}
     assert {layer for name, layer in metric.layers if name == "early"} == {0, 1, 2, 3}
