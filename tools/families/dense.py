@@ -42,6 +42,13 @@ class RecordedAttention:
         return lse if self.sink_column is None else torch.logaddexp(lse, self.sink_column)
 
     @property
+    def learned_sink(self) -> Tensor:
+        """Share of the attention on the column without a key, [batch, head, query]; 0 without one."""
+        if self.sink_column is None:
+            return torch.zeros_like(self.lse)
+        return (self.sink_column - self.lse).exp()
+
+    @property
     def pattern(self) -> Tensor:
         """Attention [batch, head, query, key] after the softmax."""
         return (self.scores - self.lse[..., None]).exp()
