@@ -12,13 +12,24 @@ import pytest
 import torch
 
 from phaselens.data import texts_from
-from phaselens.plugin import Condition, LayerView, Plugins, Table, TaskPrompt, read_state, write_state
+from phaselens.plugin import (
+    CausalMetric,
+    Condition,
+    LayerView,
+    Plugins,
+    Table,
+    TaskPrompt,
+    read_state,
+    write_state,
+)
 from phaselens.runs import MetricResult, Observer, select_metrics
+from phaselens.runs.engine import LoadedModel
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.shard_parts import ShardPart
-from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, ShardStore, WorkUnit
+from phaselens.runs.shard_store import ShardStore, WorkUnit
 from phaselens.runs.shard_work import ShardWork
+from phaselens.runs.shards import cut_shards
 from phaselens.testing import tiny_lens
 from phaselens.testing._checks import require_same
 from tests.marks import mark_later_slow
@@ -66,16 +77,23 @@ def shard_work(lens: Any, requests: Any, shard_tokens: int, store: ShardStore | 
     }
     tokens = [lens.encoder().tokenize(text, 512) for text in texts_from(TEXTS)]
     factory = MetricFactory(lens.info, selected, seed=0, bos=lens.bos)
+    shards = cut_shards(tokens, shard_tokens, 64)
     work = ShardWork(
-        lens, tokens, factory, shard_tokens=shard_tokens, batch_tokens=64, observer=Observer(), store=store
+        LoadedModel(lens, tokens), factory, shards, (shard_tokens, 64), observer=Observer(), store=store
     )
     return work, results
+
+
+def run_work(work: ShardWork, results: Any) -> Any:
+    active_metrics = work.construct(results)
+    observes = any(active.points for active in active_metrics.values())
+    return work.measure(active_metrics, results, observes=observes, unused=active_metrics)
 
 
 def measure(lens: Any, requests: Any, shard_tokens: int, store: ShardStore | None = None) -> Any:
     """Tables by metric, warnings, and failures of one model."""
     work, results = shard_work(lens, requests, shard_tokens, store)
-    tables, warnings = tables_of_metrics(work.measure(results), results)
+    tables, warnings = tables_of_metrics(run_work(work, results), results)
     return tables, warnings, [failure for result in results.values() for failure in result.failures]
 
 
@@ -83,16 +101,21 @@ def fill_in_random_order(lens: Any, requests: Any, shard_tokens: int, store: Mem
     """Compute every shard of both phases in a random order, as many workers would."""
     work, results = shard_work(lens, requests, shard_tokens, store)
     shuffle = random.Random(seed)
-    active_metrics = work._construct(results)
-    reads_anything = any(active.points for active in active_metrics.values())
-    for shard in shuffle.sample(work.shards, len(work.shards)) if reads_anything else []:
-        instances = [work._new(name) for name in active_metrics]
-        store.save(WorkUnit(OBSERVATIONS, shard), work.observe(shard, instances))
-    tasks = work._prepare_all(work._observe_all(active_metrics, results), results)
-    for task in shuffle.sample(tasks, len(tasks)):
-        for shard in shuffle.sample(task.shards, len(task.shards)):
-            unit = WorkUnit(CONDITIONS, shard, task.prompts_of)
-            store.save(unit, work.run_conditions(task, shard, task.metrics))
+    active_metrics = work.construct(results)
+    observes = any(active.points for active in active_metrics.values())
+    for unit in shuffle.sample(work.units, len(work.units)) if observes else []:
+        store.save(unit, work.observe(unit.shard, [work.new(name) for name in active_metrics]))
+    metrics = (
+        work._observe_all(list(active_metrics), results, {})
+        if observes
+        else {name: active.metric for name, active in active_metrics.items()}
+    )
+    tasks, _ = work.prepare(
+        {name: metric for name, metric in metrics.items() if isinstance(metric, CausalMetric)}
+    )
+    for task in shuffle.sample(list(tasks.values()), len(tasks)):
+        for unit in shuffle.sample(task.plan.units, len(task.shards)):
+            store.save(unit, work.run_conditions(task, unit.shard, task.metrics))
 
 
 def require_equal(tables: Any, expected: Any, *, exact: bool) -> None:

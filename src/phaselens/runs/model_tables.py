@@ -19,11 +19,10 @@ def tables_of_metrics(
     warnings: list[MetricWarning] = []
     for name, metric in metrics.items():
         label = metric.model.label
-        if all(failure.model != label for failure in results[name].failures):
-            with guarded(results[name], label, "compute"):
-                tables[name] = tables_of(metric)
-                for message in _non_finite_warnings(tables[name]):
-                    metric.warn(message)
+        with guarded(results[name], label, "compute"):
+            tables[name] = tables_of(metric)
+            for message in _non_finite_warnings(tables[name]):
+                metric.warn(message)
         warnings.extend(MetricWarning(warning).prefixed(f"{name}: {label}") for warning in metric.warnings)
     return tables, warnings
 

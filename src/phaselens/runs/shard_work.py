@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from phaselens.data import TokenizedText
+from phaselens.errors import InputError
 from phaselens.plugin import CausalMetric, Condition, ConditionKey, Metric, NestedState
-from phaselens.plugin.return_checks import require_definition
-from phaselens.plugin.states import changes
+from phaselens.plugin.states import changes, same_value
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch
 from phaselens.runs.condition_passes import ConditionsTask, prepare, run_conditions
 from phaselens.runs.layer_pass import activate, forward, group_by_pass
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.observer import Observer
-from phaselens.runs.result import MetricResult
+from phaselens.runs.result import Failure, MetricResult
 from phaselens.runs.shard_parts import ShardCollector, ShardPart
-from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, ShardStore, WorkUnit
-from phaselens.runs.shards import Shard, cut_shards
+from phaselens.runs.shard_store import OBSERVATIONS, ConditionsPlan, ShardStore, TaskPlan, WorkUnit
+from phaselens.runs.shards import Shard, cut_shards, shard_key
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
+
+
+class MeasuredModel(Protocol):
+    """A model and the run's texts as its tokens; both may be made at their first use."""
+
+    @property
+    def lens(self) -> HookedTransformer:
+        """The loaded model."""
+
+    @property
+    def tokenized_texts(self) -> Sequence[TokenizedText]:
+        """The texts as tokens."""
 
 
 @dataclass
@@ -61,112 +73,130 @@ class PreparedMetric:
 
 
 @dataclass(frozen=True)
-class ShardedTask:
-    """Texts or prompts in shards, and the metrics whose conditions are run on them.
+class PreparedTask:
+    """Texts or prompts in shards, and the metrics that are ready to run their conditions on them."""
 
-    `prompts_of` names the metric whose prompts they are; it is empty for the run's texts.
-    """
-
-    task: ConditionsTask
+    texts: ConditionsTask
     shards: Sequence[Shard]
     prompts_of: str = ""
     metrics: dict[str, PreparedMetric] = field(default_factory=dict)
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of all forwards, the baseline's included."""
+    def plan(self) -> TaskPlan:
+        """The task without the metrics."""
+        keys = tuple(shard_key(self.texts.tokenized_texts, shard) for shard in self.shards)
         n_forwards = 1 + sum(len(prepared.conditions) for prepared in self.metrics.values())
-        return n_forwards * sum(shard.n_tokens for shard in self.shards)
+        return TaskPlan(tuple(self.metrics), tuple(self.shards), keys, n_forwards, self.prompts_of)
 
 
 class ShardWork:
     """The work on one model.
 
     Args:
-        lens: the model.
-        tokenized_texts: the run's texts.
+        model: the model and the texts; they are used only where a shard is not stored.
         factory: creates the metrics.
-        shard_tokens: tokens in a shard.
-        batch_tokens: tokens in a batch, pads included.
+        shards: the shards of the texts.
+        sizes: tokens in a shard and in a batch, for the prompts of metrics.
         observer: receives the progress.
         store: keeps the results of shards.
     """
 
     def __init__(
         self,
-        lens: HookedTransformer,
-        tokenized_texts: Sequence[TokenizedText],
+        model: MeasuredModel,
         factory: MetricFactory,
+        shards: Sequence[Shard],
+        sizes: tuple[int, int],
         *,
-        shard_tokens: int,
-        batch_tokens: int,
         observer: Observer,
         store: ShardStore | None = None,
+        keys: Sequence[str] | None = None,
     ) -> None:
-        self._lens = lens
-        self._texts = tokenized_texts
+        self._model = model
         self._factory = factory
-        self._sizes = (shard_tokens, batch_tokens)
+        self._sizes = sizes
         self._observer = observer
         self._store = ShardStore() if store is None else store
-        self.shards = cut_shards(tokenized_texts, *self._sizes)
+        self.units = [
+            WorkUnit(OBSERVATIONS, shard, key="" if keys is None else keys[shard.index]) for shard in shards
+        ]
 
     @property
     def _label(self) -> str:
-        return self._lens.info.label
+        return self._factory.model.label
 
-    def measure(self, results: Mapping[str, MetricResult]) -> dict[str, Metric[Any]]:
-        """Return an instance of each metric that has measured all texts; record the failures of others."""
-        active_metrics = self._construct(results)
-        metrics = self._observe_all(active_metrics, results)
-        tasks = self._prepare_all(metrics, results)
-        for task in tasks:
-            self._observer.measuring(f"{self._label}, conditions", task.n_tokens)
-            metrics |= self._run_task(task, results)
-        return {name: metrics[name] for name in active_metrics if name in metrics}
-
-    def _construct(self, results: Mapping[str, MetricResult]) -> dict[str, ActiveMetric]:
+    def construct(self, results: Mapping[str, MetricResult]) -> dict[str, ActiveMetric]:
         """Return an instance of each metric that can be made for this model; record why others cannot."""
         active_metrics = {}
-        for name, selected in self._factory.selected.items():
+        for name in self._factory.selected:
             with guarded(results[name], self._label, "construct"):
                 # First, so that no metric is constructed from parameters that it cannot define.
-                require_definition(selected.metric, selected.params)
-                metric = self._factory.new(name)
-                active_metrics[name] = activate(self._lens, metric, self._factory.empty_result(name))
+                self._factory.require_definition(name)
+                active_metrics[name] = self.new(name)
         return active_metrics
 
+    def new(self, name: str) -> ActiveMetric:
+        """Return a new instance of a metric, with the hook points that it reads."""
+        return activate(self._model.lens, self._factory.new(name), self._factory.empty_result(name))
+
+    def measure(
+        self,
+        names: Iterable[str],
+        results: Mapping[str, MetricResult],
+        *,
+        observes: bool,
+        unused: Mapping[str, ActiveMetric] | None = None,
+    ) -> dict[str, Metric[Any]]:
+        """Return an instance of each metric that has measured all texts; record the failures of others.
+
+        Args:
+            names: the metrics.
+            results: receives the failures.
+            observes: whether any metric reads the unedited model.
+            unused: instances that were made already; the first shard that is observed takes them.
+        """
+        names = list(names)
+        unused = dict(unused or {})
+        if observes:
+            metrics = self._observe_all(names, results, unused)
+        else:
+            metrics = {
+                name: unused[name].metric if name in unused else self._factory.new(name) for name in names
+            }
+        metrics |= self._run_all_conditions(metrics, results)
+        failed = {
+            name for name in names if any(failure.model == self._label for failure in results[name].failures)
+        }
+        return {name: metrics[name] for name in names if name not in failed}
+
     def _observe_all(
-        self, active_metrics: Mapping[str, ActiveMetric], results: Mapping[str, MetricResult]
+        self, names: Sequence[str], results: Mapping[str, MetricResult], unused: dict[str, ActiveMetric]
     ) -> dict[str, Metric[Any]]:
         """Return the metrics after they have observed all shards."""
-        n_passes = len(group_by_pass(list(active_metrics.values())))
-        if not n_passes:
-            return {name: active.metric for name, active in active_metrics.items()}
-        self._observer.measuring(self._label, n_passes * sum(shard.n_tokens for shard in self.shards))
-        collector = ShardCollector(self._factory, active_metrics, results)
-        unused = dict(active_metrics)  # the first shard that is observed needs no further instances
-        for shard in self.shards:
-            unit = WorkUnit(OBSERVATIONS, shard)
+        collector = ShardCollector(self._factory, names, results)
+        missing = [unit for unit in self.units if not self._store.has(unit)]
+        if missing:
+            probes = [unused.get(name) or self.new(name) for name in names]
+            n_passes = len(group_by_pass(probes))
+            self._observer.measuring(self._label, n_passes * sum(unit.shard.n_tokens for unit in missing))
+        for unit in self.units:
             parts = self._store.load(unit)
             if parts is None or not parts.keys() >= set(collector.working):
                 instances = [
-                    unused.pop(name) if name in unused else self._new(name) for name in collector.working
+                    unused.pop(name) if name in unused else self.new(name) for name in collector.working
                 ]
-                parts = self.observe(shard, instances)
+                parts = self.observe(unit.shard, instances)
                 self._store.save(unit, parts)
             collector.add(parts)
         return collector.finish()
 
-    def _new(self, name: str) -> ActiveMetric:
-        return activate(self._lens, self._factory.new(name), self._factory.empty_result(name))
-
     def observe(self, shard: Shard, active_metrics: Sequence[ActiveMetric]) -> dict[str, ShardPart]:
         """Measure the unedited model on one shard with new instances of metrics."""
+        lens, texts = self._model.lens, self._model.tokenized_texts
         for sink_position, members in group_by_pass(active_metrics).items():
             for indices in shard.batches:
-                forward(self._lens, make_batch(self._lens, self._texts, indices), members, sink_position)
-                self._observer.advance(sum(len(self._texts[index].ids) for index in indices))
+                forward(lens, make_batch(lens, texts, indices), members, sink_position)
+                self._observer.advance(sum(len(texts[index].ids) for index in indices))
         return {active.metric.name: self._part(active, self._observed) for active in active_metrics}
 
     def _observed(self, metric: Metric[Any]) -> ShardPart:
@@ -184,50 +214,103 @@ class ShardWork:
             part = ShardPart(failure=failure)
         return part
 
-    def _prepare_all(
+    def _run_all_conditions(
         self, metrics: Mapping[str, Metric[Any]], results: Mapping[str, MetricResult]
-    ) -> list[ShardedTask]:
-        """Choose the conditions of the causal metrics, and return the texts and prompts to run them on."""
-        on_texts = ShardedTask(ConditionsTask.of_texts(self._texts), self.shards)
-        tasks = [on_texts]
-        for name, metric in metrics.items():
-            if not isinstance(metric, CausalMetric):
-                continue
-            with guarded(results[name], self._label, "conditions"):
-                prompts = prepare(self._lens, metric)
-                if prompts is not None and not prompts:
+    ) -> dict[str, Metric[Any]]:
+        """Return the causal metrics after their conditions were run on all shards."""
+        observed = {name: metric for name, metric in metrics.items() if isinstance(metric, CausalMetric)}
+        if not observed:
+            return {}
+        plan = self._store.load_plan(observed)
+        tasks: dict[str, PreparedTask] = {}
+        if plan is None or not all(self._store.has(unit) for task in plan.tasks for unit in task.units):
+            tasks, new_plan = self.prepare(observed)
+            if plan is not None:
+                _require_same_plan(plan, new_plan)
+            self._store.save_plan(new_plan)
+            plan = new_plan
+        for name, failure in plan.failures.items():
+            results[name].failures.append(failure)
+        finished: dict[str, Metric[Any]] = {}
+        for task in plan.tasks:
+            finished |= self._run_task(task, tasks.get(task.prompts_of), plan, results)
+        return finished
+
+    def prepare(
+        self, observed: Mapping[str, CausalMetric[Any]]
+    ) -> tuple[dict[str, PreparedTask], ConditionsPlan]:
+        """Choose the conditions of the causal metrics; return the tasks by the metric whose prompts they run."""
+        tasks = {"": PreparedTask(ConditionsTask.of_texts(self._model.tokenized_texts), self._shards)}
+        failures: dict[str, Failure] = {}
+        for name, metric in observed.items():
+            result = self._factory.empty_result(name)
+            with guarded(result, self._label, "conditions"):
+                prompts = prepare(self._model.lens, metric)
+                if prompts is not None and not prompts and not self._store.keeps:
                     continue  # there is nothing to run
-                task = on_texts
+                task = tasks[""]
                 if prompts is not None:
-                    own_texts = ConditionsTask.of_prompts(prompts)
-                    task = ShardedTask(own_texts, cut_shards(own_texts.tokenized_texts, *self._sizes), name)
-                    tasks.append(task)
+                    texts = ConditionsTask.of_prompts(prompts)
+                    task = PreparedTask(texts, cut_shards(texts.tokenized_texts, *self._sizes), name)
+                    tasks[name] = task
                 keeps_state = self._store.keeps or len(task.shards) > 1
                 task.metrics[name] = PreparedMetric.of(metric, keeps_state=keeps_state)
-        return [task for task in tasks if task.metrics]
+            if result.failures:
+                failures[name] = result.failures[0]
+        tasks = {name: task for name, task in tasks.items() if task.metrics}
+        states = {
+            name: prepared.state
+            for task in tasks.values()
+            for name, prepared in task.metrics.items()
+            if prepared.state is not None
+        }
+        return tasks, ConditionsPlan(tuple(task.plan for task in tasks.values()), states, failures)
 
-    def _run_task(self, task: ShardedTask, results: Mapping[str, MetricResult]) -> dict[str, Metric[Any]]:
+    @property
+    def _shards(self) -> list[Shard]:
+        return [unit.shard for unit in self.units]
+
+    def _run_task(
+        self,
+        task: TaskPlan,
+        prepared: PreparedTask | None,
+        plan: ConditionsPlan,
+        results: Mapping[str, MetricResult],
+    ) -> dict[str, Metric[Any]]:
         """Return the metrics of a task after their conditions were run on all its shards."""
-        states = {name: prepared.state for name, prepared in task.metrics.items()}
-        collector = ShardCollector(self._factory, states, results, states)
-        for shard in task.shards:
-            unit = WorkUnit(CONDITIONS, shard, task.prompts_of)
+        collector = ShardCollector(self._factory, task.names, results, plan.states)
+        missing = [unit for unit in task.units if not self._store.has(unit)]
+        if missing:
+            n_tokens = task.n_forwards * sum(unit.shard.n_tokens for unit in missing)
+            self._observer.measuring(f"{self._label}, conditions", n_tokens)
+        for unit in task.units:
             parts = self._store.load(unit)
             if parts is None or not parts.keys() >= set(collector.working):
-                parts = self.run_conditions(task, shard, collector.working)
+                assert prepared is not None
+                parts = self.run_conditions(prepared, unit.shard, collector.working)
                 self._store.save(unit, parts)
             collector.add(parts)
         return collector.finish()
 
-    def run_conditions(self, task: ShardedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
+    def run_conditions(self, task: PreparedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
         """Run the conditions of these metrics on one shard."""
         active_metrics = []
         for name in names:
             prepared = task.metrics[name]
             prepared.reset()
             active_metrics.append(ActiveMetric(prepared.metric, self._factory.empty_result(name)))
-        run_conditions(self._lens, task.task, active_metrics, shard.batches, self._observer)
+        run_conditions(self._model.lens, task.texts, active_metrics, shard.batches, self._observer)
         return {
             active.metric.name: self._part(active, lambda metric: task.metrics[metric.name].part())
             for active in active_metrics
         }
+
+
+def _require_same_plan(plan: ConditionsPlan, new_plan: ConditionsPlan) -> None:
+    """Raise InputError if conditions that were chosen again differ from those of the finished shards."""
+    for name, state in plan.states.items():
+        if not same_value(state, new_plan.states.get(name)):
+            raise InputError(
+                f"metric {name!r} chose other conditions than in the finished shards, from the same observations; "
+                "start over with --fresh, and draw random numbers from a generator made with self.seed"
+            )
