@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text, TextFields, corpus_from
-from phaselens.errors import InputError, require_kind
+from phaselens.errors import InputError, is_list_like, require_flag, require_kind
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_value
 from phaselens.runs.engine import measure_loaded
@@ -23,6 +23,8 @@ from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.observer import Observer
 from phaselens.runs.result import MetricResult, Run, TextRecord
+from phaselens.runs.resumable import ResumableRun
+from phaselens.runs.run_directory import RunDirectory
 from phaselens.runs.run_options import (
     DEFAULT_MODELS,
     MetricRequests,
@@ -34,6 +36,7 @@ from phaselens.runs.run_options import (
     select_metrics,
 )
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
+from phaselens.runs.stored_run import open_run
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +62,9 @@ def run(
     positions: Mapping[str, str] | None = None,
     seed: int = 0,
     observer: Observer | None = None,
+    out: Source | None = None,
+    fresh: bool = False,
+    command: Sequence[str] | None = None,
 ) -> Run:
     """Measure all metrics on all models, on the same texts, with one forward pass per model and batch.
 
@@ -81,12 +87,18 @@ def run(
             that is already loaded must agree with them.
         seed: seed of the bootstrap intervals.
         observer: receives the progress of the run.
+        out: a directory for the run: its record, the results of finished shards, and its tables. A run that was
+            interrupted continues there, if nothing that determines its numbers has changed. None writes nothing.
+        fresh: start over, in a new directory beside `out` if that holds a run.
+        command: the command line, for the record.
 
     Returns:
         The run. A metric that fails is marked as failed; the others are complete.
 
     Raises:
-        InputError: for texts, metrics, parameters or options that cannot be used.
+        InputError: for texts, metrics, parameters or options that cannot be used, and for a directory with a run of
+            something else.
+        PhaseLensError: for a directory that cannot be written to.
         ModelError: for a model that cannot be loaded or served. Headers of all checkpoints are read first, so that a
             damaged one is found before anything is measured. If a later model still fails, or Ctrl-C
             (KeyboardInterrupt) ends the run, the exception's `run` holds the models that were finished.
@@ -117,6 +129,7 @@ def run(
     if text_fields is not None:
         require_kind("text_fields", text_fields, TextFields, "such as TextFields(text='body')")
     corpus = corpus_from(source, n_texts, text_fields)
+    directory = _directory(out, fresh, command)
     _require_loadable(parsed_models, options)
 
     results = {
@@ -128,21 +141,50 @@ def run(
         [], records, results, [], _options_record(options, texts, text_fields, parsed_models), _versions()
     )
     result.warnings.extend(corpus.notes)
+    sessions = [
+        ModelSession(model, label, corpus.texts, options, observer)
+        for model, label in zip(parsed_models, labels, strict=True)
+    ]
     try:
-        for model, label in zip(parsed_models, labels, strict=True):
-            session = ModelSession(model, label, corpus.texts, options, observer)
-            _measure_model(session, selected_metrics, options, result)
-            del session
+        if directory is not None:
+            resumable = ResumableRun(directory, sessions, selected_metrics, options, corpus.texts)
+            resumable.begin(result, command)
+            if directory.is_complete:
+                return open_run(directory.path)
+            resumable.measure(result, observer)
+            result.directory = directory.path
+        else:
+            for session in sessions:
+                _measure_model(session, selected_metrics, options, result)
+                session.release()
         used_plugins = [*_plugin_names(selected_metrics), *plugins_of_models(_specs(parsed_models))]
         if plugin_texts is not None:
             used_plugins.append(plugin_texts.name)
         result.warnings.extend(plugins().notify_run_finished(result.copy(), used_plugins))
+        if directory is not None:
+            resumable.finish(result)
     except BaseException as error:
         result.end_early(error, labels)
         if result.models:
             vars(error)["run"] = result
         raise
     return result
+
+
+def _directory(out: Source | None, fresh: bool, command: object) -> RunDirectory | None:
+    """Return the run's directory, which exists then; None without `out`."""
+    require_flag("fresh", fresh)
+    if command is not None and (
+        not is_list_like(command) or not all(isinstance(word, str) for word in command)
+    ):
+        raise InputError(f"command is {describe_value(command)}; give a list of words, or None")
+    if out is None:
+        if fresh:
+            raise InputError("fresh starts a run over in a new directory; name one with out (--out)")
+        return None
+    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
+        raise InputError(f"out is {describe_value(out)}; give the name of a directory, or None")
+    return RunDirectory.to_write(out, fresh=fresh)
 
 
 def _checked_observer(observer: Observer | None) -> Observer:

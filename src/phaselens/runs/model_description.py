@@ -97,6 +97,7 @@ class ModelDescription:
             "failures": {name: failure.as_dict() for name, failure in self.failures.items()},
             "observes": self.observes,
             "empty_states": self.empty_states,
+            "adapter": [name for name in self.record.info.files if name.startswith("adapter/")] or None,
             # The values above are for people; this is the same information without loss.
             "info": as_json(self.record.info),
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from phaselens.data import Encoder, Text, TokenizedText
 from phaselens.errors import ModelError
-from phaselens.runs.inputs import load_model
+from phaselens.runs.inputs import load_model, plugins_of_models
 from phaselens.runs.observer import Observer
 from phaselens.runs.result import ModelRecord
 from phaselens.runs.run_options import ModelSpec, RunOptions
@@ -50,6 +50,11 @@ class ModelSession:
             reason = lens.tokenizer_note or "none was found"
             raise ModelError(f"model {self.label!r} has no tokenizer for the texts: {reason}")
         return lens
+
+    @property
+    def is_of_plugin(self) -> bool:
+        """Whether a plugin offers the model."""
+        return isinstance(self.model, ModelSpec) and bool(plugins_of_models([self.model]))
 
     def _load(self, spec: ModelSpec) -> HookedTransformer:
         self.observer.loading(self.label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.errors import InputError, close_matches
@@ -193,6 +194,8 @@ class Run:
     #: Requested models that were not measured. A run that ended early is the `run` attribute of its exception.
     errors: list[ModelFailure] = field(default_factory=list)
     renderer: Callable[[Run], str] | None = field(default=None, repr=False, compare=False)
+    #: The directory that holds the run; None for one that is only in memory.
+    directory: Path | None = field(default=None, compare=False)
 
     @property
     def failed(self) -> list[str]:
