@@ -13,7 +13,7 @@ from phaselens.cli.run_command import run as run_command
 from phaselens.plugin import Table
 from phaselens.report.formats import FORMATS, RunFormat, TableFormat
 from phaselens.runs import Run
-from tests.cli.conftest import Phaselens
+from tests.cli.conftest import ErrorLine, Phaselens
 
 
 class RowCounts(RunFormat, TableFormat):
@@ -80,3 +80,17 @@ def test_help_and_the_list_of_choices_come_from_the_registry(phaselens: Phaselen
     text = " ".join(phaselens("run", "--help").out.split())
     assert "row-counts: numbers of rows; model-names: labels of the models." in text
     assert "[table|json|csv|markdown|latex|row-counts|model-names]" in text
+
+
+def test_a_heatmap_is_drawn_below_the_tables(
+    phaselens: Phaselens, error_line: ErrorLine, checkpoint: Path, texts: Path
+) -> None:
+    arguments = ("run", checkpoint, "-p", "sinks,bos-norm", "--texts", texts)
+    result = phaselens(*arguments, "--heatmap", "sinks", "--heatmap", "sinks.null")
+    assert result.code == 0
+    assert result.out.index("sinks: score of tiny") > result.out.index("bos: ")
+    assert "sinks: null of tiny" in result.out
+    assert "has no value for each layer and head" in error_line(2, *arguments, "--heatmap", "bos-norm")
+    assert "leave --format and --table out" in error_line(
+        2, *arguments, "--heatmap", "sinks", "--format", "json"
+    )

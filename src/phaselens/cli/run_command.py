@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,9 @@ from phaselens.errors import InputError
 from phaselens.plugin import plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phaselens.report.run_heatmap import HeadQuantity
     from phaselens.runs import Run
 
 _POSITIVE = click.IntRange(min=1)
@@ -87,6 +91,13 @@ _POSITIVE = click.IntRange(min=1)
     help="Keep the run in this directory: its record, finished shards, tables and figures. The same command continues.",
 )
 @click.option("--fresh", is_flag=True, help="Start over in a new directory beside --out if that holds a run.")
+@click.option(
+    "--heatmap",
+    "heatmaps",
+    multiple=True,
+    metavar="METRIC[.COLUMN]",
+    help="Also draw a value by layer and head in the terminal; can be repeated.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress bar and no notes on stderr.")
 @shared_options.debug
 @click.pass_context
@@ -105,6 +116,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         )
     settings = shared_options.merge_settings(shared_options.by_metric(arguments["settings"], names), flags)
     output = Output.choose(arguments["format_name"], names, arguments["table"], quiet=arguments["quiet"])
+    heatmaps = _heatmaps(arguments["heatmaps"], names, output)
     try:
         result = _measure(
             models,
@@ -121,6 +133,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         _draw_in_directory(result, quiet=arguments["quiet"])
     finally:
         output.write(result)
+    _print_heatmaps(result, heatmaps)
     if not arguments["quiet"]:
         _mention_unusable_plugins()
     return _report_failures(result, debug=arguments["debug"])
@@ -141,6 +154,27 @@ def _print_finished_models(error: BaseException, output: Output, out: str | None
         return
     output.write(partial_run)
     _report_failures(partial_run, debug=debug)
+
+
+def _heatmaps(targets: tuple[str, ...], names: Sequence[str], output: Output) -> list[HeadQuantity]:
+    """Return what `--heatmap` asks for, checked before anything is measured."""
+    if not targets:
+        return []
+    from phaselens.report.run_heatmap import HeadQuantity
+
+    if not output.is_terminal:
+        raise InputError("--heatmap draws on a terminal; leave --format and --table out")
+    return [HeadQuantity.find(target, {name: plugins().metric(name) for name in names}) for target in targets]
+
+
+def _print_heatmaps(run: Run, heatmaps: Sequence[HeadQuantity]) -> None:
+    if not heatmaps or sys.stdout is None:
+        return
+    from phaselens.report.run_heatmap import print_heatmaps
+    from phaselens.report.terminal_layout import console
+
+    for quantity in heatmaps:
+        print_heatmaps(run, quantity, console(sys.stdout))
 
 
 def _draw(run: Run, folder: str, *, quiet: bool) -> None:
