@@ -224,6 +224,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "default": "a", "help": "a", "unit": "nats", "minimum": 0.0, "maximum": 1.0, "choices": ("a",),
     },
     plugin.plugins: dict,
+    plugin.kind_of: lambda: {"metric": ValidMetric},
     plugin.require_metric: lambda: {"candidate": ValidMetric, "origin": "a"},
     runs.ModelSpec: lambda: {"source": "a", "label": "b", "revision": "c"},
     runs.Observer: dict,
