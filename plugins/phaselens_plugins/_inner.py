@@ -122,8 +122,9 @@ class InnerMetrics:
     def update(self, layer: LayerView) -> None:
         """Forward to each metric the points that it hooks."""
         for metric in self.metrics:
-            view = layer.private_copy(metric.hooks())
-            if view:
+            names = metric.hooks()
+            view = layer.private_copy(names)
+            if view and (view.has_all(names) or metric.partial_layers):
                 metric.update(view)
 
     def merge(self, other: InnerMetrics) -> None:

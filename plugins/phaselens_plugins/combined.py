@@ -69,6 +69,7 @@ class Combined(CausalMetric[CombinedParams]):
     """Metric of the loss with MLP output at BOS and large query and key cells removed: each, both, interaction."""
 
     name = "combined"
+    partial_layers = True  # the metric of the MLP reads layers without attention too
     version = "1"
     title = "MLP output at BOS and queries and keys, together"
     description = (

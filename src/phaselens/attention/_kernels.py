@@ -14,23 +14,41 @@ ROWS = 256
 
 
 def attend(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (out, lse) of the softmax over real keys; the caller adds sink logits.
+    """Return (out, lse) of the softmax over real keys; the caller adds sink logits and `Problem.row_shift`.
 
     out [batch, head, query, d_v] in v's dtype or wider, lse [batch, head, query] in `compute_dtype`; a query
     that sees nothing has out 0 and lse −inf.
     """
     if problem.softcap is not None or not _has_kernel(problem):
         return _key_blocks.attend(problem, v)
-    if problem.mask is None and (problem.window is None or problem.window >= problem.n_keys):
+    is_plain = problem.mask is None and problem.bias is None
+    sees_all_before = is_plain and (problem.window is None or problem.window >= problem.n_keys)
+    if sees_all_before and problem.hidden_keys is None:
         if problem.n_queries == problem.n_keys:
             return _fused(problem.q, problem.k, v, problem.scale, causal=True)
         if problem.n_queries == 1:
             return _fused(problem.q, problem.k, v, problem.scale)
+    if sees_all_before and _hides_first_key_only(problem):
+        return _attend_after_first(problem, v)
     return _attend_by_rows(problem, v)
+
+
+def _hides_first_key_only(problem: Problem) -> bool:
+    """Return whether key 0 is the only hidden key in every text, and the queries are those of the keys."""
+    keys = problem.hidden_keys
+    return keys is not None and 1 < problem.n_queries == problem.n_keys and bool((keys == 0).all())
+
+
+def _attend_after_first(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend without key 0, by one causal call on what remains; query 0 sees nothing."""
+    out, lse = _fused(problem.q[:, :, 1:], problem.k[:, :, 1:], v[:, :, 1:], problem.scale, causal=True)
+    return pad(out, (0, 0, 1, 0)), pad(lse, (1, 0), value=-torch.inf)
 
 
 def _has_kernel(problem: Problem) -> bool:
     device, dtype = problem.q.device, problem.q.dtype
+    if problem.bias is not None and dtype in (torch.float16, torch.bfloat16):
+        return False  # the kernel would round the bias
     if not problem.scale > 0:  # a kernel may scale after masking: 0 · −inf is NaN
         return False
     if device.type == "cpu":

@@ -12,6 +12,7 @@ from phaselens.attention._accumulators import (
     DistanceMass,
     KeyMass,
     MakeAccumulator,
+    OwnMass,
     ReceivedMass,
     RowEntropy,
     WindowMass,
@@ -34,6 +35,7 @@ class Summary:
     """The statistics that `summarise` computed; the others are None. float32, float64 for float64 inputs.
 
     sink: [batch, head, query], the mass of each query on one key, a fraction of 1.
+    itself: [batch, head, query], the mass of each query on its own key, a fraction of 1.
     entropy: [batch, head, query], nats.
     received: [batch, head, key], the mass each key receives, in queries.
     distance: [batch, head, distance], the mass given to keys `distance` positions back, in queries.
@@ -41,6 +43,7 @@ class Summary:
     """
 
     sink: Tensor | None = None
+    itself: Tensor | None = None
     entropy: Tensor | None = None
     received: Tensor | None = None
     distance: Tensor | None = None
@@ -53,6 +56,7 @@ def summarise(
     lse: Tensor,
     *,
     position: int | None = None,
+    itself: bool = False,
     entropy: bool = False,
     received: bool = False,
     distances: int | None = None,
@@ -61,8 +65,8 @@ def summarise(
     real: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Summary:
-    """Compute the requested statistics in one pass: `sink_mass` of `position`, `row_entropy`, `received_mass`,
-    `distance_mass` (distances 0 … `distances` − 1) and `refine_lse`.
+    """Compute the requested statistics in one pass: `sink_mass` of `position`, each query's mass on its own key
+    (`itself`), `row_entropy`, `received_mass`, `distance_mass` (distances 0 … `distances` − 1) and `refine_lse`.
 
     Arguments as in those functions; `real` [batch, query], True where a query is not a pad, replaces `lengths`.
     Entropy, received mass, sink and some distances together cost about one call of a fused kernel; the sink alone
@@ -77,7 +81,8 @@ def summarise(
     (True, [2.0833, 1.0833, 0.5833, 0.25])
     """
     problem = _checked_problem("summarise", q, k, lse, options)
-    for name, flag in (("entropy", entropy), ("received", received), ("refine", refine)):
+    flags = {"itself": itself, "entropy": entropy, "received": received, "refine": refine}
+    for name, flag in flags.items():
         require_flag(name, flag)
     if distances is not None:
         require_whole("distances", distances, 1)
@@ -97,15 +102,17 @@ def summarise(
         if not 0 <= position < problem.n_keys:
             raise ValueError(f"expected a position in 0 … {problem.n_keys - 1}, received {position}")
         # Independent of the other statistics requested, so that the last digits do not depend on them.
-        if not _has_exact_lse(q):
+        if not has_exact_lse(problem):
             makers["sink"] = lambda problem, real: KeyMass(problem, position)
+    if itself:
+        makers["itself"] = lambda problem, real: OwnMass(problem)
     if received:
         makers["received"] = ReceivedMass
     if distances is not None:
         makers["distance"] = _distance_maker(distances)
     if entropy:
         makers["entropy"] = lambda problem, real: RowEntropy(problem)
-    large = needs_float64(problem, lse)
+    large = needs_float64(problem, problem.relative(lse))
     sink = None
     if position is not None and "sink" not in makers:
         sink = _key_mass(problem, lse, large, position)
@@ -114,11 +121,15 @@ def summarise(
     return Summary(**{"sink": sink, "lse": refined, **dict(zip(makers, results, strict=True))})
 
 
-def _has_exact_lse(q: Tensor) -> bool:
+def has_exact_lse(problem: Problem) -> bool:
     """Return whether the fused kernel's log-sum-exp is exact enough to divide a single weight by.
 
-    In half precision, the CPU kernel computes its exponentials with an error of 6e-5.
+    In half precision, the CPU kernel computes its exponentials with an error of 6e-5. With a bias, a log-sum-exp may be
+    so large that float32 rounds it by as much.
     """
+    if problem.bias is not None:
+        return False
+    q = problem.q
     return q.device.type != "cpu" or q.dtype in (torch.float32, torch.float64)
 
 
@@ -214,9 +225,8 @@ def distance_mass(
     problem = _checked_problem("distance_mass", q, k, lse, options)
     real = real_queries(problem, lengths)
     if longest is None:
-        return accumulate(problem, lse, needs_float64(problem, lse), [_distance_maker(problem.n_keys)], real)[
-            0
-        ]
+        large = needs_float64(problem, problem.relative(lse))
+        return accumulate(problem, lse, large, [_distance_maker(problem.n_keys)], real)[0]
     require_whole("longest", longest, 1)
     return accumulate_band(
         problem, lse, longest, lambda whole_rows: _distance_maker(longest, whole_rows), real
@@ -279,8 +289,13 @@ def _refined(problem: Problem, lse: Tensor, large: Tensor) -> Tensor:
     if heads:
         lse = lse.clone()
     for batch, head in heads:
-        for block in key_blocks(problem.head(batch, head)):
-            lse[batch, head, slice(*block.rows)] = (block.total.log() + block.reference)[0, 0].to(lse.dtype)
+        precise = problem.head(batch, head)
+        for block in key_blocks(precise):
+            rows = slice(*block.rows)
+            exact = block.total.log() + block.reference
+            if precise.row_shift is not None:
+                exact = exact + precise.row_shift[:, :, rows]
+            lse[batch, head, rows] = exact[0, 0].to(lse.dtype)
     return lse
 
 

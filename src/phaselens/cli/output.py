@@ -74,6 +74,10 @@ class Output:
             InputError: for a table that no metric declares, or a format that cannot write a single table.
         """
         output_format = FORMATS[format_name]()
+        if output_format.is_binary and sys.stdout is not None and sys.stdout.isatty():
+            raise InputError(
+                f"--format {format_name} is binary; redirect it to a file: … > FILE.{format_name}"
+            )
         if table is not None and not isinstance(output_format, TableFormat):
             *format_names, last_name = sorted(table_formats())
             raise InputError(

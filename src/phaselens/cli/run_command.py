@@ -74,6 +74,7 @@ _POSITIVE = click.IntRange(min=1)
 @shared_options.device
 @shared_options.dtype
 @shared_options.positions
+@shared_options.adapter_scale
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the bootstrap intervals."
 )
@@ -104,9 +105,9 @@ _POSITIVE = click.IntRange(min=1)
 def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int:
     """Measure metrics on models, side by side, on the same texts.
 
-    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, a checkpoint folder, a plugin's
-    model or a hub id. The default is rope drope. Name a metric with -p; `phaselens run -p NAME --help` shows its
-    parameters, `phaselens plugins` lists all metrics.
+    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, a checkpoint folder, a GGUF file, a
+    plugin's model, a hub id, BASE+ADAPTER, or an adapter's folder. The default is rope drope. Name a metric with
+    -p; `phaselens run -p NAME --help` shows its parameters, `phaselens plugins` lists all metrics.
     """
     flags = metric_flags(ctx).values(arguments)
     names = shared_options.split_names(arguments["names"]) or metrics_in_files(ctx)
@@ -228,6 +229,7 @@ def _measure(
             dtype=arguments["dtype"],
             positions=shared_options.by_label(arguments["positions"]),
             seed=arguments["seed"],
+            adapter_scale=shared_options.adapter_scale_by_label(arguments["adapter_scales"]),
             observer=observer,
             out=arguments["out"],
             fresh=arguments["fresh"],

@@ -25,12 +25,17 @@ def file_digests(source: ModelSource) -> dict[str, str] | None:
     Raises:
         ModelError: for a path or package that is missing.
     """
-    folder = source.folder if source.folder is not None else _cached_folder(source)
-    if folder is None:
-        return None
-    digests = _folder_digests(folder)
-    if source.adapter is not None:
-        digests |= {f"adapter/{name}": digest for name, digest in _folder_digests(source.adapter).items()}
+    digests: dict[str, str] = {}
+    if source.gguf is not None:
+        digests = {source.gguf.name: sha256(source.gguf)}
+    else:
+        folder = source.folder if source.folder is not None else _cached_folder(source.base)
+        if folder is None:
+            return None
+        digests = _folder_digests(folder)
+    for adapter in (source.adapter, source.named_adapter):
+        if adapter is not None:
+            digests |= {f"adapter/{name}": digest for name, digest in _folder_digests(adapter).items()}
     return digests
 
 

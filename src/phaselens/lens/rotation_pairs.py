@@ -1,10 +1,11 @@
 """The pairs of dimensions that a model's rotation mixes, measured on the rotation itself.
 
 The basis vectors of a head go through every layer as queries and keys, in one forward. All tokens of its first row have
-position 0, those of each other row one far position. Between two rows each vector changes by the same linear map, the
-rotation from one position to the other. Its matrix [d_head, d_head] follows from the vectors, and its entries off the
-diagonal are the dimensions that it mixes. Nothing here depends on the family: that forward skips the norms of queries
-and keys, and a factor on the rotated dimensions (YaRN's, longrope's) is in every row.
+position 0, those of each other row position 1 or one far position. Between two rows each vector changes by the same
+linear map, the rotation from one position to the other. Its matrix [d_head, d_head] follows from the vectors, and its
+entries off the diagonal are the dimensions that it mixes; those from position 0 to 1 are the cosines and sines of the
+pairs' angles. Nothing here depends on the family: that forward skips the norms of queries and keys, and a factor on the
+rotated dimensions (YaRN's, longrope's) is in every row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,10 +49,25 @@ def read_rotated_pairs(lens: HookedTransformer, encodings: Sequence[str]) -> tup
         return (dropped,) * len(has_rotation)
     if not any(has_rotation):
         return (None,) * len(has_rotation)
+    rotated = _rotated(lens)
+    attentions = attention_layers(lens)
     return tuple(
-        _with_problem(pairs_of(states, lens.dtype)) if rotates else None
-        for states, rotates in zip(_rotated(lens), has_rotation, strict=True)
+        replace(
+            _with_problem(pairs_of(rotated[layer], lens.dtype)), factor=_attention_factor(attentions[layer])
+        )
+        if rotates
+        else None
+        for layer, rotates in enumerate(has_rotation)
     )
+
+
+def _attention_factor(attention: StreamingAttention) -> float | None:
+    """Return the factor of cos and sin, which cos has at position 0; None if there is no such one number."""
+    if attention.origin is None:
+        return None
+    cos, sin = attention.origin
+    factors = cos.unique().tolist()
+    return float(factors[0]) if len(factors) == 1 and not bool(sin.any()) else None
 
 
 def _with_problem(rotation: RotatedPairs) -> RotatedPairs:
@@ -64,8 +81,8 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
     """Return the pairs that mix, from the same vectors rotated to several positions.
 
     Args:
-        rotated: [position, sample, d_head], float64, each sample the same vector at every position. The samples are
-            basis vectors, or any vectors that span a head.
+        rotated: [position, sample, d_head], float64, each sample the same vector at every position, of which the first
+            two are 0 and 1. The samples are basis vectors, or any vectors that span a head.
         dtype: the dtype in which the rotation was computed; it bounds the rounding of vectors other than basis vectors.
 
     Returns:
@@ -87,20 +104,34 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
     if bool((mixes.sum(-1) > 1).any()):
         return RotatedPairs((), d_head, "the rotation mixes more than pairs of dimensions")
     pairs = [(low, high) for low, high in mixes.nonzero().tolist() if low < high]
-    return RotatedPairs(tuple(pairs), d_head)
+    step = matrices[:, 0]
+    angles = [math.atan2(float(step[low, high].abs()), float(step[low, low])) for low, high in pairs]
+    return RotatedPairs(tuple(pairs), d_head, angles=tuple(angles))
 
 
-def _rotated(lens: HookedTransformer) -> list[Tensor]:
-    """Rotate basis vectors in each layer, as queries and keys, to 0 and `FAR`: [position, sample, d_head], float64."""
+def _far_positions(lens: HookedTransformer) -> tuple[int, ...]:
+    """Return far positions that the model has: a rotation that is not given as cos and sin may be a table of them."""
+    n_ctx = families.n_ctx_of(lens.original_model)
+    is_table = any(attention.origin is None for attention in attention_layers(lens).values())
+    if n_ctx is None or not is_table:
+        return FAR
+    return tuple(min(position, n_ctx - 1 - index) for index, position in enumerate(FAR))
+
+
+def _rotated(lens: HookedTransformer) -> dict[int, Tensor]:
+    """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and far positions.
+
+    Returns:
+        By layer, [position, sample, d_head], float64.
+    """
     attentions = attention_layers(lens)
-    module = attentions[0].original_component
-    d_head, n_heads = families.d_head_of(module), families.n_heads_of(module)
-    n_tokens = math.ceil(1.25 * d_head / (n_heads + families.n_kv_heads_of(module)))
-    ids = torch.tensor([0, *FAR], device=lens.device)[:, None].repeat(1, n_tokens)
+    all_facts = [attention.facts for attention in attentions.values()]
+    n_tokens = max(math.ceil(1.25 * facts.d_head / (facts.n_heads + facts.n_kv_heads)) for facts in all_facts)
+    ids = torch.tensor([0, 1, *_far_positions(lens)], device=lens.device)[:, None].repeat(1, n_tokens)
     generator = torch.Generator().manual_seed(0)
     rotated: dict[tuple[int, str], Tensor] = {}
 
-    def put_basis(first_dimension: int) -> HookFunction:
+    def put_basis(first_dimension: int, d_head: int) -> HookFunction:
         def put(value: Tensor, hook: object) -> Tensor:
             n_vectors = value[0].numel() // d_head
             vectors = torch.eye(d_head)[(first_dimension + torch.arange(n_vectors)) % d_head]
@@ -115,19 +146,22 @@ def _rotated(lens: HookedTransformer) -> list[Tensor]:
         return lambda value, hook: rotated.__setitem__((layer, point), value)
 
     hooks: list[Hook] = []
-    for layer, attention in enumerate(attentions):
-        if _splits_queries_and_keys(attention):
-            hooks.append((in_layer(layer, "attn.hook_q"), put_basis(0)))
-            hooks.append((in_layer(layer, "attn.hook_k"), put_basis(n_heads * n_tokens)))
+    for layer, attention in attentions.items():
+        facts = attention.facts
+        if _splits_queries_and_keys(lens, layer, attention):
+            hooks.append((in_layer(layer, "attn.hook_q"), put_basis(0, facts.d_head)))
+            hooks.append((in_layer(layer, "attn.hook_k"), put_basis(facts.n_heads * n_tokens, facts.d_head)))
         else:
             hooks.append((in_layer(layer, "hook_in"), put_random))
         hooks += [(in_layer(layer, f"attn.{point}"), keep(layer, point)) for point in ROTATED_POINTS]
-    with _without_norms(attentions):
+    with _without_norms(list(attentions.values())):
         probe(lens, torch.zeros_like(ids), hooks, position_ids=ids)
-    return [
-        torch.cat([rotated[layer, point].flatten(1, 2) for point in ROTATED_POINTS], dim=1).cpu().double()
-        for layer in range(len(attentions))
-    ]
+    return {
+        layer: torch.cat([rotated[layer, point].flatten(1, 2) for point in ROTATED_POINTS], dim=1)
+        .cpu()
+        .double()
+        for layer in attentions
+    }
 
 
 def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:
@@ -136,8 +170,10 @@ def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.device, like.dtype).expand_as(like).clone()
 
 
-def _splits_queries_and_keys(attention: StreamingAttention) -> bool:
+def _splits_queries_and_keys(lens: HookedTransformer, layer: int, attention: StreamingAttention) -> bool:
     """Return whether hook_q and hook_k can be edited: they cannot if one projection of unknown layout gives both."""
+    if any(lens.find_hook(in_layer(layer, f"attn.{point}")) is None for point in ("hook_q", "hook_k")):
+        return False
     if "qkv" not in attention.submodules:
         return True
     try:
@@ -159,9 +195,10 @@ def _drope_rotation(lens: HookedTransformer) -> RotatedPairs | None:
     )
     if d_rotary is None:
         return None
-    angles = torch.arange(1, d_rotary // 2 + 1, dtype=torch.float64) / d_rotary
+    distinct_angles = torch.arange(1, d_rotary // 2 + 1, dtype=torch.float64) / d_rotary
     vectors = torch.eye(d_rotary, dtype=torch.float64)
-    return pairs_of(torch.stack([vectors, drope.rotate(vectors, angles)]), torch.float64)
+    rotation = pairs_of(torch.stack([vectors, drope.rotate(vectors, distinct_angles)]), torch.float64)
+    return replace(rotation, angles=drope.base_angles(lens.original_model.config, d_rotary), factor=1.0)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ class KernelOptions(TypedDict):
     mask: Tensor | None
     softcap: float | None
     sink_logits: Tensor | None
+    bias: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class KeySlots:
         """Return the slot of an absolute position in each text, −1 for none; one entry if all texts agree."""
         return [position] if self.rows is None else self.rows.slots_at(position)
 
+    def key_indices(self, positions: Tensor) -> Tensor:
+        """Return the indices of the keys at absolute positions [batch or 1, n], by text; −1 for a position without a
+        key, which the text does not have or the cache has dropped."""
+        slots = positions if self.rows is None else self.rows.slots_of(positions)
+        indices = slots - self.n_dropped
+        return torch.where((slots >= 0) & (indices >= 0) & (indices < self.n_kept), indices, -1)
+
     def require_served(self, statistics: Sequence[str]) -> None:
         """Raise InputError for statistics that are undefined under the mask of this call."""
         for statistic in statistics:
@@ -65,11 +73,13 @@ class KeySlots:
         return keys[:, :, : self.n_kept]
 
     def crop_mask(self, options: KernelOptions) -> KernelOptions:
-        """Return the softmax options with a mask for the filled slots only."""
-        mask = options["mask"]
-        if mask is None or mask.shape[-1] == self.n_kept:
-            return options
-        return {**options, "mask": mask[..., : self.n_kept]}
+        """Return the softmax options with a mask and a bias for the filled slots only."""
+        mask, bias = options["mask"], options["bias"]
+        if mask is not None and mask.shape[-1] != self.n_kept:
+            mask = mask[..., : self.n_kept]
+        if bias is not None and bias.shape[-1] != self.n_kept:
+            bias = bias[..., : self.n_kept]
+        return {**options, "mask": mask, "bias": bias}
 
     def with_dropped(self, by_key: Tensor, value: float) -> Tensor:
         """Return a tensor [..., key] with a column for each slot so far, `value` in those whose keys were dropped."""

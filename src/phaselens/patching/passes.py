@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError
 from phaselens.lens.points import Hook, is_logits, layer_of
-from phaselens.patching.targets import row_axis
+from phaselens.patching.targets import naming_keys, row_axis
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
 
 
-def capture_hook(name: str, activations: dict[str, Tensor]) -> Hook:
-    """Return a hook that copies the activation at a point into `activations`, by its name."""
+def capture_hook(name: str, activations: dict[str, Tensor], keys: tuple[int, ...] | None = None) -> Hook:
+    """Return a hook that copies the activation at a point into `activations`; `keys` as in `naming_keys`."""
 
     def copy(value: Tensor, hook: object) -> None:
         activations[name] = value.detach().clone()
 
-    return name, copy
+    return name, naming_keys(name, copy, keys)
 
 
 def hooks_from_layer(hooks: Iterable[Hook], first_layer: int) -> list[Hook]:
@@ -47,12 +47,21 @@ class LayerwiseRun:
         self.lens = lens
         self.hooks = hooks
         self.layer = 0
+        self._tokens = tokens
+        self._can_resume = lens.resume_problem is None
         # Stopping before a layer already fires the first hook point of that layer, so its hooks are left out.
         self.residual = lens.stream(tokens, hooks_in_layer(hooks, None), stop_at_layer=0)
 
     def advance(self, listeners: Sequence[Hook] = ()) -> None:
         """Run the current layer, with its edits and `listeners`, and move to the next one."""
         hooks = [*hooks_in_layer(self.hooks, self.layer), *listeners]
+        if not self._can_resume:
+            below = [
+                hook for hook in self.hooks if (layer := layer_of(hook[0])) is None or layer < self.layer
+            ]
+            self.lens.stream(self._tokens, [*below, *hooks])
+            self.layer += 1
+            return
         next_residual = self.lens.stream(
             residual=self.residual, start_at_layer=self.layer, stop_at_layer=self.layer + 1, hooks=hooks
         )
@@ -62,6 +71,8 @@ class LayerwiseRun:
 
     def resume(self, hooks: Sequence[Hook], batch_size: int) -> Tensor:
         """Return logits [batch, pos, d_vocab] of the pass from the current layer on, with `hooks` after the edits."""
+        if not self._can_resume:
+            return self.lens.stream(self._tokens.expand(batch_size, -1), [*self.hooks, *hooks], unembed=True)
         return self.lens.stream(
             residual=self.residual.expand(batch_size, -1, -1),
             start_at_layer=self.layer,
@@ -70,14 +81,16 @@ class LayerwiseRun:
         )
 
 
-def capture_activations(lens: HookedTransformer, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the activations [1, …] at these points in an unedited pass.
+def capture_activations(
+    lens: HookedTransformer, tokens: Tensor, names: Sequence[str], keys: tuple[int, ...] | None = None
+) -> dict[str, Tensor]:
+    """Return the activations [1, …] at these points in an unedited pass; `keys` as in `naming_keys`.
 
     Raises:
         InputError: for a point that does not fire, or that has no row for each position.
     """
     activations: dict[str, Tensor] = {}
-    hooks = [capture_hook(name, activations) for name in names]
+    hooks = [capture_hook(name, activations, keys) for name in names]
     lens.stream(tokens, hooks, unembed=any(map(is_logits, names)))
     shapes = {name: list(activation.shape) for name, activation in activations.items()}
     _check_shapes(lens, shapes, names, tokens.shape[1])

@@ -31,6 +31,7 @@ from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
 from phaselens.plugin.params import Params, ParamSpec, param
 from phaselens.plugin.registry import RegisteredPlugin
+from phaselens.plugin.sequences import TokenSequence
 from phaselens.plugin.state_codec import DamagedState
 from phaselens.plugin.state_files import read_state, write_state
 from phaselens.plugin.states import NestedState
@@ -80,6 +81,7 @@ __all__ = [
     "TaskPrompt",
     "Text",
     "TextOutcome",
+    "TokenSequence",
     "hookimpl",
     "in_layer",
     "interval_help",

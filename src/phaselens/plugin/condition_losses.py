@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import require_kind
-from phaselens.plugin.conditions import BASELINE, Condition, ConditionKey, TextOutcome
+from phaselens.plugin.conditions import BASELINE, Condition, ConditionGroup, ConditionKey, TextOutcome
 from phaselens.plugin.states import restored
 
 if TYPE_CHECKING:
@@ -153,11 +153,11 @@ class Losses:
         return None
 
     @property
-    def repeats(self) -> dict[tuple[str, int | None], list[Condition]]:
-        """Conditions grouped by name and layer, in order; those of one group differ only in their seed."""
-        groups: dict[tuple[str, int | None], list[Condition]] = {}
+    def repeats(self) -> dict[ConditionGroup, list[Condition]]:
+        """Conditions grouped by name, layer and head, in order; those of one group differ only in their seed."""
+        groups: dict[ConditionGroup, list[Condition]] = {}
         for condition in self.conditions.values():
-            groups.setdefault((condition.name, condition.layer), []).append(condition)
+            groups.setdefault(condition.group, []).append(condition)
         return groups
 
     @property

@@ -12,9 +12,10 @@ from phaselens.lens.points import N_DISTANCES, depends_on_sink_position
 from phaselens.plugin import params as parameters
 from phaselens.plugin.author_errors import UnknownName, author_error, describe_value, source_location
 from phaselens.plugin.display import Display, FigurePanel
+from phaselens.plugin.sequences import TokenSequence
 from phaselens.plugin.states import attributes_to_store, plain_copy, restored
 from phaselens.plugin.tables import Table, TableSpec
-from phaselens.plugin.views import LayerView, PerText
+from phaselens.plugin.views import Batch, LayerView, PerText
 from phaselens.plugin.warning import MetricWarning
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class Metric(ABC, Generic[P]):
     tables: ClassVar[tuple[TableSpec, ...]]
     display: ClassVar[Display | None] = None
     plots: ClassVar[bool] = False
+    #: Whether `update` also gets layers of which the model lacks some of the points (a hybrid's layer without
+    #: attention). By default such a layer is left out, and its values are missing.
+    partial_layers: ClassVar[bool] = False
     #: Panels that the metric contributes to figure sets, which several metrics make up together.
     figure_panels: ClassVar[tuple[FigurePanel, ...]] = ()
 
@@ -82,6 +86,21 @@ class Metric(ABC, Generic[P]):
     def hooks(self) -> Sequence[str]:
         """Return the names of the hook points to read. `{layer}` in a name means every layer:
         `blocks.{layer}.attn.hook_sink`."""
+
+    def sequences(self, texts: Batch, tokenizer: Any) -> Sequence[TokenSequence] | None:
+        """Return token sequences to read instead of the run's texts, or None for the run's texts.
+
+        Called once before the first update. `texts` holds all texts of the run; do not change its tensors. The
+        sequences can be variants of them, with other tokens, or prompts of the metric's own, made by
+        `Encoder(tokenizer, bos=self.model.bos, bos_token_id=self.model.bos_token_id)`. `update` then receives batches
+        whose `texts` are the sequences' ids, and whose `indices` are their places in this list.
+        """
+        return None
+
+    @classmethod
+    def reads_own_sequences(cls) -> bool:
+        """Return whether the metric defines `sequences`."""
+        return cls.sequences is not Metric.sequences
 
     @abstractmethod
     def update(self, layer: LayerView) -> None:

@@ -146,6 +146,10 @@ class LayerView(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self.activations)
 
+    def has_all(self, names: Collection[str]) -> bool:
+        """Return whether the view has every point of its layer in `names`, as the metric's `hooks()` returns them."""
+        return all(point in self for point in points_in_layer(names, self.index))
+
     def private_copy(self, names: Collection[str]) -> LayerView:
         """Return a copy of the layer with only the points in `names`, for a metric inside this one. Writing to its
         tensors does not change this view. Names are those of this view, or those that the metric's `hooks()` returns.
@@ -171,6 +175,8 @@ class PerText:
         self._hashes: dict[int, str] = {}
         self._lengths: dict[int, int] = {}
         self._values: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+        #: The number of layers of the model, where some of them have no values; 0 where all layers have.
+        self.n_layers = 0
 
     def add(self, layer: LayerView, **values: Tensor) -> None:
         """Keep `values`, each [batch, …] and complete for these texts and this layer.
@@ -204,6 +210,7 @@ class PerText:
         self._ids.update(other._ids)
         self._hashes.update(other._hashes)
         self._lengths.update(other._lengths)
+        self.n_layers = max(self.n_layers, other.n_layers)
         for name, values in other._values.items():
             self._values.setdefault(name, {}).update(values)
 
@@ -217,6 +224,7 @@ class PerText:
             for name, rows in self._values.items()
         }
         return {
+            "n_layers": self.n_layers,
             "indices": np.array(indices, dtype=np.int64),
             "ids": list(self._ids.values()),
             "hashes": [self._hashes[index] for index in indices],
@@ -227,6 +235,7 @@ class PerText:
     def load_state(self, tree: Mapping[str, Any]) -> None:
         """Restore what `state` returned, in place of everything collected so far."""
         require_kind("tree", tree, Mapping, "as PerText.state returns it")
+        self.n_layers = int(tree["n_layers"])
         indices = tree["indices"].tolist()
         self._ids = dict(zip(indices, tree["ids"], strict=True))
         self._hashes = dict(zip(indices, tree["hashes"], strict=True))
@@ -255,6 +264,10 @@ class PerText:
         hashes = [self._hashes[index] for index in sorted(self._ids)]
         return sorted(range(len(hashes)), key=hashes.__getitem__)
 
+    def layers(self, name: str) -> list[int]:
+        """Return the layers that have values under `name`."""
+        return sorted({layer for _, layer in self._values.get(name, {})})
+
     def stack(self, name: str) -> np.ndarray:
         """Return all values under `name`: float64 [text, layer, …], with NaN for a layer without a value.
 
@@ -269,7 +282,7 @@ class PerText:
                 f"per_text.stack({name!r}): it holds {names}; add values by per_text.add(layer, {name}=tensor)"
             )
         values = self._values[name]
-        layers = 1 + max(layer for _, layer in values)
+        layers = max(self.n_layers, 1 + max(layer for _, layer in values))
         missing = np.full_like(next(iter(values.values())), np.nan)
         return np.stack(
             [

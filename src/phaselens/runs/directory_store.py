@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phaselens.plugin import DamagedState, Metric, NestedState, read_state, write_state
-from phaselens.plugin.state_codec import encode_state
-from phaselens.runs.model_description import digest_of, shard_as_dict, shard_from_dict
+from phaselens.plugin import DamagedState, NestedState, read_state, write_state
+from phaselens.runs.model_description import shard_as_dict, shard_from_dict
 from phaselens.runs.result import Failure
 from phaselens.runs.run_directory import RunDirectory, slug
 from phaselens.runs.shard_parts import ShardPart
-from phaselens.runs.shard_store import CONDITIONS, ConditionsPlan, ShardStore, TaskPlan, WorkUnit
+from phaselens.runs.shard_store import CONDITIONS, PhasePlan, ShardStore, TaskPlan, WorkUnit
+from phaselens.runs.shards import digest_of
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,19 @@ class DirectoryStore(ShardStore):
     def __init__(self, directory: RunDirectory, model: ModelKey) -> None:
         self._directory = directory
         self._model = model
-        #: Digest of the metrics' states after all observations, on which the conditions depend.
-        self._observed = ""
+        #: Digest of what the units of each phase follow from, besides the model and their own content.
+        self._bases: dict[str, str] = {}
         self.damaged: list[str] = []
         self.n_saved = 0
 
     def name(self, unit: WorkUnit) -> str:
         """Return the path of a unit's file in the directory."""
-        observed = self._observed if unit.phase == CONDITIONS else ""
+        # The run's texts follow from nothing, but sequences and conditions do.
+        basis = self._bases[unit.phase] if unit.phase == CONDITIONS or unit.texts_of else ""
         digest = digest_of(
-            [self._model.digest, unit.phase, observed, unit.prompts_of, unit.key, unit.shard.batches]
+            [self._model.digest, unit.phase, basis, unit.texts_of, unit.key, unit.shard.batches]
         )
-        phase = f"{unit.phase}.{slug(unit.prompts_of)}" if unit.prompts_of else unit.phase
+        phase = f"{unit.phase}.{slug(unit.texts_of)}" if unit.texts_of else unit.phase
         return f"shards/{self._model.prefix}.{phase}.{unit.shard.index:05d}.{digest[:16]}.safetensors"
 
     def load(self, unit: WorkUnit) -> dict[str, ShardPart] | None:
@@ -75,45 +76,43 @@ class DirectoryStore(ShardStore):
         self._write(self.name(unit), tree, phase=unit.phase, shard=str(unit.shard.index))
         self.n_saved += 1
 
-    def load_plan(self, observed: Mapping[str, Metric[Any]]) -> ConditionsPlan | None:
-        self._observed = digest_of(
-            {name: encode_state(NestedState(metric.state())).digest for name, metric in observed.items()}
-        )
-        tree = self._read(self._plan_name)
+    def load_plan(self, phase: str, basis: str) -> PhasePlan | None:
+        self._bases[phase] = basis
+        tree = self._read(self._plan_name(phase))
         if tree is None:
             return None
         tasks = tuple(
             TaskPlan(
+                phase,
                 tuple(task["names"]),
                 tuple(shard_from_dict(index, shard) for index, shard in enumerate(task["shards"])),
                 tuple(task["keys"]),
                 task["n_forwards"],
-                task["prompts_of"],
+                task["texts_of"],
             )
             for task in tree["tasks"]
         )
         failures = {name: Failure(**failure) for name, failure in tree["failures"].items()}
-        return ConditionsPlan(tasks, tree["states"], failures)
+        return PhasePlan(tasks, tree["states"], failures)
 
-    def save_plan(self, plan: ConditionsPlan) -> None:
+    def save_plan(self, phase: str, plan: PhasePlan) -> None:
         tasks = [
             {
                 "names": list(task.names),
                 "shards": [shard_as_dict(shard) for shard in task.shards],
                 "keys": list(task.keys),
                 "n_forwards": task.n_forwards,
-                "prompts_of": task.prompts_of,
+                "texts_of": task.texts_of,
             }
             for task in plan.tasks
         ]
         failures = {name: failure.as_dict() for name, failure in plan.failures.items()}
         tree = {"tasks": tasks, "states": NestedState(plan.states), "failures": failures}
-        self._write(self._plan_name, tree, phase="plan", shard="")
+        self._write(self._plan_name(phase), tree, phase=phase)
 
-    @property
-    def _plan_name(self) -> str:
-        digest = digest_of([self._model.digest, "plan", self._observed])
-        return f"shards/{self._model.prefix}.plan.{digest[:16]}.safetensors"
+    def _plan_name(self, phase: str) -> str:
+        digest = digest_of([self._model.digest, "plan", phase, self._bases[phase]])
+        return f"shards/{self._model.prefix}.{phase}-plan.{digest[:16]}.safetensors"
 
     def _read(self, name: str) -> NestedState | None:
         """Return the state in a file; None for a file that is missing or damaged."""

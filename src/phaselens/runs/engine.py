@@ -20,6 +20,7 @@ from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.observer import Observer
 from phaselens.runs.result import MetricResult
 from phaselens.runs.run_options import SelectedMetric
+from phaselens.runs.sequences import plan_all_sequences, read_sequences
 from phaselens.runs.shard_work import MeasuredModel, ShardWork
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS, cut_shards
 
@@ -73,8 +74,11 @@ def measure_loaded(
     work = ShardWork(model, factory, shards, sizes, observer=observer)
     active_metrics = work.construct(results)
     observes = any(active.points for active in active_metrics.values())
-    metrics = work.measure(active_metrics, results, observes=observes, unused=active_metrics)
-    return tables_of_metrics(metrics, results)
+    without_values = [name for name, active in active_metrics.items() if not active.has_values]
+    metrics = work.measure(
+        active_metrics, results, observes=observes, without_values=without_values, unused=active_metrics
+    )
+    return tables_of_metrics(metrics, results, without_values)
 
 
 def feed_metric(
@@ -94,7 +98,11 @@ def feed_metric(
     result = MetricResult(type(metric), metric.params, "")
     require_definition(type(metric), metric.params)
     active = activate(lens, metric, result)
-    for indices in batches:
+    fed = sorted(index for indices in batches for index in indices)
+    plans = plan_all_sequences(lens, [active], tokenized_texts, fed)
+    for plan in plans.values():
+        read_sequences(lens, active, plan, plan.batches, Observer())
+    for indices in [] if plans else batches:
         forward(lens, make_batch(lens, tokenized_texts, indices), [active], active.sink_position)
     _raise_failures(result)
 

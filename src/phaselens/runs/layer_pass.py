@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
-from phaselens.lens.points import depends_on_sink_position, in_each_layer, is_logits, layer_and_point
+from phaselens.lens.points import depends_on_sink_position, is_logits
 from phaselens.plugin import Batch, LayerView, Metric
 from phaselens.plugin.return_checks import hook_names, require_constructed
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import out_of_memory_explained
+from phaselens.runs.layer_points import points_to_read
 from phaselens.runs.result import MetricResult
 from phaselens.runs.weights import copied_projection, copied_weight
 
@@ -29,22 +30,10 @@ def activate(lens: HookedTransformer, metric: Metric[Any], result: MetricResult)
         InputError: for a hook point that the model does not have.
     """
     require_constructed(metric)
-    points = _points(lens, hook_names(metric))
+    points = points_to_read(lens, metric, hook_names(metric))
+    if points is None:
+        return ActiveMetric(metric, result, has_values=False)
     return ActiveMetric(metric, result, points, metric.sink_position, metric.n_distances)
-
-
-def _points(lens: HookedTransformer, patterns: Sequence[str]) -> dict[str, tuple[int | None, str]]:
-    """Map hook names with `{layer}` filled in to (layer, name within the layer).
-
-    Raises:
-        InputError: for a hook point that the model does not have.
-    """
-    points: dict[str, tuple[int | None, str]] = {}
-    for pattern in patterns:
-        for name in in_each_layer(pattern, lens.info.n_layers):
-            lens.require_hook(name)
-            points[name] = layer_and_point(name)
-    return points
 
 
 def group_by_pass(active_metrics: Sequence[ActiveMetric]) -> dict[int, list[ActiveMetric]]:

@@ -61,6 +61,7 @@ def run(
     dtype: str | torch.dtype = "auto",
     positions: Mapping[str, str] | None = None,
     seed: int = 0,
+    adapter_scale: float | Mapping[str, float] | None = None,
     observer: Observer | None = None,
     out: Source | None = None,
     fresh: bool = False,
@@ -86,6 +87,7 @@ def run(
         device, dtype, positions: as in `phaselens.load`, for models named by text; `positions` is by label. A model
             that is already loaded must agree with them.
         seed: seed of the bootstrap intervals.
+        adapter_scale: as in `phaselens.load`, for all models of the form `BASE+ADAPTER`, or by label.
         observer: receives the progress of the run.
         out: a directory for the run: its record, the results of finished shards, and its tables. A run that was
             interrupted continues there, if nothing that determines its numbers has changed. None writes nothing.
@@ -114,6 +116,7 @@ def run(
         dtype=_dtype_name(dtype),
         positions={} if positions is None else positions,
         seed=seed,
+        adapter_scale=adapter_scale,
     )
     selected_metrics = select_metrics(metrics)
     parsed_models = _parsed_models(models)

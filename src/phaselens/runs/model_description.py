@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ class ModelDescription:
         keys: a digest of the content of each shard.
         failures: why metrics cannot be made for the model, by metric.
         observes: whether any metric reads the unedited model.
+        without_values: the warnings of the metrics whose hook points the model lacks, each with its code, by metric.
         empty_states: a digest of each metric's state before any text, by metric: it tells whether a file that the
             metric reads has changed.
     """
@@ -45,6 +45,7 @@ class ModelDescription:
     keys: list[str]
     failures: dict[str, Failure]
     observes: bool
+    without_values: dict[str, list[tuple[str, str]]]
     empty_states: dict[str, str]
 
     @classmethod
@@ -57,11 +58,17 @@ class ModelDescription:
         failures: dict[str, Failure] = {}
         empty_states: dict[str, str] = {}
         observes = False
+        without_values: dict[str, list[tuple[str, str]]] = {}
         for name in factory.selected:
             result = factory.empty_result(name)
             with guarded(result, session.label, "construct"):
                 factory.require_definition(name)
-                observes |= bool(activate(lens, factory.new(name), result).points)
+                active = activate(lens, factory.new(name), result)
+                observes |= bool(active.points)
+                if not active.has_values:
+                    without_values[name] = [
+                        (str(warning), warning.code) for warning in active.metric.warnings
+                    ]
             if not result.failures:
                 with guarded(result, session.label, "state"):
                     empty_states[name] = encode_state(factory.empty_state(name)).digest
@@ -77,6 +84,7 @@ class ModelDescription:
             [shard_key(texts, shard) for shard in shards],
             failures,
             observes,
+            without_values,
             empty_states,
         )
 
@@ -96,6 +104,7 @@ class ModelDescription:
             ],
             "failures": {name: failure.as_dict() for name, failure in self.failures.items()},
             "observes": self.observes,
+            "without_values": self.without_values,
             "empty_states": self.empty_states,
             "adapter": [name for name in self.record.info.files if name.startswith("adapter/")] or None,
             # The values above are for people; this is the same information without loss.
@@ -121,6 +130,10 @@ class ModelDescription:
             [shard["key"] for shard in values["shards"]],
             {name: Failure(**failure) for name, failure in values["failures"].items()},
             values["observes"],
+            {
+                name: [(text, code) for text, code in warnings]
+                for name, warnings in values["without_values"].items()
+            },
             values["empty_states"],
         )
 
@@ -133,11 +146,6 @@ def shard_as_dict(shard: Shard) -> dict[str, Any]:
 def shard_from_dict(index: int, values: Mapping[str, Any]) -> Shard:
     """Return the shard that `shard_as_dict` returned."""
     return Shard(index, tuple(values["texts"]), tuple(map(tuple, values["batches"])), values["n_tokens"])
-
-
-def digest_of(value: object) -> str:
-    """Return the sha256 of a value of plain JSON values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def as_json(value: object) -> Any:

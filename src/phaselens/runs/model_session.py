@@ -65,6 +65,7 @@ class ModelSession:
             bos=self._options.bos or "auto",
             device=self._options.device,
             dtype=self._options.dtype,
+            adapter_scale=self._options.adapter_scale_of(self.label, spec),
         )
 
     @cached_property

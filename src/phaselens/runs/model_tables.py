@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from phaselens.plugin import Metric, MetricWarning, Table
@@ -12,15 +12,21 @@ from phaselens.runs.result import MetricResult
 
 
 def tables_of_metrics(
-    metrics: Mapping[str, Metric[Any]], results: Mapping[str, MetricResult]
+    metrics: Mapping[str, Metric[Any]],
+    results: Mapping[str, MetricResult],
+    without_values: Collection[str] = (),
 ) -> tuple[dict[str, Mapping[str, Table]], list[MetricWarning]]:
-    """Return the metrics' tables by metric, and their warnings; record the failure of one that cannot make them."""
+    """Return the metrics' tables by metric, and their warnings; record the failure of one that cannot make them.
+
+    The tables of the metrics in `without_values`, whose hook points the model lacks, are empty.
+    """
     tables: dict[str, Mapping[str, Table]] = {}
     warnings: list[MetricWarning] = []
     for name, metric in metrics.items():
         label = metric.model.label
         with guarded(results[name], label, "compute"):
-            tables[name] = tables_of(metric)
+            empty = {spec.name: spec.build([]) for spec in metric.tables}
+            tables[name] = empty if name in without_values else tables_of(metric)
             for message in _non_finite_warnings(tables[name]):
                 metric.warn(message)
         warnings.extend(MetricWarning(warning).prefixed(f"{name}: {label}") for warning in metric.warnings)

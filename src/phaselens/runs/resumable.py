@@ -11,7 +11,7 @@ from phaselens.errors import InputError
 from phaselens.plugin import MetricWarning
 from phaselens.runs.directory_store import DirectoryStore, ModelKey
 from phaselens.runs.metric_factory import MetricFactory
-from phaselens.runs.model_description import ModelDescription, digest_of
+from phaselens.runs.model_description import ModelDescription
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.observer import Observer
@@ -20,6 +20,7 @@ from phaselens.runs.run_directory import RECORD, RunDirectory
 from phaselens.runs.run_options import RunOptions, SelectedMetric
 from phaselens.runs.run_record import differences, now, record_request, record_run
 from phaselens.runs.shard_work import ShardWork
+from phaselens.runs.shards import digest_of
 
 
 class ResumableRun:
@@ -116,8 +117,17 @@ class ResumableRun:
             work = self.work(session, description, store, observer)
             for name, failure in description.failures.items():
                 result.metrics[name].failures.append(failure)
-            metrics = work.measure(description.names, result.metrics, observes=description.observes)
-            tables, warnings = tables_of_metrics(metrics, result.metrics)
+            without_values = description.without_values
+            metrics = work.measure(
+                description.names,
+                result.metrics,
+                observes=description.observes,
+                without_values=without_values,
+            )
+            for name in without_values.keys() & metrics.keys():
+                for text, code in without_values[name]:
+                    metrics[name].warn(text, code or None)
+            tables, warnings = tables_of_metrics(metrics, result.metrics, without_values)
             notes = [f"{name} was damaged, and was computed again" for name in store.damaged]
             result.add_model(
                 description.record,

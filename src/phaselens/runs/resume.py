@@ -15,6 +15,7 @@ from phaselens.lens.points import (
     in_layer,
     is_after_attention,
     is_after_mlp,
+    is_after_rotation,
     is_in_final_norm,
     layer_and_point,
 )
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
-    from phaselens.lens.components import AttentionReplay
+    from phaselens.lens.components import AttentionReplay, KernelReplay
 
 FROM_TOKENS = -1
 
@@ -78,6 +79,12 @@ def _keeps_attention(branch: Branch, layer: int) -> bool:
     return bool(points) and all(map(is_after_attention, points))
 
 
+def _keeps_kernels(branch: Branch, layer: int) -> bool:
+    """Whether queries, keys and values of `layer`, the branch's lowest, are computed as in the unedited model."""
+    points = _edited_points(branch, layer)
+    return bool(points) and all(map(is_after_rotation, points))
+
+
 def _keeps_mlp(branch: Branch, layer: int) -> bool:
     """Whether `layer`, the branch's lowest, is edited only after its MLP, so that it need not run again."""
     points = _edited_points(branch, layer)
@@ -99,6 +106,7 @@ class BaselinePass:
         import torch
 
         self._lens = lens
+        self._can_resume = lens.resume_problem is None
         self._batch = batch
         #: `_residual` [batch, pos, d_model] enters this layer.
         self._layer = 0
@@ -121,19 +129,24 @@ class BaselinePass:
 
     def final_output(self) -> Tensor:
         """Return the unedited model's final norm output [batch, pos, d_model]."""
+        if not self._can_resume:
+            return self._stream(self._batch.tokens)
         n_layers = self._lens.info.n_layers
         return self._stream(residual=self.advance_to(n_layers), start_at_layer=n_layers)
 
     def forwards(self, lowest: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Forward]]:
         """Yield the forward of each branch whose lowest layer is `lowest`; they must be run in this order."""
-        if lowest == FROM_TOKENS:
+        if lowest == FROM_TOKENS or not self._can_resume:
             yield from ((branch, functools.partial(self._from_tokens, branch)) for branch in branches)
             return
         self.advance_to(lowest)
         sharing_attention = []
+        kernels = self._lens.kernel_replay(lowest) if lowest < self._lens.info.n_layers else None
         for branch in branches:
             if _keeps_attention(branch, lowest):
                 sharing_attention.append(branch)
+            elif kernels is not None and _keeps_kernels(branch, lowest):
+                yield branch, functools.partial(self._replayed, branch, kernels)
             else:
                 yield branch, functools.partial(self._resumed, branch)
         if sharing_attention:
@@ -178,8 +191,8 @@ class BaselinePass:
                 yield branch, functools.partial(self._replayed, branch, replay)
         self._residual, self._layer = residual_above, layer + 1
 
-    def _replayed(self, branch: Branch, replay: AttentionReplay) -> Tensor:
-        """Run a forward from the current layer on, with the stored output of that layer's attention."""
+    def _replayed(self, branch: Branch, replay: AttentionReplay | KernelReplay) -> Tensor:
+        """Run a forward from the current layer on, with the stored results of that layer's attention."""
         with replay:
             return self._resumed(branch)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from phaselens.plugin import Metric, NestedState
+from phaselens.plugin import NestedState
 from phaselens.runs.result import Failure
 from phaselens.runs.shard_parts import ShardPart
 from phaselens.runs.shards import Shard
@@ -18,45 +17,45 @@ OBSERVATIONS, CONDITIONS = "observations", "conditions"
 class WorkUnit:
     """A piece of work whose result is one file: one phase of one shard.
 
-    `phase` is `OBSERVATIONS` or `CONDITIONS`. `prompts_of` names the metric whose prompts the shard holds; it is empty
-    for the run's texts. `key` is a digest of the shard's content, for stores.
+    `phase` is `OBSERVATIONS` or `CONDITIONS`. `texts_of` names the metric whose sequences or prompts the shard holds;
+    it is empty for the run's texts. `key` is a digest of the shard's content, for stores.
     """
 
     phase: str
     shard: Shard
-    prompts_of: str = ""
+    texts_of: str = ""
     key: str = ""
 
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """Texts or prompts in shards on which the conditions of some metrics are run.
+    """Texts in shards that some metrics are run on: those of the run, or sequences or prompts of one metric.
 
-    `prompts_of` names the metric whose prompts they are; it is empty for the run's texts. `keys` are digests of the
-    content of each shard; `n_forwards` is the number of forwards on each text.
+    `texts_of` names that metric; it is empty for the run's texts. `keys` are digests of the content of each shard;
+    `n_forwards` is the number of forwards on each text.
     """
 
+    phase: str
     names: tuple[str, ...]
     shards: tuple[Shard, ...]
     keys: tuple[str, ...]
     n_forwards: int
-    prompts_of: str = ""
+    texts_of: str = ""
 
     @property
     def units(self) -> list[WorkUnit]:
         """The task's pieces of work, in order."""
         return [
-            WorkUnit(CONDITIONS, shard, self.prompts_of, key)
+            WorkUnit(self.phase, shard, self.texts_of, key)
             for shard, key in zip(self.shards, self.keys, strict=True)
         ]
 
 
 @dataclass(frozen=True)
-class ConditionsPlan:
-    """What follows from the observations of all shards: the state of each causal metric, and what is to be run.
+class PhasePlan:
+    """What metrics chose before a phase: sequences of their own to read, or conditions to run.
 
-    `states` are the metrics' states after their conditions were chosen; `failures` are those of metrics that could not
-    choose them.
+    `states` are the metrics' states after that; `failures` are those of metrics that failed.
     """
 
     tasks: tuple[TaskPlan, ...]
@@ -81,9 +80,12 @@ class ShardStore:
         """Return whether the parts of a unit are kept, and intact."""
         return self.load(unit) is not None
 
-    def load_plan(self, observed: Mapping[str, Metric[Any]]) -> ConditionsPlan | None:
-        """Return the kept plan for the metrics as they are after all observations; None without one."""
+    def load_plan(self, phase: str, basis: str) -> PhasePlan | None:
+        """Return the kept plan of a phase, if it was made from the same: `basis` is a digest of what it follows from.
+
+        The store takes the units of the phase to follow from that, too.
+        """
         return None
 
-    def save_plan(self, plan: ConditionsPlan) -> None:
-        """Keep the plan for the metrics of the last `load_plan`."""
+    def save_plan(self, phase: str, plan: PhasePlan) -> None:
+        """Keep the plan of a phase, for the basis of its last `load_plan`."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from phaselens.data import TokenizedText
-from phaselens.errors import InputError
-from phaselens.plugin import CausalMetric, Condition, ConditionKey, Metric, NestedState
-from phaselens.plugin.states import changes, same_value
+from phaselens.plugin import CausalMetric, Metric
+from phaselens.plugin.state_codec import encode_state
+from phaselens.plugin.states import changes
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch
 from phaselens.runs.condition_passes import ConditionsTask, prepare, run_conditions
 from phaselens.runs.layer_pass import activate, forward, group_by_pass
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.observer import Observer
-from phaselens.runs.result import Failure, MetricResult
+from phaselens.runs.prepared_tasks import PreparedMetric, PreparedPhase, PreparedTask, require_same_plan
+from phaselens.runs.result import MetricResult
+from phaselens.runs.sequences import SequencePlan, plan_all_sequences, read_sequences
 from phaselens.runs.shard_parts import ShardCollector, ShardPart
-from phaselens.runs.shard_store import OBSERVATIONS, ConditionsPlan, ShardStore, TaskPlan, WorkUnit
-from phaselens.runs.shards import Shard, cut_shards, shard_key
+from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, PhasePlan, ShardStore, TaskPlan, WorkUnit
+from phaselens.runs.shards import Shard, cut_shards, digest_of
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
@@ -35,58 +37,6 @@ class MeasuredModel(Protocol):
     @property
     def tokenized_texts(self) -> Sequence[TokenizedText]:
         """The texts as tokens."""
-
-
-@dataclass
-class PreparedMetric:
-    """A causal metric with its conditions, which records one shard after the other.
-
-    `state` is its state before the first shard; None if there is one shard only, whose result is the metric itself.
-    """
-
-    metric: CausalMetric[Any]
-    conditions: dict[ConditionKey, Condition]
-    attributes: frozenset[str]
-    state: NestedState | None = None
-    is_used: bool = False
-
-    @classmethod
-    def of(cls, metric: CausalMetric[Any], *, keeps_state: bool) -> PreparedMetric:
-        """Return the metric after its conditions were chosen."""
-        state = NestedState(metric.state()) if keeps_state else None
-        return cls(metric, metric.losses.conditions, frozenset(vars(metric)), state)
-
-    def reset(self) -> None:
-        """Forget everything that was recorded since the conditions were chosen."""
-        if self.is_used and self.state is not None:
-            for name in vars(self.metric).keys() - self.attributes:
-                delattr(self.metric, name)
-            self.metric.load_state(self.state)
-            self.metric.losses.conditions = self.conditions
-        self.is_used = True
-
-    def part(self) -> ShardPart:
-        """Return what was recorded since the last reset."""
-        if self.state is None:
-            return ShardPart(self.metric)
-        return ShardPart(changed=changes(self.metric.state(), self.state))
-
-
-@dataclass(frozen=True)
-class PreparedTask:
-    """Texts or prompts in shards, and the metrics that are ready to run their conditions on them."""
-
-    texts: ConditionsTask
-    shards: Sequence[Shard]
-    prompts_of: str = ""
-    metrics: dict[str, PreparedMetric] = field(default_factory=dict)
-
-    @property
-    def plan(self) -> TaskPlan:
-        """The task without the metrics."""
-        keys = tuple(shard_key(self.texts.tokenized_texts, shard) for shard in self.shards)
-        n_forwards = 1 + sum(len(prepared.conditions) for prepared in self.metrics.values())
-        return TaskPlan(tuple(self.metrics), tuple(self.shards), keys, n_forwards, self.prompts_of)
 
 
 class ShardWork:
@@ -145,6 +95,7 @@ class ShardWork:
         results: Mapping[str, MetricResult],
         *,
         observes: bool,
+        without_values: Collection[str] = (),
         unused: Mapping[str, ActiveMetric] | None = None,
     ) -> dict[str, Metric[Any]]:
         """Return an instance of each metric that has measured all texts; record the failures of others.
@@ -153,21 +104,47 @@ class ShardWork:
             names: the metrics.
             results: receives the failures.
             observes: whether any metric reads the unedited model.
+            without_values: metrics whose hook points the model lacks.
             unused: instances that were made already; the first shard that is observed takes them.
         """
         names = list(names)
         unused = dict(unused or {})
-        if observes:
-            metrics = self._observe_all(names, results, unused)
-        else:
-            metrics = {
-                name: unused[name].metric if name in unused else self._factory.new(name) for name in names
-            }
-        metrics |= self._run_all_conditions(metrics, results)
-        failed = {
-            name for name in names if any(failure.model == self._label for failure in results[name].failures)
+        metrics = {
+            name: unused[name].metric if name in unused else self._factory.new(name)
+            for name in without_values
         }
-        return {name: metrics[name] for name in names if name not in failed}
+        measured = [name for name in names if name not in metrics]
+        own_sequences = self._read_all_sequences(measured, results, unused)
+        metrics |= own_sequences
+        on_texts = [
+            name for name in measured if name not in own_sequences and not self._has_failed(name, results)
+        ]
+        if observes and on_texts:
+            metrics |= self._observe_all(on_texts, results, unused)
+        else:
+            metrics |= {
+                name: unused[name].metric if name in unused else self._factory.new(name) for name in on_texts
+            }
+        with_values = {name: metric for name, metric in metrics.items() if name not in without_values}
+        metrics |= self._run_all_conditions(with_values, results)
+        return {name: metrics[name] for name in names if not self._has_failed(name, results)}
+
+    def _has_failed(self, name: str, results: Mapping[str, MetricResult]) -> bool:
+        return any(failure.model == self._label for failure in results[name].failures)
+
+    def _read_all_sequences(
+        self, names: Sequence[str], results: Mapping[str, MetricResult], unused: Mapping[str, ActiveMetric]
+    ) -> dict[str, Metric[Any]]:
+        """Return the metrics that read sequences of their own, after they have read them."""
+        candidates = [name for name in names if self._factory.selected[name].metric.reads_own_sequences()]
+        if not candidates:
+            return {}
+        basis = digest_of([[unit.key, unit.shard.members] for unit in self.units])
+
+        def prepare_sequences() -> PreparedPhase:
+            return self.prepare_sequences([unused.get(name) or self.new(name) for name in candidates])
+
+        return self._run_phase(OBSERVATIONS, basis, prepare_sequences, results)
 
     def _observe_all(
         self, names: Sequence[str], results: Mapping[str, MetricResult], unused: dict[str, ActiveMetric]
@@ -218,99 +195,134 @@ class ShardWork:
         self, metrics: Mapping[str, Metric[Any]], results: Mapping[str, MetricResult]
     ) -> dict[str, Metric[Any]]:
         """Return the causal metrics after their conditions were run on all shards."""
-        observed = {name: metric for name, metric in metrics.items() if isinstance(metric, CausalMetric)}
+        observed = {
+            name: metric
+            for name, metric in metrics.items()
+            if isinstance(metric, CausalMetric) and not self._has_failed(name, results)
+        }
         if not observed:
             return {}
-        plan = self._store.load_plan(observed)
+        basis = ""
+        if self._store.keeps:
+            basis = digest_of(
+                [[name, encode_state(metric.state()).digest] for name, metric in observed.items()]
+            )
+        return self._run_phase(CONDITIONS, basis, lambda: self.prepare_conditions(observed), results)
+
+    def _run_phase(
+        self,
+        phase: str,
+        basis: str,
+        prepare_phase: Callable[[], PreparedPhase],
+        results: Mapping[str, MetricResult],
+    ) -> dict[str, Metric[Any]]:
+        """Run all tasks of a phase, and return their metrics; prepare it only if a part is not stored.
+
+        `basis` is a digest of what the phase follows from.
+        """
+        plan = self._store.load_plan(phase, basis)
         tasks: dict[str, PreparedTask] = {}
         if plan is None or not all(self._store.has(unit) for task in plan.tasks for unit in task.units):
-            tasks, new_plan = self.prepare(observed)
+            prepared = prepare_phase()
+            tasks, new_plan = prepared.tasks, prepared.plan
             if plan is not None:
-                _require_same_plan(plan, new_plan)
-            self._store.save_plan(new_plan)
+                require_same_plan(plan, new_plan)
+            self._store.save_plan(phase, new_plan)
             plan = new_plan
         for name, failure in plan.failures.items():
             results[name].failures.append(failure)
         finished: dict[str, Metric[Any]] = {}
         for task in plan.tasks:
-            finished |= self._run_task(task, tasks.get(task.prompts_of), plan, results)
+            finished |= self._run_task(task, tasks.get(task.texts_of), plan, results)
         return finished
 
-    def prepare(
-        self, observed: Mapping[str, CausalMetric[Any]]
-    ) -> tuple[dict[str, PreparedTask], ConditionsPlan]:
-        """Choose the conditions of the causal metrics; return the tasks by the metric whose prompts they run."""
-        tasks = {"": PreparedTask(ConditionsTask.of_texts(self._model.tokenized_texts), self._shards)}
-        failures: dict[str, Failure] = {}
+    def prepare_sequences(self, active_metrics: Iterable[ActiveMetric]) -> PreparedPhase:
+        """Ask metrics for the sequences that they read, which they make from all texts."""
+        lens, texts = self._model.lens, self._model.tokenized_texts
+        phase = PreparedPhase({}, {})
+        for active in active_metrics:
+            name = active.metric.name
+            plans = plan_all_sequences(lens, [active], texts, range(len(texts)), self._sizes[1])
+            with guarded(active.result, self._label, "state"):
+                for plan in plans.values():
+                    phase.tasks[name] = self._sequences_task(active, plan)
+            if active.result.failures:
+                phase.failures[name] = active.result.failures[0]
+                phase.tasks.pop(name, None)
+        return phase
+
+    def _sequences_task(self, active: ActiveMetric, plan: SequencePlan) -> PreparedTask:
+        def run(active_metrics: Sequence[ActiveMetric], shard: Shard) -> None:
+            for reader in active_metrics:
+                read_sequences(self._model.lens, reader, plan, shard.batches, self._observer)
+
+        name, shards = active.metric.name, plan.shards(self._sizes[0])
+        keeps_state = self._store.keeps or len(shards) > 1
+        metrics = {name: PreparedMetric.of(active, keeps_state=keeps_state)}
+        return PreparedTask(OBSERVATIONS, plan.tokenized, shards, run, name, metrics)
+
+    def prepare_conditions(self, observed: Mapping[str, CausalMetric[Any]]) -> PreparedPhase:
+        """Choose the conditions of causal metrics that have observed all texts."""
+        phase = PreparedPhase(
+            {"": self._conditions_task(ConditionsTask.of_texts(self._model.tokenized_texts))}, {}
+        )
         for name, metric in observed.items():
             result = self._factory.empty_result(name)
             with guarded(result, self._label, "conditions"):
                 prompts = prepare(self._model.lens, metric)
                 if prompts is not None and not prompts and not self._store.keeps:
                     continue  # there is nothing to run
-                task = tasks[""]
+                task = phase.tasks[""]
                 if prompts is not None:
-                    texts = ConditionsTask.of_prompts(prompts)
-                    task = PreparedTask(texts, cut_shards(texts.tokenized_texts, *self._sizes), name)
-                    tasks[name] = task
+                    task = self._conditions_task(ConditionsTask.of_prompts(prompts), name)
+                    phase.tasks[name] = task
                 keeps_state = self._store.keeps or len(task.shards) > 1
-                task.metrics[name] = PreparedMetric.of(metric, keeps_state=keeps_state)
+                task.metrics[name] = PreparedMetric.of(ActiveMetric(metric, result), keeps_state=keeps_state)
             if result.failures:
-                failures[name] = result.failures[0]
-        tasks = {name: task for name, task in tasks.items() if task.metrics}
-        states = {
-            name: prepared.state
-            for task in tasks.values()
-            for name, prepared in task.metrics.items()
-            if prepared.state is not None
-        }
-        return tasks, ConditionsPlan(tuple(task.plan for task in tasks.values()), states, failures)
+                phase.failures[name] = result.failures[0]
+        return phase
 
-    @property
-    def _shards(self) -> list[Shard]:
-        return [unit.shard for unit in self.units]
+    def _conditions_task(self, texts: ConditionsTask, prompts_of: str = "") -> PreparedTask:
+        def run(active_metrics: Sequence[ActiveMetric], shard: Shard) -> None:
+            run_conditions(self._model.lens, texts, active_metrics, shard.batches, self._observer)
+
+        shards = [unit.shard for unit in self.units]
+        if prompts_of:
+            shards = cut_shards(texts.tokenized_texts, *self._sizes)
+        return PreparedTask(CONDITIONS, texts.tokenized_texts, shards, run, prompts_of)
 
     def _run_task(
         self,
         task: TaskPlan,
         prepared: PreparedTask | None,
-        plan: ConditionsPlan,
+        plan: PhasePlan,
         results: Mapping[str, MetricResult],
     ) -> dict[str, Metric[Any]]:
-        """Return the metrics of a task after their conditions were run on all its shards."""
+        """Return the metrics of a task after they were run on all its shards."""
         collector = ShardCollector(self._factory, task.names, results, plan.states)
         missing = [unit for unit in task.units if not self._store.has(unit)]
         if missing:
             n_tokens = task.n_forwards * sum(unit.shard.n_tokens for unit in missing)
-            self._observer.measuring(f"{self._label}, conditions", n_tokens)
+            suffix = ", conditions" if task.phase == CONDITIONS else ""
+            self._observer.measuring(f"{self._label}{suffix}", n_tokens)
         for unit in task.units:
             parts = self._store.load(unit)
             if parts is None or not parts.keys() >= set(collector.working):
                 assert prepared is not None
-                parts = self.run_conditions(prepared, unit.shard, collector.working)
+                parts = self.run_shard(prepared, unit.shard, collector.working)
                 self._store.save(unit, parts)
             collector.add(parts)
         return collector.finish()
 
-    def run_conditions(self, task: PreparedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
-        """Run the conditions of these metrics on one shard."""
+    def run_shard(self, task: PreparedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
+        """Run these metrics of a task on one shard."""
         active_metrics = []
         for name in names:
             prepared = task.metrics[name]
             prepared.reset()
-            active_metrics.append(ActiveMetric(prepared.metric, self._factory.empty_result(name)))
-        run_conditions(self._model.lens, task.texts, active_metrics, shard.batches, self._observer)
+            active_metrics.append(replace(prepared.active, result=self._factory.empty_result(name)))
+        task.run(active_metrics, shard)
         return {
             active.metric.name: self._part(active, lambda metric: task.metrics[metric.name].part())
             for active in active_metrics
         }
-
-
-def _require_same_plan(plan: ConditionsPlan, new_plan: ConditionsPlan) -> None:
-    """Raise InputError if conditions that were chosen again differ from those of the finished shards."""
-    for name, state in plan.states.items():
-        if not same_value(state, new_plan.states.get(name)):
-            raise InputError(
-                f"metric {name!r} chose other conditions than in the finished shards, from the same observations; "
-                "start over with --fresh, and draw random numbers from a generator made with self.seed"
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,3 +59,8 @@ def shard_key(texts: Sequence[TokenizedText], shard: Shard) -> str:
         text = texts[index]
         digest.update(repr((index, text.text.id, text.text.sha256, text.ids)).encode())
     return digest.hexdigest()
+
+
+def digest_of(value: object) -> str:
+    """Return the sha256 of a value of plain JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -11,6 +11,7 @@ from phaselens.report.formats.csv import CsvFormat
 from phaselens.report.formats.json import JsonFormat
 from phaselens.report.formats.latex import LatexFormat
 from phaselens.report.formats.markdown import MarkdownFormat
+from phaselens.report.formats.parquet import ParquetFormat
 from phaselens.report.formats.terminal import TerminalFormat
 
 __all__ = [
@@ -29,6 +30,7 @@ FORMATS: dict[str, type[OutputFormat]] = {
     "json": JsonFormat,
     "csv": CsvFormat,
     "markdown": MarkdownFormat,
+    "parquet": ParquetFormat,
     "latex": LatexFormat,
 }
 
