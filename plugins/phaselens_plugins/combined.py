@@ -32,8 +32,8 @@ from phaselens_plugins.qk_disruption import QkDisruption, QkParams, QkSelection
 
 DISRUPTIONS = ("massive", "top-1", "top-1-mean", "study-top-1")
 SUM = "sum of each alone"
-#: Columns of `interactions` that the table `contrasts` repeats.
-_CONTRAST_COLUMNS = ("layer", "interaction", "ci_low", "ci_high", "p_value", "d_z", "n_texts")
+#: Columns of `interactions` that the table `contrasts` repeats after the layer.
+_CONTRAST_COLUMNS = ("interaction", "ci_low", "ci_high", "p_value", "d_z", "n_texts")
 _COLUMN_OF_FIELD = {name: name for name in ("ci_low", "ci_high", "p_value", "d_z")} | {
     "difference": "interaction"
 }
@@ -172,7 +172,15 @@ class Combined(CausalMetric[CombinedParams]):
         tables = super().compute()
         interactions = self.table("interactions", self._interaction_rows())
         contrasts = [
-            (record["condition"], SUM, *(record[name] for name in _CONTRAST_COLUMNS), 1)
+            # The two edits have no head in common.
+            (
+                record["condition"],
+                SUM,
+                record["layer"],
+                None,
+                *(record[name] for name in _CONTRAST_COLUMNS),
+                1,
+            )
             for record in interactions.records()
         ]
         return {

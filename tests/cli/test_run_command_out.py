@@ -22,9 +22,9 @@ def test_the_same_command_prints_the_same_output_again(
     arguments = ["run", checkpoint, "-p", "sinks", "--texts", texts, "--format", "json"]
     plain = phaselens(*arguments)
     for _ in range(2):
-        kept = phaselens(*arguments, "--out", tmp_path / "r")
-        assert (kept.code, kept.out) == (0, plain.out)
-        assert kept.err.rstrip().endswith(f"note: the run is in {tmp_path / 'r'}")
+        result = phaselens(*arguments, "--out", tmp_path / "r")
+        assert (result.code, result.out) == (0, plain.out)
+        assert result.err.rstrip().endswith(f"note: the run is in {tmp_path / 'r'}")
     command = json.loads((tmp_path / "r" / "run.json").read_text())["command"]
     assert command == ["phaselens", *map(str, arguments), "--out", str(tmp_path / "r")]
 
@@ -95,8 +95,8 @@ def test_ctrl_c_exits_with_130_and_the_same_command_continues(
         f"phaselens: note: finished shards are kept in {tmp_path / 'r'}; the same command continues from them",
         "phaselens: error: interrupted",
     ]
-    continued, whole = start(tmp_path / "r", "0"), start(tmp_path / "whole", "0")
-    outputs = [json.loads(run.communicate(timeout=60)[0]) for run in (continued, whole)]
+    continued, uninterrupted = start(tmp_path / "r", "0"), start(tmp_path / "whole", "0")
+    outputs = [json.loads(run.communicate(timeout=60)[0]) for run in (continued, uninterrupted)]
     assert outputs[0] == outputs[1]
     tables = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "tables").iterdir()}
     assert tables == {path.name: path.read_bytes() for path in (tmp_path / "r" / "tables").iterdir()}

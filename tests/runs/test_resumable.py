@@ -21,9 +21,11 @@ from phaselens.data import Text
 from phaselens.errors import InputError, PhaseLensError
 from phaselens.runs import Observer, Run
 from phaselens.runs import run as measure
+from phaselens.testing import tiny_lens
 from tests.marks import mark_later_slow
 from tests.runs.conditions import causal, zero
 from tests.runs.metrics import Probe, probe
+from tests.runs.test_layer_points import lens_of
 from tests.toys import letters, save_checkpoint, toy_lens
 
 TEXTS = [letters(length, length) for length in (3, 17, 1, 8, 8, 30, 5, 12)]
@@ -34,7 +36,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-class Interrupting(Observer):
+class InterruptingAfter(Observer):
     """Raises an exception after some batches."""
 
     def __init__(self, n_batches: int, error: BaseException) -> None:
@@ -136,18 +138,18 @@ def test_an_interrupted_run_continues_to_the_same_tables(
     lens: Any, expected: Run, tmp_path: Path, n_batches: int, error: BaseException
 ) -> None:
     with pytest.raises(type(error)):
-        measure(lens, out=tmp_path, observer=Interrupting(n_batches, error), **OPTIONS)
+        measure(lens, out=tmp_path, observer=InterruptingAfter(n_batches, error), **OPTIONS)
     before = contents(tmp_path)
     assert "run.json" in before
     assert "result.json" not in before
     with pytest.raises(InputError, match="is not complete; run its command again"):
         phaselens.open_run(tmp_path)
-    whole, remaining = Listening(), Listening()
-    measure(lens, observer=whole, **OPTIONS)
+    total, remaining = Listening(), Listening()
+    measure(lens, observer=total, **OPTIONS)
     require_equal(measure(lens, out=tmp_path, observer=remaining, **OPTIONS), expected)
     assert contents(tmp_path).items() >= before.items()  # nothing that existed has changed
     if n_batches > 1:
-        assert remaining.n_tokens < whole.n_tokens
+        assert remaining.n_tokens < total.n_tokens
 
 
 def test_a_complete_run_is_read_and_nothing_is_measured_or_written(tmp_path: Path) -> None:
@@ -174,6 +176,34 @@ def test_shards_that_exist_are_merged_without_loading_the_model(tmp_path: Path) 
     require_equal(measure(source, observer=listening, **options), first)
     assert (listening.loaded, listening.n_tokens) == ([], 0)
     assert contents(tmp_path / "r" / "tables") == tables
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "metrics"),
+    [
+        ("llama", {"over-mixing": {}, "sinks": {}}),
+        ("mamba", {"sinks": {}, "bos-norm": {}}),
+        ("bamba", {"sinks": {}, "bos-mlp": {}}),
+        ("llama", {"passkey": {"lengths": "40, 60", "n": 1, "conditions": "bos-mlp"}}),
+    ],
+)
+def test_metrics_with_texts_of_their_own_and_without_values_continue_too(
+    tmp_path: Path, family: str, metrics: dict[str, Any]
+) -> None:
+    lens = lens_of(family) if family in ("bamba", "mamba") else tiny_lens(family)
+    options = {
+        **OPTIONS,
+        "texts": ["to be or not to be", "that is the question: whether"] * 2,
+        "metrics": metrics,
+    }
+    options["texts"] = [f"{text} {number}" for number, text in enumerate(options["texts"])]
+    expected = measure(lens, **options)
+    with pytest.raises(KeyboardInterrupt):
+        measure(lens, out=tmp_path, observer=InterruptingAfter(3, KeyboardInterrupt()), **options)
+    for _ in range(2):
+        require_equal(measure(lens, out=tmp_path, **options), expected)
+        (tmp_path / "result.json").unlink()
 
 
 def test_damaged_shards_are_computed_again(lens: Any, expected: Run, tmp_path: Path) -> None:
@@ -299,10 +329,8 @@ def test_conditions_that_are_drawn_anew_are_refused(lens: Any, tmp_path: Path) -
 
     options = {**OPTIONS, "metrics": causal(conditions=conditions), "out": tmp_path}
     with pytest.raises(KeyboardInterrupt):
-        measure(lens, observer=Interrupting(3, KeyboardInterrupt()), **options)
-    with pytest.raises(
-        InputError, match="metric 'causal' chose other conditions than in the finished shards"
-    ):
+        measure(lens, observer=InterruptingAfter(3, KeyboardInterrupt()), **options)
+    with pytest.raises(InputError, match="metric 'causal' chose other conditions or sequences than in"):
         measure(lens, **options)
 
 

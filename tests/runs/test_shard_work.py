@@ -146,11 +146,11 @@ BUILT_IN = [plugin.name for plugin in Plugins().registered if plugin.distributio
 @pytest.mark.parametrize("name", mark_later_slow(BUILT_IN))
 def test_a_built_in_metric_gives_the_same_tables_for_any_shards(lens: Any, name: str, tmp_path: Path) -> None:
     requests = requests_of(name, tmp_path)
-    whole, whole_warnings, failures = measure(lens, requests, 1 << 20)
+    unsharded, whole_warnings, failures = measure(lens, requests, 1 << 20)
     assert not failures
     sharded, sharded_warnings, failures = measure(lens, requests, 40)
     assert not failures
-    require_equal(sharded, whole, exact=False)
+    require_equal(sharded, unsharded, exact=False)
     assert sorted(sharded_warnings) == sorted(whole_warnings)
     store = MemoryStore(tmp_path)
     first, first_warnings, _ = measure(lens, requests, 40, store)
@@ -162,7 +162,7 @@ def test_a_built_in_metric_gives_the_same_tables_for_any_shards(lens: Any, name:
     require_equal(again, sharded, exact=True)
     assert again_warnings == sharded_warnings
     in_one_shard, _, _ = measure(lens, requests, 1 << 20, MemoryStore(tmp_path))
-    require_equal(in_one_shard, whole, exact=True)
+    require_equal(in_one_shard, unsharded, exact=True)
     shuffled = MemoryStore(tmp_path)
     fill_in_random_order(lens, requests, 40, shuffled, seed=1)
     assert len(shuffled.parts) == n_shards
@@ -208,23 +208,23 @@ def test_a_value_that_merge_leaves_out_is_refused_by_name() -> None:
 
 
 def test_a_metric_that_fails_in_one_shard_is_dropped_and_the_others_go_on() -> None:
-    lens, seen = toy_lens(), []
+    lens, updates = toy_lens(), []
 
     def fails_on_short_texts(self: Any, layer: LayerView) -> None:
-        seen.append(layer.batch.texts)
+        updates.append(layer.batch.texts)
         if min(layer.batch.lengths) < 10:
             raise ValueError(f"too short: {min(layer.batch.lengths)}")
         Probe.update(self, layer)
 
     requests = [probe(name="failing", update=fails_on_short_texts), "bos-norm"]
     for store in (None, MemoryStore()):
-        seen.clear()
+        updates.clear()
         tables, _, (failure,) = measure(lens, requests, 20, store)
         assert list(tables) == ["bos-norm"]
         assert (failure.stage, failure.message) == ("update", "too short: 9")
-        n_updates = len(seen)
+        n_updates = len(updates)
         assert measure(lens, requests, 20, store)[2][0].message == "too short: 9"
-        assert len(seen) == n_updates * (2 if store is None else 1)
+        assert len(updates) == n_updates * (2 if store is None else 1)
 
 
 def test_a_state_that_cannot_be_stored_fails_the_metric_only_where_it_must_be_stored() -> None:
@@ -280,21 +280,21 @@ def test_what_record_keeps_in_a_new_attribute_does_not_reach_the_next_shard() ->
 
 def test_prompts_are_sharded_by_their_content() -> None:
     prompts = [TaskPrompt(f"p{length}", [0, *range(3, 3 + length)]) for length in (4, 9, 2, 7)]
-    asked: list[int] = []
+    calls: list[int] = []
 
     def made(self: Any, tokenizer: Any) -> list[TaskPrompt]:
-        asked.append(1)
+        calls.append(1)
         return prompts
 
     metric = causal(OFF, prompts=made)
-    whole, _, _ = measure(toy_lens(), metric, 1 << 20)
+    unsharded, _, _ = measure(toy_lens(), metric, 1 << 20)
     store = MemoryStore()
     sharded, _, failures = measure(toy_lens(), metric, 10, store)
     assert not failures
-    assert len(asked) == 2
+    assert len(calls) == 2
     assert {key[1] for key in store.parts} == {"causal"}
     assert len(store.parts) == 3
-    pairs = zip(whole["causal"]["texts"].records(), sharded["causal"]["texts"].records(), strict=True)
+    pairs = zip(unsharded["causal"]["texts"].records(), sharded["causal"]["texts"].records(), strict=True)
     for record, twin in pairs:
         assert np.isclose(record.pop("loss"), twin.pop("loss"), rtol=1e-6)
         assert record == twin
