@@ -27,7 +27,6 @@ class PreparedMetric:
     conditions: dict[ConditionKey, Condition]
     attributes: frozenset[str]
     state: NestedState | None = None
-    is_used: bool = False
 
     @classmethod
     def of(cls, active: ActiveMetric, *, keeps_state: bool) -> PreparedMetric:
@@ -40,13 +39,12 @@ class PreparedMetric:
     def reset(self) -> None:
         """Forget everything that was recorded since the choice."""
         metric = self.active.metric
-        if self.is_used and self.state is not None:
+        if self.state is not None:
             for name in vars(metric).keys() - self.attributes:
                 delattr(metric, name)
             metric.load_state(self.state)
             if isinstance(metric, CausalMetric):
                 metric.losses.conditions = self.conditions
-        self.is_used = True
 
     def part(self) -> ShardPart:
         """Return what was recorded since the last reset."""

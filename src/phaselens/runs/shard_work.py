@@ -20,7 +20,7 @@ from phaselens.runs.prepared_tasks import PreparedMetric, PreparedPhase, Prepare
 from phaselens.runs.result import MetricResult
 from phaselens.runs.sequences import SequencePlan, plan_all_sequences, read_sequences
 from phaselens.runs.shard_parts import ShardCollector, ShardPart
-from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, PhasePlan, ShardStore, TaskPlan, WorkUnit
+from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, ShardStore, TaskPlan, WorkUnit
 from phaselens.runs.shards import Shard, cut_shards, digest_of
 
 if TYPE_CHECKING:
@@ -231,10 +231,11 @@ class ShardWork:
             plan = new_plan
         for name, failure in plan.failures.items():
             results[name].failures.append(failure)
-        finished: dict[str, Metric[Any]] = {}
+        names = dict.fromkeys(name for task in plan.tasks for name in task.names)
+        collector = ShardCollector(self._factory, names, results, plan.states)
         for task in plan.tasks:
-            finished |= self._run_task(task, tasks.get(task.texts_of), plan, results)
-        return finished
+            self._run_task(task, tasks.get(task.texts_of), collector)
+        return collector.finish()
 
     def prepare_sequences(self, active_metrics: Iterable[ActiveMetric]) -> PreparedPhase:
         """Ask metrics for the sequences that they read, which they make from all texts."""
@@ -270,14 +271,16 @@ class ShardWork:
             result = self._factory.empty_result(name)
             with guarded(result, self._label, "conditions"):
                 prompts = prepare(self._model.lens, metric)
-                if prompts is not None and not prompts and not self._store.keeps:
-                    continue  # there is nothing to run
-                task = phase.tasks[""]
-                if prompts is not None:
-                    task = self._conditions_task(ConditionsTask.of_prompts(prompts), name)
-                    phase.tasks[name] = task
-                keeps_state = self._store.keeps or len(task.shards) > 1
-                task.metrics[name] = PreparedMetric.of(ActiveMetric(metric, result), keeps_state=keeps_state)
+                chosen = [phase.tasks[""]] if prompts is None or metric.also_on_texts else []
+                if prompts or (prompts is not None and self._store.keeps):
+                    phase.tasks[name] = self._conditions_task(ConditionsTask.of_prompts(prompts), name)
+                    chosen.append(phase.tasks[name])
+                n_shards = sum(len(task.shards) for task in chosen)
+                keeps_state = self._store.keeps or n_shards > 1
+                for task in chosen:  # one after the other, with the same instance
+                    task.metrics[name] = PreparedMetric.of(
+                        ActiveMetric(metric, result), keeps_state=keeps_state
+                    )
             if result.failures:
                 phase.failures[name] = result.failures[0]
         return phase
@@ -291,15 +294,8 @@ class ShardWork:
             shards = cut_shards(texts.tokenized_texts, *self._sizes)
         return PreparedTask(CONDITIONS, texts.tokenized_texts, shards, run, prompts_of)
 
-    def _run_task(
-        self,
-        task: TaskPlan,
-        prepared: PreparedTask | None,
-        plan: PhasePlan,
-        results: Mapping[str, MetricResult],
-    ) -> dict[str, Metric[Any]]:
-        """Return the metrics of a task after they were run on all its shards."""
-        collector = ShardCollector(self._factory, task.names, results, plan.states)
+    def _run_task(self, task: TaskPlan, prepared: PreparedTask | None, collector: ShardCollector) -> None:
+        """Run the metrics of a task on all its shards, and add the parts to the collector."""
         missing = [unit for unit in task.units if not self._store.has(unit)]
         if missing:
             n_tokens = task.n_forwards * sum(unit.shard.n_tokens for unit in missing)
@@ -307,12 +303,12 @@ class ShardWork:
             self._observer.measuring(f"{self._label}{suffix}", n_tokens)
         for unit in task.units:
             parts = self._store.load(unit)
-            if parts is None or not parts.keys() >= set(collector.working):
+            working = [name for name in task.names if name in collector.working]
+            if parts is None or not parts.keys() >= set(working):
                 assert prepared is not None
-                parts = self.run_shard(prepared, unit.shard, collector.working)
+                parts = self.run_shard(prepared, unit.shard, working)
                 self._store.save(unit, parts)
             collector.add(parts)
-        return collector.finish()
 
     def run_shard(self, task: PreparedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
         """Run these metrics of a task on one shard."""
