@@ -21,7 +21,7 @@ from tests.lens.towers import TOWERS, tiny_tower
 from tests.marks import mark_later_slow
 
 # Types whose text model the lens measures, with an adapter of TransformerLens and without.
-_MEASURED = ("llava", "qwen2_5_vl", "gemma3", "mistral3", "qwen3_vl", "internvl", "idefics3")
+_MEASURED = ("llava", "qwen2_5_vl", "gemma3", "mistral3", "qwen3_vl", "internvl", "idefics3", "aya_vision")
 
 
 def text() -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_the_text_model_is_measured_exactly(model_type, tmp_path) -> None:
     assert all(result.ok for result in run_checks(lens))
     assert (lens.info.architecture, lens.info.part_of) == (TOWERS[model_type][3], type(whole).__name__)
     assert (lens.info.d_model, lens.info.n_layers, lens.info.d_vocab) == (32, 2, 67)
-    assert lens.info.positions == ("rope", "rope")
+    assert lens.info.positions == ("rope", "nope" if model_type == "aya_vision" else "rope")
     whole.double()
     whole.set_attn_implementation("eager")
     with torch.no_grad():
@@ -151,3 +151,12 @@ def test_shards_of_a_tower_load_as_one_file_does(tmp_path) -> None:
     assert len(list(folder.glob("*.safetensors"))) > 2
     with torch.no_grad():
         torch.testing.assert_close(phaselens.load(folder)(text()), whole(text()).logits, rtol=0, atol=1e-5)
+
+
+def test_a_class_that_reads_more_files_on_loading_does_not(tmp_path, monkeypatch) -> None:
+    """Qwen2.5-Omni's own `from_pretrained` reads a pickle with voices."""
+    import transformers
+
+    folder, _ = saved(tmp_path / "llava", "llava")
+    monkeypatch.setattr(transformers.LlavaForConditionalGeneration, "from_pretrained", None)
+    assert phaselens.load(folder, check=False).info.architecture == "LlamaForCausalLM"

@@ -17,6 +17,7 @@ from torch import nn
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import families
+from phaselens.lens.precision import LIMITS
 from phaselens.lens.pretrained import quiet_transformers
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # transformers' tables of classes by configuration, in which a model of several modalities may stand.
 _TABLES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
 
+# The number of tokens on which the text model and the whole one are compared.
+_N_TOKENS = 8
 # The attribute of a text model with the whole model around it. It is no submodule: the two share their tensors.
 _WHOLE = "_phaselens_whole"
 
@@ -70,10 +73,18 @@ def load(
     Raises:
         RefusedModel: for a model without one text decoder.
     """
+    from transformers import PreTrainedModel
+
     with quiet_transformers():
-        whole, report = _text_only(model_class).from_pretrained(location, output_loading_info=True, **options)
+        # A class with a `from_pretrained` of its own may read more files, such as pickles with voices.
+        whole, report = PreTrainedModel.from_pretrained.__func__(
+            _text_only(model_class), location, output_loading_info=True, **options
+        )
     whole.__class__ = model_class
+    whole = _part_with_logits(whole)
     model = _causal_model(whole)
+    if not _agree(model, whole):
+        model = whole
     vars(model)[_WHOLE] = whole
     return model, report
 
@@ -137,10 +148,22 @@ def _placeholders_for_others(text_config_class: type) -> Iterator[None]:
         del AutoModel.from_config
 
 
+def _part_with_logits(whole: PreTrainedModel) -> PreTrainedModel:
+    """Return the innermost model around the text model that has an unembedding: `whole`, or a part (Omni's thinker)."""
+    from transformers import PreTrainedModel
+
+    names = text_path(whole).split(".")
+    for depth in range(len(names) - 1, 0, -1):
+        part = whole.get_submodule(".".join(names[:depth]))
+        if isinstance(part, PreTrainedModel) and part.get_output_embeddings() is not None:
+            return part
+    return whole
+
+
 def _remove_other_modules(whole: PreTrainedModel) -> None:
     """Replace by None every module that is not on the way to the text model, except the unembedding."""
     path = text_path(whole).split(".")
-    unembedding = whole.get_output_embeddings()
+    unembedding = _part_with_logits(whole).get_output_embeddings()
     parent: nn.Module = whole
     for name in path:
         for child_name, child in list(parent.named_children()):
@@ -171,6 +194,28 @@ def _causal_model(whole: PreTrainedModel) -> PreTrainedModel:
     if any(tensor.is_meta for tensor in (*causal.parameters(), *causal.buffers())):
         return whole
     return _with_settings(causal, whole)
+
+
+def _agree(causal: PreTrainedModel, whole: PreTrainedModel) -> bool:
+    """Return whether the two have equal logits on text. A whole that cannot run on text alone has none to compare.
+
+    The text class may scale logits that the whole one does not (Cohere 2 in Aya Vision).
+    """
+    if causal is whole:
+        return True
+    fields = whole.config.to_dict()
+    special = {value for key, value in fields.items() if "token" in key and isinstance(value, int)}
+    d_vocab = families.d_vocab_of(causal)
+    ids = [token for token in range(d_vocab) if token not in special][:_N_TOKENS]
+    tokens = torch.tensor([ids], device=causal.device)
+    with torch.no_grad():
+        own = causal(tokens, use_cache=False).logits
+        try:
+            expected = whole(tokens, use_cache=False).logits
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
+            return True
+    gap = float((own.double() - expected.double()).abs().max())
+    return not gap > LIMITS[own.dtype] * float(expected.abs().max())
 
 
 def _with_settings(text: PreTrainedModel, whole: PreTrainedModel) -> PreTrainedModel:
