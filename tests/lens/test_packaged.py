@@ -15,6 +15,7 @@ import phaselens
 from phaselens.errors import ModelError
 from phaselens.lens import checkpoints, headers, packaged
 from phaselens.lens.model_source import ModelSource
+from phaselens.report.document import run_document
 from tests.lens.gguf_models import TOKENS, same_model, write_gguf
 
 pytest.importorskip("gguf")
@@ -191,13 +192,26 @@ def test_a_close_name_is_suggested(monkeypatch) -> None:
         phaselens.load("smolm2")
 
 
-def test_a_run_warns_about_the_recommended_settings(package) -> None:
-    run = phaselens.run(["smollm2"], metrics=["sinks"], texts=["Call me Ishmael."], bos="always")
-    (note,) = (warning for warning in run.warnings if "instruct-tuned" in warning)
-    assert note.startswith("smollm2: ")
-    for phrase in ("4 bits", "--bos always", "<|im_start|>"):
-        assert phrase in note
-    assert run.models[0].info.as_dict()["note"] in note
+def test_the_caption_of_each_metric_states_the_recommended_settings(package, adapter) -> None:
+    """Models of one protocol share a sentence; its twin's making is a note of the run."""
+    models = ["smollm2", "smollm2-drope", "rope"]
+    run = phaselens.run(models, metrics=["sinks", "bos-v"], texts=["Call me Ishmael."], bos="always")
+    protocol = run.models[0].info.as_dict()["protocol"]
+    for phrase in ("instruct-tuned", "4 bits", "--bos always", "<|im_start|>"):
+        assert phrase in protocol
+    for section in run_document(run).sections:
+        first, *others = section.tables
+        assert first.caption == f"smollm2, smollm2-drope: {protocol}"
+        assert not any(protocol in table.caption for table in others)
+    assert " ".join(str(run).split()).count(protocol) == 2
+    assert [warning for warning in run.warnings if "recalibrated" in warning] == [
+        f"smollm2-drope: {run.models[1].info.note}"
+    ]
+
+
+def test_a_model_without_a_protocol_adds_no_caption() -> None:
+    run = phaselens.run(["rope"], metrics=["sinks"], texts=["Call me Ishmael."])
+    assert run_document(run).sections[0].tables[0].caption == ""
 
 
 def test_a_run_reads_its_files_once_for_their_digests(package, tmp_path, read_for_digests) -> None:

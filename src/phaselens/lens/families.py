@@ -39,6 +39,8 @@ _D_MODEL = ("hidden_size",)
 _BOS = ("bos_token_id",)
 _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
+_N_CTX_TRAINED = "original_max_position_embeddings"
+_ROPE_PARAMETERS = ("rope_parameters",)
 # A field of the configuration, and its value for attention on random blocks of keys.
 _SPARSE_BLOCKS = ("attention_type", "block_sparse")
 # The method of a module that has such attention, beside full attention.
@@ -237,6 +239,22 @@ def n_ctx_of(model: PreTrainedModel) -> int | None:
     """Return the number of positions that the model was made for; None if it does not state one."""
     n_ctx = _attribute(text_config_of(model), _N_CTX)
     return None if n_ctx is None else int(n_ctx)
+
+
+def n_ctx_trained_of(model: PreTrainedModel) -> int | None:
+    """Return the number of positions before a rope type extended it, as the configuration states; else `n_ctx_of`.
+
+    Where layer types have their own rope parameters, it is the smallest number that any of them states.
+    """
+    config = model.config.get_text_config()
+    parameters = _attribute(config, _ROPE_PARAMETERS) or {}
+    by_layer_type = [entry for entry in parameters.values() if isinstance(entry, dict)]
+    stated = [
+        source[_N_CTX_TRAINED]
+        for source in (parameters, *by_layer_type, vars(config))
+        if source.get(_N_CTX_TRAINED) is not None
+    ]
+    return min(map(int, stated)) if stated else n_ctx_of(model)
 
 
 def d_model_of(model: PreTrainedModel) -> int:

@@ -294,6 +294,7 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
     encodings = detect_rotation(lens)
     facts = {layer: attention.facts for layer, attention in attention_layers(lens).items()}
     first = next(iter(facts.values()), None)
+    package = source.package if source is not None else None
     plans = [getattr(block, "plan", None) for block in lens.blocks]
     tokenizer = options.tokenizer
     bos_token_id = (
@@ -321,6 +322,7 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         bos_token_id=bos_token_id,
         bos_policy=_bos_policy(tokenizer),
         bos=options.bos,
+        n_ctx_trained=families.n_ctx_trained_of(model),
         revision=source.base.revision if source is not None else None,
         attention_type=getattr(config, "attention_type", None),
         softmax_scale=getattr(config, "softmax_scale", None),
@@ -329,7 +331,8 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         head_outputs=read_head_outputs(lens),
         kinds=tuple(plan.kind for plan in plans if plan is not None),
         absent=absent_points(plans),
-        note=source.package.note if source is not None and source.package is not None else None,
+        protocol=package.protocol if package is not None else None,
+        note=package.note if package is not None else None,
         files=hash_source(source) if source is not None else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )

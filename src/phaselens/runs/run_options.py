@@ -14,6 +14,7 @@ from phaselens.lens.info import ROTATION_MODES
 from phaselens.lens.model_source import BUNDLED, ModelSource, require_adapter_scale
 from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.author_errors import describe_value
+from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 
 DEFAULT_MODELS = BUNDLED
 
@@ -99,6 +100,7 @@ class RunOptions:
     max_tokens: int = 512
     n_texts: int | None = None
     batch_tokens: int = 8192
+    shard_tokens: int = DEFAULT_SHARD_TOKENS
     bos: str | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -107,7 +109,8 @@ class RunOptions:
     adapter_scale: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        for name, minimum in (("max_tokens", 1), ("n_texts", 1), ("batch_tokens", 1), ("seed", 0)):
+        minimums = {"max_tokens": 1, "n_texts": 1, "batch_tokens": 1, "shard_tokens": 1, "seed": 0}
+        for name, minimum in minimums.items():
             value = getattr(self, name)
             if name == "n_texts" and value is None:
                 continue
