@@ -86,6 +86,12 @@ def from_matrix(
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
                 "hook_received": lambda: without_pads().sum(-2),
                 "hook_distance": lambda: _by_distance(without_pads(), streaming.n_distances),
+                "hook_segments": lambda: _by_segment(
+                    pattern[..., slots.n_dropped :],
+                    slots.segment_labels(streaming.segments, pattern.device),
+                    streaming.n_segments,
+                ),
+                "hook_top_key": lambda: _top_key(pattern),
             }
             slots.require_served(statistics)
             for name in statistics:
@@ -132,6 +138,27 @@ def _by_distance(pattern: Tensor, n_distances: int) -> Tensor:
         for distance in range(min(n_distances, pattern.shape[-1]))
     ]
     return nn.functional.pad(torch.stack(sums, -1), (0, n_distances - len(sums)))
+
+
+def _by_segment(pattern: Tensor, labels: Tensor, n_segments: int) -> Tensor:
+    """Return sums over the columns of each segment, [batch, head, query, segment]; labels [batch or 1, key]."""
+    membership = labels[..., None] == torch.arange(n_segments, device=labels.device)
+    return pattern @ membership.to(pattern.dtype)[:, None]
+
+
+def _top_key(pattern: Tensor) -> Tensor:
+    """Return the column of each row's largest weight and how many columns share it, [batch, head, query, 2]."""
+    top = pattern.amax(-1, keepdim=True)
+    is_top = pattern >= top * (1 - attention.TIE)
+    pairs = torch.stack([is_top.int().argmax(-1), is_top.sum(-1)], -1).to(pattern.dtype)
+    return pairs.masked_fill(~(top > 0), torch.nan)
+
+
+def counted_from_first_slot(top: Tensor, slots: KeySlots) -> Tensor:
+    """Return top keys [batch, head, query, 2] as slots: the keys that a sliding cache has dropped count too."""
+    if not slots.n_dropped:
+        return top
+    return torch.stack([top[..., 0] + slots.n_dropped, top[..., 1]], -1)
 
 
 def _columns(pattern: Tensor, slots: list[int]) -> Tensor:

@@ -129,6 +129,18 @@ _DECLARATIONS = (
         "requested number",
         "attention",
     ),
+    _statistic(
+        "hook_segments",
+        (*_ROWS, "segment"),
+        "fraction of the row's attention on each segment of keys (`HookedTransformer.segmented`), or on all keys",
+        "attention",
+    ),
+    _statistic(
+        "hook_top_key",
+        (*_ROWS, "2"),
+        "the key of the row's largest weight, the first of several, and how many share it; NaN without a key",
+        "attention",
+    ),
     PointDeclaration(
         "attn.hook_key_scores",
         ("batch", "head", "query", "named_key"),
