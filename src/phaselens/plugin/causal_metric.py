@@ -44,6 +44,10 @@ class CausalMetric(Metric[P]):
         also=(("delta_nats", "Δ nats"), ("p_value", "p")),
     )
 
+    #: Whether `record` needs the divergence of each prediction from the unedited model's; it costs one more forward of
+    #: the unedited model.
+    needs_divergence: ClassVar[bool] = False
+
     #: The run's BOS policy (auto, always or never), for use in `prompts`; the run sets it.
     bos: str = "auto"
 

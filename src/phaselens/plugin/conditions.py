@@ -235,7 +235,9 @@ class TextOutcome:
     `loss` [n_predicted] is in nats per predicted token, float32, and finite unless the model's logits are not. `top`
     [n_predicted] is the most likely token at each position (the lowest id among equals), `targets` [n_predicted] the
     actual one. `index` is the text's index in the run (or the prompt's in its list), `content` a hash of its content,
-    `length` its number of tokens.
+    `length` its number of tokens. `divergence` [n_predicted], float64, is the Kullback–Leibler divergence of each
+    prediction from the unedited model's, KL(unedited ‖ condition) in nats; None unless the metric sets
+    `needs_divergence`.
     """
 
     text: str
@@ -245,3 +247,4 @@ class TextOutcome:
     loss: np.ndarray
     top: np.ndarray
     targets: np.ndarray
+    divergence: np.ndarray | None = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
+    from phaselens.lens.token_losses import ReferencePredictions
 
 
 @dataclass
@@ -112,14 +113,18 @@ def _run_batch(lens: HookedTransformer, task: _Task, indices: Sequence[int], obs
     batch = make_batch(lens, task.tokenized_texts, indices)
     n_tokens = sum(batch.lengths)
     members = [member for member in task.members if member.works]
+    rows = _ScoredRows(lens, task, batch)
+    if any(_causal(member).needs_divergence for member in members):
+        with out_of_memory_explained(lens, batch):
+            rows.keep_reference()
     branches = [
-        _branch(lens, member, condition, task, batch, lambda: observer.advance(n_tokens))
+        _branch(lens, member, condition, rows, lambda: observer.advance(n_tokens))
         for member in members
         for condition in _causal(member).losses.conditions.values()
     ]
     with out_of_memory_explained(lens, batch):
         final = run_branches(lens, batch, branches)
-        outcomes = list(_outcomes(lens, batch, final, task))
+        outcomes = list(rows.outcomes(final, with_divergence=rows.reference is not None))
     for member in members:
         with guarded(member.result, lens.info.label, "record"):
             for outcome in outcomes:
@@ -131,15 +136,14 @@ def _branch(
     lens: HookedTransformer,
     active: ActiveMetric,
     condition: Condition,
-    task: _Task,
-    batch: Batch,
+    rows: _ScoredRows,
     report_progress: Callable[[], None],
 ) -> Branch:
-    metric = _causal(active)
+    metric, batch = _causal(active), rows.batch
     editor = ConditionEditor(lens, condition.edits, batch)
 
     def receive(final: Tensor) -> None:
-        for outcome in _outcomes(lens, batch, final, task):
+        for outcome in rows.outcomes(final, with_divergence=metric.needs_divergence):
             metric.record(condition, outcome)
         metric.losses.add_effects(condition, editor.effects)
 
@@ -155,30 +159,58 @@ def _branch(
     return Branch(editor, receive, guard)
 
 
-def _outcomes(lens: HookedTransformer, batch: Batch, final: Tensor, task: _Task) -> Iterator[TextOutcome]:
-    """Yield the losses of each text of the batch from the final norm's output [batch, pos, d_model]."""
-    import torch
+class _ScoredRows:
+    """The rows of a batch that predict a scored token, and the losses of each text computed from them.
 
-    from phaselens.lens.token_losses import token_losses
+    `reference` are the unedited model's predictions, if a metric needs the divergence from them.
+    """
 
-    starts = [
-        min(task.scored_from[index], length)
-        for index, length in zip(batch.indices, batch.lengths, strict=True)
-    ]
-    spans = list(zip(starts, batch.lengths, strict=True))
-    rows = torch.cat([final[row, start - 1 : stop - 1] for row, (start, stop) in enumerate(spans)])
-    targets = torch.cat([batch.tokens[row, start:stop] for row, (start, stop) in enumerate(spans)])
-    losses = token_losses(lens, rows, targets)
-    loss, top, target_ids = (tensor.cpu().numpy() for tensor in (losses.loss, losses.top, targets))
-    offset = 0
-    for row, (start, stop) in enumerate(spans):
-        scored = slice(offset, offset + stop - start)
-        offset = scored.stop
-        text = (batch.texts[row], batch.indices[row], batch.hashes[row], batch.lengths[row])
-        yield TextOutcome(*text, loss[scored], top[scored], target_ids[scored])
+    def __init__(self, lens: HookedTransformer, task: _Task, batch: Batch) -> None:
+        self.batch = batch
+        self.reference: ReferencePredictions | None = None
+        self._lens = lens
+        starts = [
+            min(task.scored_from[index], length)
+            for index, length in zip(batch.indices, batch.lengths, strict=True)
+        ]
+        self._spans = list(zip(starts, batch.lengths, strict=True))
+
+    def keep_reference(self) -> None:
+        """Run the unedited model, and keep its predictions for comparison."""
+        from phaselens.lens.token_losses import ReferencePredictions
+
+        lengths = self.batch.lengths_on(self._lens.device)
+        final = self._lens.stream(self.batch.tokens, lengths=lengths)
+        self.reference = ReferencePredictions(self._lens, self._rows_of(final))
+
+    def _rows_of(self, final: Tensor) -> Tensor:
+        """Return the rows [token, d_model] of final [batch, pos, d_model] that predict a scored token."""
+        import torch
+
+        return torch.cat([final[row, start - 1 : stop - 1] for row, (start, stop) in enumerate(self._spans)])
+
+    def outcomes(self, final: Tensor, *, with_divergence: bool) -> Iterator[TextOutcome]:
+        """Yield the losses of each text of the batch from the final norm's output [batch, pos, d_model]."""
+        import torch
+
+        from phaselens.lens.token_losses import token_losses
+
+        batch = self.batch
+        targets = torch.cat([batch.tokens[row, start:stop] for row, (start, stop) in enumerate(self._spans)])
+        reference = self.reference if with_divergence else None
+        losses = token_losses(self._lens, self._rows_of(final), targets, reference)
+        loss, top, target_ids = (tensor.cpu().numpy() for tensor in (losses.loss, losses.top, targets))
+        divergence = None if losses.divergence is None else losses.divergence.cpu().numpy()
+        offset = 0
+        for row, (start, stop) in enumerate(self._spans):
+            scored = slice(offset, offset + stop - start)
+            offset = scored.stop
+            text = (batch.texts[row], batch.indices[row], batch.hashes[row], batch.lengths[row])
+            of_text = None if divergence is None else divergence[scored]
+            yield TextOutcome(*text, loss[scored], top[scored], target_ids[scored], of_text)
 
 
 def _copy_outcome(outcome: TextOutcome) -> TextOutcome:
     """Return a copy of the outcome, whose arrays a metric may change without effect on other metrics."""
-    arrays = {name: getattr(outcome, name).copy() for name in ("loss", "top", "targets")}
-    return replace(outcome, **arrays)
+    names = ("loss", "top", "targets", *(() if outcome.divergence is None else ("divergence",)))
+    return replace(outcome, **{name: getattr(outcome, name).copy() for name in names})
