@@ -39,7 +39,10 @@ AXES = {
     "query": 24,
     "key": 24,
     "distance": 64,
+    "named_key": 1,
+    "segment": 1,
     "1": 1,
+    "2": 2,
 }
 
 
@@ -164,7 +167,7 @@ def test_each_statistic_fires_and_is_read_only(tokens):
     for statistic in STATISTICS:
         name = in_layer(1, f"attn.{statistic}")
         assert not is_editable(name)
-        assert "edit hook_pattern" in read_only_reason(name)
+        assert "hook_pattern or hook_attn_scores" in read_only_reason(name)
         assert not is_matrix(name)
         assert capture(lens, tokens, {"value": name})[1]["value"].dim() == len(dimensions(name))
         with pytest.raises(InputError, match="measurement"):

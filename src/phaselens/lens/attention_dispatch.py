@@ -26,7 +26,7 @@ from phaselens.lens.attention_owner import AttentionOwner, is_hooked
 from phaselens.lens.key_edits import fire_key_scores
 from phaselens.lens.masks import build_mask, note_mask
 from phaselens.lens.matrix import (
-    counted_from_first_slot,
+    at_positions,
     fire_matrix,
     from_matrix,
     learned_sink_mass,
@@ -220,10 +220,8 @@ def _fire_statistics(
         entropy="hook_entropy" in statistics,
         received="hook_received" in statistics,
         distances=streaming.n_distances if "hook_distance" in statistics else None,
-        segments=slots.segment_labels(streaming.segments, key.device)
-        if "hook_segments" in statistics
-        else None,
-        n_segments=streaming.n_segments,
+        segments=slots.segment_labels(key.device) if "hook_segments" in statistics else None,
+        n_segments=slots.n_segments,
         top="hook_top_key" in statistics,
         refine="hook_lse" in statistics or "hook_learned_sink" in statistics,
         real=slots.real,
@@ -242,7 +240,7 @@ def _fire_statistics(
         "hook_received": None if received is None else slots.with_dropped(received, 0.0),
         "hook_distance": summary.distance,
         "hook_segments": summary.segments,
-        "hook_top_key": None if summary.top is None else counted_from_first_slot(summary.top, slots),
+        "hook_top_key": None if summary.top is None else at_positions(summary.top, slots),
     }
     for name, value in values.items():
         if name in statistics and value is not None:

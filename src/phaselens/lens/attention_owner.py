@@ -21,15 +21,12 @@ class StreamingOptions:
     ``n_distances`` the number of distances of `hook_distance`. ``reads_only`` promises that hooks write into no tensor
     in place: a hooked matrix that is not edited then does not change what the layer computes. ``rows`` holds the
     positions of the running forward's rows, and which of them are pads, whose queries do not count in `hook_received`
-    and `hook_distance`. ``segments`` [batch or 1, position] are the segments of the keys for `hook_segments`, −1 for
-    none, of which there are ``n_segments``; None: all keys are in segment 0.
+    and `hook_distance`.
     """
 
     sink_position: int = 0
     n_distances: int = N_DISTANCES
     reads_only: bool = False
-    segments: Tensor | None = None
-    n_segments: int = 1
     rows: Rows = field(default_factory=Rows)
 
 

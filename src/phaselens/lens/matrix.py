@@ -88,10 +88,10 @@ def from_matrix(
                 "hook_distance": lambda: _by_distance(without_pads(), streaming.n_distances),
                 "hook_segments": lambda: _by_segment(
                     pattern[..., slots.n_dropped :],
-                    slots.segment_labels(streaming.segments, pattern.device),
-                    streaming.n_segments,
+                    slots.segment_labels(pattern.device),
+                    slots.n_segments,
                 ),
-                "hook_top_key": lambda: _top_key(pattern),
+                "hook_top_key": lambda: at_positions(_top_key(pattern[..., slots.n_dropped :]), slots),
             }
             slots.require_served(statistics)
             for name in statistics:
@@ -154,11 +154,9 @@ def _top_key(pattern: Tensor) -> Tensor:
     return pairs.masked_fill(~(top > 0), torch.nan)
 
 
-def counted_from_first_slot(top: Tensor, slots: KeySlots) -> Tensor:
-    """Return top keys [batch, head, query, 2] as slots: the keys that a sliding cache has dropped count too."""
-    if not slots.n_dropped:
-        return top
-    return torch.stack([top[..., 0] + slots.n_dropped, top[..., 1]], -1)
+def at_positions(top: Tensor, slots: KeySlots) -> Tensor:
+    """Return top keys [batch, head, query, 2] with the absolute position of the key in place of its index."""
+    return torch.stack([slots.positions_of(top[..., 0]), top[..., 1]], -1)
 
 
 def _columns(pattern: Tensor, slots: list[int]) -> Tensor:

@@ -130,15 +130,12 @@ _DECLARATIONS = (
         "attention",
     ),
     _statistic(
-        "hook_segments",
-        (*_ROWS, "segment"),
-        "fraction of the row's attention on each segment of keys (`HookedTransformer.segmented`), or on all keys",
-        "attention",
+        "hook_segments", (*_ROWS, "segment"), "attention on each segment of keys (`segmented`)", "attention"
     ),
     _statistic(
         "hook_top_key",
         (*_ROWS, "2"),
-        "the key of the row's largest weight, the first of several, and how many share it; NaN without a key",
+        "position of the largest weight, and how many keys share it",
         "attention",
     ),
     PointDeclaration(

@@ -50,10 +50,10 @@ class LabelsSegments(TransformerBridge):
         if n_segments is not None:
             require_whole("n_segments", n_segments, 1)
         largest = -1 if segments is None or not segments.numel() else int(segments.max())
-        options = self._streaming_options
-        outer = options.segments, options.n_segments
-        options.segments, options.n_segments = segments, n_segments or max(1, largest + 1)
+        rows = self._streaming_options.rows
+        outer = rows.segments, rows.n_segments
+        rows.segments, rows.n_segments = segments, n_segments or max(1, largest + 1)
         try:
             yield
         finally:
-            options.segments, options.n_segments = outer
+            rows.segments, rows.n_segments = outer

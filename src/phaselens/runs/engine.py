@@ -218,7 +218,8 @@ def _read_sequences(
     for mode, batches in itertools.groupby(plan.batches(), key=lambda entry: entry[1]):
         with guarded(active.result, lens.info.label, "sequences"), in_rotation_mode(lens, mode):
             for indices, _ in batches:
-                _forward(lens, make_batch(lens, plan.tokenized, indices), [active], active.sink_position)
+                with plan.segmented(lens, indices):
+                    _forward(lens, make_batch(lens, plan.tokenized, indices), [active], active.sink_position)
                 observer.advance(sum(len(plan.tokenized[index].ids) for index in indices))
 
 

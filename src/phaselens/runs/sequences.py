@@ -25,16 +25,37 @@ class SequencePlan:
     """The sequences of one metric, as tokenized texts, and the batches in which they are read.
 
     `indices` are indices of `tokenized`, batch by batch; `rotation_modes` has the rotation mode of each batch.
+    `segments` has the segments of each sequence's keys.
     """
 
     tokenized: Sequence[TokenizedText]
     indices: Sequence[Sequence[int]]
     rotation_modes: Sequence[str]
+    segments: Sequence[Sequence[int] | None]
 
     @property
     def n_tokens(self) -> int:
         """Tokens of all sequences."""
         return sum(len(text.ids) for text in self.tokenized)
+
+    @contextmanager
+    def segmented(self, lens: HookedTransformer, indices: Sequence[int]) -> Iterator[None]:
+        """Let `hook_segments` measure the segments of these sequences inside the context; pads are in none."""
+        import torch
+
+        if all(segments is None for segments in self.segments):
+            yield
+            return
+        length = max(len(self.tokenized[index].ids) for index in indices)
+        labels = torch.full((len(indices), length), -1)
+        for row, index in enumerate(indices):
+            n_tokens, segments = len(self.tokenized[index].ids), self.segments[index]
+            labels[row, :n_tokens] = (
+                torch.zeros(n_tokens, dtype=torch.long) if segments is None else torch.tensor(segments)
+            )
+        n_segments = 1 + max(max(segments, default=0) for segments in self.segments if segments is not None)
+        with lens.segmented(labels, max(1, n_segments)):
+            yield
 
     def batches(self) -> Iterator[tuple[Sequence[int], str]]:
         """Yield the indices and the rotation mode of each batch."""
@@ -62,7 +83,12 @@ def plan_sequences(
         for sequence in sequences
     ]
     batches = list(pack_groups(sequences, batch_tokens))
-    return SequencePlan(tokenized, batches, [sequences[batch[0]].rotation_mode for batch in batches])
+    return SequencePlan(
+        tokenized,
+        batches,
+        [sequences[batch[0]].rotation_mode for batch in batches],
+        [sequence.segments for sequence in sequences],
+    )
 
 
 def pack_groups(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[int]]:
