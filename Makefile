@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo real test check format lint types contract quick pair bench clean
+.PHONY: demo real test check format lint types contract quick pair families bench clean
 
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
@@ -42,6 +42,10 @@ quick: $(STAMP)
 
 pair: $(STAMP)
 	$(BIN)/python -m tools.train_pair --corpus $(CORPUS)
+
+# Tries a tiny model of every type that transformers has, and writes docs/families.md.
+families: $(STAMP)
+	$(BIN)/python -m tools.families --processes 2
 
 bench: $(STAMP)
 	$(BIN)/python tools/bench/sinks.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from phaselens.plugin import (
     LayerView,
     MetricWarning,
     ModelInfo,
+    NestedState,
     Params,
     plugins,
 )
@@ -35,6 +36,15 @@ class ConditionSource:
     def condition_name(self, name: str) -> str:
         """Return the name under which the outer metric runs the condition `name` of this one."""
         return name if name == self.label else f"{self.label}: {name}"
+
+    def named(self, condition: Condition) -> Condition:
+        """Return a condition of this metric under the name that the outer metric runs it by."""
+        control_for = condition.control_for
+        return replace(
+            condition,
+            name=self.condition_name(condition.name),
+            control_for=None if control_for is None else self.condition_name(control_for),
+        )
 
 
 def parse_sources(text: str) -> list[ConditionSource]:
@@ -121,8 +131,9 @@ class InnerMetrics:
     def update(self, layer: LayerView) -> None:
         """Forward to each metric the points that it hooks."""
         for metric in self.metrics:
-            view = layer.private_copy(metric.hooks())
-            if view:
+            names = metric.hooks()
+            view = layer.private_copy(names)
+            if view and (view.has_all(names) or metric.partial_layers):
                 metric.update(view)
 
     def merge(self, other: InnerMetrics) -> None:
@@ -130,16 +141,22 @@ class InnerMetrics:
         for metric, counterpart in zip(self.metrics, other.metrics, strict=True):
             metric.merge(counterpart)
 
+    def state(self) -> dict[str, NestedState]:
+        """Return the state of each metric by its label."""
+        return {
+            source.label: NestedState(metric.state())
+            for source, metric in zip(self.sources, self.metrics, strict=True)
+        }
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        """Restore the state of each metric."""
+        for source, metric in zip(self.sources, self.metrics, strict=True):
+            metric.load_state(tree[source.label])
+
     def conditions(self) -> Iterator[Condition]:
         """Yield the conditions of all metrics, each under its metric's label."""
         for source, metric in zip(self.sources, self.metrics, strict=True):
-            for condition in metric.conditions():
-                control_for = condition.control_for
-                yield replace(
-                    condition,
-                    name=source.condition_name(condition.name),
-                    control_for=None if control_for is None else source.condition_name(control_for),
-                )
+            yield from map(source.named, metric.conditions())
 
     @property
     def warnings(self) -> list[MetricWarning]:

@@ -112,22 +112,27 @@ class LayerMetric(Metric[P]):
         return mean_over_texts(values.mean(-1) if values.ndim == 3 else values)
 
     def n_texts(self, name: str) -> int:
-        """Return the number of texts that have a value in every layer."""
+        """Return the number of texts that have a value in every layer that any text has one in."""
         import numpy as np
 
         values = self.values(name)
+        values = values[:, self._measured_layers()]
         return int((~np.isnan(values)).reshape(len(values), -1).all(1).sum())
+
+    def _measured_layers(self) -> list[int]:
+        """Return the layers that have values; the model may lack the activations in others."""
+        return self.per_text.layers("problem")
 
     def explain(self, name: str) -> None:
         """Warn of every reason for which the quantity `name` is missing for a text in a layer."""
         import numpy as np
 
-        codes = self.values("problem")
+        codes = self.values("problem")[:, self._measured_layers()]
         for code, reason in _REASONS.items():
             matches = codes == code
             if not matches.any():
                 continue
-            layers = np.flatnonzero(matches.any(0))
+            layers = np.array(self._measured_layers())[np.flatnonzero(matches.any(0))]
             in_layers = "" if len(layers) == matches.shape[1] else f" in layer {', '.join(map(str, layers))}"
             ids = quoted_ids(self.per_text.texts, matches.any(1))
             self.warn(f"{name} is missing: {reason}{in_layers} for text {ids}")

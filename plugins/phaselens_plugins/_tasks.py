@@ -92,6 +92,8 @@ class Task(CausalMetric[P], Generic[P, S]):
         """The inner metrics' number of distances."""
         return self.inner.n_distances
 
+    partial_layers = True  # an inner metric may need fewer points than another
+
     def hooks(self) -> Sequence[str]:
         """Return the inner metrics' hook points."""
         return self.inner.hooks()

@@ -74,6 +74,7 @@ class BosMlp(Ablation[BosMlpParams]):
     """Metric of the loss without the MLP's output at position 0; the unedited model determines the layer."""
 
     name = "bos-mlp"
+    partial_layers = True  # norms of the residual stream are measured in layers without an MLP too
     version = "1"
     title = "MLP output at BOS removed"
     description = (
@@ -164,13 +165,10 @@ class BosMlp(Ablation[BosMlpParams]):
         records = []
         for text in layer_texts(layer):
             stream = bos_norm(row_norms(text["hook_resid_post"]))
-            output = bos_norm(row_norms(text["hook_mlp_out"]))
-            record = {
-                "norm": stream.norm,
-                "ratio": stream.ratio,
-                "mlp": output.norm,
-                "mlp_elsewhere": output.others_mean,
-            }
+            record = {"norm": stream.norm, "ratio": stream.ratio}
+            if "hook_mlp_out" in layer:
+                output = bos_norm(row_norms(text["hook_mlp_out"]))
+                record |= {"mlp": output.norm, "mlp_elsewhere": output.others_mean}
             if "hook_resid_pre" in layer:
                 record["before"] = bos_norm(row_norms(text["hook_resid_pre"])).norm
             records.append(record)
@@ -192,7 +190,7 @@ class BosMlp(Ablation[BosMlpParams]):
         if self.params.at == "sweep":
             return [
                 (EACH_LAYER, layer, [name for name in layers if layers[name] == layer])
-                for layer in range(self.model.n_layers)
+                for layer in self.per_text.layers("mlp")
             ]
         names = [*DEFINITIONS] if self.params.at == "definitions" else [WRITE_LAYER]
         if layers.get(WRITE_LAYER) == self.model.n_layers - 1:
@@ -213,7 +211,8 @@ class BosMlp(Ablation[BosMlpParams]):
         import numpy as np
 
         norms, ratio, mlp = self._mean("norm"), self._mean("ratio"), self._mean("mlp")
-        change = self._change()
+        has_mlp = np.isin(np.arange(len(norms)), self.per_text.layers("mlp"))
+        change, ratio = np.where(has_mlp, self._change(), np.nan), np.where(has_mlp, ratio, np.nan)
         layers_above = np.flatnonzero(ratio > MIN_RATIO)
         layers = {
             WRITE_LAYER: _largest_positive(change),
@@ -238,6 +237,8 @@ class BosMlp(Ablation[BosMlpParams]):
         """Return the mean over texts [layer]; NaN where a layer has no finite value."""
         import numpy as np
 
+        if not self.per_text.layers(name):
+            return np.full(self.model.n_layers, np.nan)
         values = self.per_text.stack(name)
         return mean_over_texts(np.where(np.isfinite(values), values, np.nan))
 

@@ -60,9 +60,12 @@ class BosV(Ablation[BosVParams]):
 
     def conditions(self) -> Sequence[Condition]:
         """Return the conditions that set position 0 of `hook_v` to 0, and the controls."""
+        if not self.model.attention_layers:
+            self.warn(f"no condition is run: {self.model.absence(in_layer(0, 'attn.hook_v'))}, as all layers")
+            return []
         selected: list[tuple[str, int | None]] = [(ALL_LAYERS, None)]
         if self.params.at == "sweep":
-            selected += [(EACH_LAYER, layer) for layer in range(self.model.n_layers)]
+            selected += [(EACH_LAYER, layer) for layer in self.model.attention_layers]
         elif self.params.layer is not None:
             selected.append((GIVEN_LAYER, self.params.layer))
         conditions: list[Condition] = []

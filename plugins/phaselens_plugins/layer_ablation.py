@@ -17,12 +17,14 @@ from phaselens_plugins._causal import (
 )
 
 ATTN, MLP = "blocks.{layer}.hook_attn_out", "blocks.{layer}.hook_mlp_out"
+#: What a layer has instead of attention, or beside it: state space, linear attention, a convolution.
+MIXER = "blocks.{layer}.hook_mixer_out"
 #: Name of the condition and its hook points, by the parameter `part`.
 PARTS = {
     "attn": ("attention off", (ATTN,)),
     "mlp": ("MLP off", (MLP,)),
-    "both": ("attention and MLP off", (ATTN, MLP)),
-    "bos_only": ("attention and MLP off at BOS", (ATTN, MLP)),
+    "both": ("attention and MLP off", (ATTN, MIXER, MLP)),
+    "bos_only": ("attention and MLP off at BOS", (ATTN, MIXER, MLP)),
 }
 
 
@@ -84,11 +86,12 @@ class LayerAblation(Ablation[LayerAblationParams]):
             for part in parts
             for layers in groups
             for condition in self._conditions_of(part, layers)
+            if condition.edits
         ]
 
     def _conditions_of(self, part: str, layers: Sequence[int]) -> list[Condition]:
         name, patterns = PARTS[part]
-        points = [pattern.replace("{layer}", str(layer)) for layer in layers for pattern in patterns]
+        points = [point for layer in layers for point in self._points(patterns, layer)]
         params = {"part": part, "layers": list(layers)}
         if self.params.together:
             is_all = len(layers) == self.model.n_layers
@@ -97,6 +100,21 @@ class LayerAblation(Ablation[LayerAblationParams]):
         if part == "bos_only":
             return list(zero_bos_conditions(name, points, layer, self.params.seeds, params))
         return [Condition(name, [Edit(point, 0.0) for point in points], layer, params=params)]
+
+    def _points(self, patterns: Sequence[str], layer: int) -> list[str]:
+        """Return the points that the layer has; what it has instead of attention replaces attention."""
+        points = [pattern.replace("{layer}", str(layer)) for pattern in patterns]
+        attention, mixer = (pattern.replace("{layer}", str(layer)) for pattern in (ATTN, MIXER))
+        if attention in points and self.model.absence(attention) is not None:
+            points = [mixer, *(point for point in points if point not in (attention, mixer))]
+            self.warn(
+                f"layer {layer} is {self.model.kind_of(layer)}: its output is removed in attention's place"
+            )
+        return [point for point in points if self._exists(point, is_mixer=point == mixer)]
+
+    def _exists(self, point: str, *, is_mixer: bool) -> bool:
+        # Models whose kinds are not stated have attention alone in all layers.
+        return self.model.absence(point) is None and (bool(self.model.kinds) or not is_mixer)
 
 
 @hookimpl

@@ -43,6 +43,7 @@ from phaselens_plugins._common import (
     store_by_text,
 )
 from phaselens_plugins._layer_metric import NO_PROBLEM, NOT_FINITE, SHORT, ZERO, LayerMetric
+from phaselens_plugins._rotated_parts import PARTS_TABLE, measure_parts, part_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,7 @@ POINTS = {
 }
 DEFINITIONS = ("global", "per_head", "pairs")
 #: Numbers stored for each tensor of a text, in this order.
-STORED = ("global", "per_head", "max_ratio", "null", "pairs", "null_pairs")
+STORED = ("global", "per_head", "max_ratio", "null", "pairs", "null_pairs", "n_cells")
 CELLS = "cells"
 PAIRS = "pairs"
 SHARE = "share of cells"
@@ -153,6 +154,7 @@ class MassiveValues(LayerMetric[ValueParams]):
             ),
             "every definition, by layer and tensor",
         ),
+        PARTS_TABLE,
         TableSpec(
             "summary",
             (
@@ -189,15 +191,21 @@ class MassiveValues(LayerMetric[ValueParams]):
             "queries and keys after rotation"
         )
 
+    partial_layers = True  # a tensor whose point a layer lacks is missing there, the others are measured
+
     def hooks(self) -> Sequence[str]:
         """Return the points of queries and keys on both sides of the rotation, and of values."""
         return [in_layer("{layer}", point) for point in POINTS.values()]
 
     def update(self, layer: LayerView) -> None:
         """Count massive cells of this layer for the texts of the batch."""
+        if POINTS["q"] not in layer:
+            return
         pairs = self._pairs(layer.index or 0)
         texts = layer_texts(layer)
-        states = [{tensor: text[point] for tensor, point in POINTS.items()} for text in texts]
+        states = [
+            {tensor: text[point] for tensor, point in POINTS.items() if point in layer} for text in texts
+        ]
         store_by_text(self, layer, [self._measure(tensors, pairs) for tensors in states])
 
     def _measure(self, tensors: Mapping[str, Tensor], pairs: Sequence[tuple[int, int]]) -> dict[str, Numbers]:
@@ -208,11 +216,16 @@ class MassiveValues(LayerMetric[ValueParams]):
         n_tokens = len(tensors["q"])
         record: dict[str, Numbers] = {"problem": NO_PROBLEM}
         for tensor in POINTS:
+            if tensor not in tensors:
+                record[tensor] = [missing] * len(STORED)
+                continue
             norms = norm_matrix(tensors[tensor])
+            if tensor in ("q", "k"):
+                record[f"{tensor}.parts"] = measure_parts(norms, pairs, multiple)
             is_finite = bool(norms.isfinite().all())
             if not is_finite or not bool((norms > 0).any()):
                 record["problem"] = SHORT if not n_tokens else ZERO if is_finite else NOT_FINITE
-                record[tensor] = [missing] * len(STORED)
+                record[tensor] = [*[missing] * (len(STORED) - 1), float(norms.numel())]
                 continue
             counts = [float(massive_cells(norms, multiple, mean).sum()) for mean in ("global", "per_head")]
             null = norms.numel() * gaussian_massive_share(n_tokens, multiple)
@@ -222,7 +235,8 @@ class MassiveValues(LayerMetric[ValueParams]):
                 if bool((norms_of_pairs > 0).any()):
                     null_pairs = norms_of_pairs.numel() * gaussian_massive_share(2 * n_tokens, multiple)
                     pair_counts = [float(massive_cells(norms_of_pairs, multiple).sum()), null_pairs]
-            record[tensor] = [*counts, float(norms.max() / norms.mean()), null, *pair_counts]
+            max_ratio = float(norms.max() / norms.mean())
+            record[tensor] = [*counts, max_ratio, null, *pair_counts, float(norms.numel())]
         return record
 
     def _pairs(self, layer: int) -> tuple[tuple[int, int], ...]:
@@ -245,13 +259,18 @@ class MassiveValues(LayerMetric[ValueParams]):
             "texts": self.table("texts", self._texts()),
             "layers": self.table("layers", self._layers()),
             "definitions": self.table("definitions", self._definitions()),
+            "parts": self.table(
+                "parts", part_rows(self, list(map(self._rotation, range(self.model.n_layers))))
+            ),
             "summary": self.table("summary", [self._summary()]),
         }
 
-    def _n_cells(self, tensor: str) -> int:
-        """Return heads × dimensions of a tensor."""
-        model = self.model
-        return model.d_head * (model.n_heads if tensor.startswith("q") else model.n_kv_heads)
+    def _n_cells(self, tensor: str) -> np.ndarray:
+        """Return heads × dimensions of a tensor, [layer]; NaN in a layer that lacks it."""
+        import numpy as np
+
+        n_cells = self.values(f"{tensor}.n_cells")
+        return np.array([max(column[~np.isnan(column)], default=np.nan) for column in n_cells.T])
 
     def _explain_pairs(self) -> None:
         """Warn of the layers without pairs, with the reason."""
@@ -260,7 +279,7 @@ class MassiveValues(LayerMetric[ValueParams]):
         reasons: dict[str, list[str]] = {}
         for layer, encoding in enumerate(self.model.positions):
             rotation = self._rotation(layer)
-            if rotation is not None and rotation.pairs:
+            if layer not in self.model.attention_layers or (rotation is not None and rotation.pairs):
                 continue
             if rotation is not None:
                 reason = f"the rotation could not be read: {rotation.problem}"
@@ -290,11 +309,13 @@ class MassiveValues(LayerMetric[ValueParams]):
         """Return the number of pairs in all heads, [layer]; NaN where there are none."""
         import numpy as np
 
-        heads = self._n_cells(tensor) // self.model.d_head
-        n_pairs = np.array(
-            [len(self._pairs(layer)) for layer in range(self.model.n_layers)], dtype=np.float64
-        )
-        return heads * np.where(n_pairs > 0, n_pairs, np.nan)
+        n_cells = self._n_cells(tensor)
+        n_pairs = np.full(len(n_cells), np.nan)
+        for layer in range(len(n_cells)):
+            rotation = self._rotation(layer)
+            if rotation is not None and rotation.pairs:
+                n_pairs[layer] = n_cells[layer] // rotation.d_head * len(rotation.pairs)
+        return n_pairs
 
     def _texts(self) -> Iterator[TableRow]:
         import numpy as np
@@ -303,7 +324,7 @@ class MassiveValues(LayerMetric[ValueParams]):
         n_pairs = {tensor: self._n_pairs(tensor) for tensor in POINTS if tensor != "v"}
         for text, layer in np.ndindex(self.values("q.global").shape):
             for tensor in POINTS:
-                n_cells = self._n_cells(tensor)
+                n_cells = self._n_cells(tensor)[layer]
                 count, count_per_head, count_pairs, max_ratio, null, null_pairs = (
                     float(self.values(f"{tensor}.{name}")[text, layer])
                     for name in ("global", "per_head", "pairs", "max_ratio", "null", "null_pairs")
@@ -319,7 +340,8 @@ class MassiveValues(LayerMetric[ValueParams]):
                     null,
                     null_pairs,
                 )
-                yield text_ids[text], layer, tensor, n_cells, *map(none_if_nan, numbers), lengths[text]
+                size = None if np.isnan(n_cells) else int(n_cells)
+                yield text_ids[text], layer, tensor, size, *map(none_if_nan, numbers), lengths[text]
 
     def _layers(self) -> Iterator[TableRow]:
         columns: list[Sequence[float | None]] = []
@@ -327,7 +349,9 @@ class MassiveValues(LayerMetric[ValueParams]):
             means, lows, highs = mean_intervals(self, self.values(f"{tensor}.{self.params.mean}"))
             nulls = null_means(self, self.values(f"{tensor}.null"))
             n_cells = self._n_cells(tensor)
-            fractions = [None if mean is None else mean / n_cells for mean in means]
+            fractions = [
+                None if mean is None else mean / size for mean, size in zip(means, n_cells, strict=True)
+            ]
             columns += [means, lows, highs, nulls, fractions]
         return rows_by_index(columns)
 
@@ -339,17 +363,22 @@ class MassiveValues(LayerMetric[ValueParams]):
                 values = self.values(f"{tensor}.{definition}")
                 n_texts = (~np.isnan(values)).sum(0)
                 is_pairs = definition == "pairs"
-                sizes = self._n_pairs(tensor) if is_pairs else np.full(values.shape[1], self._n_cells(tensor))
+                sizes = self._n_pairs(tensor) if is_pairs else self._n_cells(tensor)
                 nulls = null_means(self, self.values(f"{tensor}.{'null_pairs' if is_pairs else 'null'}"))
                 for layer, (mean, low, high) in enumerate(zip(*mean_intervals(self, values), strict=True)):
                     fraction = None if mean is None else mean / sizes[layer]
                     yield layer, tensor, definition, mean, low, high, nulls[layer], fraction, n_texts[layer]
 
     def _summary(self) -> TableRow:
+        import numpy as np
+
         row: list[float | None] = []
         for tensor in POINTS:
-            mean = self.mean_by_layer(f"{tensor}.{self.params.mean}")
-            row += [none_if_nan(mean.sum()), none_if_nan(mean.mean() / self._n_cells(tensor))]
+            mean, n_cells = self.mean_by_layer(f"{tensor}.{self.params.mean}"), self._n_cells(tensor)
+            mean, n_cells = mean[~np.isnan(n_cells)], n_cells[~np.isnan(n_cells)]
+            row += (
+                [none_if_nan(mean.sum()), none_if_nan((mean / n_cells).mean())] if mean.size else [None, None]
+            )
         return (*row, self.n_texts("q.global"))
 
 

@@ -161,8 +161,10 @@ class QkGeometry(LayerMetric[GeometryParams]):
         if problem in (SHORT, NOT_FINITE):
             names = [*missing_record(QUANTITIES, problem), *LOCATION]
             return {**dict.fromkeys(names, [float("nan")] * n_heads), "problem": problem}
+        scale = self.model.scales[layer]
+        assert scale is not None, "a layer with queries has attention"
         largest = largest_product(q, k, window=window)
-        geometry = key_geometry(q, k, scale=self.model.scales[layer], position=position, window=window)
+        geometry = key_geometry(q, k, scale=scale, position=position, window=window)
         group = n_heads // k.shape[1]
         norms = [_norm_ratio(states, position).repeat_interleave(group) for states in (k, v)]
         values = {

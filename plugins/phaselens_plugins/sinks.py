@@ -274,6 +274,12 @@ class Sinks(Metric[SinkParams]):
 
         return np.array([window == 1 and not self.params.sink_position for window in self.model.windows])
 
+    def _has_attention(self) -> np.ndarray:
+        """Return whether the layer has attention, bool [layer]."""
+        import numpy as np
+
+        return np.isin(np.arange(self.model.n_layers), self.model.attention_layers)
+
     def _explain(self, score: np.ndarray) -> None:
         """Warn of missing scores, with the reason."""
         import numpy as np
@@ -288,6 +294,7 @@ class Sinks(Metric[SinkParams]):
             layers = ", ".join(map(str, np.flatnonzero(is_unseen)))
             self.warn(f"score is missing in layer {layers}: with a window of 1, only query 0 sees position 0")
         is_missing = np.isnan(score) & ~is_short[:, None, None] & ~is_unseen[:, None]
+        is_missing &= self._has_attention()[:, None]
         if is_missing.any():
             layers = ", ".join(str(layer) for layer in np.flatnonzero(is_missing.any((0, 2))))
             self.warn(
@@ -296,7 +303,7 @@ class Sinks(Metric[SinkParams]):
             )
         if self.params.strongest:
             is_unknown = np.isnan(self.per_text.stack("position")) & (~np.isnan(score) | is_unseen[:, None])
-            is_unknown &= ~is_short[:, None, None]
+            is_unknown &= ~is_short[:, None, None] & self._has_attention()[:, None]
             if is_unknown.any():
                 ids = quoted_ids(text_ids, is_unknown.any((1, 2)))
                 self.warn(f"the strongest position is missing: attention is NaN or infinite for text {ids}")
@@ -320,7 +327,7 @@ class Sinks(Metric[SinkParams]):
             rate, low, high = self._rate(score[texts, layer])
             null_rate, _, _ = self._rate(null[texts, layer, None])
             rows.append((layer, rate, low, high, null_rate, mean_or_none(score[texts, layer])))
-        scored_layers = ~self._is_unseen() | self.params.include_query0
+        scored_layers = (~self._is_unseen() | self.params.include_query0) & self._has_attention()
         scored_texts = is_complete[:, scored_layers].all(1) & bool(scored_layers.any())
         n_texts, n_cells = int(scored_texts.sum()), int(scored_layers.sum()) * score.shape[2]
         by_cell = score[scored_texts][:, scored_layers].reshape(n_texts, n_cells)

@@ -26,7 +26,9 @@ class DenseAttention:
         return self.pattern.sum(-2)
 
 
-def dense(q, k, v=None, *, scale, mask=None, window=None, softcap=None, sink_logits=None) -> DenseAttention:
+def dense(
+    q, k, v=None, *, scale, mask=None, window=None, softcap=None, sink_logits=None, bias=None
+) -> DenseAttention:
     """Attention of q, k, v in float64, implemented independently; options as in phaselens.attention."""
     q, k = q.double(), k.double()
     v = k if v is None else v.double()
@@ -35,6 +37,8 @@ def dense(q, k, v=None, *, scale, mask=None, window=None, softcap=None, sink_log
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias.double()
     n_queries, n_keys = scores.shape[-2:]
     query = torch.arange(n_keys - n_queries, n_keys)[:, None]
     key = torch.arange(n_keys)[None, :]

@@ -38,8 +38,14 @@ def test_the_largest_tensor_of_the_dense_path_is_a_matrix():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"window": 40}, {"softcap": 5.0}, {"sink_logits": torch.zeros(1)}],
-    ids=["causal", "window", "softcap", "sink_logits"],
+    [
+        {},
+        {"window": 40},
+        {"softcap": 5.0},
+        {"sink_logits": torch.zeros(1)},
+        {"bias": torch.arange(N)[None, None, None] / 2.0},
+    ],
+    ids=["causal", "window", "softcap", "sink_logits", "alibi"],
 )
 @pytest.mark.parametrize("size", mark_later_slow([1.0, 1e4]), ids=["float32", "recomputed in float64"])
 def test_streaming_functions_create_no_matrix(options, size, monkeypatch):

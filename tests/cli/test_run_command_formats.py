@@ -77,13 +77,13 @@ def test_a_format_without_tables_refuses_the_option_before_it_measures(
     assert phaselens(*arguments).out == "tiny\n"
     refused = phaselens(*arguments, "--table", "layers")
     assert refused.code == 2
-    assert "leave --table out, or choose csv, markdown, parquet, row-counts or table" in refused.err
+    assert "leave --table out, or choose csv, latex, markdown, parquet, row-counts or table" in refused.err
 
 
 def test_help_and_the_list_of_choices_come_from_the_registry(phaselens: Phaselens) -> None:
     text = " ".join(phaselens("run", "--help").out.split())
     assert "row-counts: numbers of rows; model-names: labels of the models." in text
-    assert "[table|json|csv|markdown|parquet|row-counts|model-names]" in text
+    assert "[table|json|csv|markdown|parquet|latex|row-counts|model-names]" in text
 
 
 def test_parquet_has_the_rows_types_and_units_of_the_table(
@@ -110,3 +110,17 @@ def test_parquet_is_refused_on_a_terminal(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     message = error_line(2, "run", checkpoint, "-p", "sinks", "--texts", texts, "--format", "parquet")
     assert message == "--format parquet is binary; redirect it to a file: … > FILE.parquet"
+
+
+def test_a_heatmap_is_drawn_below_the_tables(
+    phaselens: Phaselens, error_line: ErrorLine, checkpoint: Path, texts: Path
+) -> None:
+    arguments = ("run", checkpoint, "-p", "sinks,bos-norm", "--texts", texts)
+    result = phaselens(*arguments, "--heatmap", "sinks", "--heatmap", "sinks.null")
+    assert result.code == 0
+    assert result.out.index("sinks: score of tiny") > result.out.index("bos: ")
+    assert "sinks: null of tiny" in result.out
+    assert "has no value for each layer and head" in error_line(2, *arguments, "--heatmap", "bos-norm")
+    assert "leave --format and --table out" in error_line(
+        2, *arguments, "--heatmap", "sinks", "--format", "json"
+    )

@@ -145,13 +145,7 @@ def test_nulling_learned_positions_is_refused_by_name():
 @pytest.mark.parametrize(
     ("model_type", "shape", "reason"),
     [
-        ("bloom", {"n_head": 2, "n_layer": 1}, "attention interface"),
-        ("mamba", {"num_hidden_layers": 1, "state_size": 4}, "stack of attention blocks|attention"),
-        (
-            "deepseek_v3",
-            {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2},
-            "not one softmax",
-        ),
+        ("xlm", {"n_heads": 2, "n_layers": 1, "emb_dim": 16, "causal": True}, "in a list of their own"),
         ("t5", {"num_layers": 1, "num_heads": 2, "d_model": 16, "d_ff": 16, "d_kv": 8}, "causal"),
     ],
 )

@@ -98,8 +98,8 @@ def test_markdown_names_a_failed_metric() -> None:
 
 def test_formats_say_what_they_can_represent() -> None:
     assert DEFAULT_FORMAT == "table"
-    assert run_formats() == ["table", "json", "markdown"]
-    assert table_formats() == ["table", "csv", "markdown", "parquet"]
+    assert run_formats() == ["table", "json", "markdown", "latex"]
+    assert table_formats() == ["table", "csv", "markdown", "parquet", "latex"]
 
 
 def test_the_formats_with_tracebacks_are_those_that_write_them() -> None:

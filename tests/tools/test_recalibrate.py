@@ -384,9 +384,8 @@ def test_bf16_follows_fp32(start: Any, tmp_path: Path) -> None:
 
 
 def test_the_command_makes_an_adapter_that_merges(books: Path, checkpoint: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     from phaselens.lens.lora import merge_adapter
+    from safetensors.torch import load_file
 
     out = tmp_path / "out"
     arguments = [str(checkpoint), "--corpus", str(books), "--held-out", "kept", "--out", str(out)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from phaselens.lens.lora import merge_adapter
 from safetensors.torch import load_file, save_file
 from tools.recalibrate import corpus, network
 from tools.recalibrate.measure import held_out_loss
@@ -19,7 +20,6 @@ from tools.recalibrate.recipe import RecalibrationRecipe
 
 import phaselens
 from phaselens.lens import packaged
-from phaselens.lens.lora import merge_adapter
 
 MODELS = Path(phaselens.__file__).parent / "data" / "models"
 CARD = Path(__file__).with_name("card.md")

@@ -31,10 +31,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]) -
     [1.0, 2.0, 3.0, 4.0]
     """
     sink_logits = options.get("sink_logits")
-    require_no_gradient("attend", q, k, v, sink_logits)
+    require_no_gradient("attend", q, k, v, sink_logits, options.get("bias"))
     problem = Problem(q, k, **options)
     check_values(k, v)
     out, lse = _kernels.attend(problem, v)
+    lse = problem.absolute(lse)
     if sink_logits is not None:
         column = sink_logits.to(lse.dtype)[None, :, None]
         real_lse, lse = lse, torch.logaddexp(lse, column)

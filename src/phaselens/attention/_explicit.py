@@ -12,6 +12,9 @@ from phaselens.attention._key_blocks import mix
 from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.errors import InputError, require_tensor
 
+_LARGE_BIAS = 32.0
+"""The size of a bias from which on its scores are computed in float64."""
+
 
 def explicit(
     q: Tensor, k: Tensor, v: Tensor, **options: Unpack[SoftmaxOptions]
@@ -43,13 +46,19 @@ def explicit_scores(
     mask: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Return the scores [batch, head, query, key] that enter the softmax, float32 or wider, −inf where hidden."""
-    return _scores(Problem(q, k, scale, mask, window, softcap))
+    """Return the scores [batch, head, query, key] that enter the softmax, float32 or wider, −inf where hidden.
+
+    float64 where a bias is so large that float32 would lose the differences between scores.
+    """
+    return _scores(Problem(q, k, scale, mask, window, softcap, bias=bias))
 
 
 def _scores(problem: Problem) -> Tensor:
     dtype, cap = problem.compute_dtype, problem.softcap
+    if problem.bias is not None and float(problem.bias.detach().abs().max()) > _LARGE_BIAS:
+        dtype = torch.float64
     q, k = problem.q.to(dtype), problem.k.to(dtype)
     batch, n_heads, n_queries, d_head = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, d_head)
@@ -59,6 +68,8 @@ def _scores(problem: Problem) -> Tensor:
     hidden, bias = problem.mask_block((0, n_queries), (0, problem.n_keys))
     if bias is not None:
         scores = scores + bias
+    if problem.row_shift is not None:
+        scores = scores + problem.row_shift[..., None].to(dtype)
     return scores if hidden is None else scores.masked_fill(hidden, -torch.inf)
 
 

@@ -14,14 +14,15 @@ ROWS = 256
 
 
 def attend(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (out, lse) of the softmax over real keys; the caller adds sink logits.
+    """Return (out, lse) of the softmax over real keys; the caller adds sink logits and `Problem.row_shift`.
 
     out [batch, head, query, d_v] in v's dtype or wider, lse [batch, head, query] in `compute_dtype`; a query
     that sees nothing has out 0 and lse −inf.
     """
     if problem.softcap is not None or not _has_kernel(problem):
         return _key_blocks.attend(problem, v)
-    sees_all_before = problem.mask is None and (problem.window is None or problem.window >= problem.n_keys)
+    is_plain = problem.mask is None and problem.bias is None
+    sees_all_before = is_plain and (problem.window is None or problem.window >= problem.n_keys)
     if sees_all_before and problem.hidden_keys is None:
         if problem.n_queries == problem.n_keys:
             return _fused(problem.q, problem.k, v, problem.scale, causal=True)
@@ -46,6 +47,8 @@ def _attend_after_first(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _has_kernel(problem: Problem) -> bool:
     device, dtype = problem.q.device, problem.q.dtype
+    if problem.bias is not None and dtype in (torch.float16, torch.bfloat16):
+        return False  # the kernel would round the bias
     if not problem.scale > 0:  # a kernel may scale after masking: 0 · −inf is NaN
         return False
     if device.type == "cpu":

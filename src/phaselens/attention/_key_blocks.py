@@ -63,7 +63,8 @@ def spans(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
 def key_blocks(problem: Problem, lse: Tensor | None = None) -> Iterator[KeyBlock]:
     """Yield all blocks of `problem`, in its `compute_dtype`; queries that see nothing may be left out.
 
-    Scores are relative to `lse` [batch, head, query], which must be right to within a few units, or without `lse` to
+    With a bias, scores and `KeyBlock.reference` are relative to `Problem.row_shift`, and `lse` is not. Scores are
+    relative to `lse` [batch, head, query], which must be right to within a few units, or without `lse` to
     each row's largest score.
     """
     group, dtype = problem.group, problem.compute_dtype
@@ -107,6 +108,7 @@ def _blocks_of_subset(
     if lse is None:
         references, hidden_score = q.new_zeros(problem.q.shape[:3]), -torch.inf
     else:
+        lse = problem.relative(lse)
         references, hidden_score = lse.masked_fill(lse == -torch.inf, 0.0), _LOG2_ZERO
     offsets = (references / -LN_2).view(units, group, n_queries)
     masks: dict[tuple[int, ...], Tensor | None] = {}
@@ -132,7 +134,10 @@ def _blocks_of_subset(
         real = p.sum(-1)
         total = real
         if problem.sink_logits is not None:
-            total = real + (problem.sink_logits.to(dtype)[None, :, None] - reference).exp()
+            column = problem.relative(
+                problem.sink_logits.to(dtype)[None, :, None].expand(batch, -1, n_queries)
+            )
+            total = real + (column[:, :, start:stop] - reference).exp()
         norm = total.masked_fill(total == 0, 1.0)
         yield KeyBlock(
             slice(0), slice(0), (start, stop), (first_key, key_end), scores, p, real, total, norm, reference
@@ -169,7 +174,7 @@ def _apply_mask(
     """
     for edge in problem.edges(rows, cols):
         key = (rows[1] - rows[0], edge[0] - rows[0], edge[1] - rows[0])
-        if problem.mask is not None or problem.hidden_keys is not None:
+        if problem.mask is not None or problem.bias is not None or problem.hidden_keys is not None:
             hidden, bias = problem.mask_block(rows, edge)
         else:
             if key not in masks:

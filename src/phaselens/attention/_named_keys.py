@@ -101,11 +101,11 @@ def attend_without(
     ([0.0, 2.0, 3.0], [0.0, 1.0, 2.0])
     """
     sink_logits = options.get("sink_logits")
-    require_no_gradient("attend_without", q, k, v, sink_logits)
+    require_no_gradient("attend_without", q, k, v, sink_logits, options.get("bias"))
     hidden_keys = _joined(keys, options.get("hidden_keys"), len(q))
     problem = replace(Problem(q, k, **options), hidden_keys=hidden_keys)
     check_values(k, v)
-    attend = _kernels.attend if has_exact_lse(q) else _key_blocks.attend
+    attend = _kernels.attend if has_exact_lse(problem) else _key_blocks.attend
     out, kernel_lse = attend(problem, v)
     large = needs_float64(problem, kernel_lse).nonzero().tolist()
     lse = kernel_lse if kernel_lse.device.type == "mps" else kernel_lse.double()
@@ -115,6 +115,8 @@ def attend_without(
         value = v[batch : batch + 1, head // problem.group : head // problem.group + 1].double()
         exact_out, exact_lse = _key_blocks.attend(problem.head(batch, head), value)
         out[batch, head], lse[batch, head] = exact_out[0, 0].to(out.dtype), exact_lse[0, 0]
+    if problem.row_shift is not None:
+        lse = lse + problem.row_shift.to(lse.dtype)
     if sink_logits is not None:
         total = torch.logaddexp(lse, sink_logits.to(lse.dtype)[None, :, None])
         out, lse = out * (lse - total).exp().to(out.dtype)[..., None], total

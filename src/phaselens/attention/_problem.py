@@ -23,6 +23,8 @@ class SoftmaxOptions(TypedDict, total=False):
     softcap: c turns a score s into c·tanh(s / c).
     sink_logits: [head], learned logits of one more column of the softmax, which has no value.
     hidden_keys: [batch | 1, n], indices of keys that no query sees, by text; −1 stands for no key.
+    bias: [batch | 1, head | 1, query | 1, key], added to the scores after the softcap; unlike a mask, it hides nothing
+        and does not replace the causal mask. One row for all queries (ALiBi) needs O(key) memory.
     """
 
     scale: Required[float]
@@ -31,6 +33,7 @@ class SoftmaxOptions(TypedDict, total=False):
     softcap: float | None
     sink_logits: Tensor | None
     hidden_keys: Tensor | None
+    bias: Tensor | None
 
 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -43,6 +46,9 @@ class Problem:
     q [batch, head, query, d_head], k [batch, kv_head, key, d_head]; the other fields as in `SoftmaxOptions`.
     `first_text` is the batch row in the whole problem at which this subset of it begins. Nothing of size query × key is
     ever stored here.
+
+    With a bias, scores in blocks are relative: `row_shift`, the bias at a query's own key, is subtracted. The biases of
+    ALiBi grow with the position, and float32 would lose the differences between them.
     """
 
     q: Tensor
@@ -53,6 +59,7 @@ class Problem:
     softcap: float | None = None
     sink_logits: Tensor | None = None
     hidden_keys: Tensor | None = None
+    bias: Tensor | None = None
     first_text: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +73,7 @@ class Problem:
             require_window(self.window)
         if self.softcap is not None:
             require_number("softcap", self.softcap)
-        for name, tensor in (("mask", self.mask), ("sink_logits", self.sink_logits)):
+        for name, tensor in (("mask", self.mask), ("sink_logits", self.sink_logits), ("bias", self.bias)):
             if tensor is not None:
                 require_tensor(name, tensor)
         if q.ndim != 4 or k.ndim != 4:
@@ -103,6 +110,8 @@ class Problem:
             self._check_mask(self.mask)
         if self.hidden_keys is not None:
             require_key_indices("hidden_keys", self.hidden_keys, q.shape[0])
+        if self.bias is not None:
+            self._check_bias(self.bias)
 
     def _check_mask(self, mask: Tensor) -> None:
         expected = (self.q.shape[0], self.n_heads, self.n_queries, self.n_keys)
@@ -115,6 +124,17 @@ class Problem:
             raise ValueError(
                 f"expected a bool mask (True = visible) or an additive one, received {mask.dtype}"
             )
+
+    def _check_bias(self, bias: Tensor) -> None:
+        sizes = (self.q.shape[0], self.n_heads, self.n_queries)
+        fits = bias.ndim == 4 and bias.shape[3] == self.n_keys
+        if not fits or any(size not in (1, full) for size, full in zip(bias.shape, sizes, strict=False)):
+            raise ValueError(
+                f"expected a bias [batch | 1, head | 1, query | 1, key] for {(*sizes, self.n_keys)}, received "
+                f"{_shape(bias)}"
+            )
+        if not bias.dtype.is_floating_point or not bool(bias.isfinite().all()):
+            raise ValueError(f"expected a bias of finite numbers, received {bias.dtype}; hide keys by a mask")
 
     @property
     def n_heads(self) -> int:
@@ -150,7 +170,9 @@ class Problem:
 
     @cached_property
     def has_bias(self) -> bool:
-        """Whether the mask adds anything other than 0 to a visible score."""
+        """Whether the mask or the bias adds anything other than 0 to a visible score."""
+        if self.bias is not None:
+            return True
         if self.mask is None or self.mask.dtype == torch.bool:
             return False
         rows = range(0, self.n_queries, 256)
@@ -158,6 +180,27 @@ class Problem:
             bool((~_hides(chunk) & (chunk != 0)).any())
             for chunk in (self.mask[:, :, row : row + 256] for row in rows)
         )
+
+    @cached_property
+    def row_shift(self) -> Tensor | None:
+        """The bias at each query's own key, [batch | 1, head | 1, query], in `compute_dtype`; None without a bias."""
+        if self.bias is None:
+            return None
+        own_key = torch.arange(self.n_queries, device=self.bias.device) + self.offset
+        own_key = own_key.clamp(min=0)  # queries before the first key, which see nothing without a mask
+        if self.bias.shape[2] == 1:
+            shift = self.bias[:, :, 0].index_select(-1, own_key)
+        else:
+            shift = self.bias.gather(-1, own_key.expand(*self.bias.shape[:2], -1)[..., None])[..., 0]
+        return shift.to(self.compute_dtype)
+
+    def relative(self, lse: Tensor) -> Tensor:
+        """Return log-sum-exps [batch, head, query] relative to `row_shift`."""
+        return lse if self.row_shift is None else lse - self.row_shift
+
+    def absolute(self, lse: Tensor) -> Tensor:
+        """Return the inverse of `relative`."""
+        return lse if self.row_shift is None else lse + self.row_shift
 
     @cached_property
     def visible_extents(self) -> list[tuple[int, int]]:
@@ -194,7 +237,7 @@ class Problem:
 
     def edges(self, rows: tuple[int, int], cols: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the spans of a block's columns in which scores can be hidden or biased."""
-        if self.mask is not None or self.hidden_keys is not None:
+        if self.mask is not None or self.bias is not None or self.hidden_keys is not None:
             return [cols]
         left_edge = cols[0] if self.window is None else rows[1] + self.offset - self.window
         right_edge = rows[0] + self.offset + 1
@@ -206,11 +249,7 @@ class Problem:
     def subset(self, batch: slice, kv_heads: slice) -> Problem:
         """Return the problem for some batch rows and key heads, with the query heads that share them."""
         heads = slice(kv_heads.start * self.group, kv_heads.stop * self.group)
-        mask = self.mask
-        if mask is not None:
-            mask = mask[
-                batch if mask.shape[0] > 1 else slice(None), heads if mask.shape[1] > 1 else slice(None)
-            ]
+        mask, bias = (_part(tensor, batch, heads) for tensor in (self.mask, self.bias))
         sink_logits = None if self.sink_logits is None else self.sink_logits[heads]
         hidden_keys = self.hidden_keys
         if hidden_keys is not None and hidden_keys.shape[0] > 1:
@@ -223,6 +262,7 @@ class Problem:
             mask=mask,
             sink_logits=sink_logits,
             hidden_keys=hidden_keys,
+            bias=bias,
         )
         return subset._with_cached_facts(self)
 
@@ -231,15 +271,18 @@ class Problem:
         kv_head = head // self.group
         subset = self.subset(slice(batch, batch + 1), slice(kv_head, kv_head + 1))
         inner = head - kv_head * self.group
-        mask = subset.mask
-        if mask is not None and mask.shape[1] > 1:
-            mask = mask[:, inner : inner + 1]
+        mask, bias = (
+            _part(tensor, slice(None), slice(inner, inner + 1)) for tensor in (subset.mask, subset.bias)
+        )
+        bias = None if bias is None else bias.double()
         sink_logits = None if subset.sink_logits is None else subset.sink_logits[inner : inner + 1]
         q, k = (
             _nan_unless_finite(subset.q[:, inner : inner + 1].double()),
             _nan_unless_finite(subset.k.double()),
         )
-        return replace(subset, q=q, k=k, mask=mask, sink_logits=sink_logits)._with_cached_facts(self)
+        return replace(subset, q=q, k=k, mask=mask, sink_logits=sink_logits, bias=bias)._with_cached_facts(
+            self
+        )
 
     def _with_cached_facts(self, source: Problem) -> Problem:
         """Copy the cached facts about the mask of `source`, of which this is a subset; they are slow to compute."""
@@ -252,7 +295,7 @@ class Problem:
         """Return (hidden, bias) of a block, each broadcastable to [batch, head, row, col] or None.
 
         hidden is True where a query cannot see a key. In an additive mask, −inf and values down to half its
-        dtype's most negative number hide a key; other values are added to the score.
+        dtype's most negative number hide a key; other values are added to the score, as is `bias` less `row_shift`.
         """
         hidden: Tensor | None = None
         bias: Tensor | None = None
@@ -263,6 +306,11 @@ class Problem:
             else:
                 hidden = _hides(mask)
                 bias = mask.to(self.compute_dtype).masked_fill(hidden, 0.0) if self.has_bias else None
+        if self.bias is not None and self.row_shift is not None:
+            bias_rows = slice(*rows) if self.bias.shape[2] > 1 else slice(None)
+            added = self.bias[:, :, bias_rows, cols[0] : cols[1]].to(self.compute_dtype)
+            added = added - self.row_shift[:, :, rows[0] : rows[1], None]
+            bias = added if bias is None else bias + added
         if self.mask is None or self.window is not None:
             band = self._hidden_band(rows, cols)
             if band is not None:
@@ -294,6 +342,11 @@ class Problem:
             else:
                 hidden = hidden | _hides(columns)
                 bias = columns.to(self.compute_dtype).masked_fill(hidden, 0.0) if self.has_bias else None
+        if self.bias is not None:
+            own = self.bias.expand(len(keys), -1, -1, -1)
+            index = torch.where(is_key, keys, 0)[:, None, None, :].expand(*own.shape[:3], -1)
+            added = own.gather(3, index).double()
+            bias = added if bias is None else bias + added
         if self.mask is None or self.window is not None:
             query = torch.arange(self.n_queries, device=keys.device)[:, None] + self.offset
             key = keys[:, None, None, :]
@@ -324,6 +377,15 @@ def require_key_indices(name: str, keys: object, n_texts: int) -> None:
     assert isinstance(keys, Tensor)
     if keys.ndim != 2 or keys.shape[0] not in (1, n_texts):
         raise InputError(f"expected {name} [batch | 1, n] for {n_texts} texts, received {_shape(keys)}")
+
+
+def _part(tensor: Tensor | None, batch: slice, heads: slice) -> Tensor | None:
+    """Return some batch rows and heads of a tensor [batch | 1, head | 1, …], keeping what all of them share."""
+    if tensor is None:
+        return None
+    return tensor[
+        batch if tensor.shape[0] > 1 else slice(None), heads if tensor.shape[1] > 1 else slice(None)
+    ]
 
 
 def require_window(window: object) -> None:

@@ -117,7 +117,7 @@ def summarise(
         if not 0 <= position < problem.n_keys:
             raise ValueError(f"expected a position in 0 … {problem.n_keys - 1}, received {position}")
         # Independent of the other statistics requested, so that the last digits do not depend on them.
-        if not has_exact_lse(q):
+        if not has_exact_lse(problem):
             makers["sink"] = lambda problem, real: KeyMass(problem, position)
     if itself:
         makers["itself"] = lambda problem, real: OwnMass(problem)
@@ -131,7 +131,7 @@ def summarise(
         makers["top"] = lambda problem, real: TopKey(problem)
     if entropy:  # the last one: it overwrites the blocks
         makers["entropy"] = lambda problem, real: RowEntropy(problem)
-    large = needs_float64(problem, lse)
+    large = needs_float64(problem, problem.relative(lse))
     sink = None
     if position is not None and "sink" not in makers:
         sink = _key_mass(problem, lse, large, position)
@@ -140,11 +140,15 @@ def summarise(
     return Summary(**{"sink": sink, "lse": refined, **dict(zip(makers, results, strict=True))})
 
 
-def has_exact_lse(q: Tensor) -> bool:
+def has_exact_lse(problem: Problem) -> bool:
     """Return whether the fused kernel's log-sum-exp is exact enough to divide a single weight by.
 
-    In half precision, the CPU kernel computes its exponentials with an error of 6e-5.
+    In half precision, the CPU kernel computes its exponentials with an error of 6e-5. With a bias, a log-sum-exp may be
+    so large that float32 rounds it by as much.
     """
+    if problem.bias is not None:
+        return False
+    q = problem.q
     return q.device.type != "cpu" or q.dtype in (torch.float32, torch.float64)
 
 
@@ -252,9 +256,8 @@ def distance_mass(
     problem = _checked_problem("distance_mass", q, k, lse, options)
     real = real_queries(problem, lengths)
     if longest is None:
-        return accumulate(problem, lse, needs_float64(problem, lse), [_distance_maker(problem.n_keys)], real)[
-            0
-        ]
+        large = needs_float64(problem, problem.relative(lse))
+        return accumulate(problem, lse, large, [_distance_maker(problem.n_keys)], real)[0]
     require_whole("longest", longest, 1)
     return accumulate_band(
         problem, lse, longest, lambda whole_rows: _distance_maker(longest, whole_rows), real
@@ -317,8 +320,13 @@ def _refined(problem: Problem, lse: Tensor, large: Tensor) -> Tensor:
     if heads:
         lse = lse.clone()
     for batch, head in heads:
-        for block in key_blocks(problem.head(batch, head)):
-            lse[batch, head, slice(*block.rows)] = (block.total.log() + block.reference)[0, 0].to(lse.dtype)
+        precise = problem.head(batch, head)
+        for block in key_blocks(precise):
+            rows = slice(*block.rows)
+            exact = block.total.log() + block.reference
+            if precise.row_shift is not None:
+                exact = exact + precise.row_shift[:, :, rows]
+            lse[batch, head, rows] = exact[0, 0].to(lse.dtype)
     return lse
 
 

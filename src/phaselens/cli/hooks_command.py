@@ -19,13 +19,14 @@ from phaselens.errors import InputError, close_matches
 @shared_options.debug
 def hooks(model: str, pattern: str | None, device: str, dtype: str, debug: bool) -> None:
     """List the hook points of MODEL: name, shape, dtype, meaning. With PATTERN, only names that contain it."""
+    from phaselens.lens.hooks import describe_absent
     from phaselens.report.terminal_layout import console, print_rows
     from phaselens.runs import ModelSpec, load_model
 
     spec = ModelSpec.parse(model)
     with only_results_on_stdout(debug=debug):
         lens = load_model(spec, label=spec.label, device=device, dtype=dtype, check=False)
-        points = lens.describe_hooks()
+        points, absent = lens.describe_hooks(), describe_absent(lens)
     rows = [
         (point.name, point.shape, point.dtype, point.meaning)
         for point in points
@@ -35,3 +36,6 @@ def hooks(model: str, pattern: str | None, device: str, dtype: str, debug: bool)
         endings = {point.name.rpartition(".")[2] for point in points}
         raise InputError(f"no hook point contains {pattern!r}; {close_matches(str(pattern), endings)}")
     print_rows(["hook point", "shape", "dtype", "meaning"], rows, console(sys.stdout))
+    reasons = [(name, reason) for name, reason in absent if pattern is None or pattern in name]
+    if reasons:
+        print_rows(["absent", "reason"], reasons, console(sys.stdout))

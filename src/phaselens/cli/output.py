@@ -93,6 +93,11 @@ class Output:
         chosen = find_table(declared, table or default_table(classes.values()))
         return cls(output_format, ".".join(chosen), quiet)
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the output is the tables of a whole run for a terminal."""
+        return self.table is None and isinstance(self.output_format, FORMATS[DEFAULT_FORMAT])
+
     def write(self, run: Run) -> None:
         """Write the run or its table in full, even if Ctrl-C is pressed meanwhile."""
         with patient_interrupt():

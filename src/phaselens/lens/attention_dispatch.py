@@ -22,8 +22,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens import interface_options
 from phaselens.lens.attention_owner import AttentionOwner, is_hooked
+from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
 from phaselens.lens.key_edits import fire_key_scores
+from phaselens.lens.lazy_masks import LazyMask
 from phaselens.lens.masks import build_mask, note_mask
 from phaselens.lens.matrix import (
     at_positions,
@@ -48,12 +51,13 @@ def attend_hooked(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | LazyMask | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
+    bias: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend, firing the hook points of the bridge component that is calling `module`.
@@ -62,21 +66,26 @@ def attend_hooked(
         query: [batch, n_heads, n_queries, d_head], after rotation and norms.
         key, value: [batch, n_kv_heads, n_keys, d_head].
         attention_mask: None for causal attention; else bool, True where visible, or additive.
+        bias: [batch | 1, head | 1, 1, key], added to the scores of every query.
 
     Returns:
         The output [batch, n_queries, n_heads, d_head] and, where it was built, the pattern.
     """
+    if isinstance(attention_mask, LazyMask):
+        attention_mask = attention_mask.visible
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     if is_causal is False or getattr(module, "is_causal", True) is False:
         raise RefusedModel(
             f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only"
         )
+    interface_options.require_served(module, kwargs)
     options: KernelOptions = {
         "scale": scaling,
         "mask": attention_mask,
         "softcap": softcap,
         "sink_logits": s_aux,
+        "bias": bias,
     }
     reference = module.__dict__.get(_OWNER)
     owner: AttentionOwner | None = reference() if reference is not None else None
@@ -86,8 +95,13 @@ def attend_hooked(
         if attention_mask is None and query.shape[2] > 1:
             # transformers omits the mask if the first query is at the first key; a static cache then has room for
             # later keys.
-            key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
-        return attend_as_model(query, key, value, options), None
+            n_filled = query.shape[2]
+            key, value = key[:, :, :n_filled], value[:, :, :n_filled]
+            options["bias"] = None if bias is None else bias[..., :n_filled]
+        output = attend_as_model(query, key, value, options)
+        if is_recording():
+            note_call(InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output))
+        return output, None
 
     slots = KeySlots.of_call(owner.streaming_options.rows, key)
     if attention_mask is None and 1 < query.shape[2] < slots.n_kept:
@@ -95,6 +109,7 @@ def attend_hooked(
             f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
             "the position of the first query among the keys is unknown"
         )
+    owner.score_bias = bias
     query, key = owner.fire_rotated(query, key)
     output, pattern = _attend_owned(owner, slots, attend_as_model, query, key, value, options)
     return owner.hook_attended(output), pattern
@@ -113,8 +128,7 @@ def _attend_owned(
     explicit = is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern)
     statistics = owner.hooked_statistics()
     reads_scores = explicit or is_hooked(owner.hook_key_scores)
-    native = options["softcap"] is None and options["sink_logits"] is None
-    if not reads_scores and not statistics and native:
+    if not reads_scores and not statistics and _is_native(options):
         return _shared_output(owner, attend_as_model, query, key, value, options), None
     key, value, options = slots.crop(key), slots.crop(value), slots.crop_mask(options)
     needs_gradient = _needs_gradient(query, key, value)
@@ -179,7 +193,7 @@ def _attend_as_model(
     options: KernelOptions,
 ) -> Tensor:
     """Compute attention as the model itself does, [batch, query, head, d_head]."""
-    if options["softcap"] is None and options["sink_logits"] is None:
+    if _is_native(options):
         output, _ = sdpa_attention_forward(
             module, query, key, value, options["mask"], dropout=dropout, scaling=options["scale"],
             is_causal=is_causal, **kwargs,
@@ -187,7 +201,7 @@ def _attend_as_model(
         return output
     if dropout:
         raise InputError(
-            f"{type(module).__name__}: attention dropout is not supported with a softcap or sink logits; "
+            f"{type(module).__name__}: attention dropout is not supported with a softcap, sink logits or a bias; "
             "call model.eval()"
         )
     if _needs_gradient(query, key, value):
@@ -196,6 +210,11 @@ def _attend_as_model(
         return weigh(pattern, value).transpose(1, 2).contiguous()
     output, _ = attention.attend(query, key, value, **options)
     return output.transpose(1, 2).contiguous()
+
+
+def _is_native(options: KernelOptions) -> bool:
+    """Return whether SDPA has all of these options."""
+    return all(options[name] is None for name in ("softcap", "sink_logits", "bias"))
 
 
 def _fire_statistics(
@@ -254,7 +273,7 @@ def _sink_by_text(
     sliding cache has dropped it, which puts it outside of the window."""
     sink = torch.zeros_like(lse)
     indices = sink_indices if len(sink_indices) > 1 else sink_indices * len(lse)
-    mask = options["mask"]
+    mask, bias = options["mask"], options["bias"]
     for index in sorted(set(indices)):
         if not 0 <= index < key.shape[2]:
             continue
@@ -262,6 +281,7 @@ def _sink_by_text(
         row_options: KernelOptions = {
             **options,
             "mask": mask if mask is None or len(mask) == 1 else mask[rows],
+            "bias": bias if bias is None or len(bias) == 1 else bias[rows],
         }
         sink[rows] = attention.sink_mass(query[rows], key[rows], lse[rows], index, **row_options)
     return sink

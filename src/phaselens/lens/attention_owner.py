@@ -41,6 +41,8 @@ class AttentionOwner(Protocol):
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
     hook_attended: HookPoint
+    #: What the last forward added to the scores, [batch | 1, head | 1, 1, key]; None for nothing.
+    score_bias: Tensor | None
 
     def hooked_statistics(self) -> list[str]: ...
     def fire_statistic(self, name: str, value: Tensor) -> None: ...

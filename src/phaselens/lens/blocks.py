@@ -26,7 +26,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
 from phaselens.lens.attention_owner import is_hooked
-from phaselens.lens.components import StreamingAttention
+from phaselens.lens.components import StreamingAttention, attention_of
 from phaselens.lens.original_components import NativeGateUp, NativeNorm
 
 _DELEGATING = (LinearBridge, MLPBridge, GatedMLPBridge, MoEBridge, MoERouterBridge)
@@ -77,23 +77,31 @@ class SkippingBlock(BlockBridge):
         """Run the block, unless the forward starts above it."""
         start = getattr(self, "_start_at_layer_idx", None)
         if start is not None and self._extract_layer_idx() < start:
-            return args[0] if args else kwargs["hidden_states"]
-        if self._is_unhooked() and (not self.attn.nulled or kwargs.get("position_embeddings") is not None):
-            if self.attn.nulled:
-                kwargs["position_embeddings"] = self.attn.without_rotation(kwargs["position_embeddings"])
+            residual: Any = args[0] if args else kwargs["hidden_states"]
+            given = getattr(self, "_start_residual", None)
+            return self._skipped(residual if given is None else given)
+        attention = attention_of(self)
+        nulled = attention is not None and attention.nulled
+        if self._is_unhooked() and (not nulled or kwargs.get("position_embeddings") is not None):
+            if attention is not None and nulled:
+                embeddings: Any = kwargs["position_embeddings"]
+                kwargs["position_embeddings"] = attention.without_rotation(embeddings)
             with installing(self._contents.bridges, original=True):
                 return super().forward(*args, **kwargs)
         # The original modules may still be installed: a hook of an outer forward can run a forward inside it.
         with installing(self._contents.bridges, original=False):
             return self._run_hooked(*args, **kwargs)
 
+    def _skipped(self, residual: Any) -> Any:
+        """Return what the layer would return if it left the residual unchanged."""
+        return residual
+
     def _run_hooked(self, *args: object, **kwargs: object) -> Any:
         """Run the block with all of its hook points."""
         mid = self.find_point("hook_resid_mid")
         mlp_out = self.find_point("hook_mlp_out")
-        if mid is None or not is_hooked(mid):
+        if mid is None or not is_hooked(mid) or not self.adds_mid_again():
             return super().forward(*args, **kwargs)
-        assert mlp_out is not None
         tensors: dict[str, Tensor] = {}
 
         def record(**captured: Tensor) -> None:
@@ -103,15 +111,31 @@ class SkippingBlock(BlockBridge):
         # These hooks are registered last, so they see the values that all other hooks leave. The second one is added
         # by TransformerLens' own method, since some blocks (Granite's) look for its hooks before they fire the point.
         handle = mid.register_forward_hook(lambda _point, inputs, mid: record(before=inputs[0], mid=mid))
-        listener = mlp_out.add_hook(lambda output, hook: record(mlp_out=output))
+        listener = None if mlp_out is None else mlp_out.add_hook(lambda output, hook: record(mlp_out=output))
         outer, self._mid_edit = self._mid_edit, tensors
         try:
             return super().forward(*args, **kwargs)
         finally:
             self._mid_edit = outer
             handle.remove()
-            listener.hook.remove()
-            mlp_out.fwd_hooks = [hook for hook in mlp_out.fwd_hooks if hook is not listener]
+            if mlp_out is not None and listener is not None:
+                listener.hook.remove()
+                mlp_out.fwd_hooks = [hook for hook in mlp_out.fwd_hooks if hook is not listener]
+
+    def adds_mid_again(self) -> bool:
+        """Return whether the layer adds the mid residual to the MLP's output, beside passing it through the MLP."""
+        return True
+
+    def adds_mlp_out_exactly(self) -> bool:
+        """Return whether what leaves the layer is the mid residual plus what `hook_mlp_out` shows, to the bit."""
+        return True
+
+    def _after_mid_edit(self, output: Tensor, edit: dict[str, Tensor]) -> Tensor:
+        """Return the residual that leaves the layer after an edit of the mid residual.
+
+        The model added the MLP's output to the residual that it kept from before the edit.
+        """
+        return edit["mid"] + edit["mlp_out"]
 
     def _is_unhooked(self) -> bool:
         """Return whether the block has no hooks inside and needs only the model's own computation.
@@ -122,7 +146,7 @@ class SkippingBlock(BlockBridge):
         if (
             not contents.delegates
             or any(is_hooked(point) for point in contents.points)
-            or self.attn.needs_bridge()
+            or ((attention := attention_of(self)) is not None and attention.needs_bridge())
         ):
             return False
         captures = {handle.id for handle in self._capture_hook_handles}
@@ -154,13 +178,31 @@ class SkippingBlock(BlockBridge):
     def _apply_output_hook(
         self, output: Tensor | tuple[Any, ...], *args: object, **kwargs: object
     ) -> Tensor | tuple[Any, ...]:
+        if isinstance(output, list):  # as GPT's blocks return; TransformerLens knows tuples
+            output = tuple(output)
         edit = self._mid_edit
         if edit and edit["mid"] is not edit["before"]:
-            # The model adds the MLP's output to the residual that it kept from before the edit; add it to the edited
-            # residual instead.
-            residual = edit["mid"] + edit["mlp_out"]
+            leaving = output[0] if isinstance(output, tuple) else output
+            residual = self._after_mid_edit(leaving, edit)
             output = (residual, *output[1:]) if isinstance(output, tuple) else residual
         return super()._apply_output_hook(output, *args, **kwargs)
+
+
+_RANGE_ATTRIBUTES = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
+
+
+def layer_range(blocks: Sequence[Any] | nn.ModuleList) -> tuple[Any, ...]:
+    """Return the values in which TransformerLens stores, in every block, the layers that a forward runs."""
+    return tuple(getattr(blocks[0], name, None) for name in _RANGE_ATTRIBUTES)
+
+
+def set_layer_range(blocks: Sequence[Any] | nn.ModuleList, new_range: tuple[Any, ...]) -> None:
+    """Store these values in every block."""
+    if all(value is current for value, current in zip(new_range, layer_range(blocks), strict=True)):
+        return
+    for block in blocks:
+        for name, value in zip(_RANGE_ATTRIBUTES, new_range, strict=True):
+            setattr(block, name, value)
 
 
 def bridges_in(module: nn.Module) -> Iterator[BridgeChild]:

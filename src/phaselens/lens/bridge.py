@@ -22,11 +22,19 @@ from phaselens.errors import (
 )
 from phaselens.lens import families
 from phaselens.lens.attention_owner import StreamingOptions
-from phaselens.lens.components import AttentionReplay, KernelReplay, StreamingAttention
+from phaselens.lens.blocks import layer_range, set_layer_range
+from phaselens.lens.components import (
+    AttentionReplay,
+    KernelReplay,
+    StreamingAttention,
+    attention_layers,
+    attention_of,
+)
 from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
 from phaselens.lens.projection import Projection
+from phaselens.lens.quantised import Arithmetic
 from phaselens.lens.rotation import SwitchesRotation
 from phaselens.lens.rows import Rows
 from phaselens.lens.segment_labels import LabelsSegments
@@ -35,9 +43,7 @@ from phaselens.lens.weights import projection, weight_of
 
 if TYPE_CHECKING:
     from phaselens.lens.reference import Reference
-    from phaselens.lens.token_losses import Unembedding
-
-_RANGE_ATTRIBUTES = ("_start_at_layer_idx", "_start_residual", "_stop_at_layer_idx")
+    from phaselens.lens.token_losses import ModuleHead, Unembedding
 
 
 class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
@@ -60,11 +66,14 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
     #: The loss of each token; see `phaselens.lens.loss_point`.
     hook_loss: HookPoint
     tokenizer_note: str | None
+    resume_problem: str | None  # see `resuming.find_problem`
+    head_paths: tuple[str, ...]  # see `layer_stack.LayerStack`
     reference: Reference | None
     _streaming_options: StreamingOptions
     _points: dict[str, HookPoint | None]
     position_axes: dict[str, int | None]
-    _unembedding: Unembedding | None
+    _unembedding: Unembedding | ModuleHead | None
+    _arithmetic: Arithmetic | None
 
     @property
     def device(self) -> torch.device:
@@ -74,8 +83,12 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights and of all activations except statistics and matrices."""
-        dtype: torch.dtype = next(self.original_model.parameters()).dtype
-        return dtype
+        return families.embedding_of(self.original_model).dtype
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """How its modules compute, which decides what rounding alone can change."""
+        return self._arithmetic or Arithmetic(self.dtype)
 
     @contextmanager
     def streaming(
@@ -117,7 +130,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
 
     @property
     def rows(self) -> Rows:
-        """The absolute positions of the running forward's rows, for hooks that act at absolute positions."""
+        """The absolute positions of the running forward's rows."""
         return self._streaming_options.rows
 
     def attention_replay(self, layer: int) -> AttentionReplay:
@@ -143,12 +156,12 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
         """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
         return KernelReplay(self._attention_of("kernel_replay", layer))
 
-    def _attention_of(self, method: str, layer: int) -> StreamingAttention:
+    def _attention_of(self, method: str, layer: int) -> StreamingAttention | None:
+        """Return the attention of a layer, None if it has something else; InputError for a layer out of range."""
         require_whole("layer", layer)
         if not 0 <= layer < self.info.n_layers:
             raise InputError(f"{method}({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}")
-        attention: StreamingAttention = self.blocks[layer].attn
-        return attention
+        return attention_of(self.blocks[layer])
 
     def stream(
         self,
@@ -208,7 +221,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
                 pairs.append((self.require_hook(last_residual), _stop))
             for point, function in pairs:
                 added.append((point, point.add_hook(function)))
-            if start_at_layer == self.info.n_layers and not unembed:
+            if start_at_layer == self.info.n_layers and not unembed and "ln_final" in self._modules:
                 with torch.no_grad():
                     normed: Tensor = self.ln_final(residual)
                     return normed
@@ -234,11 +247,16 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
     ) -> dict[str, Tensor]:
         """Return the arguments of the model's forward, or raise InputError for inputs that do not fit."""
         if start is not None:
+            if self.resume_problem is not None:
+                raise InputError(f"{self.info.label}: start_at_layer cannot be served: {self.resume_problem}")
             if residual is None or tokens is not None:
                 raise InputError(
                     "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
                 )
-            return {"inputs_embeds": residual}
+            # The layers' input is replaced; a model may project narrower embeddings to d_model.
+            width = families.embedding_of(self.original_model).shape[1]
+            is_wide = residual.shape[-1] == width
+            return {"inputs_embeds": residual if is_wide else residual.new_zeros(*residual.shape[:-1], width)}
         if tokens is None or residual is not None:
             raise InputError("stream needs `tokens`; give `residual` only with start_at_layer")
         if not isinstance(tokens, Tensor):
@@ -275,25 +293,16 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
         n_layers = self.info.n_layers
         if stop is not None and not -n_layers <= stop <= n_layers:
             raise InputError(f"stop_at_layer {stop}: {self.info.label} has {n_layers} layers")
-        outer = self._layer_range()
+        outer = layer_range(self.blocks)
         try:
-            self._set_layer_range((None, None, stop if stop is None or stop >= 0 else stop + n_layers))
-            if start is not None:
+            set_layer_range(self.blocks, (None, None, stop if stop is None or stop >= 0 else stop + n_layers))
+            if start == n_layers:  # TransformerLens refuses it: no layer is left to take the residual
+                set_layer_range(self.blocks, (start, residual, None))
+            elif start is not None:
                 self._setup_start_at_layer(residual, start)
             yield
         finally:
-            self._set_layer_range(outer)
-
-    def _layer_range(self) -> tuple[Any, ...]:
-        """Return the values in which TransformerLens stores, in every block, the layers that a forward runs."""
-        return tuple(getattr(self.blocks[0], name, None) for name in _RANGE_ATTRIBUTES)
-
-    def _set_layer_range(self, layer_range: tuple[Any, ...]) -> None:
-        if all(value is current for value, current in zip(layer_range, self._layer_range(), strict=True)):
-            return
-        for block in self.blocks:
-            for name, value in zip(_RANGE_ATTRIBUTES, layer_range, strict=True):
-                setattr(block, name, value)
+            set_layer_range(self.blocks, outer)
 
     @property
     def hook_dict(self) -> dict[str, HookPoint]:
@@ -305,7 +314,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
         return {name: point for name, point in points.items() if not name.endswith(OWN_ATTENTION_POINTS)}
 
     def _eager_reason(self) -> str:
-        return str(self.blocks[0].attn.eager_reason())
+        return next((attention.eager_reason() for attention in attention_layers(self).values()), "")
 
     def _check_hook_fireable(self, *names: str) -> None:
         """Check points that are requested by name; TransformerLens calls this.
@@ -388,8 +397,10 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
             hint = close_matches(
                 name, self.hook_dict, otherwise="describe_hooks() of the model lists all of them"
             )
-            declared = declaration(name)
-            if declared is not None and declared.exists_in:
+            declared, absence = declaration(name), self.info.absence(name)
+            if absence is not None:
+                hint = f"{absence}; {hint}"
+            elif declared is not None and declared.exists_in:
                 hint = f"only {declared.exists_in} have it; {hint}"
             raise InputError(f"{self.info.label} has no hook point {name!r}; {hint}")
         return point

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches, short_form
-from phaselens.lens import headers
-from phaselens.lens.digests import sha256
+from phaselens.lens import gguf_files, headers, quantised, text_towers, weight_adapters
 from phaselens.lens.model_source import NAMES, ModelSource
 from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers
 
@@ -24,9 +24,6 @@ DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
     "fp64": torch.float64,
 }
-
-# Larger folders would take seconds to hash before anything is measured.
-_HASH_UP_TO_BYTES = 1 << 30
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -70,6 +67,8 @@ def resolve_dtype(name: str | torch.dtype, device: torch.device, config: object)
         raise InputError(f"dtype is {short_form(name)}; give auto or one of {', '.join(DTYPES)}")
     if name == "auto":
         checkpoint_dtype = getattr(config, "dtype", None)
+        if checkpoint_dtype is None and hasattr(config, "get_text_config"):
+            checkpoint_dtype = config.get_text_config(decoder=True).dtype
         if (
             device.type == "cpu"
             or not isinstance(checkpoint_dtype, torch.dtype)
@@ -130,11 +129,17 @@ def _require_weights(folder: Path, name: str, allow_pickle: bool) -> None:
 
 
 def require_readable(source: ModelSource, allow_pickle: bool = False) -> None:
-    """Check, by headers alone, that a checkpoint can be loaded.
+    """Check, by headers alone, that a checkpoint and its adapter can be loaded.
 
     Raises:
-        ModelError: for weights that are missing, truncated or damaged, and for a hub that cannot be reached.
+        ModelError: for weights that are missing, truncated, damaged or outside of the folder, for a missing package,
+            and for a hub that cannot be reached.
     """
+    if source.named_adapter is not None:
+        weight_adapters.require_readable(source.named_adapter, source.name)
+    if source.gguf is not None:
+        gguf_files.require_served(source.gguf, source.name)
+        return
     if source.folder is not None:
         _require_weights(source.folder, source.name, allow_pickle)
         headers.require_intact(source.folder, source.name)
@@ -153,37 +158,66 @@ def require_readable(source: ModelSource, allow_pickle: bool = False) -> None:
 
 
 def require_complete(source: ModelSource) -> None:
-    """Check the config and the tokenizer that a run on a checkpoint folder needs; does nothing for a hub id.
+    """Check the config and the tokenizer that a run on a folder or file needs; does nothing for a hub id.
 
     Raises:
-        ModelError: for a config that transformers does not know, and for a missing tokenizer.
+        ModelError: for a config that transformers does not know, and for a missing tokenizer or package.
     """
-    if source.folder is None:
+    if source.base.kind == "other":
         return
-    headers.require_tokenizer(source.folder, source.name)
+    if source.folder is not None:
+        headers.require_tokenizer(source.folder, source.name)
     with as_model_errors(source.name):
-        from transformers import AutoConfig
+        quantised.require_package(read_config(source), source.name)
 
-        AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+
+def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
+    """Return the configuration of a checkpoint; raises what transformers raises.
+
+    Implementations of attention and of experts that it names are left out: they may be code on the hub.
+    """
+    from transformers import AutoConfig
+
+    if source.gguf is not None:
+        return gguf_files.read_config(source.gguf)
+    config = AutoConfig.from_pretrained(
+        source.location, revision=source.base.revision, trust_remote_code=trust_remote_code
+    )
+    for name in ("_attn_implementation", "_experts_implementation"):
+        if hasattr(config, name):
+            setattr(config, name, None)
+    return config
 
 
 def require_memory(
-    source: ModelSource, dtype: torch.dtype, device: torch.device, loaded_as: torch.dtype | None = None
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    loaded_as: torch.dtype | None = None,
+    *,
+    as_stored: bool = False,
 ) -> None:
-    """Check, by headers alone, that a checkpoint folder fits into memory.
+    """Check, by headers alone, that a checkpoint folder or file fits into memory.
 
     Args:
         dtype: the model's dtype.
         loaded_as: the dtype before a cast, where that is another one.
+        as_stored: whether the weights stay as they are stored: quantised.
 
     Raises:
         ModelError: with the bytes needed and the bytes free.
     """
-    n_numbers = headers.count_numbers(source.folder, source.name) if source.folder is not None else None
+    n_numbers: int | None = None
+    if source.gguf is not None:
+        n_numbers = gguf_files.read_header(source.gguf, source.name).n_numbers
+    elif source.folder is not None:
+        n_numbers = headers.count_numbers(source.folder, source.name)
     if n_numbers is None:
         return
     widest = max(dtype, loaded_as or dtype, key=lambda candidate: candidate.itemsize)
     need = n_numbers * widest.itemsize
+    if as_stored and source.folder is not None:
+        need = headers.count_bytes(source.folder, source.name) or 0
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -191,22 +225,12 @@ def require_memory(
 
         free = psutil.virtual_memory().available
     if need > free:
-        smaller = "" if widest == loaded_as else "a smaller dtype (--dtype bf16) or "
+        smaller = "" if as_stored or widest == loaded_as else "a smaller dtype (--dtype bf16) or "
+        kind = "stored" if as_stored else str(widest).removeprefix("torch.")
         raise ModelError(
-            f"model {source.name!r} needs {need / 1e9:.1f} GB as {str(widest).removeprefix('torch.')}, and "
-            f"{free / 1e9:.1f} GB are free on {device.type}; use {smaller}a machine with more memory"
+            f"model {source.name!r} needs {need / 1e9:.1f} GB as {kind}, and {free / 1e9:.1f} GB are free on "
+            f"{device.type}; use {smaller}a machine with more memory"
         )
-
-
-def hash_files(folder: Path | None) -> dict[str, str]:
-    """Return the sha256 of a checkpoint folder's files by name; empty without a folder and for folders over 1 GiB."""
-    if folder is None:
-        return {}
-    suffixes = (".json", ".safetensors", ".bin", ".model")
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in suffixes)
-    if sum(file.stat().st_size for file in files) > _HASH_UP_TO_BYTES:
-        return {}
-    return {file.name: sha256(file) for file in files}
 
 
 def load_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
@@ -224,14 +248,16 @@ def load_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
 
 
 def load_own_tokenizer(source: ModelSource) -> tuple[Any, str | None]:
-    """Return a checkpoint's tokenizer and None, or None and the reason why there is none."""
+    """Return the checkpoint's tokenizer and None, or None and the reason why there is none."""
     from transformers import AutoTokenizer
 
     if source.folder is not None and not headers.has_tokenizer(source.folder):
         return None, f"{source.location} holds no tokenizer files; name one with tokenizer=…"
     try:
+        if source.gguf is not None:
+            return gguf_files.load_tokenizer(source.gguf), None
         return AutoTokenizer.from_pretrained(
-            source.location, revision=source.revision, trust_remote_code=False
+            source.location, revision=source.base.revision, trust_remote_code=False
         ), None
     except (OSError, ValueError, KeyError, ImportError) as error:
         return None, f"no tokenizer could be loaded from {source.location}: {one_line(error)}"
@@ -242,24 +268,33 @@ def load_pretrained(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    config: Any = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Any:
-    """Load the model, with every weight from the checkpoint.
+    """Load the text model, with every weight from the checkpoint, and without the adapter of its source.
+
+    Args:
+        config: its configuration, where that is known already.
 
     Raises:
+        ModelError: for a checkpoint whose package is not installed.
         RefusedModel: for a checkpoint that lacks weights, which transformers would fill at random.
     """
-    from transformers import AutoModelForCausalLM
-
-    with quiet_transformers():
-        model, loading_info = AutoModelForCausalLM.from_pretrained(
-            source.location,
+    if source.gguf is not None:
+        model, loading_info = gguf_files.load(source.gguf, dtype)
+        is_on_device = False
+    else:
+        config = config if config is not None else read_config(source, trust_remote_code)
+        quantised.require_package(config, source.name)
+        is_on_device = quantised.method_of(config) is not None
+        model, loading_info = _load_safetensors(
+            source,
+            config,
             dtype=dtype,
-            revision=source.revision,
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
-            output_loading_info=True,
+            **(quantised.device_map(config, device) if is_on_device else {}),
         )
     missing = sorted(loading_info["missing_keys"])
     if missing:
@@ -267,4 +302,67 @@ def load_pretrained(
             f"model {source.name!r}: its checkpoint lacks {len(missing)} of the model's tensors (first: {missing[0]}), "
             "which would be filled at random; fetch the whole checkpoint, or check model_type in config.json"
         )
-    return model.to(device)
+    # transformers refuses to move some quantised models, which are on the device already.
+    return model if is_on_device else model.to(device)
+
+
+def _require_safe_shards(source: ModelSource) -> None:
+    """Fetch the index of a hub model's shards, if it has one, and check the names in it before any shard is read."""
+    from transformers.utils import cached_file
+
+    index = cached_file(
+        source.location,
+        headers.INDEX,
+        revision=source.base.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if index is not None:
+        headers.shards_in(json.loads(Path(index).read_text(encoding="utf-8")), source.name)
+
+
+def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    if source.folder is None:
+        _require_safe_shards(source)
+        chosen = getattr(config, headers.CHOICE, None)
+        if chosen is not None:
+            headers.require_inside(str(chosen), source.name, f"{headers.CHOICE} in config.json")
+    options |= {"config": config, "revision": source.base.revision}
+    whole_class = text_towers.whole_class(config)
+    if whole_class is not None:
+        return text_towers.load(whole_class, source.location, **options)
+    causal_class = _causal_class(source, config)
+    with quiet_transformers():
+        model, loading_info = causal_class.from_pretrained(
+            source.location, output_loading_info=True, **options
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"model {source.name!r} holds a model and an adapter, which transformers would apply unseen; download it, "
+            "and name the two apart: BASE+ADAPTER"
+        )
+    return model, loading_info
+
+
+def _causal_class(source: ModelSource, config: Any) -> Any:
+    """Return the class of transformers that loads a checkpoint of text.
+
+    The table of causal language models lists some text models only with the configuration of a whole that contains
+    them (`mllama`); the checkpoint of such a text model alone names its class itself.
+    """
+    import transformers
+
+    table = transformers.AutoModelForCausalLM
+    if type(config) in table._model_mapping or hasattr(config, "auto_map"):
+        return table
+    architectures = list(config.architectures or ())
+    for name in architectures:
+        named: Any = getattr(transformers, name, None)
+        is_generative = isinstance(named, type) and issubclass(named, transformers.GenerationMixin)
+        if is_generative and named.config_class is type(config):
+            return named
+    raise RefusedModel(
+        f"model {source.name!r}: transformers {transformers.__version__} has no causal language model of type "
+        f"{config.model_type!r} (the checkpoint's class is {' or '.join(architectures) or 'not named'}); use a "
+        "checkpoint of a causal language model"
+    )

@@ -6,27 +6,28 @@ before it was wrapped.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
-from phaselens.lens import families
-from phaselens.lens.components import attention_layers
+from phaselens.lens.captures import capture, keeper
+from phaselens.lens.choices import Choices, recorded_choices, repeated_choices
+from phaselens.lens.components import attention_layers, attention_of
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
-from phaselens.lens.precision import LIMITS
-from phaselens.lens.reference import Reference, probe_tokens
+from phaselens.lens.precision import STATISTICS_LIMITS
+from phaselens.lens.reference import OwnForward, Reference, probe_tokens
+from phaselens.lens.refusals import ADVICE, refusing
 from phaselens.lens.visibility import disagreements
 from phaselens.lens.weights import projection
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,13 @@ def require(lens: HookedTransformer, results: list[CheckResult]) -> None:
     """Raise RefusedModel for the first check that failed."""
     for result in results:
         if not result.ok:
+            advice = f"{ADVICE}, and please report this one"
+            if lens.dtype != torch.float32:
+                advice = "try --dtype float32; if it fails there too, please report it"
             raise RefusedModel(
                 f"{lens.info.label} ({lens.info.family}) failed its check {result.name!r}: difference "
                 f"{result.measured:.3g}, at most {result.limit:.3g} is allowed; {result.detail}. It cannot be measured "
-                "exactly: try --dtype float32; if it fails there too, please report the family"
+                f"exactly: {advice}"
             )
 
 
@@ -56,7 +60,15 @@ def run_checks(lens: HookedTransformer, *, full: bool = True) -> list[CheckResul
 
     Returns:
         One result per check, in the order they ran; a failed check is a result too, not an exception.
+
+    Raises:
+        RefusedModel: for a model that cannot be run as a check needs it.
     """
+    with refusing(lens.original_model, "check it"):
+        return _results(lens, full)
+
+
+def _results(lens: HookedTransformer, full: bool) -> list[CheckResult]:
     n_layers = lens.info.n_layers
     layers = list(range(n_layers)) if full else sorted({0, n_layers // 2, n_layers - 1})
     tokens = lens.reference.tokens if lens.reference is not None else probe_tokens(lens.original_model)
@@ -72,7 +84,8 @@ def run_checks(lens: HookedTransformer, *, full: bool = True) -> list[CheckResul
     results += _heads_write_the_output(lens, tokens, layers)
     results.append(_edit_changes_layers_above(lens, tokens, layers))
     results += _mid_edit_reaches_skip_path(lens, tokens, layers)
-    results.append(_resuming_gives_the_same(lens, tokens, layers))
+    if lens.resume_problem is None:
+        results.append(_resuming_gives_the_same(lens, tokens, layers))
     results.append(_padding_changes_nothing(lens, tokens))
     return results
 
@@ -94,65 +107,80 @@ def _worst(
     name: str, limit: float, by_layer: dict[int, float], prefix: str = "worst in layer"
 ) -> CheckResult:
     """Return the result of a check by the layer with the largest difference."""
+    if not by_layer:
+        return CheckResult(name, True, 0.0, limit, "no layer has attention")
     layer = max(by_layer, key=lambda index: by_layer[index])
     gap = by_layer[layer]
     detail = f"{prefix} {layer}" if gap > 0 else "no difference"
     return CheckResult(name, gap <= limit, gap, limit, detail)
 
 
-def capture(
-    lens: HookedTransformer, tokens: Tensor, names: Mapping[Key, str], **options: Any
-) -> tuple[Tensor, dict[Key, Tensor]]:
-    """Run one forward; return its output, and a copy of each named activation under its key."""
-    activations: dict[Key, Tensor] = {}
-    output = lens.stream(
-        tokens, [(name, _keeper(activations, key)) for key, name in names.items()], **options
-    )
-    return output, activations
-
-
 def _per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
-    return {layer: in_layer(layer, point) for layer in range(lens.info.n_layers)}
+    """Return the names of a point by layer, of the layers that have it."""
+    names = {layer: in_layer(layer, point) for layer in range(lens.info.n_layers)}
+    return {layer: name for layer, name in names.items() if lens.find_hook(name) is not None}
 
 
 def _same_as_reference(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
-    limit = LIMITS[lens.dtype]
+    """Compare what each layer returns, and the logits, with the model's own."""
+    limit = lens.arithmetic.limit
     results = []
-    entering = _per_layer(lens, "hook_in")
     for name, points in (
-        ("logits, nothing hooked inside", entering),
-        ("logits, all statistics hooked", {**entering, **_statistics(lens)}),
+        ("logits, nothing hooked inside", {}),
+        ("logits, all statistics hooked", _statistics(lens)),
     ):
-        logits, entering_residuals = capture(lens, reference.tokens, points, unembed=True)
-        by_layer = {
-            layer: _difference(entering_residuals[layer], reference_residual)
-            for layer, reference_residual in enumerate(reference.residuals)
-        }
-        gap = _difference(logits, reference.logits)
-        first_layer = next((layer for layer, value in by_layer.items() if value > limit), None)
+        with _as_in(lens, reference.forward.residuals, reference.forward.choices) as entering:
+            logits, _ = capture(lens, reference.tokens, points, unembed=True)
+        gaps = list(map(_difference, entering, reference.forward.residuals))
+        gap = max(*gaps, _difference(logits, reference.forward.logits))
         detail = "no difference" if gap == 0 else "within rounding"
-        if first_layer is not None:
-            detail = f"first seen entering layer {first_layer}, by {by_layer[first_layer]:.3g}"
-        elif gap > limit:
+        if gap > limit:
+            first_layer = next((layer for layer, value in enumerate(gaps) if value > limit), None)
             detail = "first seen after the last layer"
-        results.append(CheckResult(name, gap <= limit and first_layer is None, gap, limit, detail))
+            if first_layer is not None:
+                detail = f"first seen entering layer {first_layer}, by {gaps[first_layer]:.3g}"
+        results.append(CheckResult(name, gap <= limit, gap, limit, detail))
     return results
 
 
+@contextmanager
+def _as_in(lens: HookedTransformer, residuals: Sequence[Tensor], choices: Choices) -> Iterator[list[Tensor]]:
+    """Let the layers of a forward inside the context start from the residuals, and choose the experts, of another one.
+
+    Rounding then neither accumulates over the layers nor tips a choice. Yields the list of what entered each layer
+    before it was replaced.
+    """
+    entering: list[Tensor] = []
+
+    def start_from(residual: Tensor) -> HookFunction:
+        def replace(value: Tensor, hook: object) -> Tensor:
+            entering.append(value.detach().clone())
+            return residual.to(value.device, copy=True)
+
+        return replace
+
+    hooks = [(in_layer(layer, "hook_in"), start_from(residual)) for layer, residual in enumerate(residuals)]
+    with lens.hooks(fwd_hooks=hooks), repeated_choices(choices, lens.arithmetic.limit):
+        yield entering
+
+
 def _rows_sum_to_one(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
-    _, patterns = capture(lens, tokens, _per_layer(lens, "attn.hook_pattern"))
-    _, lse = capture(lens, tokens, _per_layer(lens, "attn.hook_lse"))
+    """Sum the rows of the matrix and, where there are sink logits, add their share by the streamed log-sum-exp."""
+    points = _in_attention(attention_layers(lens), ("hook_pattern", "hook_lse"))
+    # With reads_only, the log-sum-exp is streamed although the matrix is hooked.
+    _, activations = capture(lens, tokens, points, reads_only=True)
     by_layer = {}
-    for layer, pattern in patterns.items():
-        row_sums = pattern.double().sum(-1)
-        sink_logits = families.sink_logits_of(attention_layers(lens)[layer].original_component)
+    for layer, attention_component in attention_layers(lens).items():
+        row_sums = activations[layer, "hook_pattern"].double().sum(-1)
+        sink_logits = attention_component.facts.sink_logits
         if sink_logits is not None:
-            row_sums = row_sums + (sink_logits.double()[None, :, None] - lse[layer].double()).exp()
+            lse = activations[layer, "hook_lse"].double()
+            row_sums = row_sums + (sink_logits.double()[None, :, None] - lse).exp()
         # Rows that are not finite come from the model (NaN weights); its logits were compared above.
         by_layer[layer] = _difference(
             row_sums, torch.ones_like(row_sums).where(row_sums.isfinite(), row_sums)
         )
-    return _worst("rows of attention sum to one", 1e-5, by_layer)
+    return _worst("rows of attention sum to one", STATISTICS_LIMITS[lens.dtype] / 2, by_layer)
 
 
 def _windows_match_the_masks(lens: HookedTransformer) -> CheckResult:
@@ -162,21 +190,23 @@ def _windows_match_the_masks(lens: HookedTransformer) -> CheckResult:
 
 def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
     """Compare streamed statistics with those of the same queries and keys in float64."""
-    points = _in_attention(range(lens.info.n_layers), (*STATISTICS, *ROTATED_POINTS))
-    points |= _in_attention(range(lens.info.n_layers), ("hook_key_scores",))
+    layers = attention_layers(lens)
+    points = _in_attention(layers, (*STATISTICS, *ROTATED_POINTS, "hook_key_scores"))
     _, activations = capture(lens, tokens, points)
-    by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
+    by_layer = dict.fromkeys(layers, 0.0)
     for layer in by_layer:
         query, key = (activations[layer, point].transpose(1, 2).cpu().double() for point in ROTATED_POINTS)
+        facts = layers[layer].facts
         scores = attention.explicit_scores(
             query,
             key,
-            scale=lens.info.scales[layer],
+            scale=facts.scale,
             window=lens.info.windows[layer],
-            softcap=lens.info.softcap,
+            softcap=facts.softcap,
+            bias=None if (bias := layers[layer].score_bias) is None else bias.cpu().double(),
         )
         lse = scores.logsumexp(-1)
-        sink_logits = families.sink_logits_of(attention_layers(lens)[layer].original_component)
+        sink_logits = facts.sink_logits
         if sink_logits is not None:
             lse = torch.logaddexp(lse, sink_logits.detach().cpu().double()[None, :, None])
         pattern = (scores - lse[..., None]).exp()
@@ -198,9 +228,8 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
         ):  # one without a reference in float64 fails here, rather than pass unchecked
             gap = _difference(activations[layer, name].cpu(), expected[name], relative=not _can_be_zero(name))
             by_layer[layer] = max(by_layer[layer], gap)
-    # The kernels for half precision compute exponentials less exactly.
-    limit = 2e-5 if lens.dtype in (torch.float32, torch.float64) else 2e-4
-    return _worst("streamed statistics equal those of the scores in float64", limit, by_layer)
+    name = "streamed statistics equal those of the scores in float64"
+    return _worst(name, STATISTICS_LIMITS[lens.dtype], by_layer)
 
 
 def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
@@ -212,16 +241,16 @@ def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers:
         return scores
 
     by_layer = {}
-    for layer in layers:
+    for layer in (layer for layer in layers if attention_of(lens.blocks[layer]) is not None):
         outputs: dict[str, Tensor] = {}
         for point in ("hook_key_scores", "hook_attn_scores"):
             hooks = [
                 (in_layer(layer, f"attn.{point}"), removed),
-                (in_layer(layer, "attn.hook_attended"), _keeper(outputs, point)),
+                (in_layer(layer, "attn.hook_attended"), keeper(outputs, point)),
             ]
             lens.stream(tokens, hooks, stop_at_layer=layer + 1)
         by_layer[layer] = _difference(*outputs.values())
-    return _worst("an edit of named keys equals the same edit of the matrix", LIMITS[lens.dtype], by_layer)
+    return _worst("an edit of named keys equals the same edit of the matrix", lens.arithmetic.limit, by_layer)
 
 
 def _consistent_top(pattern: Tensor, top: Tensor) -> Tensor:
@@ -247,7 +276,7 @@ def _distances(pattern: Tensor, n_distances: int) -> Tensor:
 
 
 def _statistics(lens: HookedTransformer) -> dict[Any, str]:
-    return _in_attention(range(lens.info.n_layers), STATISTICS)
+    return _in_attention(attention_layers(lens), STATISTICS)
 
 
 def _in_attention(layers: Iterable[int], points: Sequence[str]) -> dict[Any, str]:
@@ -256,20 +285,33 @@ def _in_attention(layers: Iterable[int], points: Sequence[str]) -> dict[Any, str
 
 
 def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
-    """Zero the first value of a layer: the input of layers up to it stays bit-equal, and its own output changes."""
+    """Change the first value (or another output) of a layer: the input of layers up to it stays bit-equal, and its own
+    output changes."""
     points = {**_per_layer(lens, "hook_in"), "out": in_layer(lens.info.n_layers - 1, "hook_out")}
     _, clean = capture(lens, tokens, points)
     moved: dict[int, float] = {}
     for layer in layers:
+        edited_point = next(
+            (
+                name
+                for point in ("attn.hook_v", "attn.hook_attended", "hook_mixer_out", "hook_mlp_out")
+                if lens.find_hook(name := in_layer(layer, point)) is not None
+            ),
+            None,
+        )
+        if edited_point is None:
+            continue
 
-        def zero_first(value: Tensor, hook: object) -> Tensor:
+        residual_size = clean[layer].abs().max()
+
+        def raise_first(value: Tensor, hook: object, step: Tensor = residual_size) -> Tensor:
             value = value.clone()
-            value[:, 0] = 0
+            value[:, 0] += step.to(value)  # a smaller step may be lost to rounding beside the residual
             return value
 
         edited: dict[int | str, Tensor] = {}
-        hooks = [(name, _keeper(edited, key)) for key, name in points.items()]
-        lens.stream(tokens, [*hooks, (in_layer(layer, "attn.hook_v"), zero_first)])
+        hooks = [(name, keeper(edited, key)) for key, name in points.items()]
+        lens.stream(tokens, [*hooks, (edited_point, raise_first)])
         gap_below = max(_difference(edited[index], clean[index]) for index in range(layer + 1))
         point_above = layer + 1 if layer + 1 in clean else "out"
         # Where NaN weights left nothing finite, no edit can be detected.
@@ -278,59 +320,56 @@ def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: 
             or not clean[point_above].isfinite().any()
         )
         moved[layer] = gap_below if changed else float("inf")
-    return _worst("an edit changes the layers above it and none below", 0.0, moved, "edit of hook_v in layer")
+    return _worst("an edit changes the layers above it and none below", 0.0, moved, "edit in layer")
 
 
 def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> list[CheckResult]:
     """Compare the sum over heads of their outputs with attention's output, where W_O can be read."""
     points = _in_attention(layers, ("hook_z", "hook_out"))
-    if any(lens.find_hook(name) is None for name in points.values()):
-        return []
+    # A module that adds the residual itself returns more than the heads write. Its projection is then a part.
+    projections = {(layer, "hook_out"): in_layer(layer, "attn_out.hook_out") for layer in layers}
+    points |= {key: name for key, name in projections.items() if lens.find_hook(name) is not None}
+    points = {key: name for key, name in points.items() if lens.find_hook(name) is not None}
+    complete = [layer for layer in layers if (layer, "hook_z") in points and (layer, "hook_out") in points]
     _, activations = capture(lens, tokens, points)
     gaps: dict[int, float] = {}
-    for layer in layers:
+    for layer in complete:
         try:
             output = projection(lens, layer, "attn.W_O")
         except InputError:
             continue
-        z = output.multiplied(activations[layer, "hook_z"]).flatten(-2).float()
-        head_sum = z @ output.weight.flatten(0, 1).float() + output.bias.float()
+        z = output.multiplied(activations[layer, "hook_z"]).flatten(-2).double()
+        head_sum = z @ output.weight.flatten(0, 1).double() + output.bias.double()
         gaps[layer] = _difference(head_sum, activations[layer, "hook_out"])
     name = "the heads' outputs add up to the output of attention"
-    return [_worst(name, LIMITS[lens.dtype], gaps)] if gaps else []
-
-
-def _keeper(activations: dict[Key, Tensor], key: Key) -> HookFunction:
-    def keep(value: Tensor, hook: object) -> None:
-        activations[key] = value.detach().clone()
-
-    return keep
+    return [_worst(name, lens.arithmetic.limit, gaps)] if gaps else []
 
 
 def _mid_edit_reaches_skip_path(
     lens: HookedTransformer, tokens: Tensor, layers: list[int]
 ) -> list[CheckResult]:
     """Set the mid residual to zero: the block's output must be the MLP's alone. A copy must change no bit."""
-    block = lens.blocks[0]
-    if block.find_point("hook_resid_mid") is None or block.find_point("hook_mlp_out") is None:
-        return []
     gaps: dict[int, float] = {}
+    limit = 0.0
     for layer in layers:
+        block = lens.blocks[layer]
+        points = ("hook_resid_mid", "hook_mlp_out")
+        if any(block.find_point(point) is None for point in points) or not block.adds_mid_again():
+            continue
+        limit = limit if block.adds_mlp_out_exactly() else lens.arithmetic.limit
         block_output = in_layer(layer, "hook_out")
         mid = in_layer(layer, "hook_resid_mid")
         _, clean = capture(lens, tokens, {"out": block_output})
         copied: dict[str, Tensor] = {}
-        lens.stream(
-            tokens, [(mid, lambda value, hook: value.clone()), (block_output, _keeper(copied, "out"))]
-        )
+        lens.stream(tokens, [(mid, lambda value, hook: value.clone()), (block_output, keeper(copied, "out"))])
         edited: dict[str, Tensor] = {}
         hooks = [
-            (block_output, _keeper(edited, "out")),
-            (in_layer(layer, "hook_mlp_out"), _keeper(edited, "mlp")),
+            (block_output, keeper(edited, "out")),
+            (in_layer(layer, "hook_mlp_out"), keeper(edited, "mlp")),
         ]
         lens.stream(tokens, [(mid, lambda value, hook: torch.zeros_like(value)), *hooks])
         gaps[layer] = max(_difference(copied["out"], clean["out"]), _difference(edited["out"], edited["mlp"]))
-    return [_worst("an edit of hook_resid_mid reaches the skip path", 0.0, gaps)]
+    return [_worst("an edit of hook_resid_mid reaches the skip path", limit, gaps)] if gaps else []
 
 
 def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
@@ -339,7 +378,7 @@ def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: li
     gaps: dict[int, float] = {}
     for layer in layers:
         inputs_below: dict[int, Tensor] = {}
-        hooks = [(in_layer(lower, "attn.hook_in"), _keeper(inputs_below, lower)) for lower in range(layer)]
+        hooks = [(in_layer(lower, "hook_in"), keeper(inputs_below, lower)) for lower in range(layer)]
         resumed = lens.stream(residual=residuals[layer], start_at_layer=layer, hooks=hooks)
         gaps[layer] = float("inf") if inputs_below else _difference(resumed, final)
     return _worst("start_at_layer gives the same output and skips the layers below", 0.0, gaps)
@@ -347,24 +386,30 @@ def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: li
 
 def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
     """Run a short text after and beside a long one, and the long one beside the short: each as in a fresh model."""
-    if reference.far_positions is None or reference.far_logits is None:
+    near, far, far_positions = reference.forward, reference.far_forward, reference.far_positions
+    if far is None or far_positions is None:
         return []
-    model, tokens, far_positions = lens.original_model, reference.tokens, reference.far_positions
+    model, tokens = lens.original_model, reference.tokens
     near_positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    limit = lens.arithmetic.limit
+
+    def gap_in(
+        forward: OwnForward, tokens: Tensor, positions: Tensor, text: int, expected: OwnForward
+    ) -> float:
+        with _as_in(lens, forward.residuals, forward.choices) as entering:
+            logits = model(tokens, position_ids=positions, use_cache=False).logits
+        pairs = zip((*entering, logits), (*expected.residuals, expected.logits), strict=True)
+        return max(_difference(measured[text : text + 1], own) for measured, own in pairs)
+
+    both_texts, both_positions = tokens.expand(2, -1), torch.cat([near_positions, far_positions])
     with torch.no_grad(), lens.rows.with_lengths(None):
-        after_long = [
-            model(tokens, position_ids=ids, use_cache=False).logits for ids in (far_positions, near_positions)
-        ][1]
-        side_by_side = model(
-            tokens.expand(2, -1), position_ids=torch.cat([near_positions, far_positions]), use_cache=False
-        ).logits
-    gaps = {
-        "a short text after a long one": _difference(after_long, reference.logits),
-        "a short text beside a long one": _difference(side_by_side[:1], reference.logits),
-        "a long text beside a short one": _difference(side_by_side[1:], reference.far_logits),
-    }
+        model(tokens, position_ids=far_positions, use_cache=False)
+        gaps = {
+            "a short text after a long one": gap_in(near, tokens, near_positions, 0, near),
+            "a short text beside a long one": gap_in(near.beside(far), both_texts, both_positions, 0, near),
+            "a long text beside a short one": gap_in(near.beside(far), both_texts, both_positions, 1, far),
+        }
     worst_case = max(gaps, key=lambda name: gaps[name])
-    limit = LIMITS[lens.dtype]
     detail = "no difference" if gaps[worst_case] == 0 else f"worst for {worst_case}"
     return [
         CheckResult(
@@ -373,19 +418,36 @@ def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Referenc
     ]
 
 
+def _subtract_own_bias(lens: HookedTransformer, statistics: dict[Any, Tensor]) -> None:
+    """Subtract the bias at each query's own key from its log-sum-exp, after a forward of whole texts.
+
+    MPT counts its biases from the end of the longest text, which adds one number to all scores of a row.
+    """
+    for layer, attention_layer in attention_layers(lens).items():
+        if attention_layer.score_bias is not None:
+            lse = statistics[layer, "hook_lse"]
+            statistics[layer, "hook_lse"] = lse - attention_layer.score_bias[:, :, 0, : lse.shape[-1]]
+
+
 def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
     """Compare one text alone with the same text, padded on the right, beside a longer one."""
     short_text = tokens[:, : max(2, tokens.shape[1] // 2)]
     length = short_text.shape[1]
     padded = torch.cat([torch.nn.functional.pad(short_text, (0, tokens.shape[1] - length)), tokens])
     lengths = torch.tensor([length, tokens.shape[1]])
-    _, unpadded = capture(lens, short_text, _statistics(lens))
-    _, padded_values = capture(lens, padded, _statistics(lens), lengths=lengths)
-    by_layer = dict.fromkeys(range(lens.info.n_layers), 0.0)
-    for (layer, statistic), value in unpadded.items():
-        same_text = padded_values[layer, statistic][:1, :, : value.shape[2]]
+    points = {**_per_layer(lens, "hook_in"), **_statistics(lens)}
+    with recorded_choices(padded) as choices:
+        _, in_batch = capture(lens, padded, points, lengths=lengths)
+    _subtract_own_bias(lens, in_batch)
+    residuals = [in_batch[layer][:1, :length] for layer in range(lens.info.n_layers)]
+    with _as_in(lens, residuals, choices.of_text(0, length)) as entering:
+        _, alone = capture(lens, short_text, _statistics(lens))
+    _subtract_own_bias(lens, alone)
+    by_layer = dict(enumerate(map(_difference, entering, residuals)))
+    for (layer, statistic), value in alone.items():
+        same_text = in_batch[layer, statistic][:1, :, : value.shape[2]]
         gap = _difference(same_text, value, relative=not _can_be_zero(statistic))
         by_layer[layer] = max(by_layer[layer], gap)
     return _worst(
-        "a text alone equals the same text in a padded batch", max(1e-5, LIMITS[lens.dtype]), by_layer
+        "a text alone equals the same text in a padded batch", max(1e-5, lens.arithmetic.limit), by_layer
     )

@@ -21,7 +21,9 @@ from transformers import Cache
 
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import attention_dispatch, families
+from phaselens.lens.attention_facts import AttentionFacts
 from phaselens.lens.attention_owner import StreamingOptions, is_hooked
+from phaselens.lens.null_rotation import held_at
 from phaselens.lens.original_components import watch_parts
 from phaselens.lens.points import OWN_ATTENTION_POINTS, ROTATED_POINTS, STATISTICS, Hook, read_only_reason
 
@@ -50,16 +52,18 @@ class AttentionReplay:
     each of them, the points inside attention only in the first.
     """
 
-    def __init__(self, attention: StreamingAttention) -> None:
-        self.output: tuple[Any, ...] | None = None
+    def __init__(self, attention: StreamingAttention | None) -> None:
+        self.output: Any = None
         self._attention = attention
 
     def __enter__(self) -> AttentionReplay:
-        self._attention.replay = self
+        if self._attention is not None:
+            self._attention.replay = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._attention.replay = None
+        if self._attention is not None:
+            self._attention.replay = None
 
 
 class KernelReplay:
@@ -68,16 +72,18 @@ class KernelReplay:
     It is for forwards that start from one residual and change no query, key or value of the layer.
     """
 
-    def __init__(self, attention: StreamingAttention) -> None:
+    def __init__(self, attention: StreamingAttention | None) -> None:
         self._attention = attention
         self._kernels: dict[Hashable, Any] = {}
 
     def __enter__(self) -> KernelReplay:
-        self._attention.kernels = self._kernels
+        if self._attention is not None:
+            self._attention.kernels = self._kernels
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._attention.kernels = None
+        if self._attention is not None:
+            self._attention.kernels = None
 
 
 class StreamingAttention(AttentionBridge):
@@ -87,10 +93,12 @@ class StreamingAttention(AttentionBridge):
     always_delegate = False
     streaming_options: StreamingOptions
     nulled: bool
-    #: cos and sin at position 0, each [1, 1, d_rotary], which `rotation.detect_rotation` stores.
-    origin: tuple[Tensor, Tensor] | None
+    #: cos and sin at position 0, each [1, 1, d_rotary] (or complex numbers), which `rotation.detect_rotation` stores.
+    origin: tuple[Tensor, ...] | None
     replay: AttentionReplay | None
     kernels: dict[Hashable, Any] | None
+    #: What the last forward added to the scores, [batch | 1, head | 1, 1, key]; None for nothing (most models).
+    score_bias: Tensor | None
     # From TransformerLens' component and from `add_points`.
     hook_key_scores: HookPoint
     hook_attn_scores: HookPoint
@@ -112,17 +120,23 @@ class StreamingAttention(AttentionBridge):
         self.origin = None
         self.replay = None
         self.kernels = None
+        self.score_bias = None
         self._rot_k_fired = False
 
     def connect(self, options: StreamingOptions) -> None:
         """Share the lens' options, and let the model's module call the projections that TransformerLens wraps."""
         self.streaming_options = options
-        for projection in (self.o, self.submodules.get("qkv")):
+        for projection in (self.submodules.get("o"), self.submodules.get("qkv")):
             if projection is None:
                 continue
             for name, child in self.original_component.named_children():
                 if child is projection.original_component:
                     setattr(self.original_component, name, projection)
+
+    @property
+    def facts(self) -> AttentionFacts:
+        """The sizes of the layer's attention, and the options of its softmax."""
+        return AttentionFacts.of_module(self.original_component)
 
     def hooked_statistics(self) -> list[str]:
         """Return the names of the statistics that have hooks."""
@@ -146,9 +160,10 @@ class StreamingAttention(AttentionBridge):
         replay = self.replay
         if replay is not None and replay.output is not None:
             residual = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            if residual.shape[:-1] != replay.output[0].shape[:-1]:
+            shape = _output_of(replay.output).shape[:-1]
+            if residual.shape[:-1] != shape:
                 raise InputError(
-                    f"attention_replay: expected a residual of shape {list(replay.output[0].shape[:-1])} (batch, pos), "
+                    f"attention_replay: expected a residual of shape {list(shape)} (batch, pos), "
                     f"received {list(residual.shape[:-1])}; make a new one for each residual"
                 )
             return self._fire_output(replay.output)
@@ -187,10 +202,10 @@ class StreamingAttention(AttentionBridge):
             replay.output = output
         return self._fire_output(output)
 
-    def without_rotation(self, embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return cos and sin as the model computes them at position 0, for every position, in the same shapes.
+    def without_rotation(self, embeddings: Any) -> Any:
+        """Return the rotation that the model computes at position 0, for every position, in the same form and shapes.
 
-        These are cos = 1 and sin = 0, except in models (YaRN, longrope) that multiply both by an attention factor: they
+        This is cos = 1 and sin = 0, except in models (YaRN, longrope) that multiply both by an attention factor: they
         keep it, because it scales attention and does not rotate.
         """
         if self.origin is None:
@@ -198,14 +213,13 @@ class StreamingAttention(AttentionBridge):
                 "the rotation of a layer was nulled before its cos and sin at position 0 were read; null it with "
                 "load(positions='nope') or lens.set_rotation(nulled=True)"
             )
-        cos, sin = (
-            at_origin.to(embedding).expand_as(embedding).clone()
-            for at_origin, embedding in zip(self.origin, embeddings, strict=True)
-        )
-        return cos, sin
+        return held_at(self.origin, embeddings)
 
-    def _fire_output(self, output: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self.hook_out(output[0]), *output[1:])
+    def _fire_output(self, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return self.hook_out(output)
+        fired = [self.hook_out(output[0]), *output[1:]]
+        return fired if isinstance(output, list) else tuple(fired)
 
     def needs_bridge(self) -> bool:
         """Return whether the model's own module cannot replace this component even where no hook listens."""
@@ -241,11 +255,19 @@ class StreamingAttention(AttentionBridge):
 
     def _watch_fused_projection(self) -> RemovableHandle | None:
         """Fire the hook points of q, k and v on the parts of one projection, in models that fuse the three."""
+        if "qkv" not in self.submodules:
+            return None
         points = [projection.hook_out for projection in (self.q, self.k, self.v)]
-        if "qkv" not in self.submodules or not any(is_hooked(point) for point in points):
+        if not any(is_hooked(point) for point in points):
             return None
         layout = families.fused_layout(self.original_component)
         return watch_parts(self.qkv, points, layout.split, layout.join)
+
+
+def _output_of(result: Any) -> Tensor:
+    """Return the output [batch, pos, d_model] of an attention module from what it returns: a tensor, or a tuple."""
+    output: Tensor = result if isinstance(result, Tensor) else result[0]
+    return output
 
 
 def mix_in(component: nn.Module, mixin: type) -> None:
@@ -278,9 +300,16 @@ class DroPEAttentionBridge(StreamingAttention, PositionEmbeddingsAttentionBridge
         self.add_points()
 
 
-def attention_layers(lens: HookedTransformer) -> list[StreamingAttention]:
-    """Return the attention components of a model, layer by layer."""
-    return [block.attn for block in lens.blocks]
+def attention_of(block: nn.Module) -> StreamingAttention | None:
+    """Return the attention component of a block; None where the layer has no attention."""
+    attention = block._modules.get("attn")
+    return attention if isinstance(attention, StreamingAttention) else None
+
+
+def attention_layers(lens: HookedTransformer) -> dict[int, StreamingAttention]:
+    """Return the attention components of a model by layer, of the layers that have attention."""
+    by_layer = {layer: attention_of(block) for layer, block in enumerate(lens.blocks)}
+    return {layer: attention for layer, attention in by_layer.items() if attention is not None}
 
 
 def probe(lens: HookedTransformer, tokens: Tensor, hooks: Sequence[Hook] = (), **options: object) -> None:

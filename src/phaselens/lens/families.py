@@ -34,14 +34,21 @@ _UNEMBEDDING = ("lm_head", "embed_out")
 _LOGIT_FACTOR = ("logit_scale",)
 # Fields of the configuration.
 _LOGIT_DIVISOR = ("logits_scaling",)
-_LOGIT_SOFTCAP = ("final_logit_softcapping",)
+_LOGIT_SOFTCAP = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+_D_MODEL = ("hidden_size",)
+_BOS = ("bos_token_id",)
 _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
 _N_CTX_TRAINED = "original_max_position_embeddings"
 _ROPE_PARAMETERS = ("rope_parameters",)
+# A field of the configuration, and its value for attention on random blocks of keys.
+_SPARSE_BLOCKS = ("attention_type", "block_sparse")
+# The method of a module that has such attention, beside full attention.
+_SPARSE_SWITCH = "set_attention_type"
 _QUANTISATION = "quantization_config"
-# How the name of a rotary module ends, and a word in the class name of every norm.
+# How the name of a rotary module ends, or of a buffer in it, and a word in the class name of every norm.
 _ROTARY_MODULE = "rotary_emb"
+_ROTARY_BUFFER = "inv_freq"
 _NORM_CLASS = "norm"
 # transformers' rope types whose frequencies depend on a text's length: part of a name, and a name.
 _STRETCHED_ROPE, _TWO_SET_ROPE = "dynamic", "longrope"
@@ -105,7 +112,10 @@ def norms_in(attention: nn.Module) -> list[nn.Module]:
         module
         for name, module in attention.named_modules()
         # The parametrizations of a weight (weight_norm) act neither on queries nor on keys.
-        if _NORM_CLASS in type(module).__name__.lower() and "parametrizations" not in name.split(".")
+        if name
+        and _NORM_CLASS in type(module).__name__.lower()
+        and "parametrizations" not in name.split(".")
+        and not any(module.children())
     ]
 
 
@@ -146,6 +156,11 @@ class FusedLayout:
         if self.by_head:
             return cat(shaped, dim=-1).flatten(-2)
         return cat([projection.flatten(-2) for projection in shaped], dim=-1)
+
+
+def has_fused_layout(model: PreTrainedModel) -> bool:
+    """Return whether the layout of the fused projections in a model's attention is known."""
+    return any(type(module).__name__ in _FUSED_BY_HEAD for module in model.modules())
 
 
 def fused_layout(attention: nn.Module) -> FusedLayout:
@@ -197,6 +212,17 @@ def n_ctx_before_rope(rotary: nn.Module, layer_type: str | None) -> int:
 # Facts of the model
 
 
+def has_sparse_blocks(model: PreTrainedModel) -> bool:
+    """Return whether attention is on random blocks of keys in texts longer than a few blocks (BigBird)."""
+    has_both_kinds = any(hasattr(module, _SPARSE_SWITCH) for module in model.modules())
+    return has_both_kinds and getattr(text_config_of(model), _SPARSE_BLOCKS[0], None) == _SPARSE_BLOCKS[1]
+
+
+def text_config_of(model: PreTrainedModel) -> PreTrainedConfig:
+    """Return the configuration of the text decoder; of a model of several modalities, a part of its configuration."""
+    return model.config.get_text_config(decoder=True)
+
+
 def needs_eager(model: PreTrainedModel) -> bool:
     """Return whether SDPA cannot compute the model's attention: it has neither a softcap nor learned sink logits."""
     return any(
@@ -204,9 +230,14 @@ def needs_eager(model: PreTrainedModel) -> bool:
     )
 
 
+def supports_sdpa(model: PreTrainedModel) -> bool:
+    """Return whether transformers computes this model's attention by scaled-dot-product attention on request."""
+    return bool(getattr(model, "_supports_sdpa", True))
+
+
 def n_ctx_of(model: PreTrainedModel) -> int | None:
     """Return the number of positions that the model was made for; None if it does not state one."""
-    n_ctx = _attribute(model.config.get_text_config(), _N_CTX)
+    n_ctx = _attribute(text_config_of(model), _N_CTX)
     return None if n_ctx is None else int(n_ctx)
 
 
@@ -228,7 +259,14 @@ def n_ctx_trained_of(model: PreTrainedModel) -> int | None:
 
 def d_model_of(model: PreTrainedModel) -> int:
     """Return the width of the residual stream."""
-    return int(model.config.hidden_size)
+    width = _attribute(text_config_of(model), _D_MODEL)
+    return int(embedding_of(model).shape[1] if width is None else width)
+
+
+def bos_token_id_of(model: PreTrainedModel) -> int | None:
+    """Return the id of the BOS token that the configuration states; None without one."""
+    token_id = _attribute(text_config_of(model), _BOS)
+    return token_id if isinstance(token_id, int) else None
 
 
 def d_vocab_of(model: PreTrainedModel) -> int:
@@ -244,15 +282,26 @@ def embedding_of(model: PreTrainedModel) -> Tensor:
 
 def d_mlp_of(model: PreTrainedModel, output: nn.Module) -> int:
     """Return the width of an MLP's hidden activations, read from its output projection if that states it."""
-    width = _attribute(output, _LINEAR_WIDTH)
-    if isinstance(width, int):
+    width = linear_width_of(output)
+    if width is not None:
         return width
-    return int(_attribute(model.config, _D_MLP) or 4 * embedding_of(model).shape[1])
+    return int(_attribute(text_config_of(model), _D_MLP) or 4 * embedding_of(model).shape[1])
 
 
-def rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
-    """Return the model's rotary modules, which compute cos and sin."""
-    return (module for name, module in model.named_modules() if name.endswith(_ROTARY_MODULE))
+def linear_width_of(module: nn.Module) -> int | None:
+    """Return the width of a linear module's input; None for a module that states none."""
+    width = _attribute(module, _LINEAR_WIDTH)
+    return width if isinstance(width, int) else None
+
+
+def rotary_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """Return the rotary modules in a model or a part of it, which compute cos and sin."""
+    return (
+        module
+        for name, module in model.named_modules()
+        if name.endswith(_ROTARY_MODULE)
+        or any(buffer.endswith(_ROTARY_BUFFER) for buffer, _ in module.named_buffers(recurse=False))
+    )
 
 
 def unembedding_of(model: PreTrainedModel) -> nn.Module | None:
@@ -264,22 +313,13 @@ def unembedding_of(model: PreTrainedModel) -> nn.Module | None:
 def logit_factor_of(model: PreTrainedModel) -> float:
     """Return the factor of the unembedding's output."""
     factor = float(_attribute(model, _LOGIT_FACTOR) or 1.0)
-    return factor / float(_attribute(model.config, _LOGIT_DIVISOR) or 1.0)
+    return factor / float(_attribute(text_config_of(model), _LOGIT_DIVISOR) or 1.0)
 
 
 def logit_softcap_of(model: PreTrainedModel) -> float | None:
     """Return the bound c of logits c·tanh(logit / c); None without one."""
-    softcap: float | None = _attribute(model.config, _LOGIT_SOFTCAP)
+    softcap: float | None = _attribute(text_config_of(model), _LOGIT_SOFTCAP)
     return softcap
-
-
-def quantisation_of(model: PreTrainedModel) -> str | None:
-    """Return the method by which the checkpoint's weights are quantised; None where they are not."""
-    stored = getattr(model.config, _QUANTISATION, None)
-    if stored is None:
-        return None
-    method = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-    return str(method or "unknown")
 
 
 def drop_quantisation(model: PreTrainedModel) -> None:

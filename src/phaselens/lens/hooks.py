@@ -61,6 +61,26 @@ def describe_hooks(lens: HookedTransformer, *, every: bool = False) -> list[Hook
     ]
 
 
+def describe_absent(lens: HookedTransformer) -> list[tuple[str, str]]:
+    """Return the hook points that the model lacks, in some layers or all, each with the reason.
+
+    In a layer without attention, all points of attention are one entry: `blocks.0.attn.*`.
+    """
+    info = lens.info
+    layers_by_entry: dict[tuple[str, str], list[int | None]] = {}
+    for layer in range(info.n_layers):
+        if layer not in info.attention_layers:
+            entry = (in_layer("{layer}", "attn.*"), f"the layer is {info.kind_of(layer)}")
+            layers_by_entry.setdefault(entry, []).append(layer)
+    for name, reason in info.absent.items():
+        absent_in, point = layer_and_point(name)
+        layers_by_entry.setdefault((in_layer("{layer}", point), reason), []).append(absent_in)
+    return [
+        (pattern.replace("{layer}", _ranges(layers)), reason)
+        for (pattern, reason), layers in layers_by_entry.items()
+    ]
+
+
 def position_axis(lens: HookedTransformer, name: str) -> int | None:
     """Return the dimension of the tensor at a hook point that runs over positions (of queries, for a matrix), or None.
 

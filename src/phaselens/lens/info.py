@@ -6,7 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from phaselens.errors import InputError, short_form
+from phaselens.lens.points import layer_and_point
 
+NO_ATTENTION = "none"
+"""The entry of `ModelInfo.positions` for a layer without attention."""
 ROTATION_MODES = {"auto": "as the checkpoint is", "nope": "rotation nulled"}
 """The rotation modes of `phaselens.load`, and what each does.
 
@@ -64,20 +67,25 @@ class ModelInfo:
     Per layer:
 
     * ``positions``: how attention encodes positions: ``rope`` (rotated queries and keys), ``nope`` (not at all),
-      ``learned`` (added to the embedding), ``learned+rope``.
+      ``learned`` (added to the embedding), ``learned+rope``, ``none`` in a layer without attention.
+    * ``kinds``: ``attention``, or what the layer has instead of it, such as ``mamba``. Empty where all have attention.
     * ``windows``: the number of keys a query can see, itself included; None where it sees all.
-    * ``scales``: the factor of q·k.
+    * ``scales``: the factor of q·k; None in a layer without attention.
     * ``rotations``: the dimensions of queries and keys that the rotation mixes, or would mix where it was nulled or
       dropped; None without rotation.
     * ``head_outputs``: the step between a head's output and the output projection: ``same`` none, ``scaled`` every
       entry is multiplied by a factor (a gate, an RMS norm), ``mixed`` anything else.
 
+    ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
+
     ``n_ctx_trained`` is the number of positions that the model was trained for, where a rope type extended them to
     ``n_ctx``; None if the checkpoint states neither.
 
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
-    maps the checkpoint's files to their sha256. ``protocol`` says what the model is and with which settings it should
-    be measured (the caption of its tables), ``note`` how it was made.
+    maps the checkpoint's files, and those of its adapter, to their sha256. ``protocol`` says what the model is and with
+    which settings it should be measured (the caption of its tables), ``note`` how it was made. ``adapter`` describes an
+    adapter and how it was applied. ``part_of`` is the class of the model of several modalities whose text model this
+    is.
     """
 
     label: str
@@ -93,7 +101,7 @@ class ModelInfo:
     n_ctx: int | None
     positions: tuple[str, ...]
     windows: tuple[int | None, ...]
-    scales: tuple[float, ...]
+    scales: tuple[float | None, ...]
     softcap: float | None
     dtype: str
     device: str
@@ -108,18 +116,39 @@ class ModelInfo:
     quantisation: str | None = None
     rotations: tuple[RotatedPairs | None, ...] = ()
     head_outputs: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
     protocol: str | None = None
     note: str | None = None
+    adapter: str | None = None
+    part_of: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, in the order of the fields."""
         fields = asdict(self)
-        for name in ("positions", "windows", "scales", "head_outputs"):
+        for name in ("positions", "windows", "scales", "head_outputs", "kinds"):
             fields[name] = list(fields[name])
         fields["rotations"] = [rotation and str(rotation) for rotation in self.rotations]
         return fields
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have attention."""
+        return tuple(layer for layer, encoding in enumerate(self.positions) if encoding != NO_ATTENTION)
+
+    def kind_of(self, layer: int) -> str:
+        """Return `attention`, or what a layer has instead of it."""
+        return self.kinds[layer] if self.kinds else "attention"
+
+    def absence(self, name: str) -> str | None:
+        """Return the reason why the model lacks a hook point, given its whole name; None if no reason is known."""
+        layer, point = layer_and_point(name)
+        is_of_attention = point.startswith("attn.") or point == "hook_attn_out"
+        if is_of_attention and layer in range(self.n_layers) and layer not in self.attention_layers:
+            return f"layer {layer} is {self.kind_of(layer or 0)}"
+        return self.absent.get(name)
 
     @property
     def positions_summary(self) -> str:

@@ -5,28 +5,30 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from phaselens.data import Encoder
 from phaselens.data.tokens import require_bos
-from phaselens.errors import InputError, RefusedModel, short_form
-from phaselens.lens import checkpoints, checks, families
+from phaselens.errors import InputError, short_form
+from phaselens.lens import checkpoints, checks, families, gguf_files, quantised, text_towers, weight_adapters
+from phaselens.lens.anatomy import absent_points
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import attention_layers
+from phaselens.lens.digests import hash_source
+from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
-from phaselens.lens.lora import cast_parameters, merge_adapter
-from phaselens.lens.model_source import ModelSource
-from phaselens.lens.packaged import PackagedModel
+from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
+from phaselens.lens.refusals import refusing
+from phaselens.lens.resuming import find_problem
 from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.visibility import measure_windows
 from phaselens.lens.weights import read_head_outputs
-from phaselens.lens.wrapping import require_served, wrap
+from phaselens.lens.wrapping import has_own_adapter, measure_anatomy, require_served, wrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,6 +44,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
+    adapter_scale: float | None = None,
     check: bool | Literal["report"] = True,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -50,8 +53,10 @@ def load(
 
     Args:
         source: ``"rope"`` or ``"drope"`` (the bundled pair); ``"smollm2"`` (from the extra ``phaselens[smollm2]``); a
-            checkpoint folder; a hub id (the only source that can reach the network); or a Hugging Face model object,
-            which is wrapped in place.
+            checkpoint folder; a GGUF file; a hub id (the only source that can reach the network); ``BASE+ADAPTER``, one
+            of these and the folder or hub id of an adapter in peft's format; the folder of an adapter whose config
+            names its base; or a Hugging Face model object, which is wrapped in place. Of a model of several modalities,
+            the text model is loaded.
         label: the name used in tables; by default the last part of `source`.
         positions: ``"auto"`` keeps the checkpoint's rotation; ``"nope"`` nulls the rotation of any rotary model (cos=1,
             sin=0), without recalibration.
@@ -61,6 +66,8 @@ def load(
         dtype: ``"auto"`` is the checkpoint's on a GPU and float32 on a CPU.
         revision: a commit, branch or tag of a hub id.
         tokenizer: a tokenizer, or a folder or hub id to load it from, instead of the checkpoint's own.
+        adapter_scale: None merges an adapter into the weights. A number from 0 to 1 keeps it apart and multiplies it: 0
+            is the base, 1 the adapted model.
         check: compare the hooked forward with the model's own, and refuse the model on a difference; ``"report"`` keeps
             the reference for `run_checks`, and refuses nothing.
         trust_remote_code, allow_pickle: run code, or read pickles, that come with a checkpoint. No family that is
@@ -91,7 +98,8 @@ def load(
             "expected tokenizer as a tokenizer, or a folder or hub id to load one from, received "
             f"{short_form(tokenizer)}"
         )
-    options = _Options(label, positions, bos, device, dtype, tokenizer, check)
+    require_adapter_scale(adapter_scale)
+    options = _Options(label, positions, bos, device, dtype, tokenizer, check, adapter_scale)
     if isinstance(source, ModelSource):
         _require_unused("a ModelSource, which has its own", revision=revision)
     elif isinstance(source, str | os.PathLike):
@@ -100,6 +108,7 @@ def load(
         _require_unused(
             "a model object",
             revision=revision,
+            adapter_scale=adapter_scale is not None,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -118,6 +127,7 @@ class _Options:
     dtype: str | torch.dtype
     tokenizer: PreTrainedTokenizerBase | str | None
     check: bool | Literal["report"]
+    adapter_scale: float | None = None
 
 
 def _require_types(
@@ -143,42 +153,60 @@ def _require_unused(source_kind: str, **options: object) -> None:
 def _from_checkpoint(
     source: ModelSource, options: _Options, trust_remote_code: bool, allow_pickle: bool
 ) -> HookedTransformer:
-    if source.folder is not None:
-        _require_unused(f"{source.name!r}, a folder", revision=source.revision)
-    location, package, adapter = source.location, source.package, source.adapter
+    if source.base.kind != "other":
+        kind = "a folder" if source.folder is not None else "a file"
+        _require_unused(f"{source.name!r}, {kind}", revision=source.base.revision)
+    if source.named_adapter is None and options.adapter_scale is not None:
+        raise InputError(
+            f"adapter_scale {options.adapter_scale:g}: {source.name!r} has no adapter; write BASE+ADAPTER, or leave "
+            "adapter_scale out"
+        )
     device = checkpoints.resolve_device(options.device)
     checkpoints.require_readable(source, allow_pickle)
     tokenizer, tokenizer_note = options.tokenizer, None
     with as_model_errors(source.name):
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(
-            location, revision=source.revision, trust_remote_code=trust_remote_code
-        )
+        config = checkpoints.read_config(source, trust_remote_code)
         dtype = checkpoints.resolve_dtype(options.dtype, device, config)
+        is_merged = source.adapter is not None or source.named_adapter is not None
+        is_quantised = quantised.method_of(config) is not None
         # An adapter is merged in float32, so that every dtype starts from the same weights.
-        merged_in = torch.float32 if adapter is not None else None
-        checkpoints.require_memory(source, dtype, device, loaded_as=merged_in)
+        merged_in = torch.float32 if is_merged and not is_quantised else None
+        checkpoints.require_memory(source, dtype, device, loaded_as=merged_in, as_stored=is_quantised)
         model = checkpoints.load_pretrained(
             source,
             merged_in or dtype,
             device,
+            config=config,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
         if tokenizer is None:
             tokenizer, tokenizer_note = checkpoints.load_own_tokenizer(source)
         elif isinstance(tokenizer, str):
-            tokenizer = checkpoints.load_tokenizer(tokenizer, source.revision)
-    if adapter is not None:
-        merge_adapter(model, adapter, source.name)
-        cast_parameters(model, dtype)
-    if package is not None and package.nulled:
+            tokenizer = checkpoints.load_tokenizer(tokenizer, source.base.revision)
+    adapter = _apply_adapters(model, source, options.adapter_scale)
+    if merged_in is not None:
+        weight_adapters.cast_parameters(model, dtype)
+    if source.package is not None and source.package.nulled:
         options = replace(options, rotation_mode="nope")
     lens = _build(model, source, replace(options, tokenizer=tokenizer), tokenizer_note)
-    if package is not None:
-        lens.info = _describe_packaged(lens.info, package, adapter)
+    # transformers forgets the method where it has dequantised the weights.
+    method = lens.info.quantisation or (
+        f"{quantised.method_of(config)}, dequantised" if is_quantised else None
+    )
+    whole = text_towers.whole_class(config)
+    part_of = None if whole is None else whole.__name__
+    lens.info = replace(lens.info, adapter=adapter, part_of=part_of, quantisation=method)
     return lens
+
+
+def _apply_adapters(model: PreTrainedModel, source: ModelSource, scale: float | None) -> str | None:
+    """Apply the adapter of a packaged twin, then that which the user named; return a description of the latter."""
+    if source.adapter is not None:
+        weight_adapters.apply_adapter(model, source.adapter, source.name)
+    if source.named_adapter is None:
+        return None
+    return weight_adapters.apply_adapter(model, source.named_adapter, source.name, scale=scale)
 
 
 def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer:
@@ -191,6 +219,11 @@ def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer
         raise InputError(
             "expected source as a name, a folder, a hub id, or a Hugging Face causal LM, received "
             f"{short_form(model)}"
+        )
+    is_quantised = quantised.method_of(model.config) is not None
+    if is_quantised and not (options.device == "auto" and options.dtype == "auto"):
+        raise InputError(
+            f"{type(model).__name__} is quantised, so that it stays on its device and in its dtype; leave both out"
         )
     if options.device != "auto":
         model.to(checkpoints.resolve_device(options.device))
@@ -206,18 +239,28 @@ def _build(
     model: PreTrainedModel, source: ModelSource | None, options: _Options, tokenizer_note: str | None
 ) -> HookedTransformer:
     require_served(model)
+    use_runnable_experts(model)
     nulled = options.rotation_mode == "nope"
-    reference = reference_of(model, nulled=nulled) if options.check else None
     tokenizer = options.tokenizer
     name = source.name if source is not None else model.config.name_or_path or type(model).__name__
-    with warnings.catch_warnings():
+    with refusing(model, "measure the parts of its layers", unwrapped=True):
+        arithmetic = quantised.measure_arithmetic(model)
+        anatomy = None if has_own_adapter(model) else measure_anatomy(model)
+        layers = None if anatomy is None else anatomy.layers
+        eager = anatomy is not None and anatomy.needs_eager
+        reference = reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
+    with refusing(model, "add hook points to its modules"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lens = wrap(model, _copy_for_transformer_lens(tokenizer), name)
+        lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
+    lens._arithmetic = arithmetic
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = tokenizer_note
-    lens.info = _describe(lens, name, source, options)
-    if nulled:
-        lens.set_rotation(nulled=True)
+    with refusing(model, "measure its attention"):
+        lens.info = _describe(lens, name, source, options)
+        if anatomy is not None:
+            lens.resume_problem = find_problem(lens)
+        if nulled:
+            lens.set_rotation(nulled=True)
     if tokenizer is not None:
         lens.cfg.default_prepend_bos = lens._default_prepend_bos = lens.encoder(options.bos).puts_bos_first
     lens.reference = reference
@@ -249,30 +292,30 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
     model: PreTrainedModel = lens.original_model
     config = model.config
     encodings = detect_rotation(lens)
-    modules = [attention.original_component for attention in attention_layers(lens)]
-    d_heads = {families.d_head_of(module) for module in modules}
-    if len(d_heads) > 1:
-        raise RefusedModel(
-            f"{config.model_type}: layers differ in d_head ({sorted(d_heads)}), which tables cannot represent"
-        )
+    facts = {layer: attention.facts for layer, attention in attention_layers(lens).items()}
+    first = next(iter(facts.values()), None)
+    package = source.package if source is not None else None
+    plans = [getattr(block, "plan", None) for block in lens.blocks]
     tokenizer = options.tokenizer
-    bos_token_id = getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else config.bos_token_id
+    bos_token_id = (
+        getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else families.bos_token_id_of(model)
+    )
     return ModelInfo(
-        label=options.label or name.rstrip("/").rsplit("/", 1)[-1],
+        label=options.label or (source.short if source is not None else name.rstrip("/").rsplit("/", 1)[-1]),
         source=name,
         family=config.model_type,
         architecture=type(model).__name__,
-        n_layers=len(modules),
-        n_heads=families.n_heads_of(modules[0]),
-        n_kv_heads=families.n_kv_heads_of(modules[0]),
-        d_head=d_heads.pop(),
+        n_layers=len(lens.blocks),
+        n_heads=max((layer_facts.n_heads for layer_facts in facts.values()), default=0),
+        n_kv_heads=max((layer_facts.n_kv_heads for layer_facts in facts.values()), default=0),
+        d_head=max((layer_facts.d_head for layer_facts in facts.values()), default=0),
         d_model=families.d_model_of(model),
         d_vocab=families.d_vocab_of(model),
         n_ctx=families.n_ctx_of(model),
         positions=encodings,
         windows=measure_windows(lens),
-        scales=tuple(families.scale_of(module) for module in modules),
-        softcap=families.softcap_of(modules[0]),
+        scales=tuple(facts[layer].scale if layer in facts else None for layer in range(len(lens.blocks))),
+        softcap=None if first is None else first.softcap,
         dtype=str(lens.dtype).removeprefix("torch."),
         device=str(lens.device),
         attention_path="sdpa; statistics from the fused kernel's log-sum-exp",
@@ -280,24 +323,28 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         bos_policy=_bos_policy(tokenizer),
         bos=options.bos,
         n_ctx_trained=families.n_ctx_trained_of(model),
-        revision=source.revision if source is not None else None,
+        revision=source.base.revision if source is not None else None,
         attention_type=getattr(config, "attention_type", None),
         softmax_scale=getattr(config, "softmax_scale", None),
-        quantisation=families.quantisation_of(model),
+        quantisation=_quantisation_of(model, source),
         rotations=read_rotated_pairs(lens, encodings),
         head_outputs=read_head_outputs(lens),
-        files=checkpoints.hash_files(source.folder) if source is not None else {},
+        kinds=tuple(plan.kind for plan in plans if plan is not None),
+        absent=absent_points(plans),
+        protocol=package.protocol if package is not None else None,
+        note=package.note if package is not None else None,
+        files=hash_source(source) if source is not None else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )
 
 
-def _describe_packaged(info: ModelInfo, package: PackagedModel, adapter: Path | None) -> ModelInfo:
-    """Add the facts that a packaged model's checkpoint folder lacks: the stored format, the note, the adapter."""
-    hashes = checkpoints.hash_files(adapter)
-    files = {**info.files, **{f"adapter/{file}": digest for file, digest in hashes.items()}}
-    return replace(
-        info, quantisation=package.quantisation, protocol=package.protocol, note=package.note, files=files
-    )
+def _quantisation_of(model: PreTrainedModel, source: ModelSource | None) -> str | None:
+    """Return how the weights were stored, which a packaged model and a GGUF file know best; None without rounding."""
+    if source is not None and source.package is not None:
+        return source.package.quantisation
+    if source is not None and source.gguf is not None:
+        return gguf_files.read_header(source.gguf, source.name).quantisation
+    return quantised.description_of(model)
 
 
 def _bos_policy(tokenizer: PreTrainedTokenizerBase | None) -> str:

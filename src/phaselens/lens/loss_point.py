@@ -13,7 +13,7 @@ from torch import Tensor
 from phaselens.errors import InputError
 from phaselens.lens.attention_owner import is_hooked
 from phaselens.lens.points import read_only_reason
-from phaselens.lens.token_losses import Unembedding
+from phaselens.lens.token_losses import unembedding_of
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
@@ -53,14 +53,14 @@ def _losses(lens: HookedTransformer, tokens: Tensor, final: Tensor) -> Tensor:
     """
     if lens._unembedding is None:
         with _without_hooks(lens):
-            lens._unembedding = Unembedding.from_model(lens)
+            unembedding_of(lens)
     is_predicted = lens.rows.positions().expand_as(tokens) > 0
     real = lens.rows.real()
     if real is not None:
         is_predicted = is_predicted & real
     is_predicted = is_predicted[:, 1:]
     with torch.no_grad():
-        losses = lens._unembedding.losses(final[:, :-1][is_predicted], tokens[:, 1:][is_predicted]).loss
+        losses = unembedding_of(lens).losses(final[:, :-1][is_predicted], tokens[:, 1:][is_predicted]).loss
     loss = losses.new_full(tokens.shape, torch.nan)
     loss[:, 1:][is_predicted] = losses
     return loss

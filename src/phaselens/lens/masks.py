@@ -6,7 +6,7 @@ layer's attention gets. A recorder notes which function belongs to the mask of w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -37,6 +37,7 @@ class MaskRecorder:
         # The tensors are kept, so that no later mask can reuse the memory of an earlier one.
         self._built: list[tuple[Tensor, MaskFunction]] = []
         self._reached: dict[int, Tensor | None] = {}
+        self._rules: dict[int, MaskFunction | None] = {}
 
     def build(
         self, *, mask_function: Callable[..., Any] = causal_mask_function, **arguments: object
@@ -53,11 +54,28 @@ class MaskRecorder:
         """Record the mask that the attention function got for `module`."""
         self._reached[id(module)] = mask
 
+    def note_rule(self, module: nn.Module, masks: Sequence[Tensor], rules: Sequence[MaskFunction]) -> None:
+        """Record that `module` hides a key that any of these masks or rules hides."""
+        built_rules = [self._rule_of(mask) for mask in masks]
+        conditions = [*rules, *(rule for rule in built_rules if rule is not None)]
+
+        def sees(query: Tensor, key: Tensor) -> Tensor:
+            visible, *more = (condition(query, key) for condition in conditions)
+            for other_condition in more:
+                visible = visible & other_condition
+            return visible
+
+        is_known = None not in built_rules and bool(conditions)
+        self._rules[id(module)] = sees if is_known else None
+
     def rule(self, module: nn.Module) -> MaskFunction | None:
         """Return the mask function of `module`; None if its mask was built in an unknown way."""
+        if id(module) in self._rules:
+            return self._rules[id(module)]
         mask = self._reached[id(module)]
-        if mask is None:
-            return elementwise(causal_mask_function)
+        return elementwise(causal_mask_function) if mask is None else self._rule_of(mask)
+
+    def _rule_of(self, mask: Tensor) -> MaskFunction | None:
         memory = mask.untyped_storage().data_ptr()
         for built, rule in self._built:
             if built.untyped_storage().data_ptr() == memory:
@@ -83,6 +101,13 @@ def note_mask(module: nn.Module, mask: Tensor | None) -> None:
     recorder = _RECORDER.get()
     if recorder is not None:
         recorder.note(module, mask)
+
+
+def note_rule(module: nn.Module, masks: Sequence[Tensor], rules: Sequence[MaskFunction]) -> None:
+    """Record what hides keys from a module that combines masks itself, while a recorder is active."""
+    recorder = _RECORDER.get()
+    if recorder is not None:
+        recorder.note_rule(module, masks, rules)
 
 
 @contextmanager

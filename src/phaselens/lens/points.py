@@ -87,6 +87,13 @@ _DECLARATIONS = (
         computed_after="mlp",
     ),
     PointDeclaration(
+        "hook_mixer_out",
+        _RESIDUAL,
+        "what a layer's state space, linear attention or convolution adds to the residual stream",
+        computed_after="attention",
+        exists_in="layers with something else instead of attention, or beside it",
+    ),
+    PointDeclaration(
         "hook_loss",
         ("batch", "pos"),
         "loss of each token given those before it, nats; NaN for a text's first token and for pads; read only",

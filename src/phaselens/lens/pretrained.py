@@ -1,9 +1,10 @@
-"""Contexts for calls of transformers that read a checkpoint: one-line errors, and no output on the terminal."""
+"""Contexts for calls of transformers that read a checkpoint: one-line errors, no output, no fetched kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 
 import torch
 
@@ -65,3 +66,19 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def without_fetched_kernels() -> Iterator[None]:
+    """Keep transformers from fetching compiled kernels for a GGUF model over the network, where that is installed."""
+    try:
+        kernels = import_module("transformers.integrations.gguf.kernels")
+    except ImportError:
+        yield
+        return
+    is_available = kernels.is_kernels_available
+    vars(kernels)["is_kernels_available"] = lambda: False
+    try:
+        yield
+    finally:
+        vars(kernels)["is_kernels_available"] = is_available

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phaselens.lens import families, frequencies
+from phaselens.lens.choices import Choices, recorded_choices
+from phaselens.lens.module_calls import first_tensor
+from phaselens.lens.null_rotation import null_rotation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,19 +22,35 @@ _PROBE = 16
 
 
 @dataclass(frozen=True)
-class Reference:
-    """The model's output for the probe: tokens [1, pos], logits [1, pos, d_vocab], residuals entering each layer.
+class OwnForward:
+    """One forward of a model: logits [batch, pos, d_vocab], the residual [batch, pos, d_model] entering each layer, and
+    the experts that it chose."""
 
-    `far_logits` [1, pos, d_vocab] belong to the same tokens at `far_positions` [1, pos], which reach beyond the trained
-    length, as at the end of a long text; both are None for a model without rotation. `nulled`: every rotation was
-    nulled.
+    logits: Tensor
+    residuals: tuple[Tensor, ...]
+    choices: Choices
+
+    def beside(self, other: OwnForward) -> OwnForward:
+        """Return the forward of one batch of these texts and, after them, those of `other`, of the same length."""
+        logits, *residuals = (
+            torch.cat(pair)
+            for pair in zip((self.logits, *self.residuals), (other.logits, *other.residuals), strict=True)
+        )
+        return OwnForward(logits, tuple(residuals), self.choices.beside(other.choices))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The model's own forward of the probe `tokens` [1, pos].
+
+    `far_forward` has the same tokens at `far_positions` [1, pos], which reach beyond the trained length, as at the end
+    of a long text; both are None for a model without rotation. `nulled`: every rotation was nulled.
     """
 
     tokens: Tensor
-    logits: Tensor
-    residuals: tuple[Tensor, ...]
+    forward: OwnForward
     far_positions: Tensor | None = None
-    far_logits: Tensor | None = None
+    far_forward: OwnForward | None = None
     nulled: bool = False
 
 
@@ -42,28 +61,66 @@ def probe_tokens(model: PreTrainedModel) -> Tensor:
     return torch.randint(families.d_vocab_of(model), (1, length), generator=generator).to(model.device)
 
 
-def reference_of(model: PreTrainedModel, *, nulled: bool = False) -> Reference:
-    """Run the unwrapped model: SDPA, or eager where SDPA would leave out a softcap or learned sink logits."""
+def reference_of(
+    model: PreTrainedModel,
+    *,
+    nulled: bool = False,
+    layers: Sequence[nn.Module] | None = None,
+    eager: bool = False,
+) -> Reference:
+    """Run the unwrapped model: SDPA, or eager where SDPA would leave out a softcap or learned sink logits.
+
+    Args:
+        layers: the model's layers; by default, the model itself returns the residuals that enter them.
+        eager: SDPA cannot compute the model's attention, though no attribute of its modules says so.
+    """
     tokens = probe_tokens(model)
     config = model.config
     implementation = config._attn_implementation
     model.eval()
-    model.set_attn_implementation("eager" if families.needs_eager(model) else "sdpa")
+    eager = eager or families.needs_eager(model) or not families.supports_sdpa(model)
+    model.set_attn_implementation("eager" if eager else "sdpa")
     # The model may have run before, on longer texts.
     for module in frequencies.length_dependent(model):
         frequencies.reset(module)
     far_positions = _far_positions(model, tokens)
-    far_logits = None
     try:
         with torch.no_grad(), _identity_rotation(model, nulled):
-            output = model(tokens, output_hidden_states=True, use_cache=False)
-            if far_positions is not None:
-                far_logits = model(tokens, position_ids=far_positions, use_cache=False).logits
+            forward = _run(model, tokens, layers)
+            far_forward = (
+                None if far_positions is None else _run(model, tokens, layers, position_ids=far_positions)
+            )
     finally:
         model.set_attn_implementation(implementation)
-    return Reference(
-        tokens, output.logits, tuple(output.hidden_states[:-1]), far_positions, far_logits, nulled
-    )
+    return Reference(tokens, forward, far_positions, far_forward, nulled)
+
+
+def _run(
+    model: PreTrainedModel, tokens: Tensor, layers: Sequence[nn.Module] | None, **options: Tensor
+) -> OwnForward:
+    entering: list[Tensor] = []
+    with recorded_choices(tokens) as choices, _collecting(entering, layers or ()):
+        output = model(tokens, output_hidden_states=layers is None, use_cache=False, **options)
+    residuals = tuple(entering) if layers is not None else tuple(output.hidden_states[:-1])
+    return OwnForward(output.logits, residuals, choices)
+
+
+@contextmanager
+def _collecting(entering: list[Tensor], layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Append what enters each layer to `entering`, in the first forward inside the context."""
+
+    def collect(_layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        tensor = first_tensor(args)
+        tensor = first_tensor(kwargs) if tensor is None else tensor
+        if tensor is not None and len(entering) < len(layers):
+            entering.append(tensor.clone())
+
+    handles = [layer.register_forward_pre_hook(collect, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _far_positions(model: PreTrainedModel, tokens: Tensor) -> Tensor | None:
@@ -83,12 +140,8 @@ def _identity_rotation(model: PreTrainedModel, nulled: bool) -> Iterator[None]:
     sin).
     """
 
-    def replace(_module: object, _args: object, cos_sin: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        cos, sin = cos_sin
-        return torch.hypot(cos.double(), sin.double()).to(cos), torch.zeros_like(sin)
-
     rotary = families.rotary_modules(model) if nulled else ()
-    handles = [module.register_forward_hook(replace) for module in rotary]
+    handles = [module.register_forward_hook(null_rotation) for module in rotary]
     try:
         yield
     finally:

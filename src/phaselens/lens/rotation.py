@@ -14,7 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from phaselens.errors import InputError, RefusedModel, require_flag, require_wholes
 from phaselens.lens import families
 from phaselens.lens.components import StreamingAttention, attention_layers, probe
-from phaselens.lens.info import ModelInfo
+from phaselens.lens.info import NO_ATTENTION, ModelInfo
+from phaselens.lens.null_rotation import at_origin, rotates
 from phaselens.lens.points import HookFunction, in_layer
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class SwitchesRotation(TransformerBridge):
     @property
     def nulled_layers(self) -> tuple[int, ...]:
         """The layers whose rotation is nulled at present."""
-        return tuple(layer for layer, attention in enumerate(attention_layers(self)) if attention.nulled)
+        return tuple(layer for layer, attention in attention_layers(self).items() if attention.nulled)
 
     def set_rotation(self, layers: int | Iterable[int] | None = None, *, nulled: bool) -> tuple[int, ...]:
         """Null the rotation of some layers, or restore it; `info.positions` follows.
@@ -71,7 +72,9 @@ class SwitchesRotation(TransformerBridge):
         require_flag("nulled", nulled)
         chosen_layers = self._require_layers(layers)
         if nulled:
-            changed = [layer for layer in chosen_layers if self.info.positions[layer] != "nope"]
+            changed = [
+                layer for layer in chosen_layers if self.info.positions[layer] not in ("nope", NO_ATTENTION)
+            ]
             if changed:
                 self._null(changed)
         else:
@@ -102,10 +105,10 @@ class SwitchesRotation(TransformerBridge):
         family = self.info.family
         for layer in layers:
             origin = attentions[layer].origin
-            if origin is not None and bool(origin[1].any()):
+            if origin is not None and rotates(origin):
                 raise RefusedModel(
                     f"{family}: positions=nope cannot be served: layer {layer} rotates position 0 as well, so it "
-                    "isn't a rotation by position alone"
+                    "isn't a rotation by position alone; use positions='auto'"
                 )
         try:
             for layer in layers:
@@ -116,7 +119,7 @@ class SwitchesRotation(TransformerBridge):
                 raise RefusedModel(
                     f"{family}: positions=nope cannot be served: layer {unchanged[0]} has "
                     f"{self.info.positions[unchanged[0]]!r} positions, which are not given as cos and sin; only "
-                    "rotary models can be nulled"
+                    "rotary models can be nulled; use positions='auto'"
                 )
         except BaseException:  # Ctrl-C too: either all of the layers are nulled, or none
             for layer in layers:
@@ -127,7 +130,7 @@ class SwitchesRotation(TransformerBridge):
     def _set_nulled(self, layers: Collection[int]) -> None:
         """Null exactly `layers`, each of which was nulled before, and restore all others."""
         encodings = list(self.info.positions)
-        for layer, attention in enumerate(attention_layers(self)):
+        for layer, attention in attention_layers(self).items():
             if attention.nulled != (layer in layers):
                 attention.nulled = layer in layers
                 encodings[layer] = "nope" if attention.nulled else "rope"
@@ -146,7 +149,8 @@ class SwitchesRotation(TransformerBridge):
 
 
 def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
-    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned` or `learned+rope`.
+    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned`, `alibi` (a bias of the scores
+    for each key) or several of them, joined by `+`; `none` for a layer without attention.
 
     The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…. The keys of a layer that
     rotates differ between the two passes; those of other layers are equal. Each layer also stores its cos and sin at
@@ -160,13 +164,20 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
     n_layers = len(lens.blocks)
     tokens = torch.arange(_PROBE, device=lens.device)[None] % families.d_vocab_of(model)
     residuals: dict[int, Tensor] = {}
+    #: What enters the first layer in the second pass.
+    embedded: list[Tensor] = []
     keys: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
 
     def keep_residual(layer: int) -> HookFunction:
         return lambda residual, hook: residuals.__setitem__(layer, residual)
 
     def put_residual(layer: int) -> HookFunction:
-        return lambda _residual, hook: residuals[layer]
+        def put(residual: Tensor, hook: object) -> Tensor:
+            if layer == 0:
+                embedded.append(residual)
+            return residuals[layer]
+
+        return put
 
     def keep_keys(forward_index: int, layer: int) -> HookFunction:
         return lambda key, hook: keys[forward_index].__setitem__(layer, key)
@@ -175,10 +186,11 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
         ids = stride * torch.arange(_PROBE, device=tokens.device)[None]
         hooks = [(in_layer(layer, "hook_in"), at_entry(layer)) for layer in range(n_layers)]
         hooks += [
-            (in_layer(layer, "attn.hook_rot_k"), keep_keys(forward_index, layer)) for layer in range(n_layers)
+            (in_layer(layer, "attn.hook_rot_k"), keep_keys(forward_index, layer)) for layer in attentions
         ]
         handles = [
-            attention.register_forward_pre_hook(_keep_origin, with_kwargs=True) for attention in attentions
+            attention.register_forward_pre_hook(_keep_origin, with_kwargs=True)
+            for attention in attentions.values()
         ]
         try:
             probe(lens, tokens, hooks, position_ids=ids)
@@ -186,22 +198,28 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
             for handle in handles:
                 handle.remove()
 
-    has_learned_positions = hasattr(lens, "pos_embed")
+    is_equal = torch.allclose(embedded[0], residuals[0], rtol=0.0, atol=0.0, equal_nan=True)
+    has_learned_positions = hasattr(lens, "pos_embed") or not is_equal
     encodings = []
     for layer in range(n_layers):
+        if layer not in attentions:
+            encodings.append(NO_ATTENTION)
+            continue
         if layer not in keys[0] or layer not in keys[1]:
             raise RefusedModel(
                 f"{model.config.model_type}: attention of layer {layer} does not go through transformers' attention "
                 "interface, so its rows cannot be measured; use a family listed in docs/families.md"
             )
         rotates = not torch.allclose(keys[0][layer], keys[1][layer], rtol=0.0, atol=0.0, equal_nan=True)
-        encodings.append(_ENCODINGS[has_learned_positions, rotates])
+        encoding = _ENCODINGS[has_learned_positions, rotates]
+        if attentions[layer].score_bias is not None:
+            encoding = "alibi" if encoding == "nope" else f"{encoding}+alibi"
+        encodings.append(encoding)
     return tuple(encodings)
 
 
 def _keep_origin(attention: StreamingAttention, _args: object, kwargs: dict[str, Any]) -> None:
     """Store an attention component's cos and sin at position 0; a forward pre-hook."""
-    embeddings = kwargs.get("position_embeddings")
-    if isinstance(embeddings, tuple) and len(embeddings) == 2:
-        cos, sin = (embedding[..., :1, :].detach().clone() for embedding in embeddings)
-        attention.origin = cos, sin
+    origin = at_origin(kwargs.get("position_embeddings"))
+    if origin is not None:
+        attention.origin = origin

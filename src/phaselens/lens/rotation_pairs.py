@@ -49,10 +49,15 @@ def read_rotated_pairs(lens: HookedTransformer, encodings: Sequence[str]) -> tup
         return (dropped,) * len(has_rotation)
     if not any(has_rotation):
         return (None,) * len(has_rotation)
-    factors = [_attention_factor(attention) for attention in attention_layers(lens)]
+    rotated = _rotated(lens)
+    attentions = attention_layers(lens)
     return tuple(
-        replace(_with_problem(pairs_of(states, lens.dtype)), factor=factor) if rotates else None
-        for states, rotates, factor in zip(_rotated(lens), has_rotation, factors, strict=True)
+        replace(
+            _with_problem(pairs_of(rotated[layer], lens.dtype)), factor=_attention_factor(attentions[layer])
+        )
+        if rotates
+        else None
+        for layer, rotates in enumerate(has_rotation)
     )
 
 
@@ -104,21 +109,29 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
     return RotatedPairs(tuple(pairs), d_head, angles=tuple(angles))
 
 
-def _rotated(lens: HookedTransformer) -> list[Tensor]:
-    """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and `FAR`.
+def _far_positions(lens: HookedTransformer) -> tuple[int, ...]:
+    """Return far positions that the model has: a rotation that is not given as cos and sin may be a table of them."""
+    n_ctx = families.n_ctx_of(lens.original_model)
+    is_table = any(attention.origin is None for attention in attention_layers(lens).values())
+    if n_ctx is None or not is_table:
+        return FAR
+    return tuple(min(position, n_ctx - 1 - index) for index, position in enumerate(FAR))
+
+
+def _rotated(lens: HookedTransformer) -> dict[int, Tensor]:
+    """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and far positions.
 
     Returns:
-        For each layer, [position, sample, d_head], float64.
+        By layer, [position, sample, d_head], float64.
     """
     attentions = attention_layers(lens)
-    module = attentions[0].original_component
-    d_head, n_heads = families.d_head_of(module), families.n_heads_of(module)
-    n_tokens = math.ceil(1.25 * d_head / (n_heads + families.n_kv_heads_of(module)))
-    ids = torch.tensor([0, 1, *FAR], device=lens.device)[:, None].repeat(1, n_tokens)
+    all_facts = [attention.facts for attention in attentions.values()]
+    n_tokens = max(math.ceil(1.25 * facts.d_head / (facts.n_heads + facts.n_kv_heads)) for facts in all_facts)
+    ids = torch.tensor([0, 1, *_far_positions(lens)], device=lens.device)[:, None].repeat(1, n_tokens)
     generator = torch.Generator().manual_seed(0)
     rotated: dict[tuple[int, str], Tensor] = {}
 
-    def put_basis(first_dimension: int) -> HookFunction:
+    def put_basis(first_dimension: int, d_head: int) -> HookFunction:
         def put(value: Tensor, hook: object) -> Tensor:
             n_vectors = value[0].numel() // d_head
             vectors = torch.eye(d_head)[(first_dimension + torch.arange(n_vectors)) % d_head]
@@ -133,19 +146,22 @@ def _rotated(lens: HookedTransformer) -> list[Tensor]:
         return lambda value, hook: rotated.__setitem__((layer, point), value)
 
     hooks: list[Hook] = []
-    for layer, attention in enumerate(attentions):
-        if _splits_queries_and_keys(attention):
-            hooks.append((in_layer(layer, "attn.hook_q"), put_basis(0)))
-            hooks.append((in_layer(layer, "attn.hook_k"), put_basis(n_heads * n_tokens)))
+    for layer, attention in attentions.items():
+        facts = attention.facts
+        if _splits_queries_and_keys(lens, layer, attention):
+            hooks.append((in_layer(layer, "attn.hook_q"), put_basis(0, facts.d_head)))
+            hooks.append((in_layer(layer, "attn.hook_k"), put_basis(facts.n_heads * n_tokens, facts.d_head)))
         else:
             hooks.append((in_layer(layer, "hook_in"), put_random))
         hooks += [(in_layer(layer, f"attn.{point}"), keep(layer, point)) for point in ROTATED_POINTS]
-    with _without_norms(attentions):
+    with _without_norms(list(attentions.values())):
         probe(lens, torch.zeros_like(ids), hooks, position_ids=ids)
-    return [
-        torch.cat([rotated[layer, point].flatten(1, 2) for point in ROTATED_POINTS], dim=1).cpu().double()
-        for layer in range(len(attentions))
-    ]
+    return {
+        layer: torch.cat([rotated[layer, point].flatten(1, 2) for point in ROTATED_POINTS], dim=1)
+        .cpu()
+        .double()
+        for layer in attentions
+    }
 
 
 def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:
@@ -154,8 +170,10 @@ def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:
     return values.to(like.device, like.dtype).expand_as(like).clone()
 
 
-def _splits_queries_and_keys(attention: StreamingAttention) -> bool:
+def _splits_queries_and_keys(lens: HookedTransformer, layer: int, attention: StreamingAttention) -> bool:
     """Return whether hook_q and hook_k can be edited: they cannot if one projection of unknown layout gives both."""
+    if any(lens.find_hook(in_layer(layer, f"attn.{point}")) is None for point in ("hook_q", "hook_k")):
+        return False
     if "qkv" not in attention.submodules:
         return True
     try:

@@ -20,6 +20,7 @@ class KernelOptions(TypedDict):
     mask: Tensor | None
     softcap: float | None
     sink_logits: Tensor | None
+    bias: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,13 @@ class KeySlots:
         return keys[:, :, : self.n_kept]
 
     def crop_mask(self, options: KernelOptions) -> KernelOptions:
-        """Return the softmax options with a mask for the filled slots only."""
-        mask = options["mask"]
-        if mask is None or mask.shape[-1] == self.n_kept:
-            return options
-        return {**options, "mask": mask[..., : self.n_kept]}
+        """Return the softmax options with a mask and a bias for the filled slots only."""
+        mask, bias = options["mask"], options["bias"]
+        if mask is not None and mask.shape[-1] != self.n_kept:
+            mask = mask[..., : self.n_kept]
+        if bias is not None and bias.shape[-1] != self.n_kept:
+            bias = bias[..., : self.n_kept]
+        return {**options, "mask": mask, "bias": bias}
 
     def with_dropped(self, by_key: Tensor, value: float) -> Tensor:
         """Return a tensor [..., key] with a column for each slot so far, `value` in those whose keys were dropped."""

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import families
+from phaselens.lens.blocks import original_module
+from phaselens.lens.weights import dense_weight
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
@@ -57,6 +59,11 @@ class Unembedding:
         model = lens.original_model
         module = families.unembedding_of(model)
         weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and module is not None:
+            # What a quantised or adapted module multiplies by is not the tensor that it stores.
+            like = torch.empty(0, dtype=lens.dtype, device=weight.device)
+            dense = dense_weight(original_module(module), lens.info.d_model, like)
+            weight = weight if dense is None else dense
         if not isinstance(weight, Tensor):
             raise RefusedModel(
                 f"{lens.info.label}: {type(model).__name__} has no lm_head; its loss cannot be computed"
@@ -133,6 +140,77 @@ class Unembedding:
             )
 
 
+@dataclass(frozen=True)
+class ModuleHead:
+    """The modules that map the body's output to logits, one after the other, and a factor of the last one's output."""
+
+    modules: tuple[nn.Module, ...]
+    factor: float
+
+    @classmethod
+    def from_model(cls, lens: HookedTransformer) -> ModuleHead:
+        """Return the head of this model, with the factor that makes its output the model's own logits.
+
+        Raises:
+            RefusedModel: if no factor does.
+        """
+        tokens = torch.arange(min(4, lens.info.d_vocab))[None]
+        with torch.no_grad():
+            expected = lens.stream(tokens, unembed=True)[0].double()
+            head = cls(tuple(map(lens.original_model.get_submodule, lens.head_paths)), 1.0)
+            computed = head.logits(lens.stream(tokens)[0]).double().to(expected.device)
+        factor = 1.0
+        if not torch.equal(expected, computed):
+            factor = float((expected * computed).sum() / computed.pow(2).sum())
+        limit = _MAX_ROUNDINGS * torch.finfo(lens.dtype).eps * float(expected.abs().max())
+        largest_gap = float((expected - factor * computed).abs().max())
+        if not largest_gap <= limit:
+            names = " and ".join(lens.head_paths)
+            raise RefusedModel(
+                f"{lens.info.label}: its logits are not the output of {names}, times a factor (off by "
+                f"{largest_gap:.3g}, at most {limit:.3g} is allowed); its loss cannot be computed"
+            )
+        return cls(head.modules, factor)
+
+    def logits(self, final: Tensor) -> Tensor:
+        """Return logits [tokens, d_vocab] of the body's output [tokens, d_model], in float32 or wider."""
+        outputs = final[None]
+        for module in self.modules:
+            outputs = module(outputs)
+        logits = outputs[0] * self.factor
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def losses(
+        self, final: Tensor, targets: Tensor, reference: ReferencePredictions | None = None
+    ) -> TokenLosses:
+        """Return the cross-entropy of `targets` [tokens], given the body's output `final` [tokens, d_model], and with a
+        `reference` for the same tokens also the divergence from it."""
+        losses, tops, divergences = [], [], []
+        n_ids = self.logits(final[:1]).shape[-1]
+        step = max(1, _MAX_LOGITS // (n_ids * (1 if reference is None else 4)))
+        for start in range(0, len(final), step):
+            piece = slice(start, start + step)
+            logits = self.logits(final[piece])
+            losses.append(
+                functional.cross_entropy(logits, targets[piece].to(logits.device), reduction="none")
+            )
+            tops.append(logits.argmax(-1))
+            if reference is not None:
+                divergences.append(_divergence(self.logits(reference.final[piece]), logits))
+        if not losses:
+            return TokenLosses(final.new_zeros(0), targets.new_zeros(0))
+        divergence = None if reference is None else torch.cat(divergences)
+        return TokenLosses(torch.cat(losses), torch.cat(tops), divergence)
+
+
+def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(reference ‖ predictions) [tokens] in nats, float64, from logits [tokens, id]."""
+    change = logits.double() - reference.double()
+    probability = reference.double().softmax(-1)
+    # The same sum as in `Unembedding.losses`.
+    return (probability * change.expm1()).sum(-1).log1p() - (probability * change).sum(-1)
+
+
 class ReferencePredictions:
     """The predictions of the unedited model for some tokens, from the final norm's output `final` [tokens, d_model].
 
@@ -140,8 +218,11 @@ class ReferencePredictions:
     """
 
     def __init__(self, lens: HookedTransformer, final: Tensor) -> None:
-        self._unembedding = unembedding_of(lens)
-        self._final = final
+        unembedding = unembedding_of(lens)
+        self.final = final
+        if isinstance(unembedding, ModuleHead):
+            return  # its logits are computed token by token, in both runs
+        self._unembedding = unembedding
         with torch.no_grad():
             n_entries = len(self._unembedding.weight)
             step = max(1, _MAX_LOGITS // max(1, 2 * len(final)))
@@ -158,18 +239,27 @@ class ReferencePredictions:
         both [tokens, id] in float64."""
         stop = start + logits.shape[-1]
         reference = (
-            self._unembedding.logits(self._final, start, stop)
+            self._unembedding.logits(self.final, start, stop)
             if self._logits is None
             else self._logits[:, start:stop]
         ).double()
         return (reference - self._log_total).exp(), logits.double() - reference
 
 
-def unembedding_of(lens: HookedTransformer) -> Unembedding:
+def unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
     """Return the model's unembedding, which is checked once."""
     if lens._unembedding is None:
-        lens._unembedding = Unembedding.from_model(lens)
+        lens._unembedding = _unembedding_of(lens)
     return lens._unembedding
+
+
+def _unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
+    try:
+        return Unembedding.from_model(lens)
+    except RefusedModel:
+        if not lens.head_paths:
+            raise
+    return ModuleHead.from_model(lens)
 
 
 def token_losses(

@@ -31,7 +31,8 @@ _LONGEST_TEXT = 64
 
 
 def measure_windows(lens: HookedTransformer) -> tuple[int | None, ...]:
-    """Return the number of keys that a query of each layer sees, its own included; None if it sees all before it.
+    """Return the number of keys that a query of each layer sees, its own included; None if it sees all before it, and
+    for a layer without attention.
 
     Raises:
         RefusedModel: for a layer that sees other keys, such as a chunk of the text or keys after the query, and for one
@@ -39,10 +40,12 @@ def measure_windows(lens: HookedTransformer) -> tuple[int | None, ...]:
     """
     rules = _rules(lens)
     window_by_rule: dict[int, int | None] = {}
-    for layer, rule in enumerate(rules):
+    for layer, rule in rules.items():
         if id(rule) not in window_by_rule:
             window_by_rule[id(rule)] = _measured_window(rule, _label(lens, layer))
-    return tuple(window_by_rule[id(rule)] for rule in rules)
+    return tuple(
+        window_by_rule[id(rules[layer])] if layer in rules else None for layer in range(len(lens.blocks))
+    )
 
 
 def disagreements(lens: HookedTransformer) -> dict[int, float]:
@@ -54,7 +57,7 @@ def disagreements(lens: HookedTransformer) -> dict[int, float]:
     windows = lens.info.windows
     shares: dict[int, float] = {}
     share_by_rule: dict[tuple[int, int | None], float] = {}
-    for layer, rule in enumerate(_rules(lens)):
+    for layer, rule in _rules(lens).items():
         window = windows[layer]
         if (id(rule), window) not in share_by_rule:
             query, key = _pairs([*windows, _measured_window(rule, _label(lens, layer))])
@@ -76,22 +79,22 @@ def visible(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     return is_causal if window is None else is_causal & (key > query - window)
 
 
-def _rules(lens: HookedTransformer) -> list[MaskFunction]:
-    """Return the rule of each layer, found by one forward of a few tokens."""
+def _rules(lens: HookedTransformer) -> dict[int, MaskFunction]:
+    """Return the rule of each layer with attention, found by one forward of a few tokens."""
     tokens = torch.arange(_N_PROBE_TOKENS, device=lens.device)[None] % families.d_vocab_of(
         lens.original_model
     )
     with recording() as recorder:
         probe(lens, tokens)
-    rules = []
-    for layer, attention in enumerate(attention_layers(lens)):
+    rules = {}
+    for layer, attention in attention_layers(lens).items():
         rule = recorder.rule(attention.original_component)
         if rule is None:
             raise RefusedModel(
                 f"{_label(lens, layer)} builds its own mask, so the keys that a query of a long text sees cannot be "
                 "determined; use a family listed in docs/families.md"
             )
-        rules.append(rule)
+        rules[layer] = rule
     return rules
 
 
@@ -176,8 +179,6 @@ def _hidden_cells(lens: HookedTransformer) -> dict[int, float]:
 
         return record
 
-    hooks = [
-        (in_layer(layer, "attn.hook_attn_scores"), compare(layer)) for layer in range(lens.info.n_layers)
-    ]
+    hooks = [(in_layer(layer, "attn.hook_attn_scores"), compare(layer)) for layer in attention_layers(lens)]
     lens.stream(tokens, hooks)
     return shares

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families
 from phaselens.lens.blocks import original_module
-from phaselens.lens.components import StreamingAttention, probe
+from phaselens.lens.components import StreamingAttention, attention_layers, attention_of, probe
 from phaselens.lens.points import Hook, HookFunction, in_layer
 from phaselens.lens.precision import LIMITS
 from phaselens.lens.projection import ROUNDINGS, Projection
@@ -34,11 +34,16 @@ _BASIS = 1024.0
 """Length of the basis vectors: a power of two, large compared with the epsilon of a norm inside the module."""
 _CHUNK = 1024
 """Number of basis vectors per call of a module."""
-_PROBES = 8
+_PROBES = 64
+"""Number of random inputs: so many tell apart ways of rounding that differ in few entries."""
 
 
 def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
+
+
+_ROUNDED: dict[str, Callable[[Tensor], Tensor]] = {"": _unchanged} | ROUNDINGS
+"""The ways in which a module may treat its input before the product, by name."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class _WeightSource:
     def __call__(self, inputs: Tensor) -> Tensor:
         # A module that fuses several projections is called without its hooks, which fire the points of each part.
         call = self.module if self.select is _unchanged else self.module.forward
-        output: Tensor = self.select(call(inputs))
+        # As in a forward, [batch, pos, in]: some modules round by other scales where a dimension is missing.
+        output: Tensor = self.select(call(inputs[None]))[0]
         return output
 
 
@@ -80,30 +86,48 @@ def projection(lens: HookedTransformer, layer: int | None, name: str) -> Project
     module = source.module
     label = f"{lens.info.label}: {name} of layer {layer} ({type(module).__name__})"
     embedding = families.embedding_of(lens.original_model)
-    stored = _stored_matrix(module)
+    stored = stored_matrix(module)
     norm = families.norm_inside(module) if stored is None else None
     with torch.no_grad():
         d_in = _d_in(lens, layer, name)
         probes = torch.randn((_PROBES, d_in), generator=torch.Generator().manual_seed(0))
         probes = probes.to(embedding.device, embedding.dtype)
         bias = source(torch.zeros_like(probes[:1]))[0]
-        if stored is not None:
-            matrix = source.select(stored)
-        else:
-            matrix = _measured_matrix(source, d_in, norm, bias)
         output = source(probes)
         normed = probes if norm is None else norm(probes)
-        roundings = {"": _unchanged} | (ROUNDINGS if stored is None else {})
+        products, lengths = _products(source, stored, d_in, norm, bias)
         gaps = {
-            rounding: _gap(rounded(normed), matrix, bias, output) for rounding, rounded in roundings.items()
+            rounding: _gap(_ROUNDED[rounding](normed), _divided(products, length), bias, output)
+            for rounding, length in lengths.items()
         }
     rounding = min(gaps, key=lambda name: gaps[name])
-    if not gaps[rounding] <= LIMITS[embedding.dtype]:
+    if not gaps[rounding] <= LIMITS[lens.arithmetic.dtype]:
         raise InputError(
             f"{label} does not multiply its input by a weight, exact or rounded in a known way; "
             f"the closest candidate differs by {gaps[rounding]:.2g} of the largest output; read its output instead"
         )
-    return Projection(source.reshape(matrix), bias, rounding, norm)
+    return Projection(source.reshape(_divided(products, lengths[rounding])), bias, rounding, norm)
+
+
+def dense_weight(module: nn.Module, d_in: int, like: Tensor) -> Tensor | None:
+    """Return the weight [out, in] that a linear module multiplies by; None if it is not linear in its input.
+
+    Args:
+        module: a projection without a norm inside.
+        d_in: the size of its input.
+        like: a tensor of the model's dtype on the module's device.
+    """
+    stored = stored_matrix(module)
+    if stored is not None:
+        return stored.T
+    source = _WeightSource(module, _unchanged, _unchanged)
+    with torch.no_grad():
+        probes = torch.randn((_PROBES, d_in), generator=torch.Generator().manual_seed(0)).to(like)
+        bias = source(torch.zeros_like(probes[:1]))[0]
+        products, lengths = _products(source, None, d_in, None, bias)
+        matrix = _divided(products, lengths[""])
+        is_linear = _gap(probes, matrix, bias, source(probes)) <= LIMITS[like.dtype]
+    return matrix.T if is_linear else None
 
 
 def _require_layer(lens: HookedTransformer, layer: int | None) -> None:
@@ -152,6 +176,7 @@ def read_head_outputs(lens: HookedTransformer) -> tuple[str, ...]:
     leaves exactly those at zero.
     """
     n_layers = len(lens.blocks)
+    attentions = attention_layers(lens)
     attended: dict[int, Tensor] = {}
     inputs: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
@@ -170,13 +195,18 @@ def read_head_outputs(lens: HookedTransformer) -> tuple[str, ...]:
 
     hooks: list[Hook] = []
     for layer in range(n_layers):
+        if layer not in attentions:
+            continue
         hooks.append((in_layer(layer, "attn.hook_attended"), put(layer)))
-        if lens.blocks[layer].attn.o is not None:
+        if lens.find_hook(in_layer(layer, "attn.hook_z")) is not None:
             hooks.append((in_layer(layer, "attn.hook_z"), keep(layer)))
     tokens = torch.zeros((1, 2), dtype=torch.long, device=lens.device)
     probe(lens, tokens, hooks)
     relations = []
     for layer in range(n_layers):
+        if layer not in attentions:
+            relations.append("none")
+            continue
         head_output, projected = attended[layer], inputs.get(layer)
         if projected is None or projected.numel() != head_output.numel():
             relations.append("mixed")
@@ -216,10 +246,10 @@ def _weight_source(lens: HookedTransformer, layer: int | None, name: str) -> _We
 
 
 def _attention_source(attention: StreamingAttention, weight: str, module: nn.Module) -> _WeightSource:
-    n_heads = families.n_heads_of(attention.original_component)
+    n_heads = attention.facts.n_heads
     if weight == "W_O":
         return _WeightSource(module, _unchanged, lambda matrix: matrix.unflatten(0, (n_heads, -1)))
-    n_out = n_heads if weight == "W_Q" else families.n_kv_heads_of(attention.original_component)
+    n_out = n_heads if weight == "W_Q" else attention.facts.n_kv_heads
 
     def by_head(matrix: Tensor) -> Tensor:
         return matrix.unflatten(-1, (n_out, -1)).permute(1, 0, 2)
@@ -239,13 +269,15 @@ def _attention_source(attention: StreamingAttention, weight: str, module: nn.Mod
 def _d_in(lens: HookedTransformer, layer: int | None, name: str) -> int:
     """Return the size of a projection's input."""
     if name == "attn.W_O":
-        return int(lens.info.n_heads * lens.info.d_head)
+        attention = None if layer is None else attention_of(lens.blocks[layer])
+        assert attention is not None
+        return attention.facts.n_heads * attention.facts.d_value
     if name != "mlp.W_out":
         return int(lens.info.d_model)
     return families.d_mlp_of(lens.original_model, original_module(lens.blocks[layer].mlp.out))
 
 
-def _stored_matrix(module: nn.Module) -> Tensor | None:
+def stored_matrix(module: nn.Module) -> Tensor | None:
     """Return the stored weight [in, out] if it alone determines the module's product, else None."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or type(weight) not in (Tensor, nn.Parameter):
@@ -264,20 +296,38 @@ def _stored_matrix(module: nn.Module) -> Tensor | None:
     return weight if isinstance(module, Conv1D) else weight.T
 
 
-def _measured_matrix(
-    source: _WeightSource, d_in: int, norm: Callable[[Tensor], Tensor] | None, bias: Tensor
-) -> Tensor:
-    """Return the matrix [in, out] that the module multiplies by: its output for each basis vector, without its bias."""
-    rows = []
+def _products(
+    source: _WeightSource,
+    stored: Tensor | None,
+    d_in: int,
+    norm: Callable[[Tensor], Tensor] | None,
+    bias: Tensor,
+) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """Return the matrix [in, out] that the module multiplies by, row by row times a length, and the lengths.
+
+    The rows are the module's output for each basis vector, without its bias. Their lengths [in] are those of the basis
+    vectors after the norm and each way of rounding. A stored matrix is that of no rounding, and has no lengths.
+    """
+    if stored is not None:
+        return source.select(stored), {"": None}
+    rows: list[Tensor] = []
+    lengths: dict[str, list[Tensor]] = {rounding: [] for rounding in _ROUNDED}
     for start in range(0, d_in, _CHUNK):
         index = torch.arange(start, min(start + _CHUNK, d_in), device=bias.device)
         basis = torch.zeros((len(index), d_in), dtype=bias.dtype, device=bias.device)
         basis[torch.arange(len(index), device=bias.device), index] = _BASIS
-        sizes = (basis if norm is None else norm(basis)).gather(1, index[:, None])
-        answers = (source(basis) - bias) / sizes
-        # Dimensions that the norm's weight sets to zero never reach the product.
-        rows.append(torch.where(sizes == 0, 0.0, answers))
-    return torch.cat(rows)
+        normed = basis if norm is None else norm(basis)
+        rows.append(source(basis) - bias)
+        for rounding, rounded in _ROUNDED.items():
+            lengths[rounding].append(rounded(normed).gather(1, index[:, None])[:, 0])
+    return torch.cat(rows), {rounding: torch.cat(parts) for rounding, parts in lengths.items()}
+
+
+def _divided(products: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return the rows divided by their lengths; zero where a norm's weight sets the dimension to zero."""
+    if lengths is None:
+        return products
+    return torch.where(lengths[:, None] == 0, 0.0, products / lengths[:, None])
 
 
 def _gap(inputs: Tensor, matrix: Tensor, bias: Tensor, output: Tensor) -> float:

@@ -47,12 +47,21 @@ class LayerwiseRun:
         self.lens = lens
         self.hooks = hooks
         self.layer = 0
+        self._tokens = tokens
+        self._can_resume = lens.resume_problem is None
         # Stopping before a layer already fires the first hook point of that layer, so its hooks are left out.
         self.residual = lens.stream(tokens, hooks_in_layer(hooks, None), stop_at_layer=0)
 
     def advance(self, listeners: Sequence[Hook] = ()) -> None:
         """Run the current layer, with its edits and `listeners`, and move to the next one."""
         hooks = [*hooks_in_layer(self.hooks, self.layer), *listeners]
+        if not self._can_resume:
+            below = [
+                hook for hook in self.hooks if (layer := layer_of(hook[0])) is None or layer < self.layer
+            ]
+            self.lens.stream(self._tokens, [*below, *hooks])
+            self.layer += 1
+            return
         next_residual = self.lens.stream(
             residual=self.residual, start_at_layer=self.layer, stop_at_layer=self.layer + 1, hooks=hooks
         )
@@ -62,6 +71,8 @@ class LayerwiseRun:
 
     def resume(self, hooks: Sequence[Hook], batch_size: int) -> Tensor:
         """Return logits [batch, pos, d_vocab] of the pass from the current layer on, with `hooks` after the edits."""
+        if not self._can_resume:
+            return self.lens.stream(self._tokens.expand(batch_size, -1), [*self.hooks, *hooks], unembed=True)
         return self.lens.stream(
             residual=self.residual.expand(batch_size, -1, -1),
             start_at_layer=self.layer,

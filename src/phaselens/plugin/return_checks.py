@@ -29,13 +29,21 @@ def require_definition(metric: type[Metric[Any]], params: Params) -> None:
 
 
 def require_constructed(metric: Metric[Any]) -> None:
-    """Raise TypeError if the metric's `__init__` does not call that of `Metric`, or if a property is not a number."""
+    """Raise TypeError if the metric's `__init__` does not call that of `Metric`, if an attribute hides a method, or
+    if a property is not a number."""
     if not hasattr(metric, "warnings"):
         raise author_error(
             f"{type(metric).__name__}.__init__ does not call super().__init__(model, params, seed); create state in "
             "setup(), and leave __init__ out",
             source_location(type(metric).__init__),
         )
+    for name in ("state", "load_state"):
+        if not callable(getattr(metric, name)):
+            raise author_error(
+                f"{name} is {describe_value(getattr(metric, name))}; it is a method of Metric, which a run calls: give "
+                "the attribute another name",
+                source_location(type(metric)),
+            )
     for name, minimum in (("sink_position", 0), ("n_distances", 1)):
         value = getattr(metric, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

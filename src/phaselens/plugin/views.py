@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from phaselens.errors import require_kind
 from phaselens.lens.points import points_in_layer
 from phaselens.plugin.author_errors import UnknownName, UnknownPoint, author_error, describe_value
 
@@ -145,6 +146,10 @@ class LayerView(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self.activations)
 
+    def has_all(self, names: Collection[str]) -> bool:
+        """Return whether the view has every point of its layer in `names`, as the metric's `hooks()` returns them."""
+        return all(point in self for point in points_in_layer(names, self.index))
+
     def private_copy(self, names: Collection[str]) -> LayerView:
         """Return a copy of the layer with only the points in `names`, for a metric inside this one. Writing to its
         tensors does not change this view. Names are those of this view, or those that the metric's `hooks()` returns.
@@ -162,7 +167,7 @@ class LayerView(Mapping[str, "Tensor"]):
 class PerText:
     """Values collected one layer of one batch at a time, and read back as [text, layer, …] in the order of the texts.
 
-    It can be pickled, and two that saw different texts can be merged in any order.
+    Two that saw different texts can be merged in any order.
     """
 
     def __init__(self) -> None:
@@ -170,6 +175,8 @@ class PerText:
         self._hashes: dict[int, str] = {}
         self._lengths: dict[int, int] = {}
         self._values: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+        #: The number of layers of the model, where some of them have no values; 0 where all layers have.
+        self.n_layers = 0
 
     def add(self, layer: LayerView, **values: Tensor) -> None:
         """Keep `values`, each [batch, …] and complete for these texts and this layer.
@@ -203,8 +210,40 @@ class PerText:
         self._ids.update(other._ids)
         self._hashes.update(other._hashes)
         self._lengths.update(other._lengths)
+        self.n_layers = max(self.n_layers, other.n_layers)
         for name, values in other._values.items():
             self._values.setdefault(name, {}).update(values)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that was collected, as a few arrays."""
+        import numpy as np
+
+        indices = list(self._ids)
+        values = {
+            name: {"keys": np.array(list(rows), dtype=np.int64), "rows": np.stack(list(rows.values()))}
+            for name, rows in self._values.items()
+        }
+        return {
+            "n_layers": self.n_layers,
+            "indices": np.array(indices, dtype=np.int64),
+            "ids": list(self._ids.values()),
+            "hashes": [self._hashes[index] for index in indices],
+            "lengths": np.array([self._lengths[index] for index in indices], dtype=np.int64),
+            "values": values,
+        }
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        """Restore what `state` returned, in place of everything collected so far."""
+        require_kind("tree", tree, Mapping, "as PerText.state returns it")
+        self.n_layers = int(tree["n_layers"])
+        indices = tree["indices"].tolist()
+        self._ids = dict(zip(indices, tree["ids"], strict=True))
+        self._hashes = dict(zip(indices, tree["hashes"], strict=True))
+        self._lengths = dict(zip(indices, tree["lengths"].tolist(), strict=True))
+        self._values = {
+            name: dict(zip(map(tuple, stored["keys"].tolist()), stored["rows"].copy(), strict=True))
+            for name, stored in tree["values"].items()
+        }
 
     @property
     def texts(self) -> list[str]:
@@ -225,6 +264,10 @@ class PerText:
         hashes = [self._hashes[index] for index in sorted(self._ids)]
         return sorted(range(len(hashes)), key=hashes.__getitem__)
 
+    def layers(self, name: str) -> list[int]:
+        """Return the layers that have values under `name`."""
+        return sorted({layer for _, layer in self._values.get(name, {})})
+
     def stack(self, name: str) -> np.ndarray:
         """Return all values under `name`: float64 [text, layer, …], with NaN for a layer without a value.
 
@@ -239,7 +282,7 @@ class PerText:
                 f"per_text.stack({name!r}): it holds {names}; add values by per_text.add(layer, {name}=tensor)"
             )
         values = self._values[name]
-        layers = 1 + max(layer for _, layer in values)
+        layers = max(self.n_layers, 1 + max(layer for _, layer in values))
         missing = np.full_like(next(iter(values.values())), np.nan)
         return np.stack(
             [

@@ -11,7 +11,14 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from phaselens.plugin import BASELINE, CellValue, Display
-from phaselens.report.builders import column_specs, main_column, model_labels, model_records, reaches_mark
+from phaselens.report.builders import (
+    column_specs,
+    legend,
+    main_column,
+    model_labels,
+    model_records,
+    reaches_mark,
+)
 from phaselens.report.numbers import DECIMAL, NumberFormat, condition_format, shortest
 from phaselens.report.table import (
     HEAD_COLUMN,
@@ -34,7 +41,10 @@ BEYOND_CONTROLS = (
     "the ratio's interval excludes 1, and the difference from each of its controls lies on the same side, with "
     f"p ≤ {shortest(LEVEL)} over the number of differences"
 )
-CONTRASTS_CAPTION = "condition − control, text by text; repeats of a control are averaged first"
+CONTRASTS_CAPTION = (
+    "condition − control, text by text; repeats of a control are averaged first; 95 % interval: paired percentile "
+    "bootstrap over texts"
+)
 
 _PUNCTUATION = " :,;–—-()"
 _NATS = NumberFormat("compact", reference=0.0)
@@ -68,6 +78,7 @@ def condition_table(run: Run, result: MetricResult, display: Display) -> Display
         "conditions",
         labels,
         display.row_title or "condition",
+        caption=legend(display, column_specs(result, display.table)),
         notes=notes,
     )
 

@@ -20,7 +20,8 @@ from phaselens.runs.result import Failure, MetricResult
 class ActiveMetric:
     """A metric that is running on one model. A metric that raises is dropped; its result records why.
 
-    `points` maps the hook names that the metric reads to (layer, name within the layer).
+    `points` maps the hook names that the metric reads to (layer, name within the layer). `has_values` is False where
+    the model has none of them; the metric's tables are then empty, and its warnings say why.
     """
 
     metric: Metric[Any]
@@ -28,6 +29,7 @@ class ActiveMetric:
     points: dict[str, tuple[int | None, str]] = field(default_factory=dict)
     sink_position: int = 0
     n_distances: int = 1
+    has_values: bool = True
 
     @property
     def works(self) -> bool:

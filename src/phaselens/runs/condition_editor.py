@@ -30,7 +30,7 @@ class ConditionEditor:
     def __init__(self, lens: HookedTransformer, edits: Sequence[Edit], batch: Batch | None = None) -> None:
         self._lens = lens
         self._batch = batch
-        self.edits = [layer_edit for edit in edits for layer_edit in edit.in_layers(lens.info.n_layers)]
+        self.edits = [layer_edit for edit in edits for layer_edit in _in_existing_layers(lens, edit)]
         self.effects: dict[str, EditEffect] = {}
         self._names: list[str] = []
         #: Read before any edit is in place, because that takes a forward.
@@ -147,6 +147,13 @@ class ConditionEditor:
                 f"the edit of {edit.point} returned {received}; return the new tensor, {list(tensor.shape)}"
             )
         return replacement.to(tensor.device, tensor.dtype)
+
+
+def _in_existing_layers(lens: HookedTransformer, edit: Edit) -> list[Edit]:
+    """Return one edit for each layer that has the point; of a point that no layer has, all of them."""
+    edits = edit.in_layers(lens.info.n_layers)
+    existing = [layer_edit for layer_edit in edits if lens.find_hook(layer_edit.point) is not None]
+    return existing if existing and "{layer}" in edit.point else edits
 
 
 def edited_keys(edit: Edit, batch: Batch | None, default: Sequence[int]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Text, TokenizedText, pack
+from phaselens.data import Text, TokenizedText
 from phaselens.plugin import BASELINE, Batch, CausalMetric, Condition, TaskPrompt, TextOutcome
 from phaselens.plugin.return_checks import conditions_of, prompts_of
 from phaselens.runs.active_metrics import ActiveMetric, guarded
@@ -23,72 +23,40 @@ if TYPE_CHECKING:
     from phaselens.lens.token_losses import ReferencePredictions
 
 
-@dataclass
-class _Task:
-    """Batches of texts or prompts, and the metrics that run their conditions on them."""
+@dataclass(frozen=True)
+class ConditionsTask:
+    """Texts or prompts that conditions are run on. `scored_from` is the first scored position of each."""
 
     tokenized_texts: Sequence[TokenizedText]
-    batches: Sequence[Sequence[int]]
     scored_from: Sequence[int]
-    members: list[ActiveMetric]
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all forwards, the baseline's included."""
-        n_forwards = 1 + sum(len(_causal(member).losses.conditions) for member in self.members)
-        return n_forwards * sum(len(text.ids) for text in self.tokenized_texts)
+    @classmethod
+    def of_texts(cls, tokenized_texts: Sequence[TokenizedText]) -> ConditionsTask:
+        """Return the task of metrics that measure on the run's texts; they share the baseline."""
+        return cls(tokenized_texts, [1] * len(tokenized_texts))
 
-
-def run_conditions(
-    lens: HookedTransformer,
-    tokenized_texts: Sequence[TokenizedText],
-    batches: Sequence[Sequence[int]],
-    active_metrics: Sequence[ActiveMetric],
-    *,
-    bos: str,
-    observer: Observer | None = None,
-    batch_tokens: int = 8192,
-) -> None:
-    """Run the conditions of the causal metrics among `active_metrics`, and pass each metric its losses.
-
-    Metrics that measure on the run's texts share the baseline.
-
-    Args:
-        lens: the model.
-        tokenized_texts: the run's texts.
-        batches: indices of `tokenized_texts`, batch by batch.
-        active_metrics: all metrics of the run; those that are not causal are skipped.
-        bos: the BOS policy, for metrics that make their own prompts.
-        observer: receives the progress.
-        batch_tokens: tokens in a batch of a metric's own prompts, pads included.
-    """
-    observer = Observer() if observer is None else observer
-    prompt_tasks = []
-    shared_task = _Task(tokenized_texts, batches, [1] * len(tokenized_texts), [])
-    for active in active_metrics:
-        if isinstance(active.metric, CausalMetric) and active.works:
-            with guarded(active.result, lens.info.label, "conditions"):
-                prompts = _prepare(lens, active.metric, bos)
-                if prompts is None:
-                    shared_task.members.append(active)
-                elif prompts:
-                    prompt_tasks.append(_prompt_task(prompts, active, batch_tokens))
-    for task in [shared_task, *prompt_tasks]:
-        if task.members:
-            observer.measuring(f"{lens.info.label}, conditions", task.n_tokens)
-            for indices in task.batches:
-                _run_batch(lens, task, indices, observer)
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[TaskPrompt]) -> ConditionsTask:
+        """Return the task of a metric that measures on prompts of its own."""
+        tokenized_prompts = [
+            TokenizedText(Text(prompt.id, " ".join(map(str, prompt.ids))), tuple(prompt.ids), len(prompt.ids))
+            for prompt in prompts
+        ]
+        return cls(tokenized_prompts, [prompt.scored_from for prompt in prompts])
 
 
-def _causal(active: ActiveMetric) -> CausalMetric[Any]:
+def causal(active: ActiveMetric) -> CausalMetric[Any]:
+    """Return the metric, which is causal."""
     metric = active.metric
     assert isinstance(metric, CausalMetric)
     return metric
 
 
-def _prepare(lens: HookedTransformer, metric: CausalMetric[Any], bos: str) -> Sequence[TaskPrompt] | None:
-    """Store the metric's conditions beside its losses, and return its prompts; None if it runs on the run's texts."""
-    metric.bos = bos
+def prepare(lens: HookedTransformer, metric: CausalMetric[Any]) -> Sequence[TaskPrompt] | None:
+    """Store the metric's conditions beside its losses, and return its prompts; None if it runs on the run's texts.
+
+    The metric has observed all texts, and its `bos` is set.
+    """
     conditions = conditions_of(metric)
     for condition in conditions:
         ConditionEditor(lens, condition.edits)  # refuses hook points that the model does not have
@@ -99,28 +67,37 @@ def _prepare(lens: HookedTransformer, metric: CausalMetric[Any], bos: str) -> Se
     return prompts_of(metric, copy.deepcopy(lens.text_tokenizer))
 
 
-def _prompt_task(prompts: Sequence[TaskPrompt], active: ActiveMetric, batch_tokens: int) -> _Task:
-    tokenized_prompts = [
-        TokenizedText(Text(prompt.id, " ".join(map(str, prompt.ids))), tuple(prompt.ids), len(prompt.ids))
-        for prompt in prompts
-    ]
-    batches = pack([len(text.ids) for text in tokenized_prompts], batch_tokens)
-    return _Task(tokenized_prompts, batches, [prompt.scored_from for prompt in prompts], [active])
+def run_conditions(
+    lens: HookedTransformer,
+    task: ConditionsTask,
+    active_metrics: Sequence[ActiveMetric],
+    batches: Sequence[Sequence[int]],
+    observer: Observer,
+) -> None:
+    """Run the conditions of causal metrics on batches of a task's texts, and pass each metric its losses."""
+    for indices in batches:
+        batch = make_batch(lens, task.tokenized_texts, indices)
+        members = [active for active in active_metrics if active.works]
+        _run_batch(lens, task, members, batch, observer)
 
 
-def _run_batch(lens: HookedTransformer, task: _Task, indices: Sequence[int], observer: Observer) -> None:
+def _run_batch(
+    lens: HookedTransformer,
+    task: ConditionsTask,
+    members: Sequence[ActiveMetric],
+    batch: Batch,
+    observer: Observer,
+) -> None:
     """Run the conditions of all metrics on one batch, and record the baseline for each metric."""
-    batch = make_batch(lens, task.tokenized_texts, indices)
     n_tokens = sum(batch.lengths)
-    members = [member for member in task.members if member.works]
     rows = _ScoredRows(lens, task, batch)
-    if any(_causal(member).needs_divergence for member in members):
+    if any(causal(member).needs_divergence for member in members):
         with out_of_memory_explained(lens, batch):
             rows.keep_reference()
     branches = [
         _branch(lens, member, condition, rows, lambda: observer.advance(n_tokens))
         for member in members
-        for condition in _causal(member).losses.conditions.values()
+        for condition in causal(member).losses.conditions.values()
     ]
     with out_of_memory_explained(lens, batch):
         final = run_branches(lens, batch, branches)
@@ -128,7 +105,7 @@ def _run_batch(lens: HookedTransformer, task: _Task, indices: Sequence[int], obs
     for member in members:
         with guarded(member.result, lens.info.label, "record"):
             for outcome in outcomes:
-                _causal(member).record(BASELINE, _copy_outcome(outcome))
+                causal(member).record(BASELINE, _copy_outcome(outcome))
     observer.advance(n_tokens)
 
 
@@ -139,7 +116,7 @@ def _branch(
     rows: _ScoredRows,
     report_progress: Callable[[], None],
 ) -> Branch:
-    metric, batch = _causal(active), rows.batch
+    metric, batch = causal(active), rows.batch
     editor = ConditionEditor(lens, condition.edits, batch)
 
     def receive(final: Tensor) -> None:
@@ -165,7 +142,7 @@ class _ScoredRows:
     `reference` are the unedited model's predictions, if a metric needs the divergence from them.
     """
 
-    def __init__(self, lens: HookedTransformer, task: _Task, batch: Batch) -> None:
+    def __init__(self, lens: HookedTransformer, task: ConditionsTask, batch: Batch) -> None:
         self.batch = batch
         self.reference: ReferencePredictions | None = None
         self._lens = lens

@@ -106,6 +106,7 @@ class BaselinePass:
         import torch
 
         self._lens = lens
+        self._can_resume = lens.resume_problem is None
         self._batch = batch
         #: `_residual` [batch, pos, d_model] enters this layer.
         self._layer = 0
@@ -128,12 +129,14 @@ class BaselinePass:
 
     def final_output(self) -> Tensor:
         """Return the unedited model's final norm output [batch, pos, d_model]."""
+        if not self._can_resume:
+            return self._stream(self._batch.tokens)
         n_layers = self._lens.info.n_layers
         return self._stream(residual=self.advance_to(n_layers), start_at_layer=n_layers)
 
     def forwards(self, lowest: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Forward]]:
         """Yield the forward of each branch whose lowest layer is `lowest`; they must be run in this order."""
-        if lowest == FROM_TOKENS:
+        if lowest == FROM_TOKENS or not self._can_resume:
             yield from ((branch, functools.partial(self._from_tokens, branch)) for branch in branches)
             return
         self.advance_to(lowest)

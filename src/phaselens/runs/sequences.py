@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,11 @@ from phaselens.data import Text, TokenizedText
 from phaselens.data.batching import MAX_PAD_SHARE
 from phaselens.plugin import Metric, TokenSequence
 from phaselens.plugin.return_checks import sequences_of
+from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch
+from phaselens.runs.layer_pass import forward
+from phaselens.runs.observer import Observer
+from phaselens.runs.shards import Shard
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
@@ -24,12 +29,12 @@ DEFAULT_BATCH_TOKENS = 8192
 class SequencePlan:
     """The sequences of one metric, as tokenized texts, and the batches in which they are read.
 
-    `indices` are indices of `tokenized`, batch by batch; `rotation_modes` has the rotation mode of each batch.
-    `segments` has the segments of each sequence's keys.
+    `batches` hold indices of `tokenized`; `rotation_modes` has the rotation mode of each sequence, `segments` the
+    segments of its keys.
     """
 
     tokenized: Sequence[TokenizedText]
-    indices: Sequence[Sequence[int]]
+    batches: Sequence[Sequence[int]]
     rotation_modes: Sequence[str]
     segments: Sequence[Sequence[int] | None]
 
@@ -37,6 +42,27 @@ class SequencePlan:
     def n_tokens(self) -> int:
         """Tokens of all sequences."""
         return sum(len(text.ids) for text in self.tokenized)
+
+    def shards(self, shard_tokens: int) -> list[Shard]:
+        """Return the batches in shards of at most `shard_tokens` tokens; a larger batch is a shard of its own."""
+        groups: list[list[Sequence[int]]] = []
+        n_tokens = 0
+        for batch in self.batches:
+            size = self._size(batch)
+            n_tokens += size
+            if not groups or n_tokens > shard_tokens:
+                groups.append([])
+                n_tokens = size
+            groups[-1].append(batch)
+        return [
+            Shard(
+                number,
+                tuple(index for batch in batches for index in batch),
+                tuple(map(tuple, batches)),
+                sum(map(self._size, batches)),
+            )
+            for number, batches in enumerate(groups)
+        ]
 
     @contextmanager
     def segmented(self, lens: HookedTransformer, indices: Sequence[int]) -> Iterator[None]:
@@ -50,16 +76,13 @@ class SequencePlan:
         labels = torch.full((len(indices), length), -1)
         for row, index in enumerate(indices):
             n_tokens, segments = len(self.tokenized[index].ids), self.segments[index]
-            labels[row, :n_tokens] = (
-                torch.zeros(n_tokens, dtype=torch.long) if segments is None else torch.tensor(segments)
-            )
+            labels[row, :n_tokens] = torch.tensor([0] * n_tokens if segments is None else list(segments))
         n_segments = 1 + max(max(segments, default=0) for segments in self.segments if segments is not None)
         with lens.segmented(labels, max(1, n_segments)):
             yield
 
-    def batches(self) -> Iterator[tuple[Sequence[int], str]]:
-        """Yield the indices and the rotation mode of each batch."""
-        return zip(self.indices, self.rotation_modes, strict=True)
+    def _size(self, batch: Sequence[int]) -> int:
+        return sum(len(self.tokenized[index].ids) for index in batch)
 
 
 def plan_sequences(
@@ -83,12 +106,45 @@ def plan_sequences(
         for sequence in sequences
     ]
     batches = list(pack_groups(sequences, batch_tokens))
-    return SequencePlan(
-        tokenized,
-        batches,
-        [sequences[batch[0]].rotation_mode for batch in batches],
-        [sequence.segments for sequence in sequences],
-    )
+    rotation_modes = [sequence.rotation_mode for sequence in sequences]
+    return SequencePlan(tokenized, batches, rotation_modes, [sequence.segments for sequence in sequences])
+
+
+def plan_all_sequences(
+    lens: HookedTransformer,
+    active_metrics: Iterable[ActiveMetric],
+    tokenized_texts: Sequence[TokenizedText],
+    indices: Sequence[int],
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+) -> dict[str, SequencePlan]:
+    """Return the sequences of the metrics that read their own, by the metric's name; record failures.
+
+    `indices` are those of the texts from which a metric may make sequences.
+    """
+    plans = {}
+    for active in active_metrics:
+        if indices and active.points and active.metric.reads_own_sequences():
+            with guarded(active.result, lens.info.label, "sequences"):
+                plan = plan_sequences(lens, active.metric, tokenized_texts, indices, batch_tokens)
+                if plan is not None:
+                    plans[active.metric.name] = plan
+    return plans
+
+
+def read_sequences(
+    lens: HookedTransformer,
+    active: ActiveMetric,
+    plan: SequencePlan,
+    batches: Sequence[Sequence[int]],
+    observer: Observer,
+) -> None:
+    """Pass some batches of a metric's sequences through the model."""
+    for mode, same_mode in itertools.groupby(batches, key=lambda batch: plan.rotation_modes[batch[0]]):
+        with guarded(active.result, lens.info.label, "sequences"), in_rotation_mode(lens, mode):
+            for indices in same_mode:
+                with plan.segmented(lens, indices):
+                    forward(lens, make_batch(lens, plan.tokenized, indices), [active], active.sink_position)
+                observer.advance(sum(len(plan.tokenized[index].ids) for index in indices))
 
 
 def pack_groups(sequences: Sequence[TokenSequence], batch_tokens: int) -> Iterator[list[int]]:

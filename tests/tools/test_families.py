@@ -1,0 +1,120 @@
+"""docs/families.md says what happens to a model of each type, and its numbers come from an independent reference."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+import torch
+from tools.families.configs import class_name_of, model_types, tiny_config
+from tools.families.dense import dense_attention
+from tools.families.models import tiny_model
+from tools.families.page import PAGE, SERVED, verdict, verdicts, with_results
+from tools.families.survey import _refuse_other_programs, survey
+from tools.families.trial import Trial, measure, text, try_model_type
+
+import phaselens
+
+TYPES = model_types()
+VERDICTS = verdicts(PAGE.read_text(encoding="utf-8"))
+
+
+def contradictions(sample: list[str]) -> dict[str, str]:
+    """Try model types; return those whose result is not the page's, with the result."""
+    trials = survey(sample, dtypes=("float32",))
+    # A type that a newer transformers has and the page lacks only has to be served or refused.
+    return {
+        trial.model_type: f"{verdict(trial)}: {trial}"
+        for trial in trials
+        if verdict(trial) != VERDICTS.get(trial.model_type, verdict(trial))
+    }
+
+
+def test_the_page_has_a_row_for_each_type_and_their_count_in_its_first_line() -> None:
+    title = PAGE.read_text(encoding="utf-8").splitlines()[0]
+    n_served = sum(result == SERVED for result in VERDICTS.values())
+    assert title.startswith(f"# Model families: {n_served} of the {len(VERDICTS)} causal language models")
+    assert len(VERDICTS) == 189
+
+
+def test_a_random_dozen_of_types_gives_what_the_page_says() -> None:
+    seed = time.time_ns() % 10**6
+    print(f"seed {seed}")
+    sample = random.Random(seed).sample(TYPES, 12)
+    assert contradictions(sample) == {}, f"seed {seed}; if the lens is right, run: make families"
+
+
+@pytest.mark.slow
+def test_every_type_gives_what_the_page_says() -> None:
+    assert contradictions(list(TYPES)) == {}, "if the lens is right, run: make families"
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom"])
+def test_the_dense_reference_is_the_attention_that_the_model_itself_returns(model_type: str) -> None:
+    model = tiny_model(model_type, attention="eager").double()
+    with torch.no_grad():
+        output = model(text(), output_attentions=True, use_cache=False)
+    logits, attentions = dense_attention(model, text())
+    assert [attention.layer for attention in attentions] == [0, 1]
+    # The model's own softmax is in float32.
+    for attention, pattern in zip(attentions, output.attentions, strict=True):
+        torch.testing.assert_close(attention.pattern, pattern.double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(logits, output.logits, atol=1e-5, rtol=0)
+
+
+def test_the_dense_reference_undoes_the_shift_of_learned_sink_logits() -> None:
+    model = tiny_model("gpt_oss", attention="eager").double()
+    _, attentions = dense_attention(model, text())
+    for attention in attentions:
+        sinks = model.model.layers[attention.layer].self_attn.sinks.detach()
+        missing = (sinks[None, :, None] - attention.lse).exp()
+        torch.testing.assert_close(attention.pattern.sum(-1) + missing, torch.ones_like(missing))
+
+
+def test_an_error_in_a_model_is_measured() -> None:
+    """The lens of a model whose queries are scaled by 1.001 differs from the dense attention of the model without."""
+    _, attentions = dense_attention(tiny_model("llama", attention="eager").double(), text())
+    model = tiny_model("llama")
+    with torch.no_grad():
+        own_logits = model(text()).logits.double()
+        model.model.layers[1].self_attn.q_proj.weight *= 1.001
+    measurement = measure(phaselens.load(model), own_logits, attentions)
+    assert measurement.worst > 1e-5
+    assert measurement.logits > 1e-5
+
+
+def test_a_layer_of_each_kind_is_in_a_tiny_config() -> None:
+    assert set(tiny_config("qwen3_next").layer_types) == {"linear_attention", "full_attention"}
+    assert set(tiny_config("gemma3").text_config.layer_types) == {"sliding_attention", "full_attention"}
+    assert tiny_config("deepseek_v3").first_k_dense_replace < tiny_config("deepseek_v3").num_hidden_layers
+
+
+def test_a_type_that_cannot_be_built_is_reported_with_the_reason() -> None:
+    trial = try_model_type("gemma4_assistant")
+    assert "cache" in trial.unbuildable
+    assert not trial.is_served
+
+
+def test_a_trial_without_a_result_in_time_is_ended_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.families.survey._SECONDS", 0)
+    (trial,) = survey(["llama"])
+    assert "within 0 s" in trial.problems["float32"]
+
+
+def test_a_model_that_starts_a_program_is_stopped() -> None:
+    with pytest.raises(RuntimeError, match=r"subprocess\.Popen .* must not start a program"):
+        _refuse_other_programs("subprocess.Popen", ("cc",))
+    _refuse_other_programs("open", ("config.json",))
+
+
+def test_results_replace_the_count_and_the_rows() -> None:
+    trials = [
+        Trial("llama", class_name_of("llama"), refusals={"float32": "a | b"}, problems={"float64": "c"})
+    ]
+    page = with_results(PAGE.read_text(encoding="utf-8"), trials)
+    assert page.startswith("# Model families: 0 of the 1 causal")
+    assert verdicts(page) == {"llama": "refused"}
+    assert with_results(page, trials) == page
+    with pytest.raises(ValueError, match=r"families\.md lacks the lines"):
+        with_results("# Model families\n", trials)
