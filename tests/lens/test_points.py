@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import phaselens
-from phaselens.errors import InputError
+from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import checks, points
 from phaselens.lens.checks import capture
 from phaselens.lens.hooks import describe_hooks
@@ -180,7 +180,7 @@ def test_a_name_that_only_ends_like_a_statistic_is_editable():
 
 def test_a_statistic_without_a_float64_reference_does_not_pass_the_self_check(monkeypatch):
     monkeypatch.setattr(checks, "STATISTICS", (*STATISTICS, "hook_v"))
-    with pytest.raises(KeyError, match="hook_v"):
+    with pytest.raises(RefusedModel, match="KeyError: 'hook_v'"):
         checks.run_checks(lens_of("llama-gqa"), full=False)
 
 
