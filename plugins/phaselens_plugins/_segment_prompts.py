@@ -79,8 +79,8 @@ class SegmentWriter:
         other_keys: set[str] = {key}
         distractors = []
         for name in names:
-            other_keys.add(other := self._draw_key(generator, other_keys))
-            distractors.append(DISTRACTOR.format(name=name, key=other))
+            other_keys.add(other_key := self._draw_key(generator, other_keys))
+            distractors.append(DISTRACTOR.format(name=name, key=other_key))
         shares = sorted(generator.random() for _ in distractors)
 
         def compose(before: str, after: str) -> str:
@@ -96,7 +96,9 @@ class SegmentWriter:
         start = text.index(needle)
         key_at = self._position(text, start + needle.index(key), ids)
         spans = {NEEDLE_SEGMENT: [self._span(text, start, needle, ids)]}
-        spans[DISTRACTORS] = [self._span(text, text.index(other), other, ids) for other in distractors]
+        spans[DISTRACTORS] = [
+            self._span(text, text.index(distractor), distractor, ids) for distractor in distractors
+        ]
         answer_ids = ids[scored_from:]
         is_copied = list(ids[key_at : key_at + len(answer_ids)]) == list(answer_ids)
         segments = _segments(len(ids), scored_from, spans)
@@ -111,9 +113,9 @@ class SegmentWriter:
         end = shared_prefix_length(self._encode(text[: start + len(sentence)]), ids)
         return self._position(text, start, ids), end
 
-    def _draw_key(self, generator: random.Random, taken: set[str]) -> str:
+    def _draw_key(self, generator: random.Random, used_keys: set[str]) -> str:
         key = "".join(generator.choice(self._symbols) for _ in range(self._digits))
-        return self._draw_key(generator, taken) if key in taken else key
+        return self._draw_key(generator, used_keys) if key in used_keys else key
 
 
 def _with_distractors(

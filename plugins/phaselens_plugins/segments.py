@@ -237,12 +237,12 @@ class Segments(Metric[SegmentsParams]):
         """Return all tables of this model."""
         self.measured = [self.prompts[name] for name in self.per_text.texts]
         self._explain()
-        everything = self._selection()
+        all_prompts = self._selection()
         best = _best_heads(mean_over_texts(self.per_text.stack("retrieval")))
-        layers = self.table("layers", self._layer_rows(everything, best))
+        layers = self.table("layers", self._layer_rows(all_prompts, best))
         return {
             "prompts": self.table("prompts", (prompt.row for prompt in self.measured)),
-            "heads": self.table("heads", self._head_rows(everything)),
+            "heads": self.table("heads", self._head_rows(all_prompts)),
             "layers": layers,
             "cells": self.table("cells", self._cell_rows(best)),
             "lengths": self.table("lengths", self._length_rows()),
@@ -290,20 +290,20 @@ class Segments(Metric[SegmentsParams]):
             values = nulls[..., segment]
             return self._mean(np.broadcast_to(values[..., None], shape) if by_head else values, chosen)
 
-        others = []
+        other_masses = []
         for segment in range(len(SEGMENTS)):
             if segment != NEEDLE:
-                others += [self._mean(mass[..., segment], chosen), null_of(segment)]
-        return [*of_needle, null_of(NEEDLE)], others
+                other_masses += [self._mean(mass[..., segment], chosen), null_of(segment)]
+        return [*of_needle, null_of(NEEDLE)], other_masses
 
     def _retrieval_null(self, chosen: np.ndarray) -> list[Any]:
         """Return the null of retrieval [layer], mean over the chosen prompts."""
         return self._mean(self.per_text.stack("retrieval_null"), chosen)
 
     def _head_rows(self, chosen: np.ndarray) -> Iterator[TableRow]:
-        needle, others = self._masses(chosen, by_head=True)
+        needle, other_masses = self._masses(chosen, by_head=True)
         retrieval = self.per_text.stack("retrieval")
-        columns = [*needle, *others, *self._interval(retrieval, chosen)]
+        columns = [*needle, *other_masses, *self._interval(retrieval, chosen)]
         null, ties = self._retrieval_null(chosen), self._mean(self.per_text.stack("ties"), chosen)
         n_copied = (retrieval == retrieval)[chosen].sum(0)
         for layer in range(self.model.n_layers):
@@ -314,12 +314,12 @@ class Segments(Metric[SegmentsParams]):
                 )  # fmt: skip
 
     def _layer_rows(self, chosen: np.ndarray, best: Sequence[int | None]) -> Iterator[TableRow]:
-        needle, others = self._masses(chosen, by_head=False)
+        needle, other_masses = self._masses(chosen, by_head=False)
         scores, null = self._mean(self.per_text.stack("retrieval"), chosen), self._retrieval_null(chosen)
         for layer in range(self.model.n_layers):
             head = best[layer]
             retrieval = None if head is None else scores[layer][head]
-            cells = (column[layer] for column in [*needle, *others])
+            cells = (column[layer] for column in [*needle, *other_masses])
             yield layer, *cells, retrieval, head, null[layer], int(chosen.sum())
 
     def _cell_rows(self, best: Sequence[int | None]) -> Iterator[TableRow]:

@@ -68,7 +68,7 @@ def test_segments_are_those_of_absolute_positions_with_a_cache_and_left_pads(fam
     lens = tiny_lens(family, dtype=torch.float64)
     labels = LABELS[:1, :6]
     with lens.segmented(labels, 3):
-        whole, tops = captured(
+        masses, tops = captured(
             lens,
             lambda: lens.stream(TOKENS[:1]),
             POINT.format(1),
@@ -83,12 +83,12 @@ def test_segments_are_those_of_absolute_positions_with_a_cache_and_left_pads(fam
             model(padded[:, 7:], attention_mask=mask, past_key_values=cache)
 
         for point, expected in (
-            (POINT.format(1), whole),
+            (POINT.format(1), masses),
             (POINT.format(1).replace("segments", "top_key"), tops),
         ):
             joined = torch.cat(captured(lens, in_two_calls, point), 2)[:, :, 3:]
             torch.testing.assert_close(joined, expected, rtol=0, atol=1e-5)
-    assert bool((whole[0, :, -1].sum(-1) < 1).all())
+    assert bool((masses[0, :, -1].sum(-1) < 1).all())
 
 
 @pytest.mark.parametrize("point", ["hook_attn_scores", "hook_pattern"])

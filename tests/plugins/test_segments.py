@@ -30,8 +30,8 @@ def run(lens: Any, **params: Any) -> Run:
 
 
 def records(result: Run, table: str, **chosen: Any) -> list[dict[str, Any]]:
-    found = result.rows("segments", table).records()
-    return [row for row in found if all(row[name] == value for name, value in chosen.items())]
+    all_rows = result.rows("segments", table).records()
+    return [row for row in all_rows if all(row[name] == value for name, value in chosen.items())]
 
 
 def prompts_of(lens: Any, **params: Any) -> list[SegmentPrompt]:
@@ -206,9 +206,14 @@ def test_a_head_that_copies_has_the_score_1_and_its_ties_are_counted() -> None:
     mass[0, 0, :, 2] = 1.0
     mass[0, 1, :, 0] = 1.0
     metric = planted(prompt, top, mass)
-    copier, other = rows(metric, "heads")
+    copier, follower = rows(metric, "heads")
     assert (copier["retrieval"], copier["ties"], copier["needle"], copier["begin"]) == (1.0, 0.0, 1.0, 0.0)
-    assert (other["retrieval"], other["ties"], other["needle"], other["begin"]) == (0.5, 0.5, 0.0, 1.0)
+    assert (follower["retrieval"], follower["ties"], follower["needle"], follower["begin"]) == (
+        0.5,
+        0.5,
+        0.0,
+        1.0,
+    )
     assert copier["retrieval_null"] == pytest.approx((1 / 11 + 1 / 12) / 2)
     (summary,) = rows(metric, "summary")
     assert (summary["retrieval_layer"], summary["retrieval_head"], summary["retrieval_heads"]) == (0, 0, 1.0)
