@@ -238,6 +238,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "default": "a", "help": "a", "unit": "nats", "minimum": 0.0, "maximum": 1.0, "choices": ("a",),
     },
     plugin.plugins: dict,
+    plugin.kind_of: lambda: {"metric": ValidMetric},
     plugin.require_metric: lambda: {"candidate": ValidMetric, "origin": "a"},
     runs.ModelSpec: lambda: {"source": "a", "label": "b", "revision": "c"},
     runs.Observer: dict,
@@ -246,6 +247,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "dtype": "auto", "positions": {}, "seed": 0,
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
+    runs.open_run: lambda: {"path": "no-such-folder"},
     runs.select_metrics: lambda: {"requests": "sinks"},
     runs.feed_metric: lambda: {
         "lens": LENS(), "tokenized_texts": tokens(), "metric": METRIC(), "batches": [[0]],
@@ -262,7 +264,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
-        "seed": 0, "observer": runs.Observer(),
+        "seed": 0, "observer": runs.Observer(), "out": None, "fresh": False, "command": ["phaselens", "run"],
     },
     runs.compare: lambda: {
         "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
@@ -285,6 +287,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     testing.tiny_tokenizer: lambda: {"adds_bos": True, "has_bos": True, "adds_eos": False},
     phaselens.run: lambda: CALLS[runs.run](),
+    phaselens.open_run: lambda: CALLS[runs.open_run](),
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
         "dtype": "auto", "revision": None, "tokenizer": None, "check": False, "trust_remote_code": False,

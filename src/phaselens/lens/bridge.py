@@ -150,7 +150,8 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
         >>> bool(torch.equal(first, second))
         True
         """
-        return AttentionReplay(self._attention_of("attention_replay", layer))
+        attention = self._attention_of("attention_replay", layer)
+        return AttentionReplay(attention if self.blocks[layer].returns_attn_out() else None)
 
     def kernel_replay(self, layer: int) -> KernelReplay:
         """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
