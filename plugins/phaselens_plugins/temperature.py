@@ -137,7 +137,7 @@ class Temperature(CausalMetric[TemperatureParams]):
         layers = "all layers" if params.layers.strip() == "all" else f"layers {params.layers}"
         each = ", and in each alone" if params.at == "sweep" else ""
         drope = "" if params.c is None else f"; β = 1 + {params.c:g} ln s for texts beyond the trained length"
-        return f"attention scale × β in {layers} at once{each}, β in {params.betas}{drope}; sink logits stay as they are"
+        return f"attention scale × β in {layers} at once{each}, β in {params.betas}{drope}; sink logits stay"
 
     def setup(self) -> None:
         """Refuse layers that the model does not have, or that have no attention; start without losses."""
