@@ -14,7 +14,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +27,7 @@ from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
 from phaselens.lens.lazy_masks import LazyMask
-from phaselens.lens.masks import build_mask, note_mask
+from phaselens.lens.masks import build_mask, note_mask, selected_keys
 from phaselens.lens.matrix_statistics import by_distance, columns, row_lse, without_pads
 from phaselens.lens.points import N_DISTANCES
 from phaselens.lens.rows import Rows
@@ -102,6 +102,8 @@ def attend_hooked(
         query: [batch, n_heads, n_queries, d_head], after rotation and norms.
         key, value: [batch, n_kv_heads, n_keys, d_head].
         attention_mask: None for causal attention; else bool, True where visible, or additive.
+        kwargs: `indices` [batch, n_queries, choice] are the keys that an indexer selects for each query (sparse
+            attention); other keys are hidden.
         bias: [batch | 1, head | 1, 1, key], added to the scores of every query.
 
     Returns:
@@ -125,6 +127,9 @@ def attend_hooked(
     reference = module.__dict__.get(_OWNER)
     owner: AttentionOwner | None = reference() if reference is not None else None
     note_mask(module, attention_mask)
+    indices = kwargs.pop("indices", None)
+    if isinstance(indices, Tensor):
+        options["mask"] = selected_keys(attention_mask, indices, key.shape[2])
     attend_as_model = functools.partial(_attend_as_model, module, dropout, is_causal, kwargs)
     if owner is None:
         if attention_mask is None and query.shape[2] > 1:
@@ -135,7 +140,8 @@ def attend_hooked(
             options["bias"] = None if bias is None else bias[..., :n_filled]
         output = attend_as_model(query, key, value, options)
         if is_recording():
-            note_call(InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output))
+            call = InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output)
+            note_call(replace(call, selects=indices is not None))
         return output, None
 
     slots = KeySlots.of_call(owner.streaming_options.rows, key)

@@ -71,6 +71,9 @@ class ModelInfo:
     * ``head_outputs``: the step between a head's output and the output projection: ``same`` none, ``scaled`` every
       entry is multiplied by a factor (a gate, an RMS norm), ``mixed`` anything else.
 
+    ``longest`` is the length of the longest text in which each layer sees all keys before a query or a window of them;
+    None without a limit. Attention in chunks of a text, or to keys that an indexer selects, has one.
+
     ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
 
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
@@ -108,6 +111,7 @@ class ModelInfo:
     head_outputs: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
+    longest: int | None = None
     note: str | None = None
     adapter: str | None = None
     part_of: str | None = None

@@ -21,6 +21,7 @@ from phaselens.errors import RefusedModel
 from phaselens.lens import drope, families
 from phaselens.lens.components import StreamingAttention, attention_layers, probe
 from phaselens.lens.info import RotatedPairs
+from phaselens.lens.module_calls import pass_on
 from phaselens.lens.points import ROTATED_POINTS, Hook, HookFunction, in_layer
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _drope_rotation(lens: HookedTransformer) -> RotatedPairs | None:
 def _without_norms(attentions: Sequence[StreamingAttention]) -> Iterator[None]:
     """Skip the norms inside attention, which act on queries and keys before the rotation."""
     norms = [norm for attention in attentions for norm in families.norms_in(attention.original_component)]
-    handles = [module.register_forward_hook(lambda _module, inputs, _normed: inputs[0]) for module in norms]
+    handles = [module.register_forward_hook(pass_on) for module in norms]
     try:
         yield
     finally:

@@ -81,7 +81,7 @@ def wrap(
     # The builder makes plain bridges. This class adds methods, and only the state that is set here.
     bridge.__class__ = HookedTransformer
     options = bridge._streaming_options = attention_dispatch.StreamingOptions()
-    options.rows.follow(model.base_model)
+    options.rows.follow(families.body_of(model))
     make_independent(model, options.rows)
     bridge._points = {}
     bridge.position_axes = {}
