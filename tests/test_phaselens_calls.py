@@ -26,6 +26,7 @@ MESSAGES = {
     (plugin.require_metric, "candidate"): "not a subclass of phaselens.plugin.Metric",
     (runs.select_metrics, "requests"): "metrics",
     (data.texts_from, "source"): "texts",
+    (data.corpus_from, "source"): "texts",
 }
 
 #: Messages of Python, numpy and torch for a value that was not checked at the boundary.

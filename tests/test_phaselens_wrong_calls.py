@@ -52,7 +52,7 @@ WRONG_CALLS: list[tuple[Callable[[], Any], str]] = [
     (lambda: runs.feed_metric(LENS(), ["a"], METRIC(), [[0]]), "each of tokenized_texts .* TokenizedText .*'a'"),
     (lambda: runs.feed_metric(LENS(), tokens(), METRIC(), [0]), "each of batches as a list of whole numbers"),
     (lambda: data.pack(["a"], 3), "each of lengths as a whole number of at least 0, received 'a'"),
-    (lambda: data.read_texts(3), "source as `bundled` or the name of a .txt or .jsonl file, received 3"),
+    (lambda: data.read_texts(3), "source as `bundled`, a file, a folder or `-`, received 3"),
     (lambda: testing.check_metric(3), "metric as a subclass of phaselens.plugin.Metric, received 3"),
     (lambda: testing.tiny_model("llama", hidden_size="32"), "LlamaConfig: .*'hidden_size' expected int, got str"),
     (lambda: LENS().stream(torch.tensor([[0, 5]]), stop_at_layer="1"), "stop_at_layer as a whole number, received '1'"),

@@ -62,6 +62,7 @@ REACH = TableSpec(
     (
         Column("condition", str, None, "the condition's name"),
         Column("layer", int, "index", "the condition's layer, 0-based"),
+        Column("head", int, "index", "the condition's head, 0-based; missing where it edits no single head"),
         Column(
             "delta_first",
             float,
@@ -182,7 +183,7 @@ class Ablation(CausalMetric[P]):
         first_unedited, later_unedited = self._mean_losses([BASELINE], indices, n_later)
         if not indices:
             return
-        for (name, layer), repeats in self.losses.repeats.items():
+        for group, repeats in self.losses.repeats.items():
             if any(self.losses.no_effect_reason(repeat) for repeat in repeats):
                 continue
             first_edited, later_edited = self._mean_losses(repeats, indices, n_later)
@@ -195,9 +196,9 @@ class Ablation(CausalMetric[P]):
             later = compare_conditions(later_unedited, later_edited[:, None], n_later, seed=self.seed)[0]
             for field, reason in later.reasons.items():
                 if field in ("delta_nats", "delta_low"):
-                    self.warn(f"{name}: {field} of later tokens is missing: {reason}")
+                    self.warn(f"{repeats[0].label}: {field} of later tokens is missing: {reason}")
             yield (
-                name, layer, *(number.tolist() for number in first_interval), later.delta_nats, later.delta_low,
+                *group, *(number.tolist() for number in first_interval), later.delta_nats, later.delta_low,
                 later.delta_high, int((n_later > 0).sum()),
             )  # fmt: skip
 

@@ -28,7 +28,7 @@ LayerPoint: TypeAlias = tuple[int, str]
 class CellMoments:
     """Sums over each text's tokens, Σ x² and Σ x, [head, d_head] by text and by layer and tensor; float64.
 
-    Texts of equal content count once. Moments can be pickled, and merged in any order.
+    Texts of equal content count once. Moments can be merged in any order.
     """
 
     squares: dict[str, dict[LayerPoint, np.ndarray]] = field(default_factory=dict)

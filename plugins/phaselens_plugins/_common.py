@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,3 +177,11 @@ def quoted_ids(text_ids: Sequence[str], is_chosen: np.ndarray) -> str:
     """Return the ids of up to three of the chosen texts, and the number of further ones."""
     quoted = [repr(text) for text, chosen in zip(text_ids, is_chosen, strict=True) if chosen]
     return ", ".join(quoted[:3]) + (f" and {len(quoted) - 3} more" if len(quoted) > 3 else "")
+
+
+def generator_for(content: str, seed: int, purpose: str) -> np.random.Generator:
+    """Return a generator of random numbers that depends on the text's content, the seed and the purpose alone."""
+    import numpy as np
+
+    digest = hashlib.sha256(f"{seed} {purpose} {content}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16]))

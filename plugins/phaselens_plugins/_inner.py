@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from phaselens.plugin import (
     LayerView,
     MetricWarning,
     ModelInfo,
+    NestedState,
     Params,
     plugins,
 )
@@ -130,6 +131,18 @@ class InnerMetrics:
         """Merge each metric with its counterpart, which has seen other texts."""
         for metric, counterpart in zip(self.metrics, other.metrics, strict=True):
             metric.merge(counterpart)
+
+    def state(self) -> dict[str, NestedState]:
+        """Return the state of each metric by its label."""
+        return {
+            source.label: NestedState(metric.state())
+            for source, metric in zip(self.sources, self.metrics, strict=True)
+        }
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        """Restore the state of each metric."""
+        for source, metric in zip(self.sources, self.metrics, strict=True):
+            metric.load_state(tree[source.label])
 
     def conditions(self) -> Iterator[Condition]:
         """Yield the conditions of all metrics, each under its metric's label."""

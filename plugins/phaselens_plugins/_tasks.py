@@ -129,7 +129,8 @@ class Task(CausalMetric[P], Generic[P, S]):
         """Yield name, layer and repeats of the baseline and each condition; no repeats if an edit did nothing."""
         working = {condition.key for condition in self.losses.effective_conditions}
         yield BASELINE.name, None, [BASELINE]
-        for (name, layer), repeats in self.losses.repeats.items():
+        for (name, layer, head), repeats in self.losses.repeats.items():
+            name = name if head is None else f"{name}, head {head}"
             yield name, layer, repeats if all(repeat.key in working for repeat in repeats) else []
 
     def values(self, repeats: Sequence[Condition], ids: Sequence[str], field: str) -> list[float | None]:

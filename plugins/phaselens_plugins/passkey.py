@@ -124,6 +124,10 @@ class Passkey(Task[PasskeyParams, PasskeyScore]):
         self.depths = parse_depths(self.params.depths)
         self.made_prompts: dict[str, PasskeyPrompt] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without the encoder, which holds the tokenizer; `prompts` makes it."""
+        return {name: value for name, value in vars(self).items() if name != "encode"}
+
     def cases(self, length: int | None = None, depth: float | None = None) -> list[PasskeyCase]:
         """Return the requested prompts, without twins: all, or those of one length or depth."""
         return [

@@ -18,7 +18,7 @@ from phaselens.errors import InputError, MetricError, ModelError, PhaseLensError
 from phaselens.lens.registration import register_when_imported
 
 if TYPE_CHECKING:
-    from phaselens.api import run
+    from phaselens.api import compare, run
     from phaselens.lens.bridge import HookedTransformer
     from phaselens.lens.info import ModelInfo
     from phaselens.lens.loading import load
@@ -34,6 +34,7 @@ __all__ = [
     "RefusedModel",
     "Run",
     "__version__",
+    "compare",
     "load",
     "run",
 ]
@@ -42,6 +43,7 @@ _MODULES = {
     "HookedTransformer": "phaselens.lens.bridge",
     "ModelInfo": "phaselens.lens.info",
     "Run": "phaselens.runs",
+    "compare": "phaselens.api",
     "load": "phaselens.lens.loading",
     "run": "phaselens.api",
 }

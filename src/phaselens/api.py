@@ -1,4 +1,4 @@
-"""`phaselens.run`: `phaselens.runs.run`, with a result that prints its tables.
+"""`phaselens.run` and `phaselens.compare`: those of `phaselens.runs`, with results that print their tables.
 
 `phaselens.runs` is below `phaselens.report` and cannot print tables itself, so that this module connects the two.
 """
@@ -10,7 +10,7 @@ from functools import wraps
 from typing import ParamSpec
 
 from phaselens import runs
-from phaselens.runs import Run
+from phaselens.runs import Comparison, Run
 
 P = ParamSpec("P")
 
@@ -20,6 +20,25 @@ def tables_text(run: Run) -> str:
     from phaselens.report.terminal_layout import as_text
 
     return as_text(run)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Return the differences as plain text; `str(comparison)` calls it for comparisons of `phaselens.compare`."""
+    from phaselens.report.comparison_tables import as_text
+
+    return as_text(comparison)
+
+
+def with_differences(compare_models: Callable[P, Comparison]) -> Callable[P, Comparison]:
+    """Set `comparison_text` as the renderer of the comparison that `compare_models` returns."""
+
+    @wraps(compare_models)
+    def compare(*args: P.args, **kwargs: P.kwargs) -> Comparison:
+        comparison = compare_models(*args, **kwargs)
+        comparison.renderer = comparison_text
+        return comparison
+
+    return compare
 
 
 def with_tables(measure: Callable[P, Run]) -> Callable[P, Run]:
@@ -41,3 +60,4 @@ def with_tables(measure: Callable[P, Run]) -> Callable[P, Run]:
 
 
 run = with_tables(runs.run)
+compare = with_differences(runs.compare)

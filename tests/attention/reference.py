@@ -10,11 +10,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DenseAttention:
-    """out [batch, head, query, d_v], lse [batch, head, query], pattern [batch, head, query, key]."""
+    """out [batch, head, query, d_v], lse [batch, head, query], pattern and scores [batch, head, query, key]."""
 
     out: Tensor
     lse: Tensor
     pattern: Tensor
+    scores: Tensor
 
     @property
     def entropy(self) -> Tensor:
@@ -61,7 +62,7 @@ def dense(
         )
     lse = column.logsumexp(-1)
     pattern = (scores - lse.masked_fill(lse == -torch.inf, 0.0)[..., None]).exp()
-    return DenseAttention(pattern @ v, lse, pattern)
+    return DenseAttention(pattern @ v, lse, pattern, scores)
 
 
 def random_qkv(

@@ -34,8 +34,11 @@ def assert_equals_dense(q, k, v, tolerance, lse_tolerance=None, **options):
     assert largest_difference(attention.row_entropy(q, k, lse, **options), expected.entropy) < tolerance
     assert largest_difference(attention.received_mass(q, k, lse, **options), expected.received) < tolerance
     statistics = attention.summarise(
-        q, k, lse, position=0, entropy=True, received=True, distances=k.shape[2], **options
+        q, k, lse, position=0, itself=True, entropy=True, received=True, distances=k.shape[2], **options
     )
+    own = expected.pattern.diagonal(n_keys - n_queries, dim1=-2, dim2=-1)
+    own = torch.nn.functional.pad(own, (n_queries - own.shape[-1], 0))  # queries before the first key
+    assert largest_difference(statistics.itself, own) < tolerance
     assert largest_difference(statistics.sink, expected.pattern[..., 0]) < tolerance
     assert largest_difference(statistics.entropy, expected.entropy) < tolerance
     assert largest_difference(statistics.received, expected.received) < tolerance

@@ -25,3 +25,30 @@ def test_check_says_what_failed_with_code_3(
     assert outcome.code == 3
     assert ["failed", "rows", "of", "attention"] in [line.split()[:4] for line in outcome.out.splitlines()]
     assert "worst in layer 1" in outcome.out
+
+
+def test_check_compares_the_loss_with_the_rotation_nulled(phaselens: Phaselens, checkpoint: Path) -> None:
+    out = phaselens("check", checkpoint).out
+    assert "nats per token with the rotation as configured" in out
+    assert "looks like a NoPE model" not in out
+
+
+@pytest.mark.slow
+def test_check_recognises_a_nope_model_that_calls_itself_llama(phaselens: Phaselens, tmp_path: Path) -> None:
+    from tests.lens.test_nulled_loss import lying_copy
+
+    outcome = phaselens("check", lying_copy(tmp_path))
+    assert outcome.code == 0
+    assert "this looks like a NoPE model: it is better without its rotation, by 0.8" in outcome.out
+    assert "use --positions nope" in outcome.out
+    outcome = phaselens("check", "drope")
+    assert "loss with the rotation nulled: not compared: no layer rotates queries and keys" in outcome.out
+
+
+def test_check_takes_one_adapter_scale(phaselens: Phaselens, checkpoint: Path) -> None:
+    outcome = phaselens("check", checkpoint, "--adapter-scale", "0.5")
+    assert outcome.code == 2
+    assert "has no adapter; write BASE+ADAPTER" in outcome.err
+    outcome = phaselens("check", checkpoint, "--adapter-scale", "a=0.5")
+    assert outcome.code == 2
+    assert "there is one model; write a number without a label" in outcome.err

@@ -31,7 +31,7 @@ def test_the_list_shows_each_state_with_distribution_version_and_reason(
     monkeypatch.setenv("PHASELENS_DISABLE_PLUGINS", "off")
     outcome = phaselens("plugins")
     assert (outcome.code, outcome.err) == (0, "")
-    lines = {tuple(line.split()[:4]): line for line in outcome.out.splitlines()}
+    lines = {(*line.split()[:2], *line.split()[3:5]): line for line in outcome.out.splitlines()}
     assert lines["broken", "failed", "dist-broken", "2.5"].endswith(
         "ModuleNotFoundError: No module named 'not_there'"
     )
@@ -50,7 +50,10 @@ def test_the_list_as_json(phaselens: Phaselens, install: Install) -> None:
     states = {plugin["name"]: plugin for plugin in json.loads(outcome.out)}
     assert states["loud"]["status"] == states["sinks"]["status"] == "ok"
     assert states["sinks"]["offers"] == ["metric"]
-    assert set(states["sinks"]) == {"name", "status", "distribution", "version", "module", "offers", "reason"}
+    assert set(states["sinks"]) == {
+        "name", "status", "distribution", "version", "module", "offers", "kind", "measures", "reason",
+    }  # fmt: skip
+    assert (states["loud"]["kind"], states["passkey"]["kind"]) == ("observational", "task")
 
 
 def test_a_requested_broken_plugin_is_an_error_that_names_distribution_and_exception(
@@ -196,7 +199,8 @@ def test_show_describes_a_metric(phaselens: Phaselens) -> None:
 def test_show_distinguishes_causal_from_observational_metrics(phaselens: Phaselens) -> None:
     for name, kind_line in (
         ("sinks", "observational: it does not change the model"),
-        ("passkey", "causal: it changes the model"),
+        ("bos-v", "causal: it changes the model"),
+        ("passkey", "task: it tests the model on prompts of its own"),
     ):
         outcome = phaselens("plugins", "show", name)
         assert (outcome.code, outcome.err) == (0, "")
@@ -237,5 +241,7 @@ def test_plugins_lists_names_distributions_and_versions(phaselens: Phaselens) ->
     outcome = phaselens("plugins")
     assert (outcome.code, outcome.err) == (0, "")
     lines = [line.split() for line in outcome.out.splitlines()]
-    assert lines[0] == ["plugin", "status", "distribution", "version", "offers"]
-    assert ["sinks", "ok", "phaselens", "metric"] in [[*line[:3], line[4]] for line in lines[1:]]
+    assert lines[0] == ["plugin", "status", "kind", "from", "measures"]
+    assert ["sinks", "ok", "observational", "phaselens"] in [line[:4] for line in lines[1:]]
+    for line in lines[1:]:
+        assert len(line) > 6, "every built-in metric says what it measures"

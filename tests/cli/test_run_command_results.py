@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,16 @@ def test_too_little_memory_is_an_error_of_one_line(
     monkeypatch.setattr("phaselens.lens.checks.run_checks", lambda *args, **kwargs: [])
     message = error_line(2, "run", checkpoint, "-p", "sinks", "--texts", texts)
     assert "lower --batch-tokens or --max-tokens" in message
+
+
+def test_texts_come_from_the_named_fields_or_from_stdin(
+    phaselens: Phaselens, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "abc de", "kind": "prose"}\n{"body": null, "kind": "x"}\n')
+    arguments = ["run", checkpoint, "-p", "sinks", "--format", "json", "--texts"]
+    fields = ["--text-field", "body", "--label-field", "kind"]
+    result = phaselens(*arguments, tmp_path / "a.jsonl", *fields)
+    assert [text["id"] for text in json.loads(result.out)["texts"]] == ["a:1"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\ncd\n\nabc de f\n")))
+    result = phaselens(*arguments, "-", "--paragraphs")
+    assert [text["id"] for text in json.loads(result.out)["texts"]] == ["stdin:1", "stdin:4"]

@@ -49,16 +49,19 @@ def test_the_hash_is_of_the_whole_text() -> None:
     ("name", "content", "message"),
     [
         ("a.txt", b"fine\nbad \xff\n", r"line 2: not valid UTF-8 at byte 5 \(0xff\); save the file as UTF-8"),
-        ("a.txt", b"\n \n", "holds no text; put a text on each line"),
+        ("a.txt", b"\n \n", "holds no text .2 empty lines or records.; put a text on each line"),
         ("a.txt", b"", "holds no text"),
-        ("a.csv", b"a", "expected `bundled`, a .txt file"),
+        ("a.doc", b"a", "expected `bundled`, a folder, `-` or a .txt file"),
+        ("a.parquet.gz", b"a", "expected `bundled`, a folder"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2: not valid JSON .*; put one object on each line"),
-        ("a.jsonl", b"[1, 2]", "line 1: expected an object with a non-empty `text`"),
-        ("a.jsonl", b'{"txt": "a"}', "line 1: expected an object with a non-empty `text`"),
-        ("a.jsonl", b'{"text": " "}', "line 1: expected an object with a non-empty `text`"),
-        ("a.jsonl", b'{"text": 3}', "line 1: expected an object with a non-empty `text`"),
-        ("a.jsonl", b'{"text": "a", "id": [1]}', r"line 1: `id` is \[1\]; expected text or a whole number"),
-        ("a.jsonl", b'{"text": "a", "id": null}', "line 1: `id` is None"),
+        ("a.jsonl", b"[1, 2]", "line 1: expected an object, received list"),
+        ("a.jsonl", b'{"txt": "a", "n": 1}', "line 1 has no 'text'; its keys are 'txt', 'n' .--text-field"),
+        ("a.jsonl", b"{}", "line 1 has no 'text'; it is empty"),
+        ("a.jsonl", b'{"text": " "}', r"holds no text .1 empty line or record."),
+        ("a.jsonl", b'{"text": 3}', "line 1: 'text' is 3; expected text"),
+        ("a.jsonl", b'{"text": "a", "id": [1]}', r"line 1: 'id' is \[1\]; expected text or a whole number"),
+        ("a.jsonl", b'{"text": "a", "id": true}', r"line 1: 'id' is True"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", "line 1: a number has too many digits"),
         ("a.jsonl", b'{"text": "a\\ud800"}', "line 1: symbol 2 is a lone surrogate"),
         ("a.jsonl", b'{"text":"a","id":1}\n{"text":"b","id":"1"}', "two texts in .* have the id '1'"),
         ("a.jsonl", b"[" * 100_000, "line 1: JSON nested too deeply"),
@@ -69,11 +72,11 @@ def test_an_invalid_line_is_named(tmp_path: Path, name: str, content: bytes, mes
         read_texts(write(tmp_path, name, content))
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"does not exist; name a \.txt or \.jsonl file, or `bundled`"):
+def test_a_missing_file_an_empty_folder_and_a_pipe_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist; name a file, a folder, `-`, or `bundled`"):
         read_texts(str(tmp_path / "none.txt"))
     (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(InputError, match="is not a regular file"):
+    with pytest.raises(InputError, match=r"the folder holds none of a \.txt file"):
         read_texts(str(tmp_path / "folder.txt"))
     os.mkfifo(tmp_path / "pipe.txt")  # reading it would never return
     with pytest.raises(InputError, match="is not a regular file"):

@@ -37,6 +37,7 @@ def test_statistics_equal_the_float64_eager_attention(family):
     for layer, pattern in enumerate(reference.patterns):
         expected = {
             "hook_sink": pattern[..., 0],
+            "hook_itself": pattern.diagonal(dim1=-2, dim2=-1),
             "hook_entropy": torch.special.entr(pattern).sum(-1),
             "hook_received": pattern.sum(-2),
             "hook_distance": by_distance(pattern, 64),
@@ -77,6 +78,7 @@ def test_statistics_equal_those_of_float64_scores(family):
             lse = torch.logaddexp(lse, sink_logits.double()[None, :, None])
         exact = (scores - lse[..., None]).exp().masked_fill(~visible, 0.0)
         expected = {"hook_sink": exact[..., 0], "hook_entropy": torch.special.entr(exact).sum(-1)}
+        expected["hook_itself"] = exact.diagonal(dim1=-2, dim2=-1)
         expected |= {"hook_received": exact.sum(-2), "hook_distance": by_distance(exact, 64)}
         torch.testing.assert_close(statistics[layer, "hook_lse"].double(), lse, atol=1e-5, rtol=1e-5)
         for name, value in expected.items():

@@ -384,3 +384,124 @@ def test_an_uncached_hub_id_without_an_owner_is_refused(tmp_path, monkeypatch):
         "gpt2",
         "model 'gpt2': .* nor a hub id in the local cache, and HF_HUB_OFFLINE is set; unset it to fetch",
     )
+
+
+# Weights in several files, tied and not
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shards", [False, True])
+def test_shards_and_a_single_file_load_tied_and_untied(tmp_path, tokens, shards, tied):
+    model = tiny_model("llama-gqa", tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path, max_shard_size="20KB" if shards else "1GB")
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 2) == shards
+    lens = phaselens.load(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(lens(tokens), model(tokens).logits)
+    wrapped = lens.original_model
+    shares = wrapped.lm_head.weight.data_ptr() == wrapped.model.embed_tokens.weight.data_ptr()
+    assert shares == tied
+
+
+def sharded(path):
+    tiny_model("llama-gqa").save_pretrained(path, max_shard_size="20KB")
+    index = path / "model.safetensors.index.json"
+    return index, json.loads(index.read_text())
+
+
+def test_an_untied_model_without_an_unembedding_is_refused(tmp_path):
+    index, content = sharded(tmp_path)
+    shard = content["weight_map"].pop("lm_head.weight")
+    tensors = load_file(tmp_path / shard)
+    del tensors["lm_head.weight"]
+    save_file(tensors, tmp_path / shard, metadata={"format": "pt"})
+    index.write_text(json.dumps(content))
+    refused(tmp_path, r"lacks 1 of the model's tensors \(first: lm_head.weight\)")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../outside.safetensors",
+        "/etc/outside.safetensors",
+        "a/../../outside.safetensors",
+        "C:\\w.safetensors",
+    ],
+)
+def test_shards_outside_of_the_folder_are_not_read(tmp_path, name):
+    folder = tmp_path / "model"
+    index, content = sharded(folder)
+    shard = content["weight_map"]["lm_head.weight"]
+    (tmp_path / "outside.safetensors").write_bytes((folder / shard).read_bytes())
+    content["weight_map"]["lm_head.weight"] = name
+    index.write_text(json.dumps(content))
+    refused(folder, "names weights outside of the checkpoint's folder")
+
+
+class _Evil:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was read",))
+
+
+def test_a_pickle_among_the_shards_is_not_read(tmp_path):
+    index, content = sharded(tmp_path)
+    torch.save({"lm_head.weight": _Evil()}, tmp_path / "model-00001.bin")
+    content["weight_map"]["lm_head.weight"] = "model-00001.bin"
+    index.write_text(json.dumps(content))
+    refused(tmp_path, r"names weights that are not safetensors \('model-00001.bin'\); pickle can run code")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("../outside.safetensors", "transformers_weights in config.json names weights outside"),
+        ("adapter_model.bin", "names weights that are not safetensors"),
+        ("other.safetensors", None),
+    ],
+)
+def test_the_file_that_a_config_names_is_checked(folder, tmp_path, tokens, chosen, message):
+    path = copy_of(folder, tmp_path)
+    other = tiny_model("llama-gqa", seed=1)
+    save_file(other.state_dict(), path / "other.safetensors", metadata={"format": "pt"})
+    torch.save(_Evil(), path / "adapter_model.bin")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "transformers_weights": chosen}))
+    if message is not None:
+        refused(path, message)
+        return
+    with torch.no_grad():
+        assert torch.equal(phaselens.load(path)(tokens), other(tokens).logits)
+
+
+@pytest.mark.parametrize("name", ["model-00001.bin", "../outside.safetensors"])
+def test_the_index_of_a_hub_model_is_checked_before_its_shards_are_read(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    files = save_in_hub_cache(tmp_path, "org/model", "llama-gqa")
+    weights = load_file(files / "model.safetensors")
+    (files / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": _Evil()}, files / "model-00001.bin")
+    save_file(weights, files / "model-00002.safetensors", metadata={"format": "pt"})
+    index = {
+        "metadata": {},
+        "weight_map": {**dict.fromkeys(weights, "model-00002.safetensors"), "lm_head.weight": name},
+    }
+    (files / "model.safetensors.index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(checkpoints.headers, "require_intact", lambda *_, **__: None)
+    refused("org/model", "model.safetensors.index.json names weights")
+
+
+def test_implementations_that_a_config_names_are_left_out(folder, tmp_path, tokens):
+    """A config can name kernels on the hub, which transformers would fetch and run."""
+    path = copy_of(folder, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    evil = {"attn_implementation": "evil/attention", "experts_implementation": "evil/experts"}
+    (path / "config.json").write_text(json.dumps({**config, **evil}))
+    with torch.no_grad():
+        assert torch.equal(phaselens.load(path)(tokens), phaselens.load(folder)(tokens))
+
+
+def test_an_error_of_the_models_own_forward_is_one_line():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj = torch.nn.Linear(7, 32)
+    with pytest.raises(phaselens.ModelError, match="own forward on text fails in float32"):
+        phaselens.load(model)

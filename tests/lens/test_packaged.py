@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,76 +15,10 @@ import phaselens
 from phaselens.errors import ModelError
 from phaselens.lens import checkpoints, headers, packaged
 from phaselens.lens.model_source import ModelSource
+from phaselens.report.document import run_document
+from tests.lens.gguf_models import TOKENS, same_model, write_gguf
 
-gguf = pytest.importorskip("gguf")
-
-D_MODEL, N_HEADS, N_KV_HEADS, D_MLP, N_LAYERS, N_CTX = 64, 4, 2, 96, 2, 64
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TOKENS = torch.tensor([[1, 5, 9, 30, 12, 7, 44, 21]])
-
-
-def _interleaved(weight: np.ndarray, n_heads: int) -> np.ndarray:
-    """Rows of a query or key projection in the order of GGUF files of Llama models."""
-    return weight.reshape(n_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path: Path) -> dict[str, torch.Tensor]:
-    """Return a random Llama with matrices in Q4_1, and its dequantised weights under transformers' names."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    rng = np.random.default_rng(0)
-    vocabulary = [*SPECIAL, *sorted(ByteLevel.alphabet()), "ab"]
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(N_CTX)
-    writer.add_embedding_length(D_MODEL)
-    writer.add_block_count(N_LAYERS)
-    writer.add_feed_forward_length(D_MLP)
-    writer.add_head_count(N_HEADS)
-    writer.add_head_count_kv(N_KV_HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(10_000.0)
-    writer.add_rope_dimension_count(D_MODEL // N_HEADS)
-    writer.add_vocab_size(len(vocabulary))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(vocabulary) - len(SPECIAL)))
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    weights: dict[str, torch.Tensor] = {}
-
-    def add(gguf_name: str, name: str, *shape: int, n_heads: int | None = None) -> None:
-        values = rng.normal(1.0 if len(shape) == 1 else 0.0, 0.2, size=shape).astype(np.float32)
-        if len(shape) == 1:
-            writer.add_tensor(gguf_name, values)
-            weights[name] = torch.from_numpy(values)
-            return
-        q4_1 = gguf.GGMLQuantizationType.Q4_1
-        # Quantisation works along rows, so it commutes with their order.
-        dequantised = gguf.quants.dequantize(gguf.quants.quantize(values, q4_1), q4_1)
-        stored = values if n_heads is None else _interleaved(values, n_heads)
-        writer.add_tensor(gguf_name, gguf.quants.quantize(stored, q4_1), raw_dtype=q4_1)
-        weights[name] = torch.from_numpy(dequantised.copy())
-
-    add("token_embd.weight", "model.embed_tokens.weight", len(vocabulary), D_MODEL)
-    add("output_norm.weight", "model.norm.weight", D_MODEL)
-    d_kv = D_MODEL // N_HEADS * N_KV_HEADS
-    for layer in range(N_LAYERS):
-        source, target = f"blk.{layer}", f"model.layers.{layer}"
-        add(f"{source}.attn_norm.weight", f"{target}.input_layernorm.weight", D_MODEL)
-        add(f"{source}.ffn_norm.weight", f"{target}.post_attention_layernorm.weight", D_MODEL)
-        add(f"{source}.attn_q.weight", f"{target}.self_attn.q_proj.weight", D_MODEL, D_MODEL, n_heads=N_HEADS)
-        add(f"{source}.attn_k.weight", f"{target}.self_attn.k_proj.weight", d_kv, D_MODEL, n_heads=N_KV_HEADS)
-        add(f"{source}.attn_v.weight", f"{target}.self_attn.v_proj.weight", d_kv, D_MODEL)
-        add(f"{source}.attn_output.weight", f"{target}.self_attn.o_proj.weight", D_MODEL, D_MODEL)
-        add(f"{source}.ffn_gate.weight", f"{target}.mlp.gate_proj.weight", D_MLP, D_MODEL)
-        add(f"{source}.ffn_up.weight", f"{target}.mlp.up_proj.weight", D_MLP, D_MODEL)
-        add(f"{source}.ffn_down.weight", f"{target}.mlp.down_proj.weight", D_MODEL, D_MLP)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return weights
+pytest.importorskip("gguf")
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +47,8 @@ def package(
 
 @pytest.fixture
 def model(package: dict[str, torch.Tensor]):
-    """The model that the package's file describes, built from the dequantised weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=len(package["model.embed_tokens.weight"]),
-        hidden_size=D_MODEL,
-        intermediate_size=D_MLP,
-        num_hidden_layers=N_LAYERS,
-        num_attention_heads=N_HEADS,
-        num_key_value_heads=N_KV_HEADS,
-        max_position_embeddings=N_CTX,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config)
-    model.load_state_dict(package, strict=False)
-    return model.eval()
+    """The model that the package's file describes."""
+    return same_model(package)
 
 
 def cache_folders(tmp_path: Path) -> list[Path]:
@@ -275,13 +192,26 @@ def test_a_close_name_is_suggested(monkeypatch) -> None:
         phaselens.load("smolm2")
 
 
-def test_a_run_warns_about_the_recommended_settings(package) -> None:
-    run = phaselens.run(["smollm2"], metrics=["sinks"], texts=["Call me Ishmael."], bos="always")
-    (note,) = (warning for warning in run.warnings if "instruct-tuned" in warning)
-    assert note.startswith("smollm2: ")
-    for phrase in ("4 bits", "--bos always", "<|im_start|>"):
-        assert phrase in note
-    assert run.models[0].info.as_dict()["note"] in note
+def test_the_caption_of_each_metric_states_the_recommended_settings(package, adapter) -> None:
+    """Models of one protocol share a sentence; its twin's making is a note of the run."""
+    models = ["smollm2", "smollm2-drope", "rope"]
+    run = phaselens.run(models, metrics=["sinks", "bos-v"], texts=["Call me Ishmael."], bos="always")
+    protocol = run.models[0].info.as_dict()["protocol"]
+    for phrase in ("instruct-tuned", "4 bits", "--bos always", "<|im_start|>"):
+        assert phrase in protocol
+    for section in run_document(run).sections:
+        first, *others = section.tables
+        assert first.caption == f"smollm2, smollm2-drope: {protocol}"
+        assert not any(protocol in table.caption for table in others)
+    assert " ".join(str(run).split()).count(protocol) == 2
+    assert [warning for warning in run.warnings if "recalibrated" in warning] == [
+        f"smollm2-drope: {run.models[1].info.note}"
+    ]
+
+
+def test_a_model_without_a_protocol_adds_no_caption() -> None:
+    run = phaselens.run(["rope"], metrics=["sinks"], texts=["Call me Ishmael."])
+    assert run_document(run).sections[0].tables[0].caption == ""
 
 
 def test_a_run_reads_its_files_once_for_their_digests(package, tmp_path, read_for_digests) -> None:

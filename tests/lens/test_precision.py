@@ -54,6 +54,9 @@ def test_scores_near_a_million_are_measured_in_fp16_where_eager_gives_nan():
     pattern = scores.softmax(-1)
     torch.testing.assert_close(activations["hook_sink"].double(), pattern[..., 0], atol=1e-5, rtol=0)
     torch.testing.assert_close(
+        activations["hook_itself"].double(), pattern.diagonal(dim1=-2, dim2=-1), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(
         activations["hook_entropy"].double(), torch.special.entr(pattern).sum(-1), atol=1e-5, rtol=0
     )
     torch.testing.assert_close(activations["hook_received"].double(), pattern.sum(-2), atol=1e-5, rtol=0)

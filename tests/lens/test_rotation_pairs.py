@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -181,3 +183,30 @@ def test_a_map_that_does_not_rotate_pairs_is_reported_as_a_problem():
     incomplete = torch.stack([vectors[:3], vectors[:3]])
     assert "do not reach every dimension" in str(pairs_of(incomplete, torch.float64))
     assert "not finite" in str(pairs_of(incomplete * torch.nan, torch.float64))
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "a part of the head", "cohere", "a very large base", "yarn", "llama3", "dynamic"]
+)
+def test_angles_are_the_frequencies_of_the_models_rotary_module(name):
+    model = CASES[name][0]()
+    frequencies = next(value for key, value in model.named_buffers() if key.endswith("inv_freq")).tolist()
+    rotation = phaselens.load(model, check=False).info.rotations[0]
+    assert rotation.angles == pytest.approx(frequencies, rel=1e-5)
+    attention_factor = 0.1 * math.log(4.0) + 1.0
+    assert rotation.factor == pytest.approx(attention_factor if name == "yarn" else 1.0)
+
+
+def test_a_model_without_rotation_keeps_the_angles_of_its_base():
+    nulled = phaselens.load(tiny_model("llama"), positions="nope").info.rotations[0]
+    dropped = phaselens.load(tiny_model("llama-drope-nope")).info.rotations[0]
+    assert nulled.angles == pytest.approx(dropped.angles)
+    assert dropped.angles == pytest.approx([1.0, 0.1, 0.01, 0.001])
+    assert (nulled.factor, dropped.factor) == (1.0, 1.0)
+
+
+def test_layers_with_other_frequencies_have_other_angles():
+    local, full = phaselens.load(tiny_model("gemma3")).info.rotations
+    assert local == full
+    assert local.angles[1] == pytest.approx(0.1)
+    assert full.angles[1] == pytest.approx(1e6**-0.25)

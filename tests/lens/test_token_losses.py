@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import phaselens
 from phaselens.errors import RefusedModel
-from phaselens.lens.token_losses import _MAX_LOGITS, Unembedding, token_losses
+from phaselens.lens.token_losses import _MAX_LOGITS, ReferencePredictions, Unembedding, token_losses
 from phaselens.testing import FAMILIES, tiny_model
 from tests.lens.conftest import lens_of, text
 
@@ -97,3 +97,28 @@ def test_logits_computed_in_another_way_are_refused() -> None:
     lens.original_model.lm_head.register_forward_hook(lambda module, args, logits: logits**3)
     with pytest.raises(RefusedModel, match=r"odd: its logits are not final norm × lm_head.*off by"):
         token_losses(lens, lens.stream(text())[0, :-1], text()[0, 1:])
+
+
+@pytest.mark.parametrize("n_pieces", [1, 5])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 20.0])
+def test_the_divergence_is_that_of_the_dense_distributions(
+    monkeypatch: pytest.MonkeyPatch, n_pieces: int, size: float
+) -> None:
+    """Also where it is as small as 1e-14, where a difference of log-sum-exps would have no digit."""
+    lens = lens_of("gemma2", dtype=torch.float64)
+    tokens = text(1, 9)
+    final = lens.stream(tokens)[0]
+    generator = torch.Generator().manual_seed(0)
+    edited = final + size * torch.randn(final.shape, generator=generator, dtype=final.dtype)
+    losses = token_losses(lens, edited, tokens[0], ReferencePredictions(lens, final))
+    assert torch.equal(losses.loss, token_losses(lens, edited, tokens[0]).loss)
+    if n_pieces > 1:
+        monkeypatch.setattr(phaselens.lens.token_losses, "_MAX_LOGITS", 4 * 9 * 67 // n_pieces)
+        pieces = token_losses(lens, edited, tokens[0], ReferencePredictions(lens, final))
+        torch.testing.assert_close(pieces.divergence, losses.divergence, rtol=1e-7, atol=1e-22)
+    unembedding = Unembedding.from_model(lens)
+    p, q = (unembedding.logits(rows).double().log_softmax(-1) for rows in (final, edited))
+    expected = (p.exp() * (p - q)).sum(-1)
+    torch.testing.assert_close(losses.divergence, expected, rtol=1e-6, atol=1e-14)
+    same = token_losses(lens, final, tokens[0], ReferencePredictions(lens, final)).divergence
+    assert torch.equal(same, torch.zeros_like(same))

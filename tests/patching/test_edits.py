@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from phaselens.errors import InputError, RefusedModel
-from phaselens.patching import Experiment, logit_diff, loss, prompt
+from phaselens.patching import Experiment, agreement, logit_diff, loss, prompt
 from tests.patching.conftest import experiment_of, lens_of
 
 
@@ -101,6 +101,82 @@ def test_attention_rows_have_no_mean_over_queries(experiment, arguments, message
         experiment.ablate(**arguments, **instead)
     for point in ("hook_z", "hook_v"):
         experiment.ablate(f"blocks.1.attn.{point}", value="mean")
+
+
+def attention_without(
+    experiment: Experiment, keys: list[int], heads: list[int] | None = None
+) -> torch.Tensor:
+    """Return layer 1's attention with the keys removed from the matrix, for the queries after each."""
+    scores = activation(experiment, "blocks.1.attn.hook_attn_scores", edited=False).clone()
+    for key in keys:
+        scores[:, slice(None) if heads is None else heads, key + 1 :, key] = -torch.inf
+    return scores.softmax(-1)
+
+
+def test_the_sink_is_ablated_by_removing_the_key_from_later_queries(experiment):
+    name = "blocks.1.attn.hook_pattern"
+    experiment.ablate(what="sink", layer=1)
+    assert str(experiment.patched()) == "1. ablate blocks.1.attn.hook_key_scores at all positions to -inf"
+    torch.testing.assert_close(activation(experiment, name), attention_without(experiment, [0]))
+    experiment.undo()
+    experiment.ablate(what="sink", layer=1, head=2, key=[0, -4])
+    assert experiment.patched()[0].code == "ablate(layer=1, head=2, key=[0, -4], what='sink')"
+    torch.testing.assert_close(activation(experiment, name), attention_without(experiment, [0, 5], [2]))
+
+
+def test_scores_of_a_key_have_no_mean(experiment):
+    with pytest.raises(InputError, match="give 'zero', which removes the key, or a number"):
+        experiment.ablate(what="sink", layer=1, value="mean")
+    with pytest.raises(InputError, match=r"blocks.1.hook_mlp_out has no keys; leave key= out"):
+        experiment.ablate(what="mlp", layer=1, key=0)
+    experiment.ablate(what="sink", layer=1, value=-2.5)
+    scores = activation(experiment, "blocks.1.attn.hook_attn_scores")
+    assert bool((scores[:, :, 1:, 0] == -2.5).all())
+
+
+def test_edits_of_different_keys_add_up(experiment):
+    experiment.ablate(what="sink", layer=1)
+    experiment.ablate(what="sink", layer=1, key=5, head=2)
+    expected = attention_without(experiment, [0])
+    expected[:, 2] = attention_without(experiment, [0, 5])[:, 2]
+    torch.testing.assert_close(activation(experiment, "blocks.1.attn.hook_pattern"), expected)
+
+
+def test_a_patch_of_the_sink_writes_the_clean_scores(experiment):
+    """The edited column is the clean run's; the others stay."""
+    name = "blocks.1.attn.hook_attn_scores"
+    before, clean = activation(experiment, name), activation(experiment, name, edited=False, clean=True)
+    experiment.patch(what="sink", layer=1, key=4, head=3, pos=[6, 7])
+    after = activation(experiment, name)
+    torch.testing.assert_close(after[0, 3, 6:8, 4], clean[0, 3, 6:8, 4])
+    assert not torch.equal(after[0, 3, 6:8, 4], before[0, 3, 6:8, 4])
+    after[0, 3, 6:8, 4] = before[0, 3, 6:8, 4]
+    assert torch.equal(after, before)
+
+
+def test_columns_of_a_pattern_are_ablated_by_key(experiment):
+    name = "blocks.1.attn.hook_pattern"
+    expected = activation(experiment, name).clone()
+    experiment.ablate(what="pattern", layer=1, head=0, key=[0, 2])
+    expected[:, 0, :, [0, 2]] = 0
+    assert torch.equal(activation(experiment, name), expected)
+
+
+def test_a_key_that_does_not_fit_sets_the_edit_aside():
+    experiment = experiment_of()
+    experiment.ablate(what="sink", layer=1, key=8)
+    experiment.prompts(prompt(experiment.lens, "to"), None)
+    assert experiment.patched().set_aside == (
+        "1. ablate blocks.1.attn.hook_key_scores at all positions, key 8 to -inf (the prompts have 3 tokens)",
+    )
+
+
+def test_sweep_and_attribution_of_the_sink_agree_on_small_changes():
+    experiment = experiment_of("llama-gqa")
+    swept, estimated = experiment.sweep("sink"), experiment.attribution("sink")
+    assert swept.values.shape == (3, 4)
+    assert float(abs(swept.effect).max()) > 0
+    assert agreement(swept, estimated).pearson > 0.7
 
 
 def test_undo_removes_one_edit_at_a_time(experiment):

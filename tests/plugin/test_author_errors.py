@@ -108,6 +108,7 @@ MISTAKES: list[tuple[type[Metric[Any]], str]] = [
     (probe(compute=lambda self: {"summary": self.table("summary", None)}), "its rows are None"),
     (probe(sink_position=-1), "sink_position is the int -1; it must be a whole number of at least 0"),
     (probe(n_distances="7"), "n_distances is the str '7'"),
+    (probe(state={}), "state is the dict {}; it is a method of Metric, which a run calls"),
     (probe(define=classmethod(lambda cls, params: None)), r"define\(\) returned None"),
     (probe(__init__=without_super), r"__init__ does not call super\(\).__init__"),
     (causal(conditions=lambda self: OFF), r"conditions\(\) returned one Condition, 'off'; return a list"),

@@ -198,5 +198,7 @@ def test_a_status_is_plain_json(install: Install) -> None:
         "version": "2.5",
         "module": "dist_broken_broken",
         "offers": [],
+        "kind": "",
+        "measures": "",
         "reason": "ModuleNotFoundError: No module named 'not_there'",
     }

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 import phaselens
-from phaselens.plugin import Plugins
+from phaselens.plugin import Metric, Plugins
 from phaselens.runs import Run
 from tests.toys import letters
 
 TEXTS = [letters(9), letters(24, 3), letters(2, 5), letters(15, 11)]
 
 
-def run(metric: str, lens: Any, texts: list[str] = TEXTS, **options: Any) -> Run:
-    """Run one metric with the parameters `params`, and require that it does not fail."""
+def run(metric: str | type[Metric[Any]], lens: Any, texts: list[str] = TEXTS, **options: Any) -> Run:
+    """Run one metric, by its name or class, with the parameters `params`, and require that it does not fail."""
     params = options.pop("params", {})
-    result = phaselens.run(lens, metrics=[(Plugins().metric(metric), params)], texts=texts, **options)
-    assert not result.failed, [str(failure) for failure in result.metrics[metric].failures]
+    metric_class = Plugins().metric(metric) if isinstance(metric, str) else metric
+    result = phaselens.run(lens, metrics=[(metric_class, params)], texts=texts, **options)
+    assert not result.failed, [str(failure) for failure in result.metrics[metric_class.name].failures]
     return result
 
 

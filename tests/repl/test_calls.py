@@ -29,10 +29,13 @@ MISFITS = [
     ),
     ("patch(layers=3)", "patch has no argument 'layers'; did you mean layer=3? For example patch("),
     ("patch(what='mlp', position=2)", "patch has no argument 'position'; did you mean pos=2?"),
-    ("patch(what='mlp', colour=2)", "patch has no argument 'colour'; known: head, layer, point, pos, what."),
+    (
+        "patch(what='mlp', colour=2)",
+        "patch has no argument 'colour'; known: head, key, layer, point, pos, what.",
+    ),
     (
         "patch('blocks.1.hook_mlp_out', 3)",
-        "patch takes (point), and by name layer, pos, head, what, received 2 positional arguments",
+        "patch takes (point), and by name layer, pos, head, key, what, received 2 positional arguments",
     ),
     ("patch(what='mlp', pos='x')", "pos='x': give a number, several, or 'all'"),
     ("sweep('q', what='k')", "sweep: what is given twice, as 'q' and as 'k'"),

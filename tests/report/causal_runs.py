@@ -47,7 +47,7 @@ class Shares(Effects):
 
 def baseline(ppl: float = 54.2309, n_texts: int = 16) -> tuple[Any, ...]:
     """Return the row of the unedited model."""
-    return ("baseline", None, ppl, *(None,) * 5, n_texts, *(None,) * 4, 621, 1, ppl, None)
+    return ("baseline", None, None, ppl, *(None,) * 5, n_texts, *(None,) * 4, 621, 1, ppl, None)
 
 
 def condition(
@@ -57,8 +57,8 @@ def condition(
     """Return a row of the table `conditions`; `delta` is the difference in nats with its interval."""
     ppl = None if ratio is None else 54.2309 * ratio
     return (
-        name, layer, ppl, ratio, low, high, delta[0], p_value if ratio is not None else None, 16, delta[1], delta[2],
-        None, None, 621, 1, ppl, ratio,
+        name, layer, None, ppl, ratio, low, high, delta[0], p_value if ratio is not None else None, 16, delta[1],
+        delta[2], None, None, 621, 1, ppl, ratio,
     )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def contrast(
     name: str, control: str, layer: int | None, delta: float, low: float, high: float, p_value: float
 ) -> tuple[Any, ...]:
     """Return a row of the table `contrasts`."""
-    return (name, control, layer, delta, low, high, p_value, 1.5, 16, 3)
+    return (name, control, layer, None, delta, low, high, p_value, 1.5, 16, 3)
 
 
 def causal_run(

@@ -112,7 +112,9 @@ def test_the_mark_is_explained_and_coloured() -> None:
 
 def test_differences_from_controls_are_printed_below() -> None:
     text_lines = lines(two_models())
-    start = text_lines.index("condition − control, text by text; repeats of a control are averaged first")
+    start = next(
+        i for i, line in enumerate(text_lines) if line.startswith("condition − control, text by text")
+    )
     difference_lines = [line.split() for line in text_lines[start:]]
     titles = ["at", "Δ", "nats", "95", "%", "CI", "p", "d_z", "seeds"]
     assert ["difference", "│", *titles, "│", *titles] in difference_lines
@@ -215,7 +217,8 @@ def test_a_display_of_shares_shows_only_shares_in_percent() -> None:
 
 def test_markdown_has_whole_names_and_the_same_cells() -> None:
     markdown_lines = written(two_models(), "markdown").splitlines()
-    assert markdown_lines[4].startswith(
+    assert markdown_lines[4] == "95 % interval: paired percentile bootstrap over texts"
+    assert markdown_lines[6].startswith(
         "| condition | rope layer | rope ppl | rope ratio | rope 95 % interval | rope Δ nats | rope p |"
     )
     assert any(

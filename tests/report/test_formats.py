@@ -98,11 +98,16 @@ def test_markdown_names_a_failed_metric() -> None:
 
 def test_formats_say_what_they_can_represent() -> None:
     assert DEFAULT_FORMAT == "table"
-    assert run_formats() == ["table", "json", "markdown"]
-    assert table_formats() == ["table", "csv", "markdown"]
+    assert run_formats() == ["table", "json", "markdown", "latex"]
+    assert table_formats() == ["table", "csv", "markdown", "parquet", "latex"]
 
 
 def test_the_formats_with_tracebacks_are_those_that_write_them() -> None:
     run = made_run(failed=True)
     traceback = run.metrics["sinks"].failures[0].traceback
     assert [name for name in run_formats() if traceback in written(run, name)] == formats_with_tracebacks()
+
+
+def test_parquet_is_refused_where_only_text_can_be_written() -> None:
+    with pytest.raises(InputError, match="parquet is binary, but the file takes text only"):
+        written_table(made_run(), "parquet")

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from phaselens.report.builders import layer_table, model_table, result_table
+from phaselens.plugin import plugins
+from phaselens.report.builders import layer_table, legend, model_table, result_table
 from phaselens.report.figure_data import model_points
 from phaselens.report.table import DisplayCell, DisplayTable
 from phaselens_plugins.sinks import Sinks
@@ -60,3 +61,20 @@ def test_lists_have_one_group_of_cells_and_units() -> None:
     assert [column.align for column in records.columns[:2]] == ["left", "right"]
     assert records.columns[1].unit == "index"
     assert len(records.rows) == 6
+
+
+def test_the_caption_says_what_the_interval_and_the_null_mean(by_layer: DisplayTable) -> None:
+    assert by_layer.caption == (
+        "95 % interval: percentile bootstrap over texts; null: sink_rate if all attention were uniform"
+    )
+
+
+def test_every_displayed_interval_and_null_has_a_meaning() -> None:
+    for name in plugins().names:
+        metric = plugins().metric(name)
+        if metric.display is None:
+            continue
+        specs = {column.name: column for column in metric.spec(metric.display.table).columns}
+        meanings = legend(metric.display, specs)
+        assert ("95 % interval: " in meanings) == bool(metric.display.low), name
+        assert ("null: " in meanings) == bool(metric.display.null), name

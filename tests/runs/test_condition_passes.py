@@ -407,7 +407,7 @@ def test_a_causal_metric_keeps_the_contract() -> None:
         (Condition("off", [Edit("blocks.1.attn.hook_q", 0.0, heads=[40])]), "head 40 of 4"),
         (
             Condition("baseline", [Edit("blocks.1.hook_mlp_out", 0.0)]),
-            "two conditions are ('baseline', None, None)",
+            "two conditions are ('baseline', None, None, None)",
         ),
         (Condition("off", []), "has no edits"),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import phaselens
+from phaselens.data import TextFields
 from phaselens.errors import InputError
 from phaselens.testing import tiny_model
 from phaselens_plugins.sinks import Sinks
@@ -126,3 +127,15 @@ def test_values_that_are_not_models_are_refused(models: Any, message: str) -> No
 def test_an_unknown_dtype_is_refused_before_a_model_is_looked_up() -> None:
     with pytest.raises(InputError, match="dtype 'int8' is not known"):
         phaselens.run(["./nowhere", "rope"], metrics="sinks", texts=TEXTS, dtype="int8")
+
+
+def test_fields_of_a_file_choose_its_texts_and_are_recorded(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("body,name\nCall me Ishmael.,x\n,y\n")
+    run = phaselens.run(
+        "rope", metrics=["sinks"], texts=tmp_path / "a.csv", text_fields=TextFields(text="body", id="name")
+    )
+    assert [text.id for text in run.texts] == ["x"]
+    assert run.options["text_fields"] == {"text": "body", "id": "name", "label": None, "paragraphs": False}
+    assert f"texts {str(tmp_path / 'a.csv')!r}: 1 empty line or record skipped" in run.warnings
+    with pytest.raises(InputError, match="expected text_fields as a TextFields"):
+        phaselens.run("rope", metrics=["sinks"], text_fields="body")  # type: ignore[arg-type]

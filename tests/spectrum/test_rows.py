@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phaselens.spectrum import bos_norm, massive_activations, massive_rows, median, row_norms
+from phaselens.errors import InputError
+from phaselens.spectrum import (
+    bos_norm,
+    massive_activations,
+    massive_coordinates,
+    massive_rows,
+    median,
+    row_cosines,
+    row_norms,
+)
 
 DATA = Path(__file__).parents[1] / "data"
 FIXTURES = json.loads((DATA / "unit_fixtures.json").read_text())
@@ -54,6 +63,26 @@ def test_massive_rows_and_activations_work_in_half_precision() -> None:
     assert not massive_rows(torch.zeros(4)).any()
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 99))
+def test_massive_coordinates_are_those_that_are_counted(n: int, d: int, seed: int) -> None:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) ** 3
+    criterion = {"threshold": 1.0, "ratio": 3.0}
+    size = np.abs(x.double().numpy())
+    expected = (size > 1.0) & (size >= 3.0 * np.median(size))
+    mask = massive_coordinates(x, **criterion)
+    assert mask.numpy().tolist() == expected.tolist()
+    assert int(mask.sum()) == massive_activations(x, n=1, **criterion).n_massive
+
+
+def test_no_coordinate_is_massive_where_a_value_is_not_finite() -> None:
+    for value in (torch.nan, torch.inf):
+        x = torch.ones(4, 3)
+        x[1, 1], x[2, 2] = value, 1e6
+        assert not massive_coordinates(x).any()
+    assert massive_coordinates(torch.zeros(0, 3)).shape == (0, 3)
+
+
 def test_norms_of_the_fixture() -> None:
     expected = FIXTURES["representation"]
     norms = row_norms(torch.tensor(expected["X"], dtype=torch.float64))
@@ -72,3 +101,16 @@ def test_massive_activation_of_the_fixture() -> None:
     assert abs(largest.values[1]) / largest.median == pytest.approx(expected["ratio_idx9"], rel=1e-12)
     assert largest.n_massive == 1
     assert largest.dimensions[:2] == [7, 9]
+
+
+def test_cosines_of_many_rows_equal_numpys_and_those_of_zero_rows_are_missing() -> None:
+    x = torch.randn(300, 7, generator=torch.Generator().manual_seed(0))
+    x[5] = 0.0
+    wide = x.double().numpy()
+    norms = np.sqrt((wide**2).sum(-1))
+    with np.errstate(invalid="ignore"):
+        expected = wide @ wide[3] / norms / norms[3]
+    np.testing.assert_allclose(row_cosines(x, x[3]).numpy(), expected, rtol=1e-12, atol=1e-15)
+    assert row_cosines(x[:2], x[5]).isnan().all()
+    with pytest.raises(InputError, match="expected row of 7 entries"):
+        row_cosines(x, x[0, :3])

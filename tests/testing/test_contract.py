@@ -158,7 +158,7 @@ def test_a_sound_metric_passes_every_check() -> None:
         (broken(compute=not_json), "strict JSON", "Out of range float values"),
         (broken(update=counts_pads), "batch size and padding change nothing", "texts padded together: "),
         (broken(merge=forgets), "halves merged equal the whole", "rows instead of"),
-        (broken(setup=keeps_a_function), "state survives pickling", "pickle"),
+        (broken(setup=keeps_a_function), "state survives a file", "Broken.function is a function"),
         (broken(compute=differs), "same numbers twice", "the second run: layers.mean, row 0: "),
         (broken(update=scribbles), "activations are not changed", "update changed attn.hook_sink; work on a copy"),
         (

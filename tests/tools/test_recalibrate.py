@@ -14,90 +14,22 @@ import pytest
 import torch
 from tools.recalibrate import corpus, network
 from tools.recalibrate.__main__ import main
+from tools.recalibrate.export import export
 from tools.recalibrate.loss import CHUNK, next_token_loss
 from tools.recalibrate.measure import sinks_and_spike
 from tools.recalibrate.recipe import RecalibrationRecipe
-from tools.recalibrate.train import CHECKPOINTS, Recalibration, Upkeep, checkpoints
+from tools.recalibrate.start import starting_from
+from tools.recalibrate.train import CHECKPOINTS, Recalibration, checkpoints
 from tools.train_pair import corpus as pair_corpus
 from tools.train_pair.corpus import train_tokenizer
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from phaselens.errors import ModelError
-from tests.tools.books import same, write_books
+from tests.tools.books import same
+from tests.tools.recalibration import BOS, TINY
 
 pytest.importorskip("peft")
-
-BOS = 0
-TINY = RecalibrationRecipe(
-    rank=2,
-    alpha=4.0,
-    batch_tokens=64,
-    lengths=(16, 32),
-    lr=1e-2,
-    warmup_steps=2,
-    tokens=12 * 64,
-    cooldown_tokens=4 * 64,
-    precision="fp32",
-)
-OFTEN = Upkeep(
-    checkpoint_seconds=1e9,
-    keep_tokens=4 * 64,
-    log_tokens=2 * 64,
-    measure_tokens=6 * 64,
-    loss_windows=4,
-    measure_windows=2,
-    window=32,
-)
-
-
-@pytest.fixture(scope="module")
-def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = ["the", "ship", "sailed", "north", "and", "a", "grey", "sea", "rose", "to", "meet", "her"]
-    return write_books(tmp_path_factory.mktemp("books"), words, n_lines=100)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers with a tokenizer, as a checkpoint folder."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = train_tokenizer(sorted(books.glob("*.txt")), 300)
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=304,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=BOS,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def cache(books: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    corpus.prepare(books, folder, ("kept",), network.load(str(checkpoint))[1])
-    return folder
-
-
-@pytest.fixture
-def start(checkpoint: Path, cache: Path) -> Any:
-    """A function that starts or resumes a run of a recipe in a folder."""
-
-    def start(folder: Path, recipe: RecalibrationRecipe = TINY, **options: Any) -> Recalibration:
-        model, _ = network.load(str(checkpoint))
-        return Recalibration(model, BOS, recipe, folder, cache, OFTEN, **options)
-
-    return start
 
 
 def values(run: Recalibration) -> dict[str, torch.Tensor]:
@@ -385,6 +317,51 @@ def test_a_run_in_its_cooldown_is_not_extended_in_place(start: Any, tmp_path: Pa
         start(tmp_path, TINY.replace(tokens=20 * 64))
     longer = start(tmp_path / "longer", TINY.replace(tokens=20 * 64), branch_from=tmp_path)
     assert longer.step == 8
+
+
+def test_a_run_can_start_from_the_adapter_of_another_recipe(start: Any, tmp_path: Path) -> None:
+    first = start(tmp_path / "first")
+    first.run(stop_step=4)
+    checkpoint = checkpoints(tmp_path / "first")[4]
+    other = TINY.replace(batch_tokens=128, lengths=(32,), lr=3e-3, seed=1)
+    recipe = starting_from(other, checkpoint)
+    second = start(tmp_path / "second", recipe, start_from=checkpoint)
+    assert second.step == 0
+    assert same(values(first), values(second))
+    second.run(stop_step=2)
+    written = rows(tmp_path / "second")
+    assert [row["tokens"] for row in written] == [4 * 64, 4 * 64 + 128, 4 * 64 + 256]
+    assert written[0]["loss"] == pytest.approx(rows(tmp_path / "first")[-1]["loss"], rel=1e-6)
+    resumed = start(tmp_path / "second", recipe, start_from=checkpoint)
+    assert resumed.step == 2
+    assert same(values(second), values(resumed))
+    with pytest.raises(ValueError, match="another recipe"):
+        start(tmp_path / "second", other)
+
+
+@pytest.mark.parametrize("change", [{"rank": 4}, {"positions": "rope"}, {"norms": True}])
+def test_a_run_does_not_start_from_an_adapter_of_another_kind(
+    start: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    start(tmp_path).run(stop_step=1)
+    with pytest.raises(ValueError, match=f"trained with {next(iter(change))}"):
+        starting_from(TINY.replace(**change), checkpoints(tmp_path)[1])
+
+
+@pytest.mark.parametrize("norms", [False, True])
+def test_a_run_can_start_from_a_shipped_adapter(start: Any, tmp_path: Path, norms: bool) -> None:
+    recipe = TINY.replace(norms=norms)
+    first = start(tmp_path / "first", recipe)
+    first.run()
+    first.adapted.save_pretrained(tmp_path / "first" / "adapter")
+    export(tmp_path / "first", tmp_path / "shipped")
+    again = starting_from(recipe.replace(seed=1), tmp_path / "shipped")
+    assert again.start_tokens == TINY.tokens
+    second = start(tmp_path / "second", again, start_from=tmp_path / "shipped")
+    rounded = {name: value.half().float() for name, value in values(first).items()}
+    assert same(rounded, values(second))
+    with pytest.raises(ValueError, match="trained with positions nope, not rope"):
+        starting_from(recipe.replace(positions="rope"), tmp_path / "shipped")
 
 
 def test_twins_differ_in_rotation_only(start: Any, checkpoint: Path, tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ METRICS = (
     "layer-balance",
     "massive-activations",
     "massive-values",
+    "position-curves",
+    "qk-geometry",
+    "rope-frequencies",
+    "sink-tokens",
+    "position-probe",
     "sinks",
 )
 """Observational metrics, which share one forward. Causal metrics need further forwards."""

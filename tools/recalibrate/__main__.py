@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from tools.recalibrate import corpus, network
 from tools.recalibrate.recipe import ENCODINGS, PRECISIONS, RecalibrationRecipe
+from tools.recalibrate.start import starting_from
 from tools.recalibrate.train import Recalibration, Upkeep
 from tools.train_pair.corpus import HELD_OUT
 
@@ -32,6 +33,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--branch-from", type=Path, help="start from another run's newest checkpoint before the cooldown"
     )
+    p.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="initial adapter: a checkpoint (.pt) of another run, whose recipe may differ, or the folder of an adapter",
+    )
     p.add_argument("--rank", type=int, default=default.rank)
     p.add_argument("--alpha", type=float, default=default.alpha)
     p.add_argument(
@@ -39,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--norms", action="store_true", help="train the norms' gains too")
     p.add_argument("--lr", type=float, default=default.lr)
+    p.add_argument("--betas", type=float, nargs=2, default=list(default.betas))
     p.add_argument("--warmup-steps", type=int, default=default.warmup_steps)
     p.add_argument("--seed", type=int, default=default.seed)
     p.add_argument("--batch-tokens", type=int, default=default.batch_tokens)
@@ -67,12 +75,22 @@ def main(argv: list[str] | None = None) -> Recalibration:
     recipe = RecalibrationRecipe.from_dict(
         {f.name: options[f.name] for f in dataclasses.fields(RecalibrationRecipe) if f.name in options}
     )
+    if args.start_from is not None:
+        recipe = starting_from(recipe, args.start_from)
     upkeep = Upkeep(**{f.name: options[f.name] for f in dataclasses.fields(Upkeep)})
     model, tokenizer = network.load(args.model, args.device)
     cache = args.cache or args.out / "cache"
     corpus.prepare(args.corpus, cache, tuple(args.held_out), tokenizer)
     run = Recalibration(
-        model, tokenizer.bos_token_id, recipe, args.out, cache, upkeep, args.branch_from, args.compile
+        model,
+        tokenizer.bos_token_id,
+        recipe,
+        args.out,
+        cache,
+        upkeep,
+        branch_from=args.branch_from,
+        start_from=args.start_from,
+        compile_layers=args.compile,
     )
     run.run(args.stop_step)
     if run.step == recipe.n_steps:

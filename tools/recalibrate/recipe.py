@@ -25,6 +25,8 @@ class RecalibrationRecipe(RecipeFile):
         batch_tokens: tokens in one optimiser step; sequence lengths go through `lengths` in turn.
         lr: AdamW's learning rate: linear warm-up over `warmup_steps`, then constant, then linear down to
             `final_lr_fraction` of it over the last `cooldown_tokens` of `tokens`.
+        start_sha256, start_tokens: digest of the checkpoint or adapter that the adapter starts from, and the tokens it
+            was trained on; empty and 0 for a new adapter.
         precision: ``bf16`` keeps frozen weights and matrix products in bfloat16 and the residual stream, the adapter
             and the optimiser in float32.
     """
@@ -46,6 +48,8 @@ class RecalibrationRecipe(RecipeFile):
     cooldown_tokens: int = 1_000_000
     final_lr_fraction: float = 0.0
     precision: str = "bf16"
+    start_sha256: str = ""
+    start_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.positions not in ENCODINGS:
@@ -65,6 +69,11 @@ class RecalibrationRecipe(RecipeFile):
     def n_steps(self) -> int:
         """The number of whole steps within `tokens`."""
         return self.tokens // self.batch_tokens
+
+    @property
+    def end_tokens(self) -> int:
+        """The number of tokens that the finished adapter was trained on, those before this run included."""
+        return self.start_tokens + self.n_steps * self.batch_tokens
 
     @property
     def cooldown_start(self) -> int:

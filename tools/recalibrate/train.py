@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from tools.recalibrate.loss import next_token_loss
 from tools.recalibrate.measure import held_out_loss, sinks_and_spike
 from tools.recalibrate.network import adapt, trainable
 from tools.recalibrate.recipe import RecalibrationRecipe
+from tools.recalibrate.start import starting_values
 from tools.train_pair.train import LOG, trim_log
 
 CHECKPOINTS = "checkpoints"
@@ -51,6 +52,8 @@ class Recalibration:
 
     Args:
         branch_from: folder of another run, whose newest checkpoint before this recipe's cooldown starts this one.
+        start_from: checkpoint of another run, or a shipped adapter's folder, from which a new run takes the adapter and
+            nothing else. `start.starting_from` returns the recipe that records it.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Recalibration:
         cache: Path,
         upkeep: Upkeep | None = None,
         branch_from: Path | None = None,
+        start_from: Path | None = None,
         compile_layers: bool = False,
     ) -> None:
         self.recipe, self.folder, self.bos, self.upkeep = recipe, folder, bos, upkeep or Upkeep()
@@ -86,6 +90,8 @@ class Recalibration:
         )
         self.step, self.seconds = 0, 0.0
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        if start_from is not None and not checkpoints(folder):
+            self._load_parameters(starting_values(start_from, self.device))
         self._start(branch_from)
         recipe.write(folder / "recipe.json")
         if compile_layers:
@@ -94,8 +100,13 @@ class Recalibration:
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on so far."""
+        """Tokens trained on so far, in this run."""
         return self.step * self.recipe.batch_tokens
+
+    def _load_parameters(self, values: Mapping[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(values[name])
 
     def _start(self, branch_from: Path | None) -> None:
         """Resume from this folder's newest checkpoint, else from the branch's, else start from step 0."""
@@ -129,9 +140,7 @@ class Recalibration:
                 )
             path = candidates[max(candidates)]
         state = torch.load(path, map_location=self.device, weights_only=True)
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
+        self._load_parameters(state["parameters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         if own_checkpoints:
@@ -175,7 +184,7 @@ class Recalibration:
         """Measure, append a row to the log, and return it."""
         row: dict[str, Any] = {
             "step": self.step,
-            "tokens": self.tokens,
+            "tokens": self.recipe.start_tokens + self.tokens,
             "positions": self.recipe.positions,
             "lr": self.recipe.lr_at(max(self.step - 1, 0)),
             "train_loss": train_loss,

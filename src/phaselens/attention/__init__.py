@@ -1,6 +1,7 @@
 """Statistics of softmax attention from q, k, v and the log-sum-exp of its rows, never from the matrix.
 
-Also massive cells of queries, keys and values, and norms of what heads write.
+Also attention with other scores for a few keys, massive cells of queries, keys and values, norms of what heads write,
+and the geometry of queries and keys.
 
 Shapes in all functions: q [batch, head, query, d_head], k and v [batch, kv_head, key, d] (key heads shared by
 groups of query heads are not repeated), lse [batch, head, query] in nats. `lengths` are the numbers of real
@@ -20,6 +21,8 @@ from phaselens.attention._cells import (
     pair_norms,
 )
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
+from phaselens.attention._geometry import KeyGeometry, LargestProduct, key_geometry, largest_product
+from phaselens.attention._named_keys import Remainder, attend_without, key_scores, reweighted
 from phaselens.attention._nulls import (
     n_seeing,
     uniform_distance,
@@ -44,10 +47,14 @@ from phaselens.attention._statistics import (
 from phaselens.attention._writes import Writes, head_norms, scaled_writes, triangular, writes
 
 __all__ = [
+    "KeyGeometry",
+    "LargestProduct",
+    "Remainder",
     "SoftmaxOptions",
     "Summary",
     "Writes",
     "attend",
+    "attend_without",
     "concentration",
     "distance_mass",
     "explicit",
@@ -55,6 +62,9 @@ __all__ = [
     "explicit_scores",
     "gaussian_massive_share",
     "head_norms",
+    "key_geometry",
+    "key_scores",
+    "largest_product",
     "massive_cells",
     "n_seeing",
     "norm_matrix",
@@ -63,6 +73,7 @@ __all__ = [
     "query_mean",
     "received_mass",
     "refine_lse",
+    "reweighted",
     "row_entropy",
     "scaled_writes",
     "sink_mass",

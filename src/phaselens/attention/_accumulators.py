@@ -106,6 +106,22 @@ class KeyMass:
             self.result[block.row_index] = block.p[..., self.position - first_key] * block.norm.reciprocal()
 
 
+class OwnMass:
+    """Mass [batch, head, query] of each query on its own key."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.result = problem.q.new_zeros(problem.q.shape[:3], dtype=problem.compute_dtype)
+        self.offset = problem.offset
+
+    def add(self, block: KeyBlock) -> None:
+        first_column = block.rows[0] + self.offset - block.cols[0]
+        own = block.p.diagonal(first_column, dim1=-2, dim2=-1)
+        # The block has no column for a key that all of its queries cannot see.
+        n_before = max(0, -first_column)
+        own = pad(own, (n_before, block.p.shape[-2] - n_before - own.shape[-1]))
+        self.result[block.row_index] = own * block.norm.reciprocal()
+
+
 class RowEntropy:
     """Entropy [batch, head, query], −Σ p ln p. Overwrites the block's log2_p, so no later accumulator may read it."""
 

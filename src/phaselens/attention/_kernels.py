@@ -22,12 +22,27 @@ def attend(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
     if problem.softcap is not None or not _has_kernel(problem):
         return _key_blocks.attend(problem, v)
     is_plain = problem.mask is None and problem.bias is None
-    if is_plain and (problem.window is None or problem.window >= problem.n_keys):
+    sees_all_before = is_plain and (problem.window is None or problem.window >= problem.n_keys)
+    if sees_all_before and problem.hidden_keys is None:
         if problem.n_queries == problem.n_keys:
             return _fused(problem.q, problem.k, v, problem.scale, causal=True)
         if problem.n_queries == 1:
             return _fused(problem.q, problem.k, v, problem.scale)
+    if sees_all_before and _hides_first_key_only(problem):
+        return _attend_after_first(problem, v)
     return _attend_by_rows(problem, v)
+
+
+def _hides_first_key_only(problem: Problem) -> bool:
+    """Return whether key 0 is the only hidden key in every text, and the queries are those of the keys."""
+    keys = problem.hidden_keys
+    return keys is not None and 1 < problem.n_queries == problem.n_keys and bool((keys == 0).all())
+
+
+def _attend_after_first(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend without key 0, by one causal call on what remains; query 0 sees nothing."""
+    out, lse = _fused(problem.q[:, :, 1:], problem.k[:, :, 1:], v[:, :, 1:], problem.scale, causal=True)
+    return pad(out, (0, 0, 1, 0)), pad(lse, (1, 0), value=-torch.inf)
 
 
 def _has_kernel(problem: Problem) -> bool:

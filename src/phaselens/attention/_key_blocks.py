@@ -169,11 +169,12 @@ def _apply_mask(
 ) -> None:
     """Add biases, and set hidden cells to `hidden_score`.
 
-    Without a mask, which cells are hidden depends on distances only, and `masks` caches it for the next block.
+    Without a mask and hidden keys, which cells are hidden depends on distances only, and `masks` caches it for the
+    next block.
     """
     for edge in problem.edges(rows, cols):
         key = (rows[1] - rows[0], edge[0] - rows[0], edge[1] - rows[0])
-        if problem.mask is not None or problem.bias is not None:
+        if problem.mask is not None or problem.bias is not None or problem.hidden_keys is not None:
             hidden, bias = problem.mask_block(rows, edge)
         else:
             if key not in masks:

@@ -9,7 +9,7 @@ from typing import Required, TypedDict
 import torch
 from torch import Tensor
 
-from phaselens.errors import InputError, require_number, require_tensor, require_whole
+from phaselens.errors import InputError, require_number, require_tensor, require_whole, type_unless_whole
 
 
 class SoftmaxOptions(TypedDict, total=False):
@@ -22,6 +22,7 @@ class SoftmaxOptions(TypedDict, total=False):
     window: a query sees itself and the window − 1 keys before it, none after.
     softcap: c turns a score s into c·tanh(s / c).
     sink_logits: [head], learned logits of one more column of the softmax, which has no value.
+    hidden_keys: [batch | 1, n], indices of keys that no query sees, by text; −1 stands for no key.
     bias: [batch | 1, head | 1, query | 1, key], added to the scores after the softcap; unlike a mask, it hides nothing
         and does not replace the causal mask. One row for all queries (ALiBi) needs O(key) memory.
     """
@@ -31,6 +32,7 @@ class SoftmaxOptions(TypedDict, total=False):
     window: int | None
     softcap: float | None
     sink_logits: Tensor | None
+    hidden_keys: Tensor | None
     bias: Tensor | None
 
 
@@ -41,8 +43,8 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class Problem:
     """Queries and keys with all options of their softmax.
 
-    q [batch, head, query, d_head], k [batch, kv_head, key, d_head]; `mask`, `window`, `softcap`, `sink_logits` and
-    `bias` as in `SoftmaxOptions`. Nothing of size query × key is ever stored here.
+    q [batch, head, query, d_head], k [batch, kv_head, key, d_head]; the other fields as in `SoftmaxOptions`. Nothing
+    of size query × key is ever stored here.
 
     With a bias, scores in blocks are relative: `row_shift`, the bias at a query's own key, is subtracted. The biases of
     ALiBi grow with the position, and float32 would lose the differences between them.
@@ -55,6 +57,7 @@ class Problem:
     window: int | None = None
     softcap: float | None = None
     sink_logits: Tensor | None = None
+    hidden_keys: Tensor | None = None
     bias: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -103,6 +106,8 @@ class Problem:
             )
         if self.mask is not None:
             self._check_mask(self.mask)
+        if self.hidden_keys is not None:
+            require_key_indices("hidden_keys", self.hidden_keys, q.shape[0])
         if self.bias is not None:
             self._check_bias(self.bias)
 
@@ -230,7 +235,7 @@ class Problem:
 
     def edges(self, rows: tuple[int, int], cols: tuple[int, int]) -> list[tuple[int, int]]:
         """Return the spans of a block's columns in which scores can be hidden or biased."""
-        if self.mask is not None or self.bias is not None:
+        if self.mask is not None or self.bias is not None or self.hidden_keys is not None:
             return [cols]
         left_edge = cols[0] if self.window is None else rows[1] + self.offset - self.window
         right_edge = rows[0] + self.offset + 1
@@ -244,12 +249,16 @@ class Problem:
         heads = slice(kv_heads.start * self.group, kv_heads.stop * self.group)
         mask, bias = (_part(tensor, batch, heads) for tensor in (self.mask, self.bias))
         sink_logits = None if self.sink_logits is None else self.sink_logits[heads]
+        hidden_keys = self.hidden_keys
+        if hidden_keys is not None and hidden_keys.shape[0] > 1:
+            hidden_keys = hidden_keys[batch]
         subset = replace(
             self,
             q=self.q[batch, heads],
             k=self.k[batch, kv_heads],
             mask=mask,
             sink_logits=sink_logits,
+            hidden_keys=hidden_keys,
             bias=bias,
         )
         return subset._with_cached_facts(self)
@@ -303,6 +312,44 @@ class Problem:
             band = self._hidden_band(rows, cols)
             if band is not None:
                 hidden = band if hidden is None else hidden | band
+        if self.hidden_keys is not None:
+            keys = torch.arange(cols[0], cols[1], device=self.q.device)
+            named = (self.hidden_keys.to(keys.device)[:, :, None] == keys).any(1)[:, None, None, :]
+            if bool(named.any()):
+                hidden = named if hidden is None else hidden | named
+        return hidden, bias
+
+    def mask_of_keys(self, keys: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return (hidden, bias) of the keys [batch, n], each broadcastable to [batch, head, query, n].
+
+        Indices that are not those of a key are hidden; bias is None if nothing is added to a score.
+        """
+        is_key = (keys >= 0) & (keys < self.n_keys)
+        hidden = ~is_key[:, None, None, :]
+        bias: Tensor | None = None
+        if self.hidden_keys is not None:
+            named = keys[:, :, None] == self.hidden_keys.to(keys.device)[:, None, :]
+            hidden = hidden | named.any(-1)[:, None, None, :]
+        if self.mask is not None:
+            mask = self.mask.expand(len(keys), -1, -1, -1)
+            index = torch.where(is_key, keys, 0)[:, None, None, :].expand(*mask.shape[:3], -1)
+            columns = mask.gather(3, index)
+            if mask.dtype == torch.bool:
+                hidden = hidden | ~columns
+            else:
+                hidden = hidden | _hides(columns)
+                bias = columns.to(self.compute_dtype).masked_fill(hidden, 0.0) if self.has_bias else None
+        if self.bias is not None:
+            own = self.bias.expand(len(keys), -1, -1, -1)
+            index = torch.where(is_key, keys, 0)[:, None, None, :].expand(*own.shape[:3], -1)
+            added = own.gather(3, index).double()
+            bias = added if bias is None else bias + added
+        if self.mask is None or self.window is not None:
+            query = torch.arange(self.n_queries, device=keys.device)[:, None] + self.offset
+            key = keys[:, None, None, :]
+            hidden = hidden | (key > query)
+            if self.window is not None:
+                hidden = hidden | (key <= query - self.window)
         return hidden, bias
 
     def _hidden_band(self, rows: tuple[int, int], cols: tuple[int, int]) -> Tensor | None:
@@ -317,6 +364,16 @@ class Problem:
         if self.window is not None:
             hidden = hidden | (key <= query - self.window)
         return hidden[None, None]
+
+
+def require_key_indices(name: str, keys: object, n_texts: int) -> None:
+    """Raise InputError unless `keys` is a tensor [batch | 1, n] of whole numbers."""
+    received = type_unless_whole(keys)
+    if received:
+        raise InputError(f"expected {name} [batch | 1, n] as a tensor of whole numbers, received {received}")
+    assert isinstance(keys, Tensor)
+    if keys.ndim != 2 or keys.shape[0] not in (1, n_texts):
+        raise InputError(f"expected {name} [batch | 1, n] for {n_texts} texts, received {_shape(keys)}")
 
 
 def _part(tensor: Tensor | None, batch: slice, heads: slice) -> Tensor | None:

@@ -12,6 +12,7 @@ from phaselens.attention._accumulators import (
     DistanceMass,
     KeyMass,
     MakeAccumulator,
+    OwnMass,
     ReceivedMass,
     RowEntropy,
     WindowMass,
@@ -34,6 +35,7 @@ class Summary:
     """The statistics that `summarise` computed; the others are None. float32, float64 for float64 inputs.
 
     sink: [batch, head, query], the mass of each query on one key, a fraction of 1.
+    itself: [batch, head, query], the mass of each query on its own key, a fraction of 1.
     entropy: [batch, head, query], nats.
     received: [batch, head, key], the mass each key receives, in queries.
     distance: [batch, head, distance], the mass given to keys `distance` positions back, in queries.
@@ -41,6 +43,7 @@ class Summary:
     """
 
     sink: Tensor | None = None
+    itself: Tensor | None = None
     entropy: Tensor | None = None
     received: Tensor | None = None
     distance: Tensor | None = None
@@ -53,6 +56,7 @@ def summarise(
     lse: Tensor,
     *,
     position: int | None = None,
+    itself: bool = False,
     entropy: bool = False,
     received: bool = False,
     distances: int | None = None,
@@ -61,8 +65,8 @@ def summarise(
     real: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Summary:
-    """Compute the requested statistics in one pass: `sink_mass` of `position`, `row_entropy`, `received_mass`,
-    `distance_mass` (distances 0 … `distances` − 1) and `refine_lse`.
+    """Compute the requested statistics in one pass: `sink_mass` of `position`, each query's mass on its own key
+    (`itself`), `row_entropy`, `received_mass`, `distance_mass` (distances 0 … `distances` − 1) and `refine_lse`.
 
     Arguments as in those functions; `real` [batch, query], True where a query is not a pad, replaces `lengths`.
     Entropy, received mass, sink and some distances together cost about one call of a fused kernel; the sink alone
@@ -77,7 +81,8 @@ def summarise(
     (True, [2.0833, 1.0833, 0.5833, 0.25])
     """
     problem = _checked_problem("summarise", q, k, lse, options)
-    for name, flag in (("entropy", entropy), ("received", received), ("refine", refine)):
+    flags = {"itself": itself, "entropy": entropy, "received": received, "refine": refine}
+    for name, flag in flags.items():
         require_flag(name, flag)
     if distances is not None:
         require_whole("distances", distances, 1)
@@ -97,8 +102,10 @@ def summarise(
         if not 0 <= position < problem.n_keys:
             raise ValueError(f"expected a position in 0 … {problem.n_keys - 1}, received {position}")
         # Independent of the other statistics requested, so that the last digits do not depend on them.
-        if not _has_exact_lse(problem):
+        if not has_exact_lse(problem):
             makers["sink"] = lambda problem, real: KeyMass(problem, position)
+    if itself:
+        makers["itself"] = lambda problem, real: OwnMass(problem)
     if received:
         makers["received"] = ReceivedMass
     if distances is not None:
@@ -114,7 +121,7 @@ def summarise(
     return Summary(**{"sink": sink, "lse": refined, **dict(zip(makers, results, strict=True))})
 
 
-def _has_exact_lse(problem: Problem) -> bool:
+def has_exact_lse(problem: Problem) -> bool:
     """Return whether the fused kernel's log-sum-exp is exact enough to divide a single weight by.
 
     In half precision, the CPU kernel computes its exponentials with an error of 6e-5. With a bias, a log-sum-exp may be

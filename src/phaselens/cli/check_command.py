@@ -21,10 +21,18 @@ from phaselens.lens.info import ROTATION_MODES
 )
 @shared_options.device
 @shared_options.dtype
+@shared_options.adapter_scale
 @shared_options.debug
-def check(model: str, positions: str, device: str, dtype: str, debug: bool) -> int:
-    """Check in every layer that the lens shows what MODEL computes. Exits with 3 if it does not."""
+def check(
+    model: str, positions: str, device: str, dtype: str, adapter_scales: tuple[str, ...], debug: bool
+) -> int:
+    """Check in every layer that the lens shows what MODEL computes. Exits with 3 if it does not.
+
+    Also compares the model's loss on bundled texts with its rotation as configured and nulled: some models without
+    positions come with a configuration that rotates.
+    """
     from phaselens.lens import run_checks
+    from phaselens.lens.nulled_loss import compare_nulled_loss
     from phaselens.report.numbers import significant
     from phaselens.report.terminal_layout import console, print_rows
     from phaselens.runs import ModelSpec, load_model
@@ -32,9 +40,16 @@ def check(model: str, positions: str, device: str, dtype: str, debug: bool) -> i
     spec = ModelSpec.parse(model)
     with only_results_on_stdout(debug=debug):
         lens = load_model(
-            spec, label=spec.label, positions=positions, device=device, dtype=dtype, check="report"
+            spec,
+            label=spec.label,
+            positions=positions,
+            device=device,
+            dtype=dtype,
+            adapter_scale=shared_options.one_adapter_scale(adapter_scales),
+            check="report",
         )
         results = run_checks(lens)
+        loss = compare_nulled_loss(lens)
     rows = [
         (
             "ok" if result.ok else "failed",
@@ -46,4 +61,14 @@ def check(model: str, positions: str, device: str, dtype: str, debug: bool) -> i
         for result in results
     ]
     print_rows(["", "check", "difference", "allowed", "where"], rows, console(sys.stdout), status_column=0)
+    if isinstance(loss, str):
+        click.echo(f"loss with the rotation nulled: not compared: {loss}")
+    else:
+        click.echo(loss)
+        if loss.looks_like_nope:
+            click.echo(
+                "this looks like a NoPE model: it is better without its rotation, by "
+                f"{loss.configured - loss.nulled:.3f} nats [{-loss.high:.3f}, {-loss.low:.3f}]; use --positions nope "
+                "(in a run, --positions LABEL=nope)"
+            )
     return 0 if all(result.ok for result in results) else 3

@@ -74,6 +74,10 @@ class Output:
             InputError: for a table that no metric declares, or a format that cannot write a single table.
         """
         output_format = FORMATS[format_name]()
+        if output_format.is_binary and sys.stdout is not None and sys.stdout.isatty():
+            raise InputError(
+                f"--format {format_name} is binary; redirect it to a file: … > FILE.{format_name}"
+            )
         if table is not None and not isinstance(output_format, TableFormat):
             *format_names, last_name = sorted(table_formats())
             raise InputError(
@@ -88,6 +92,11 @@ class Output:
         declared = {name: [spec.name for spec in metric.tables] for name, metric in classes.items()}
         chosen = find_table(declared, table or default_table(classes.values()))
         return cls(output_format, ".".join(chosen), quiet)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the output is the tables of a whole run for a terminal."""
+        return self.table is None and isinstance(self.output_format, FORMATS[DEFAULT_FORMAT])
 
     def write(self, run: Run) -> None:
         """Write the run or its table in full, even if Ctrl-C is pressed meanwhile."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import click
 from phaselens.cli import shared_options
 from phaselens.cli.streams import only_results_on_stdout
 from phaselens.errors import InputError
-from phaselens.plugin import CausalMetric, Metric, TableSpec, plugins
+from phaselens.plugin import Metric, TableSpec, kind_of, plugins
 from phaselens.report.strings import aligned_columns
 
 #: Context length of the model for which `show` lists hook points.
@@ -24,7 +25,8 @@ _N_CTX = 2048
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
 @click.pass_context
 def plugin_commands(ctx: click.Context, as_json: bool) -> int:
-    """List the installed plugins: ok, disabled, shadowed or failed.
+    """List the installed plugins, what each measures, and whether it only reads the model (observational), edits it
+    (causal) or tests it on prompts of its own (task).
 
     Third-party plugins are imported in a separate process each. PHASELENS_PLUGINS=a,b allows only these (empty: none);
     PHASELENS_DISABLE_PLUGINS=a,b forbids these; both accept names of plugins or distributions.
@@ -42,15 +44,14 @@ def plugin_commands(ctx: click.Context, as_json: bool) -> int:
             [
                 plugin.name,
                 plugin.status,
-                plugin.distribution,
-                plugin.version,
-                ", ".join(plugin.offers) or "–",
-                plugin.reason,
+                ", ".join(plugin.kind if offer == "metric" else offer for offer in plugin.offers) or "–",
+                f"{plugin.distribution} {plugin.version}",
+                plugin.reason or plugin.measures,
             ]
             for plugin in registered
         ]
-        titles = ["plugin", "status", "distribution", "version", "offers", ""]
-        click.echo("\n".join(aligned_columns(titles, rows)))
+        titles = ["plugin", "status", "kind", "from", "measures"]
+        click.echo("\n".join(aligned_columns(titles, rows, width=_output_width())))
     failed = any(plugin.status == "failed" for plugin in registered)
     return 1 if failed and plugins().selection.strict else 0
 
@@ -68,7 +69,7 @@ def show(name: str, files: tuple[str, ...], debug: bool) -> None:
     lines = [
         f"{name}: {metric.title or name}",
         f"version {metric.version}, from {origin.distribution} {origin.version}",
-        f"kind: {_kind(metric)}",
+        f"kind: {kind_of(metric)}: {_KINDS[kind_of(metric)]}",
     ]
     lines += [line for line in (metric.description, metric.citation) if line]
     lines += ["", f"by default: {metric.define(metric.Params())}"]
@@ -79,10 +80,18 @@ def show(name: str, files: tuple[str, ...], debug: bool) -> None:
     click.echo("\n".join(lines))
 
 
-def _kind(metric: type[Metric[Any]]) -> str:
-    if issubclass(metric, CausalMetric):
-        return "causal: it changes the model and measures the effect"
-    return "observational: it does not change the model"
+def _output_width() -> int | None:
+    """Return the terminal's width; None where stdout is a file or a pipe, whose lines are not broken."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return shutil.get_terminal_size().columns if is_terminal else None
+
+
+#: What the kinds of metrics do.
+_KINDS = {
+    "observational": "it does not change the model",
+    "causal": "it changes the model and measures the effect",
+    "task": "it tests the model on prompts of its own, under any condition",
+}
 
 
 def _parameters(metric: type[Metric[Any]]) -> list[str]:

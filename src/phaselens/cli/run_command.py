@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,10 +12,14 @@ from phaselens.cli.interrupts import stop_repeating
 from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
 from phaselens.cli.output import Output, format_option, table_option, traceback_options
 from phaselens.cli.streams import only_results_on_stdout, print_message
+from phaselens.data import TextFields
 from phaselens.errors import InputError
 from phaselens.plugin import plugins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from phaselens.report.run_heatmap import HeadQuantity
     from phaselens.runs import Run
 
 _POSITIVE = click.IntRange(min=1)
@@ -35,8 +40,17 @@ _POSITIVE = click.IntRange(min=1)
 @click.option(
     "--texts",
     default="bundled",
-    metavar="bundled|FILE|NAME",
-    help="A .txt file (one text per line) or .jsonl file (`text`, optional `id`), or a plugin's texts.",
+    metavar="bundled|FILE|FOLDER|-|NAME",
+    help="A .txt file (one text per line), records (.jsonl, .csv, .tsv, .parquet), any of them as .gz or .zst, a "
+    "folder of such files, - for stdin, or a plugin's texts.",
+)
+@click.option(
+    "--text-field", metavar="NAME", default="text", help="The field of a record that holds its text."
+)
+@click.option("--id-field", metavar="NAME", default="id", help="The field that holds its id, if it has one.")
+@click.option("--label-field", metavar="NAME", help="A field whose values group the texts.")
+@click.option(
+    "--paragraphs", is_flag=True, help="A text of a .txt file ends at a blank line, not at each line's end."
 )
 @click.option(
     "--max-tokens", type=_POSITIVE, metavar="N", default=512, help="Cut longer texts to this many tokens."
@@ -49,10 +63,18 @@ _POSITIVE = click.IntRange(min=1)
     default=8192,
     help="Tokens in a batch, pads included; changes speed and memory only.",
 )
+@click.option(
+    "--shard-tokens",
+    type=_POSITIVE,
+    metavar="N",
+    default=65_536,
+    help="Tokens in a shard, a set of texts that is measured as one unit.",
+)
 @shared_options.bos
 @shared_options.device
 @shared_options.dtype
 @shared_options.positions
+@shared_options.adapter_scale
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the bootstrap intervals."
 )
@@ -64,15 +86,22 @@ _POSITIVE = click.IntRange(min=1)
     type=click.Path(file_okay=False),
     help="Also draw the results as PNG and SVG files in this folder.",
 )
+@click.option(
+    "--heatmap",
+    "heatmaps",
+    multiple=True,
+    metavar="METRIC[.COLUMN]",
+    help="Also draw a value by layer and head in the terminal; can be repeated.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress bar and no notes on stderr.")
 @shared_options.debug
 @click.pass_context
 def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int:
     """Measure metrics on models, side by side, on the same texts.
 
-    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, a checkpoint folder, a plugin's
-    model or a hub id. The default is rope drope. Name a metric with -p; `phaselens run -p NAME --help` shows its
-    parameters, `phaselens plugins` lists all metrics.
+    MODEL is [LABEL=]SOURCE[@REVISION]; SOURCE is rope, drope, smollm2, a checkpoint folder, a GGUF file, a
+    plugin's model, a hub id, BASE+ADAPTER, or an adapter's folder. The default is rope drope. Name a metric with
+    -p; `phaselens run -p NAME --help` shows its parameters, `phaselens plugins` lists all metrics.
     """
     flags = metric_flags(ctx).values(arguments)
     names = shared_options.split_names(arguments["names"]) or metrics_in_files(ctx)
@@ -82,6 +111,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         )
     settings = shared_options.merge_settings(shared_options.by_metric(arguments["settings"], names), flags)
     output = Output.choose(arguments["format_name"], names, arguments["table"], quiet=arguments["quiet"])
+    heatmaps = _heatmaps(arguments["heatmaps"], names, output)
     try:
         result = _measure(models, [(name, settings[name]) for name in names], arguments)
     except BaseException as error:
@@ -92,6 +122,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
             _draw(result, arguments["figures"], quiet=arguments["quiet"])
     finally:
         output.write(result)
+    _print_heatmaps(result, heatmaps)
     if not arguments["quiet"]:
         _mention_unusable_plugins()
     return _report_failures(result, debug=arguments["debug"])
@@ -110,6 +141,27 @@ def _print_finished_models(error: BaseException, output: Output, *, debug: bool)
         return
     output.write(partial_run)
     _report_failures(partial_run, debug=debug)
+
+
+def _heatmaps(targets: tuple[str, ...], names: Sequence[str], output: Output) -> list[HeadQuantity]:
+    """Return what `--heatmap` asks for, checked before anything is measured."""
+    if not targets:
+        return []
+    from phaselens.report.run_heatmap import HeadQuantity
+
+    if not output.is_terminal:
+        raise InputError("--heatmap draws on a terminal; leave --format and --table out")
+    return [HeadQuantity.find(target, {name: plugins().metric(name) for name in names}) for target in targets]
+
+
+def _print_heatmaps(run: Run, heatmaps: Sequence[HeadQuantity]) -> None:
+    if not heatmaps or sys.stdout is None:
+        return
+    from phaselens.report.run_heatmap import print_heatmaps
+    from phaselens.report.terminal_layout import console
+
+    for quantity in heatmaps:
+        print_heatmaps(run, quantity, console(sys.stdout))
 
 
 def _draw(run: Run, folder: str, *, quiet: bool) -> None:
@@ -139,16 +191,27 @@ def _measure(
             models or DEFAULT_MODELS,
             metrics=metrics,
             texts=arguments["texts"],
+            text_fields=_text_fields(arguments),
             max_tokens=arguments["max_tokens"],
             n_texts=arguments["n_texts"],
             batch_tokens=arguments["batch_tokens"],
+            shard_tokens=arguments["shard_tokens"],
             bos=arguments["bos"],
             device=arguments["device"],
             dtype=arguments["dtype"],
             positions=shared_options.by_label(arguments["positions"]),
             seed=arguments["seed"],
+            adapter_scale=shared_options.adapter_scale_by_label(arguments["adapter_scales"]),
             observer=observer,
         )
+
+
+def _text_fields(arguments: dict[str, Any]) -> TextFields | None:
+    """Return where the texts of a file stand; None for the defaults."""
+    fields = TextFields(
+        arguments["text_field"], arguments["id_field"], arguments["label_field"], arguments["paragraphs"]
+    )
+    return None if fields == TextFields() else fields
 
 
 def _report_failures(run: Run, *, debug: bool) -> int:

@@ -43,6 +43,14 @@ positions = click.option(
     help="nope nulls the rotation of that model; can be repeated.",
 )
 
+adapter_scale = click.option(
+    "--adapter-scale",
+    "adapter_scales",
+    multiple=True,
+    metavar="[LABEL=]NUMBER",
+    help="Keep the adapter of BASE+ADAPTER apart and multiply it, by 0 (the base) to 1; default: merged.",
+)
+
 settings = click.option(
     "-P",
     "settings",
@@ -76,6 +84,41 @@ def by_label(values: Iterable[str]) -> dict[str, str]:
             raise InputError(f"--positions {value!r}: write {forms}")
         pairs[label] = choice
     return pairs
+
+
+def adapter_scale_by_label(values: Iterable[str]) -> float | dict[str, float] | None:
+    """Parse `[LABEL=]NUMBER` values: one number for all models, or a number by label; None without any.
+
+    Raises:
+        InputError: for what is not a number, and for a number without a label beside others.
+
+    >>> adapter_scale_by_label(["0.5"]), adapter_scale_by_label(["a=0", "b=1"])
+    (0.5, {'a': 0.0, 'b': 1.0})
+    """
+    scales: dict[str, float] = {}
+    for value in values:
+        label, _, number = value.rpartition("=")
+        try:
+            scales[label] = float(number)
+        except ValueError:
+            raise InputError(
+                f"--adapter-scale {value!r}: write a number from 0 to 1, or LABEL=NUMBER"
+            ) from None
+    if "" in scales and len(scales) > 1:
+        raise InputError("--adapter-scale: give one number for all models, or LABEL=NUMBER for each")
+    return scales.get("", scales or None)
+
+
+def one_adapter_scale(values: Iterable[str]) -> float | None:
+    """Parse the scale of a single model's adapter, or return None.
+
+    Raises:
+        InputError: for a label, which a single model does not need.
+    """
+    scale = adapter_scale_by_label(values)
+    if isinstance(scale, dict):
+        raise InputError("--adapter-scale: there is one model; write a number without a label")
+    return scale
 
 
 def by_metric(values: Iterable[str], metrics: Iterable[str]) -> dict[str, dict[str, Any]]:

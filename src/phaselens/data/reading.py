@@ -1,91 +1,227 @@
-"""Read texts: the bundled ones, a file of lines, a file of JSON objects, or Python strings."""
+"""Read texts: the bundled ones, files, folders and stdin, or Python strings."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from phaselens.errors import InputError, require_whole, short_form
+from phaselens.data.text import Text, TextFields, require_unicode
+from phaselens.data.text_files import FORMATS, STDIN, Record, is_text_file, read_records, read_stdin, stem
+from phaselens.errors import InputError, require_kind, require_whole, short_form
 
 BUNDLED = "bundled"
+_MAX_KEYS = 8
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text, and its id in result tables."""
+class Corpus:
+    """The texts of a run, and notes about what was left out."""
 
-    id: str
-    text: str
-
-    def __post_init__(self) -> None:
-        for name in ("id", "text"):
-            if not isinstance(getattr(self, name), str):
-                raise InputError(
-                    f"expected {name} of a Text as a str, received {short_form(getattr(self, name))}"
-                )
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 of the whole text in UTF-8, before any truncation."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+    texts: list[Text]
+    notes: list[str] = field(default_factory=list)
 
 
-def read_texts(source: str, limit: int | None = None) -> list[Text]:
-    """Read the texts of `source`: `bundled`, a .txt file (one text per line) or a .jsonl file (one object with `text`
-    and optionally `id` per line). Blank lines are skipped. Only the first `limit` texts are read.
+def read_texts(source: str, limit: int | None = None, fields: TextFields | None = None) -> list[Text]:
+    """Read the texts of `source`; see `read_corpus`, which also counts what was skipped."""
+    return read_corpus(source, limit, fields).texts
+
+
+def read_corpus(source: str, limit: int | None = None, fields: TextFields | None = None) -> Corpus:
+    """Read the texts of `source`: `bundled`, a file, a folder of such files, or `-` for stdin.
+
+    A .txt file holds one text per line; .jsonl, .csv, .tsv and .parquet files hold records. A file can be compressed
+    (.gz, .zst). Of a folder, all files of these formats are read, in the order of their paths; links out of it are
+    not followed. Texts without an id are numbered by their lines: `FILE:LINE`. Blank lines and records whose text is
+    empty are skipped, and counted in a note. Only the first `limit` texts are read.
 
     Raises:
         InputError: naming the line that cannot be used.
     """
     if not isinstance(source, str | os.PathLike):
         raise InputError(
-            f"texts: expected source as `bundled` or the name of a .txt or .jsonl file, received {short_form(source)}"
+            f"texts: expected source as `bundled`, a file, a folder or `-`, received {short_form(source)}"
         )
     if limit is not None:
         require_whole("limit", limit, 1)
+    fields = _checked_fields(fields)
+    source = os.fspath(source)
+    reader = _Reader(fields, limit)
     if source == BUNDLED:
-        path = Path(str(files("phaselens.data") / "texts" / "bundled.jsonl"))
-    else:
-        path = Path(source)
-    readers = {".txt": _from_line, ".jsonl": _from_json}
-    if path.suffix.lower() not in readers:
-        raise InputError(
-            f"texts {source!r}: expected `bundled`, a .txt file (one text per line) or a .jsonl file"
-        )
+        bundled = Path(str(files("phaselens.data") / "texts" / "bundled.jsonl"))
+        texts = list(_Reader(TextFields(), limit).texts_of(read_records(bundled, TextFields()), BUNDLED))
+        return Corpus(texts)
+    try:
+        if source == STDIN:
+            if sys.stdin is None:
+                raise InputError("texts '-': stdin is closed; name a file")
+            texts = list(reader.texts_of(read_stdin(fields), "stdin"))
+        else:
+            texts = list(_file_texts(source, fields, reader))
+    except OSError as error:
+        raise InputError(f"texts file {source!r} cannot be read: {error.strerror or error}") from error
+    if not texts:
+        skipped = f" ({reader.skipped})" if reader.n_empty else ""
+        raise InputError(f"texts file {source!r} holds no text{skipped}; put a text on each line")
+    return Corpus(_require_distinct_ids(texts, source), reader.notes(source))
+
+
+def _checked_fields(fields: TextFields | None) -> TextFields:
+    """Return `fields`, by default those of every format."""
+    if fields is None:
+        return TextFields()
+    require_kind("fields", fields, TextFields, "such as TextFields(text='body')")
+    return fields
+
+
+class _Reader:
+    """Turns records into texts up to a limit, and counts those that are empty."""
+
+    def __init__(self, fields: TextFields, limit: int | None) -> None:
+        self.fields = fields
+        self.n_left = sys.maxsize if limit is None else limit
+        self.n_empty = 0
+        self.other_files: list[str] = []
+
+    @property
+    def skipped(self) -> str:
+        """A phrase that counts the empty records and lines."""
+        noun = "line or record" if self.n_empty == 1 else "lines or records"
+        return f"{self.n_empty:,} empty {noun}"
+
+    def notes(self, source: str) -> list[str]:
+        """Return one note for each kind of thing that was skipped."""
+        notes = []
+        if self.n_empty:
+            notes.append(f"texts {source!r}: {self.skipped} skipped")
+        if self.other_files:
+            shown = ", ".join(map(repr, self.other_files[:3]))
+            more = f" and {len(self.other_files) - 3} more" if len(self.other_files) > 3 else ""
+            notes.append(f"texts {source!r}: files of other formats skipped: {shown}{more}")
+        return notes
+
+    def texts_of(self, records: Iterator[Record], name: str) -> Iterator[Text]:
+        """Yield the texts of one file, whose unnamed texts are called `name:number`."""
+        while self.n_left:
+            record = next(records, None)
+            if record is None:
+                return
+            text = self._text(record, name)
+            if text is None:
+                self.n_empty += 1
+            else:
+                self.n_left -= 1
+                yield text
+
+    def _text(self, record: Record, name: str) -> Text | None:
+        """Return the record's text; None if it is empty."""
+        default_id = f"{name}:{record.number}"
+        if record.value is None:
+            return None
+        if isinstance(record.value, str):
+            return Text(default_id, record.value)
+        fields, values = self.fields, record.value
+        if fields.text not in values:
+            raise InputError(f"{record.location} has no {fields.text!r}; {_name_keys(values)} (--text-field)")
+        text = values[fields.text]
+        if text is None or (isinstance(text, str) and not text.strip()):
+            return None
+        if not isinstance(text, str):
+            raise InputError(f"{record.location}: {fields.text!r} is {short_form(text)}; expected text")
+        require_unicode(text, record.location)
+        return Text(self._id(record, values, default_id), text, self._label(record, values))
+
+    def _id(self, record: Record, values: Mapping[str, Any], default: str) -> str:
+        if self.fields.id not in values and self.fields.id != TextFields.id:
+            raise InputError(
+                f"{record.location} has no {self.fields.id!r}; {_name_keys(values)} (--id-field)"
+            )
+        value = values.get(self.fields.id)
+        if value is None or value == "":
+            return default
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise InputError(
+                f"{record.location}: {self.fields.id!r} is {short_form(value)}; expected text or a whole number"
+            )
+        require_unicode(str(value), record.location)
+        return str(value)
+
+    def _label(self, record: Record, values: Mapping[str, Any]) -> str | None:
+        name = self.fields.label
+        if name is None:
+            return None
+        if name not in values:
+            raise InputError(f"{record.location} has no {name!r}; {_name_keys(values)} (--label-field)")
+        value = values[name]
+        if isinstance(value, bool | int | str) and value != "":
+            require_unicode(str(value), record.location)
+            return str(value)
+        raise InputError(f"{record.location}: {name!r} is {short_form(value)}; expected a label")
+
+
+def _name_keys(values: Mapping[str, Any]) -> str:
+    """Return a phrase that names the keys of a record."""
+    keys = ", ".join(
+        repr(short_form(key)) if len(key) > 40 else repr(key) for key in list(values)[:_MAX_KEYS]
+    )
+    more = f" and {len(values) - _MAX_KEYS} more" if len(values) > _MAX_KEYS else ""
+    return f"its keys are {keys}{more}" if values else "it is empty"
+
+
+def _file_texts(source: str, fields: TextFields, reader: _Reader) -> Iterator[Text]:
+    """Yield the texts of a file or of a folder's files."""
+    path = Path(source)
+    if path.is_dir():
+        yield from _folder_texts(path, fields, reader)
+        return
+    if not is_text_file(path):
+        raise InputError(f"texts {source!r}: expected `bundled`, a folder, `-` or {FORMATS}")
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
-        raise InputError(f"texts file {source!r} {problem}; name a .txt or .jsonl file, or `bundled`")
-    read_line = readers[path.suffix.lower()]
-    try:
-        with path.open("rb") as handle:
-            texts = list(
-                islice((read_line(path, number, line) for number, line in _lines(path, handle)), limit)
-            )
-    except OSError as error:
-        raise InputError(f"texts file {source!r} cannot be read: {error.strerror}") from error
-    if not texts:
-        raise InputError(f"texts file {source!r} holds no text; put a text on each line")
-    return _require_distinct_ids(texts, source)
+        raise InputError(f"texts file {source!r} {problem}; name a file, a folder, `-`, or `bundled`")
+    yield from reader.texts_of(read_records(path, fields), stem(path))
+
+
+def _folder_texts(folder: Path, fields: TextFields, reader: _Reader) -> Iterator[Text]:
+    root = folder.resolve()
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    regular = [path for path in paths if path.is_file() and path.resolve().is_relative_to(root)]
+    readable = [path for path in regular if is_text_file(path)]
+    reader.other_files = [str(path.relative_to(folder)) for path in regular if not is_text_file(path)]
+    if not readable:
+        raise InputError(f"texts {str(folder)!r}: the folder holds none of {FORMATS}")
+    for path in readable:
+        name = (path.relative_to(folder).parent / stem(path)).as_posix()
+        yield from reader.texts_of(read_records(path, fields), name)
 
 
 def texts_from(source: str | Iterable[str | Text], limit: int | None = None) -> list[Text]:
-    """Return texts from a name or path as for `read_texts`, or from strings and Texts.
+    """Return texts from a name or path as for `read_corpus`, or from strings and Texts.
 
     >>> [text.id for text in texts_from(["one text", Text("mine", "another")])]
     ['0', 'mine']
     """
+    return corpus_from(source, limit).texts
+
+
+def corpus_from(
+    source: str | Iterable[str | Text], limit: int | None = None, fields: TextFields | None = None
+) -> Corpus:
+    """Return texts as `texts_from` does, and notes about what was left out."""
     if limit is not None:
         require_whole("limit", limit, 1)
+    fields = _checked_fields(fields)
     if isinstance(source, str):
-        return read_texts(source, limit)
+        return read_corpus(source, limit, fields)
     if isinstance(source, Mapping | bytes | Text) or not isinstance(source, Iterable):
         raise InputError(
             f"expected texts as `bundled`, a file's name, or a list of strings, received {short_form(source)}"
@@ -97,58 +233,11 @@ def texts_from(source: str | Iterable[str | Text], limit: int | None = None) -> 
                 f"expected text {index} as a string or a phaselens.data.Text, received {short_form(entry)}"
             )
         text = Text(str(index), entry) if isinstance(entry, str) else entry
-        _require_unicode(text.text, f"text {index}")
+        require_unicode(text.text, f"text {index}")
         texts.append(text)
     if not texts:
         raise InputError("no texts were given; give at least one")
-    return _require_distinct_ids(texts, "the list of texts")
-
-
-def _lines(path: Path, handle: IO[bytes]) -> Iterator[tuple[int, str]]:
-    """Yield (number, line) of the lines that are not blank; only a line feed ends a line."""
-    for number, raw in enumerate(handle, start=1):
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"texts file {str(path)!r}, line {number}: not valid UTF-8 at byte {error.start + 1} "
-                f"({error.object[error.start]:#04x}); save the file as UTF-8"
-            ) from error
-        if line.strip():
-            yield number, line
-
-
-def _from_line(path: Path, number: int, line: str) -> Text:
-    return Text(f"{path.stem}:{number}", line)
-
-
-def _from_json(path: Path, number: int, line: str) -> Text:
-    location = f"texts file {str(path)!r}, line {number}"
-    try:
-        entry: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        problem = f"{error.msg} at character {error.pos + 1}"
-        raise InputError(f"{location}: not valid JSON ({problem}); put one object on each line") from error
-    except RecursionError as error:
-        raise InputError(f"{location}: JSON nested too deeply; expected an object with `text`") from error
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
-        raise InputError(f"{location}: expected an object with a non-empty `text`")
-    name = entry.get("id", f"{path.stem}:{number}")
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise InputError(f"{location}: `id` is {name!r}; expected text or a whole number")
-    _require_unicode(entry["text"], location)
-    _require_unicode(str(name), location)
-    return Text(str(name), entry["text"])
-
-
-def _require_unicode(text: str, location: str) -> None:
-    """Raise InputError for half of a surrogate pair, which JSON and Python can hold but UTF-8 cannot encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{location}: symbol {error.start + 1} is a lone surrogate, not a character"
-        ) from error
+    return Corpus(_require_distinct_ids(texts, "the list of texts"))
 
 
 def _require_distinct_ids(texts: list[Text], source: str) -> list[Text]:

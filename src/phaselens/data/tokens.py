@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from phaselens.data.reading import Text
+from phaselens.data.text import Text
 from phaselens.errors import InputError, close_matches, require_whole, short_form
 
 #: The BOS policies, and what each puts before a text.
@@ -117,6 +117,20 @@ class Encoder:
         if not ids:
             raise InputError(f"text {text.id!r} has no tokens (bos: {self.bos}); remove it or give it words")
         return TokenizedText(text, tuple(ids[:max_tokens]), len(ids), n_written_bos)
+
+    def character_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return the characters (start, end) that each token of a text comes from, without tokens that are added.
+
+        Raises:
+            InputError: for a tokenizer without this information (one that is written in Python).
+        """
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise InputError(
+                f"{type(self.tokenizer).__name__} does not say which characters its tokens come from, so documents "
+                "cannot be cut into windows of tokens; cut them yourself, or use a tokenizer of the library tokenizers"
+            )
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [(int(start), int(end)) for start, end in encoding["offset_mapping"]]
 
     def notes(self, tokenized_texts: Sequence[TokenizedText]) -> list[str]:
         """Return notes for the reader on how these texts were tokenized."""

@@ -14,23 +14,21 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens.attention_owner import AttentionOwner, is_hooked
 from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
+from phaselens.lens.key_edits import fire_key_scores
 from phaselens.lens.lazy_masks import LazyMask
 from phaselens.lens.masks import build_mask, note_mask, selected_keys
-from phaselens.lens.matrix_statistics import by_distance, columns, row_lse, without_pads
-from phaselens.lens.points import N_DISTANCES
-from phaselens.lens.rows import Rows
+from phaselens.lens.matrix import fire_matrix, from_matrix, learned_sink_mass, weigh, without_sink_logits
 from phaselens.lens.slots import KernelOptions, KeySlots
 
 IMPLEMENTATION = "phaselens"
@@ -39,47 +37,6 @@ IMPLEMENTATION = "phaselens"
 # The attribute of an attention module that refers to the bridge component that is calling it. A weak reference,
 # since a plain one would make a cycle that keeps model and bridge alive.
 _OWNER = "_phaselens_owner"
-
-
-@dataclass
-class StreamingOptions:
-    """The options of `HookedTransformer.streaming`, in one object that all layers of a lens share.
-
-    ``sink_position`` is the absolute position of the key that `hook_sink` measures, ``n_distances`` the number of
-    distances of `hook_distance`. ``reads_only`` promises that hooks write into no tensor in place: a hooked
-    matrix that is not edited then does not change what the layer computes. ``rows`` holds the positions of the running
-    forward's rows, and which of them are pads, whose queries do not count in `hook_received` and `hook_distance`.
-    """
-
-    sink_position: int = 0
-    n_distances: int = N_DISTANCES
-    reads_only: bool = False
-    rows: Rows = field(default_factory=Rows)
-
-
-class AttentionOwner(Protocol):
-    """The bridge component that calls a model's attention module: `components.StreamingAttention`."""
-
-    name: str
-    streaming_options: StreamingOptions
-    hook_attn_scores: HookPoint
-    hook_pattern: HookPoint
-    hook_attended: HookPoint
-    score_bias: Tensor | None
-
-    def hooked_statistics(self) -> list[str]: ...
-    def fire_statistic(self, name: str, value: Tensor) -> None: ...
-    def fire_rotated(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-def is_hooked(point: nn.Module) -> bool:
-    """Return whether this hook point has hooks."""
-    return bool(point._forward_hooks or point._backward_hooks)
-
-
-def version_of(tensor: Tensor) -> int | None:
-    """Return the number of writes into `tensor`; None under `torch.inference_mode`, which does not count them."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def attend_hooked(
@@ -165,21 +122,29 @@ def _attend_owned(
     value: Tensor,
     options: KernelOptions,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend by the cheapest computation that serves the hooks on the owner's statistics and matrix."""
+    """Attend by the cheapest computation that serves the hooks on the owner's statistics, scores and matrix."""
     explicit = is_hooked(owner.hook_attn_scores) or is_hooked(owner.hook_pattern)
     statistics = owner.hooked_statistics()
-    native = _is_native(options)
-    if not explicit and not statistics and native:
-        return attend_as_model(query, key, value, options), None
+    reads_scores = explicit or is_hooked(owner.hook_key_scores)
+    if not reads_scores and not statistics and _is_native(options):
+        return _shared_output(owner, attend_as_model, query, key, value, options), None
     key, value, options = slots.crop(key), slots.crop(value), slots.crop_mask(options)
+    needs_gradient = _needs_gradient(query, key, value)
+    key_edit = fire_key_scores(owner, slots, query, key, options, needs_gradient)
+    # Statistics follow the edit only if they are read from the matrix; a gradient needs it, too.
+    if key_edit is not None and (statistics or needs_gradient):
+        explicit = True
     pattern = None
     if explicit:
-        scores, pattern, edited = _fire_matrix(owner, slots, query, key, options)
-        if edited or not owner.streaming_options.reads_only or _needs_gradient(query, key, value):
-            return _from_matrix(owner, slots, scores, pattern, value, options)
+        scores, pattern, edited = fire_matrix(owner, slots, query, key, options, key_edit)
+        if edited or not owner.streaming_options.reads_only or needs_gradient:
+            return from_matrix(owner, slots, scores, pattern, value, options)
     if not statistics:
-        return attend_as_model(query, key, value, options), pattern
-    if _needs_gradient(query, key, value):
+        output = _shared_output(owner, attend_as_model, query, key, value, options)
+        if key_edit is not None:
+            output = key_edit.output(owner, output, query, key, value, options)
+        return output, pattern
+    if needs_gradient:
         # The fused kernel's log-sum-exp carries no gradient. The output keeps its own; the statistics are constants,
         # on which a backward pass fails loudly instead of being wrong.
         output = attend_as_model(query, key, value, options)
@@ -192,6 +157,23 @@ def _attend_owned(
         output, lse = attention.attend(query, key, value, **options)
         _fire_statistics(owner, slots, statistics, query, key, lse, options)
     return output.transpose(1, 2).contiguous(), pattern
+
+
+def _shared_output(
+    owner: AttentionOwner,
+    attend_as_model: Callable[[Tensor, Tensor, Tensor, KernelOptions], Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: KernelOptions,
+) -> Tensor:
+    """Return the model's own output, computed once for all forwards of a `KernelReplay`."""
+    if owner.kernels is None:
+        return attend_as_model(query, key, value, options)
+    if "output" not in owner.kernels:
+        owner.kernels["output"] = attend_as_model(query, key, value, options)
+    output: Tensor = owner.kernels["output"]
+    return output
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:
@@ -221,9 +203,9 @@ def _attend_as_model(
             "call model.eval()"
         )
     if _needs_gradient(query, key, value):
-        scores = attention.explicit_scores(query, key, **_without_sink_logits(options))
+        scores = attention.explicit_scores(query, key, **without_sink_logits(options))
         pattern = attention.explicit_pattern(scores, sink_logits=options["sink_logits"])
-        return _weigh(pattern, value).transpose(1, 2).contiguous()
+        return weigh(pattern, value).transpose(1, 2).contiguous()
     output, _ = attention.attend(query, key, value, **options)
     return output.transpose(1, 2).contiguous()
 
@@ -231,78 +213,6 @@ def _attend_as_model(
 def _is_native(options: KernelOptions) -> bool:
     """Return whether SDPA has all of these options."""
     return all(options[name] is None for name in ("softcap", "sink_logits", "bias"))
-
-
-def _without_sink_logits(options: KernelOptions) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if name != "sink_logits"}
-
-
-def _weigh(pattern: Tensor, value: Tensor) -> Tensor:
-    """Return pattern times value, [batch, head, query, d_head], in value's dtype; grouped heads share their values."""
-    groups = pattern.shape[1] // value.shape[1]
-    return pattern.to(value.dtype) @ value.repeat_interleave(groups, dim=1)
-
-
-def _fire_matrix(
-    owner: AttentionOwner, slots: KeySlots, query: Tensor, key: Tensor, options: KernelOptions
-) -> tuple[Tensor, Tensor, bool]:
-    """Return scores and weights [batch, head, query, key] after their hooks, and whether a hook may have edited them.
-
-    Under `torch.inference_mode`, which records no writes in place, this is always True. Hooks see a column for every
-    position of the text so far. Columns of keys that a sliding cache has dropped are hidden, as the window hides them
-    without a cache.
-    """
-    built = slots.with_dropped(
-        attention.explicit_scores(query, key, **_without_sink_logits(options)), -torch.inf
-    )
-    version = version_of(built)
-    scores = owner.hook_attn_scores(built)
-    edited = scores is not built or version is None or version_of(built) != version
-    _require_untouched(owner, "hook_attn_scores", scores[..., : slots.n_dropped], -torch.inf)
-    built = attention.explicit_pattern(scores, sink_logits=options["sink_logits"])
-    version = version_of(built)
-    pattern = owner.hook_pattern(built)
-    edited = edited or pattern is not built or version is None or version_of(built) != version
-    _require_untouched(owner, "hook_pattern", pattern[..., : slots.n_dropped], 0.0)
-    return scores, pattern, edited
-
-
-def _from_matrix(
-    owner: AttentionOwner,
-    slots: KeySlots,
-    scores: Tensor,
-    pattern: Tensor,
-    value: Tensor,
-    options: KernelOptions,
-) -> tuple[Tensor, Tensor]:
-    """Return the output and the pattern, and fire the statistics, from the matrix, so that they follow its edits."""
-    output = _weigh(pattern[..., slots.n_dropped :], value).transpose(1, 2).contiguous()
-    statistics = owner.hooked_statistics()
-    if statistics:
-        streaming = owner.streaming_options
-        with torch.no_grad():
-            pattern_without_pads = functools.cache(lambda: without_pads(pattern, slots.real))
-            compute: dict[str, Callable[[], Tensor]] = {
-                "hook_lse": lambda: row_lse(scores, options["sink_logits"]),
-                "hook_sink": lambda: columns(pattern, slots.slots_at(streaming.sink_position)),
-                "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
-                "hook_received": lambda: pattern_without_pads().sum(-2),
-                "hook_distance": lambda: by_distance(pattern_without_pads(), streaming.n_distances),
-            }
-            slots.require_served(statistics)
-            for name in statistics:
-                owner.fire_statistic(name, compute[name]())
-    return output, pattern
-
-
-def _require_untouched(owner: AttentionOwner, point: str, dropped: Tensor, value: float) -> None:
-    """Raise InputError if a hook edited the columns of keys that the cache has dropped."""
-    if dropped.numel() and bool((dropped != value).any()):
-        raise InputError(
-            f"{owner.name}.{point}: the hook edited keys that have left this layer's sliding cache; edit only the "
-            f"last {owner.streaming_options.rows.n_slots - dropped.shape[-1]} keys, or run without a cache "
-            "(use_past_kv_cache=False)"
-        )
 
 
 def _fire_statistics(
@@ -323,10 +233,11 @@ def _fire_statistics(
         key,
         lse,
         position=sink_indices[0] if "hook_sink" in statistics and shared else None,
+        itself="hook_itself" in statistics,
         entropy="hook_entropy" in statistics,
         received="hook_received" in statistics,
         distances=streaming.n_distances if "hook_distance" in statistics else None,
-        refine="hook_lse" in statistics,
+        refine="hook_lse" in statistics or "hook_learned_sink" in statistics,
         real=slots.real,
         **options,
     )
@@ -337,6 +248,8 @@ def _fire_statistics(
     values = {
         "hook_lse": summary.lse,
         "hook_sink": sink,
+        "hook_learned_sink": None if summary.lse is None else learned_sink_mass(summary.lse, options),
+        "hook_itself": summary.itself,
         "hook_entropy": summary.entropy,
         "hook_received": None if received is None else slots.with_dropped(received, 0.0),
         "hook_distance": summary.distance,

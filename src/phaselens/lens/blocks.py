@@ -25,7 +25,7 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.generalized_components.block import BlockBridge
 
-from phaselens.lens.attention_dispatch import is_hooked
+from phaselens.lens.attention_owner import is_hooked
 from phaselens.lens.components import StreamingAttention, attention_of
 from phaselens.lens.original_components import NativeGateUp, NativeNorm
 

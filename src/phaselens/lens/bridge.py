@@ -21,9 +21,15 @@ from phaselens.errors import (
     type_unless_whole,
 )
 from phaselens.lens import families
-from phaselens.lens.attention_dispatch import StreamingOptions
+from phaselens.lens.attention_owner import StreamingOptions
 from phaselens.lens.blocks import layer_range, set_layer_range
-from phaselens.lens.components import AttentionReplay, attention_layers, attention_of
+from phaselens.lens.components import (
+    AttentionReplay,
+    KernelReplay,
+    StreamingAttention,
+    attention_layers,
+    attention_of,
+)
 from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
@@ -48,6 +54,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     * the statistics of attention (`phaselens.lens.points.STATISTICS`, such as ``blocks.{i}.attn.hook_sink`` [batch,
       head, query]): float32 or wider, exact, in O(L) memory, computed only where hooked;
     * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
+    * ``hook_loss`` [batch, pos], the loss of each token, in pieces of the vocabulary;
     * `info` (facts about the model) and `stream` (one measuring forward);
     * `set_rotation` nulls the rotation of layers and restores it;
     * one BOS policy, `bos`, for every method that takes a text: the ids are those that a run measures.
@@ -55,6 +62,8 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     `phaselens.load` returns one; it is not meant to be constructed directly.
     """
 
+    #: The loss of each token; see `phaselens.lens.loss_point`.
+    hook_loss: HookPoint
     tokenizer_note: str | None
     resume_problem: str | None  # see `resuming.find_problem`
     head_paths: tuple[str, ...]  # see `layer_stack.LayerStack`
@@ -140,12 +149,18 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
         >>> bool(torch.equal(first, second))
         True
         """
+        return AttentionReplay(self._attention_of("attention_replay", layer))
+
+    def kernel_replay(self, layer: int) -> KernelReplay:
+        """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
+        return KernelReplay(self._attention_of("kernel_replay", layer))
+
+    def _attention_of(self, method: str, layer: int) -> StreamingAttention | None:
+        """Return the attention of a layer, None if it has something else; InputError for a layer out of range."""
         require_whole("layer", layer)
         if not 0 <= layer < self.info.n_layers:
-            raise InputError(
-                f"attention_replay({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}"
-            )
-        return AttentionReplay(attention_of(self.blocks[layer]))
+            raise InputError(f"{method}({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}")
+        return attention_of(self.blocks[layer])
 
     def stream(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches, short_form
 from phaselens.lens import gguf_files, headers, quantised, text_towers, weight_adapters
-from phaselens.lens.digests import sha256
 from phaselens.lens.model_source import NAMES, ModelSource
 from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers
 
@@ -24,9 +24,6 @@ DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
     "fp64": torch.float64,
 }
-
-# Larger folders would take seconds to hash before anything is measured.
-_HASH_UP_TO_BYTES = 1 << 30
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -193,13 +190,19 @@ def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
 
 
 def require_memory(
-    source: ModelSource, dtype: torch.dtype, device: torch.device, loaded_as: torch.dtype | None = None
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    loaded_as: torch.dtype | None = None,
+    *,
+    as_stored: bool = False,
 ) -> None:
-    """Check, by headers alone, that a checkpoint folder fits into memory.
+    """Check, by headers alone, that a checkpoint folder or file fits into memory.
 
     Args:
         dtype: the model's dtype.
         loaded_as: the dtype before a cast, where that is another one.
+        as_stored: whether the weights stay as they are stored: quantised.
 
     Raises:
         ModelError: with the bytes needed and the bytes free.
@@ -213,6 +216,8 @@ def require_memory(
         return
     widest = max(dtype, loaded_as or dtype, key=lambda candidate: candidate.itemsize)
     need = n_numbers * widest.itemsize
+    if as_stored and source.folder is not None:
+        need = headers.count_bytes(source.folder, source.name) or 0
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -220,36 +225,12 @@ def require_memory(
 
         free = psutil.virtual_memory().available
     if need > free:
-        smaller = "" if widest == loaded_as else "a smaller dtype (--dtype bf16) or "
+        smaller = "" if as_stored or widest == loaded_as else "a smaller dtype (--dtype bf16) or "
+        kind = "stored" if as_stored else str(widest).removeprefix("torch.")
         raise ModelError(
-            f"model {source.name!r} needs {need / 1e9:.1f} GB as {str(widest).removeprefix('torch.')}, and "
-            f"{free / 1e9:.1f} GB are free on {device.type}; use {smaller}a machine with more memory"
+            f"model {source.name!r} needs {need / 1e9:.1f} GB as {kind}, and {free / 1e9:.1f} GB are free on "
+            f"{device.type}; use {smaller}a machine with more memory"
         )
-
-
-def hash_source(source: ModelSource) -> dict[str, str]:
-    """Return the sha256 of the files that a model was loaded from, by name; those of an adapter under ``adapter/``."""
-    if source.gguf is not None:
-        is_small = source.gguf.stat().st_size <= _HASH_UP_TO_BYTES
-        files = {source.gguf.name: sha256(source.gguf)} if is_small else {}
-    else:
-        files = hash_files(source.folder)
-    for prefix, folder in (("twin-adapter", source.adapter), ("adapter", source.named_adapter)):
-        # The twin's own adapter keeps its name unless another one is on top of it.
-        prefix = "adapter" if source.named_adapter is None else prefix
-        files |= {f"{prefix}/{file}": digest for file, digest in hash_files(folder).items()}
-    return files
-
-
-def hash_files(folder: Path | None) -> dict[str, str]:
-    """Return the sha256 of a checkpoint folder's files by name; empty without a folder and for folders over 1 GiB."""
-    if folder is None:
-        return {}
-    suffixes = (".json", ".safetensors", ".bin", ".model")
-    files = sorted(file for file in folder.iterdir() if file.is_file() and file.suffix in suffixes)
-    if sum(file.stat().st_size for file in files) > _HASH_UP_TO_BYTES:
-        return {}
-    return {file.name: sha256(file) for file in files}
 
 
 def load_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
@@ -325,7 +306,27 @@ def load_pretrained(
     return model if is_on_device else model.to(device)
 
 
+def _require_safe_shards(source: ModelSource) -> None:
+    """Fetch the index of a hub model's shards, if it has one, and check the names in it before any shard is read."""
+    from transformers.utils import cached_file
+
+    index = cached_file(
+        source.location,
+        headers.INDEX,
+        revision=source.base.revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if index is not None:
+        headers.shards_in(json.loads(Path(index).read_text(encoding="utf-8")), source.name)
+
+
 def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    if source.folder is None:
+        _require_safe_shards(source)
+        chosen = getattr(config, headers.CHOICE, None)
+        if chosen is not None:
+            headers.require_inside(str(chosen), source.name, f"{headers.CHOICE} in config.json")
     options |= {"config": config, "revision": source.base.revision}
     whole_class = text_towers.whole_class(config)
     if whole_class is not None:

@@ -18,7 +18,7 @@ from phaselens.errors import InputError, RefusedModel
 from phaselens.lens.captures import capture, keeper
 from phaselens.lens.check_results import CheckResult, difference, worst
 from phaselens.lens.choices import Choices, recorded_choices, repeated_choices
-from phaselens.lens.components import attention_layers
+from phaselens.lens.components import attention_layers, attention_of
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
 from phaselens.lens.precision import STATISTICS_LIMITS
 from phaselens.lens.reference import OwnForward, Reference, probe_tokens
@@ -69,6 +69,7 @@ def _results(lens: HookedTransformer, full: bool) -> list[CheckResult]:
     results.append(_rows_sum_to_one(lens, tokens))
     results.append(_windows_match_the_masks(lens))
     results.append(_statistics_match_scores(lens, tokens))
+    results.append(_key_edits_match_the_matrix(lens, tokens, layers))
     results += _heads_write_the_output(lens, tokens, layers)
     results.append(_edit_changes_layers_above(lens, tokens, layers))
     results += _mid_edit_reaches_skip_path(lens, tokens, layers)
@@ -152,7 +153,7 @@ def _windows_match_the_masks(lens: HookedTransformer) -> CheckResult:
 def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
     """Compare streamed statistics with those of the same queries and keys in float64."""
     layers = attention_layers(lens)
-    points = _in_attention(layers, (*STATISTICS, *ROTATED_POINTS))
+    points = _in_attention(layers, (*STATISTICS, *ROTATED_POINTS, "hook_key_scores"))
     _, activations = capture(lens, tokens, points)
     by_layer = dict.fromkeys(layers, 0.0)
     for layer in by_layer:
@@ -173,16 +174,43 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
         pattern = (scores - lse[..., None]).exp()
         expected = {
             "hook_lse": lse,
+            "hook_key_scores": scores[..., :1],
+            "hook_learned_sink": 1 - pattern.sum(-1),
             "hook_sink": pattern[..., 0],
+            "hook_itself": pattern.diagonal(dim1=-2, dim2=-1),
             "hook_entropy": torch.special.entr(pattern).sum(-1),
             "hook_received": pattern.sum(-2),
             "hook_distance": _distances(pattern, activations[layer, "hook_distance"].shape[-1]),
         }
-        for name in STATISTICS:  # one without a reference in float64 fails here, rather than pass unchecked
+        for name in (
+            *STATISTICS,
+            "hook_key_scores",
+        ):  # one without a reference in float64 fails here, rather than pass unchecked
             gap = difference(activations[layer, name].cpu(), expected[name], relative=not _can_be_zero(name))
             by_layer[layer] = max(by_layer[layer], gap)
     name = "streamed statistics equal those of the scores in float64"
     return worst(name, STATISTICS_LIMITS[lens.dtype], by_layer)
+
+
+def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
+    """Remove key 0 from the later queries of a layer, once without the matrix and once in it."""
+
+    def removed(scores: Tensor, hook: object) -> Tensor:
+        scores = scores.clone()
+        scores[:, :, 1:, 0] = -torch.inf
+        return scores
+
+    by_layer = {}
+    for layer in (layer for layer in layers if attention_of(lens.blocks[layer]) is not None):
+        outputs: dict[str, Tensor] = {}
+        for point in ("hook_key_scores", "hook_attn_scores"):
+            hooks = [
+                (in_layer(layer, f"attn.{point}"), removed),
+                (in_layer(layer, "attn.hook_attended"), keeper(outputs, point)),
+            ]
+            lens.stream(tokens, hooks, stop_at_layer=layer + 1)
+        by_layer[layer] = difference(*outputs.values())
+    return worst("an edit of named keys equals the same edit of the matrix", lens.arithmetic.limit, by_layer)
 
 
 def _can_be_zero(statistic: str) -> bool:

@@ -6,7 +6,7 @@ it streams statistics. Blocks are in `blocks`, norms and MLPs in `original_compo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +21,8 @@ from transformers import Cache
 
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import attention_dispatch, families
-from phaselens.lens.attention_dispatch import StreamingOptions, is_hooked
 from phaselens.lens.attention_facts import AttentionFacts
+from phaselens.lens.attention_owner import StreamingOptions, is_hooked
 from phaselens.lens.null_rotation import held_at
 from phaselens.lens.original_components import watch_parts
 from phaselens.lens.points import OWN_ATTENTION_POINTS, ROTATED_POINTS, STATISTICS, Hook, read_only_reason
@@ -66,6 +66,26 @@ class AttentionReplay:
             self._attention.replay = None
 
 
+class KernelReplay:
+    """Results of the kernels of one layer's attention, computed once and shared by all forwards inside the context.
+
+    It is for forwards that start from one residual and change no query, key or value of the layer.
+    """
+
+    def __init__(self, attention: StreamingAttention | None) -> None:
+        self._attention = attention
+        self._kernels: dict[Hashable, Any] = {}
+
+    def __enter__(self) -> KernelReplay:
+        if self._attention is not None:
+            self._attention.kernels = self._kernels
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._attention is not None:
+            self._attention.kernels = None
+
+
 class StreamingAttention(AttentionBridge):
     """Mixin for an attention bridge that delegates to the model's module and streams the statistics of its rows."""
 
@@ -76,9 +96,11 @@ class StreamingAttention(AttentionBridge):
     #: cos and sin at position 0, each [1, 1, d_rotary] (or complex numbers), which `rotation.detect_rotation` stores.
     origin: tuple[Tensor, ...] | None
     replay: AttentionReplay | None
+    kernels: dict[Hashable, Any] | None
     #: What the last forward added to the scores, [batch | 1, head | 1, 1, key]; None for nothing (most models).
     score_bias: Tensor | None
     # From TransformerLens' component and from `add_points`.
+    hook_key_scores: HookPoint
     hook_attn_scores: HookPoint
     hook_pattern: HookPoint
     hook_rot_q: HookPoint
@@ -91,12 +113,13 @@ class StreamingAttention(AttentionBridge):
         for name in (*OWN_ATTENTION_POINTS, *ROTATED_POINTS):
             if name not in self._modules:
                 setattr(self, name, HookPoint())
-        for name in STATISTICS:
+        for name in (*STATISTICS, "hook_key_scores"):
             getattr(self, name).pos_dim = 2
         self.streaming_options = StreamingOptions()
         self.nulled = False
         self.origin = None
         self.replay = None
+        self.kernels = None
         self.score_bias = None
         self._rot_k_fired = False
 

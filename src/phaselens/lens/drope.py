@@ -41,6 +41,16 @@ class NoRotaryEmbedding(nn.Module):
         return x.new_ones(shape), x.new_zeros(shape)
 
 
+def base_angles(config: DroPELlamaConfig | DroPEQwen2Config, d_rotary: int) -> tuple[float, ...]:
+    """Return the radians by which one position turned each pair in the model that was recalibrated.
+
+    Its rope parameters remain in the configuration, where nothing reads them. Empty if they are for another number of
+    dimensions.
+    """
+    angles: list[float] = modeling_llama.LlamaRotaryEmbedding(config).inv_freq.double().tolist()
+    return tuple(angles) if len(angles) == d_rotary // 2 else ()
+
+
 def rotate(states: Tensor, angles: Tensor) -> Tensor:
     """Rotate states as the base families do, which share one rotation.
 

@@ -41,6 +41,8 @@ _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
 _N_SELECTED_KEYS = ("index_topk",)
 _CHUNK = ("attention_chunk_size",)
+_N_CTX_TRAINED = "original_max_position_embeddings"
+_ROPE_PARAMETERS = ("rope_parameters",)
 # A field of the configuration, and its value for attention on random blocks of keys.
 _SPARSE_BLOCKS = ("attention_type", "block_sparse")
 # The method of a module that has such attention, beside full attention.
@@ -251,6 +253,22 @@ def probe_length(model: PreTrainedModel, n_tokens: int) -> int:
     """Return a number of tokens, at most `n_tokens`, in which the model's attention is causal or windowed."""
     limits = [_attribute(text_config_of(model), names) for names in (_N_CTX, _N_SELECTED_KEYS, _CHUNK)]
     return min([n_tokens, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
+
+
+def n_ctx_trained_of(model: PreTrainedModel) -> int | None:
+    """Return the number of positions before a rope type extended it, as the configuration states; else `n_ctx_of`.
+
+    Where layer types have their own rope parameters, it is the smallest number that any of them states.
+    """
+    config = model.config.get_text_config()
+    parameters = _attribute(config, _ROPE_PARAMETERS) or {}
+    by_layer_type = [entry for entry in parameters.values() if isinstance(entry, dict)]
+    stated = [
+        source[_N_CTX_TRAINED]
+        for source in (parameters, *by_layer_type, vars(config))
+        if source.get(_N_CTX_TRAINED) is not None
+    ]
+    return min(map(int, stated)) if stated else n_ctx_of(model)
 
 
 def d_model_of(model: PreTrainedModel) -> int:

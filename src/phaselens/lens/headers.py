@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from math import prod
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 from phaselens.errors import ModelError
 
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_CONFIG = "config.json"
+# The field of a config that names the file with the weights.
+CHOICE = "transformers_weights"
 #: Every checkpoint with a tokenizer has one of them.
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,12 +38,12 @@ def require_intact(folder: Path, model_name: str, *, complete: bool = True) -> N
     Raises:
         ModelError: for a file that cannot be read, is truncated, or is missing.
     """
-    _read_json(folder / "config.json", model_name)
+    _read_json(folder / _CONFIG, model_name)
     for file, tensors in _weight_files(folder, model_name).items():
         path = folder / file
         if not path.is_file():
             if complete:
-                indexed = f"shard {file} is named in {_INDEX} and is missing"
+                indexed = f"shard {file} is named in {INDEX} and is missing"
                 problem = indexed if tensors else f"{file} is not a file, or a link to a missing one"
                 raise ModelError(f"model {model_name!r}: {problem}; fetch or copy it too")
             continue
@@ -48,7 +52,7 @@ def require_intact(folder: Path, model_name: str, *, complete: bool = True) -> N
         missing = sorted(tensors - header.keys())
         if missing:
             raise ModelError(
-                f"model {model_name!r}: {_INDEX} says that {missing[0]} is in {file}, which does not hold it; "
+                f"model {model_name!r}: {INDEX} says that {missing[0]} is in {file}, which does not hold it; "
                 f"{_COPY_AGAIN}"
             )
 
@@ -70,21 +74,57 @@ def require_tokenizer(folder: Path, model_name: str) -> None:
             _read_json(folder / name, model_name)
 
 
+def require_inside(name: str, model_name: str, named_in: str) -> None:
+    """Check the name of a file with weights that a checkpoint's own files state.
+
+    Raises:
+        ModelError: for a name that leads out of the checkpoint's folder, and for a file of another format, such as
+            pickle.
+    """
+    parts = re.split(r"[/\\]", name)
+    if not parts[0] or ".." in parts or ":" in name:
+        raise ModelError(
+            f"model {model_name!r}: {named_in} names weights outside of the checkpoint's folder ({name!r}); they are "
+            "not read"
+        )
+    if not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise ModelError(
+            f"model {model_name!r}: {named_in} names weights that are not safetensors ({name!r}); pickle can run code "
+            "when it is read, so convert them to safetensors"
+        )
+
+
 def _weight_files(folder: Path, model_name: str) -> dict[str, set[str]]:
     """Return the safetensors files to load, each with the tensors that the index expects in it."""
-    if (folder / _SINGLE).is_file():
+    chosen = _read_json(folder / _CONFIG, model_name).get(CHOICE) if (folder / _CONFIG).is_file() else None
+    if chosen is not None:
+        require_inside(str(chosen), model_name, f"{CHOICE} in {_CONFIG}")
+        if not str(chosen).endswith(".json"):
+            return {str(chosen): set()}
+    elif (folder / _SINGLE).is_file():
         return {_SINGLE: set()}
-    if not (folder / _INDEX).is_file():
+    index = INDEX if chosen is None else str(chosen)
+    if not (folder / index).is_file():
         return {path.name: set() for path in sorted(folder.glob("*.safetensors"))}
-    file_by_tensor = _read_json(folder / _INDEX, model_name).get("weight_map")
+    return shards_in(_read_json(folder / index, model_name), model_name, index)
+
+
+def shards_in(index: dict[str, Any], model_name: str, index_name: str = INDEX) -> dict[str, set[str]]:
+    """Return the files that an index of shards names, each with its tensors.
+
+    Raises:
+        ModelError: for an index without files, and for files that are not safetensors in the checkpoint's folder.
+    """
+    file_by_tensor = index.get("weight_map")
     if not isinstance(file_by_tensor, dict) or not all(
         isinstance(file, str) for file in file_by_tensor.values()
     ):
         raise ModelError(
-            f"model {model_name!r}: {_INDEX} holds no weight_map from tensors to files; {_COPY_AGAIN}"
+            f"model {model_name!r}: {index_name} holds no weight_map from tensors to files; {_COPY_AGAIN}"
         )
     files: dict[str, set[str]] = {}
     for tensor, file in file_by_tensor.items():
+        require_inside(file, model_name, index_name)
         files.setdefault(file, set()).add(tensor)
     return files
 
@@ -155,6 +195,12 @@ def _damaged(path: Path, model_name: str, problem: str) -> ModelError:
         f"model {model_name!r}: its safetensors file cannot be read ({path.name}: {problem}); it is truncated or "
         f"damaged, {_COPY_AGAIN}"
     )
+
+
+def count_bytes(folder: Path, model_name: str) -> int | None:
+    """Return the size of the folder's safetensors files; None without such files."""
+    paths = [folder / file for file in _weight_files(folder, model_name)]
+    return sum(path.stat().st_size for path in paths if path.is_file()) or None
 
 
 def count_numbers(folder: Path, model_name: str) -> int | None:

@@ -23,7 +23,10 @@ class RotatedPairs:
     """The dimensions of a head that a layer's rotation mixes, measured on the rotation itself.
 
     ``pairs`` are the dimensions that turn into each other, each pair once; dimensions outside of them pass unrotated.
-    ``problem`` is the reason why the rotation could not be read; there are no pairs then.
+    ``problem`` is the reason why the rotation could not be read; there are no pairs then. ``angles`` are the radians by
+    which one position turns each pair, in a short text; those that it would turn them by where the rotation was nulled
+    or dropped, and empty where they are unknown. ``factor`` is the attention factor by which cos and sin are multiplied
+    (YaRN, longrope), which they keep at position 0; None where positions are not given as cos and sin.
 
     >>> RotatedPairs(((0, 2), (1, 3)), 6)
     RotatedPairs(pairs=((0, 2), (1, 3)), d_head=6, problem=None)
@@ -34,6 +37,8 @@ class RotatedPairs:
     pairs: tuple[tuple[int, int], ...]
     d_head: int
     problem: str | None = None
+    angles: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    factor: float | None = field(default=None, compare=False, repr=False)
 
     @property
     def unrotated(self) -> tuple[int, ...]:
@@ -76,10 +81,14 @@ class ModelInfo:
 
     ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
 
+    ``n_ctx_trained`` is the number of positions that the model was trained for, where a rope type extended them to
+    ``n_ctx``; None if the checkpoint states neither.
+
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
-    maps the checkpoint's files, and those of its adapter, to their sha256. ``note`` tells a reader of the model's
-    numbers how it was made, or with which setting it should be measured. ``adapter`` describes an adapter and how it
-    was applied. ``part_of`` is the class of the model of several modalities whose text model this is.
+    maps the checkpoint's files, and those of its adapter, to their sha256. ``protocol`` says what the model is and with
+    which settings it should be measured (the caption of its tables), ``note`` how it was made. ``adapter`` describes an
+    adapter and how it was applied. ``part_of`` is the class of the model of several modalities whose text model this
+    is.
     """
 
     label: str
@@ -103,6 +112,7 @@ class ModelInfo:
     bos_token_id: int | None
     bos_policy: str
     bos: str = "auto"
+    n_ctx_trained: int | None = None
     revision: str | None = None
     attention_type: str | None = None
     softmax_scale: float | None = None
@@ -112,6 +122,7 @@ class ModelInfo:
     kinds: tuple[str, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
     longest: int | None = None
+    protocol: str | None = None
     note: str | None = None
     adapter: str | None = None
     part_of: str | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -17,9 +16,10 @@ from phaselens.lens import checkpoints, checks, families, gguf_files, quantised,
 from phaselens.lens.anatomy import absent_points
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import attention_layers
+from phaselens.lens.digests import hash_source
 from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
-from phaselens.lens.model_source import ModelSource
+from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
 from phaselens.lens.refusals import refusing
@@ -130,15 +130,6 @@ class _Options:
     adapter_scale: float | None = None
 
 
-def require_adapter_scale(scale: object) -> None:
-    """Raise InputError unless `scale` is None or a number from 0 to 1."""
-    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
-    if scale is not None and not (is_number and 0 <= float(str(scale)) <= 1):
-        raise InputError(
-            f"adapter_scale is {short_form(scale)}; give a number from 0 (the base) to 1, or leave it out"
-        )
-
-
 def _require_types(
     label: object, revision: object, check: object, trust_remote_code: object, allow_pickle: object
 ) -> None:
@@ -180,7 +171,7 @@ def _from_checkpoint(
         is_quantised = quantised.method_of(config) is not None
         # An adapter is merged in float32, so that every dtype starts from the same weights.
         merged_in = torch.float32 if is_merged and not is_quantised else None
-        checkpoints.require_memory(source, dtype, device, loaded_as=merged_in)
+        checkpoints.require_memory(source, dtype, device, loaded_as=merged_in, as_stored=is_quantised)
         model = checkpoints.load_pretrained(
             source,
             merged_in or dtype,
@@ -199,8 +190,13 @@ def _from_checkpoint(
     if source.package is not None and source.package.nulled:
         options = replace(options, rotation_mode="nope")
     lens = _build(model, source, replace(options, tokenizer=tokenizer), tokenizer_note)
+    # transformers forgets the method where it has dequantised the weights.
+    method = lens.info.quantisation or (
+        f"{quantised.method_of(config)}, dequantised" if is_quantised else None
+    )
     whole = text_towers.whole_class(config)
-    lens.info = replace(lens.info, adapter=adapter, part_of=None if whole is None else whole.__name__)
+    part_of = None if whole is None else whole.__name__
+    lens.info = replace(lens.info, adapter=adapter, part_of=part_of, quantisation=method)
     return lens
 
 
@@ -224,6 +220,11 @@ def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer
             "expected source as a name, a folder, a hub id, or a Hugging Face causal LM, received "
             f"{short_form(model)}"
         )
+    is_quantised = quantised.method_of(model.config) is not None
+    if is_quantised and not (options.device == "auto" and options.dtype == "auto"):
+        raise InputError(
+            f"{type(model).__name__} is quantised, so that it stays on its device and in its dtype; leave both out"
+        )
     if options.device != "auto":
         model.to(checkpoints.resolve_device(options.device))
     if options.dtype != "auto":
@@ -243,15 +244,11 @@ def _build(
     tokenizer = options.tokenizer
     name = source.name if source is not None else model.config.name_or_path or type(model).__name__
     with refusing(model, "measure the parts of its layers", unwrapped=True):
+        arithmetic = quantised.measure_arithmetic(model)
         anatomy = None if has_own_adapter(model) else measure_anatomy(model)
-        # A quantised module may refuse to compute in the dtype or on the device that was requested.
-        with as_model_errors(name) if quantised.method_of(model.config) is not None else nullcontext():
-            arithmetic = quantised.measure_arithmetic(model)
-            layers = None if anatomy is None else anatomy.layers
-            eager = anatomy is not None and anatomy.needs_eager
-            reference = (
-                reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
-            )
+        layers = None if anatomy is None else anatomy.layers
+        eager = anatomy is not None and anatomy.needs_eager
+        reference = reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
     with refusing(model, "add hook points to its modules"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
@@ -298,6 +295,7 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
     windows, longest = measure_windows(lens)
     facts = {layer: attention.facts for layer, attention in attention_layers(lens).items()}
     first = next(iter(facts.values()), None)
+    package = source.package if source is not None else None
     plans = [getattr(block, "plan", None) for block in lens.blocks]
     tokenizer = options.tokenizer
     bos_token_id = (
@@ -326,6 +324,7 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         bos_token_id=bos_token_id,
         bos_policy=_bos_policy(tokenizer),
         bos=options.bos,
+        n_ctx_trained=families.n_ctx_trained_of(model),
         revision=source.base.revision if source is not None else None,
         attention_type=getattr(config, "attention_type", None),
         softmax_scale=getattr(config, "softmax_scale", None),
@@ -334,8 +333,9 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         head_outputs=read_head_outputs(lens),
         kinds=tuple(plan.kind for plan in plans if plan is not None),
         absent=absent_points(plans),
-        note=source.package.note if source is not None and source.package is not None else None,
-        files=checkpoints.hash_source(source) if source is not None else {},
+        protocol=package.protocol if package is not None else None,
+        note=package.note if package is not None else None,
+        files=hash_source(source) if source is not None else {},
         versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
     )
 

@@ -22,8 +22,8 @@ from transformer_lens.model_bridge.generalized_components.position_embedding_hoo
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import families
-from phaselens.lens.attention_dispatch import is_hooked
 from phaselens.lens.attention_facts import AttentionFacts
+from phaselens.lens.attention_owner import is_hooked
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.components import StreamingAttention
 from phaselens.lens.layer_plans import LayerPlan, LayerPlans

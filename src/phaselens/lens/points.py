@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.errors import require_text, require_whole
+from phaselens.lens.point_declaration import PointDeclaration
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,45 +23,6 @@ Hook = tuple[str, HookFunction]
 
 N_DISTANCES = 64
 """The default number of distances of `hook_distance`."""
-
-
-@dataclass(frozen=True)
-class PointDeclaration:
-    """A hook point's entry in the registry.
-
-    ``name`` is the name within a layer (or within a norm); outside of the layers it is the whole name. ``dimensions``
-    are those of the tensor that a hook function receives. ``quantity`` says what its values are: activations of the
-    model, scores before the softmax (or a function of them alone), or attention after it. ``is_of_sink`` marks points
-    whose values depend on the sink position. ``needs_own_attention`` marks points that fire only where the model's own
-    attention runs, and not TransformerLens'. ``computed_after`` names the part of the layer that is computed before
-    the point, so that an edit here leaves it unchanged. ``exists_in`` says which models have the point, where not all
-    do. The dtype is the model's; that of statistics and matrices is float32 or wider.
-    """
-
-    name: str
-    dimensions: tuple[str, ...]
-    meaning: str
-    quantity: Literal["activation", "scores", "attention"] = "activation"
-    is_statistic: bool = False
-    is_of_sink: bool = False
-    needs_own_attention: bool = False
-    computed_after: Literal["nothing", "attention", "mlp"] = "nothing"
-    exists_in: str = ""
-
-    @property
-    def shape(self) -> str:
-        """The dimensions as text: `[batch, head, query]`."""
-        return f"[{', '.join(self.dimensions)}]"
-
-    @property
-    def is_editable(self) -> bool:
-        """Whether the model depends on the tensor. It does not depend on a statistic, which is measured beside it."""
-        return not self.is_statistic
-
-    @property
-    def is_matrix(self) -> bool:
-        """Whether the tensor is an attention matrix [batch, head, query, key]."""
-        return self.dimensions[-2:] == ("query", "key")
 
 
 _RESIDUAL = ("batch", "pos", "d_model")
@@ -132,6 +93,13 @@ _DECLARATIONS = (
         computed_after="attention",
         exists_in="layers with something else instead of attention, or beside it",
     ),
+    PointDeclaration(
+        "hook_loss",
+        ("batch", "pos"),
+        "loss of each token given those before it, nats; NaN for a text's first token and for pads; read only",
+        "loss",
+        is_statistic=True,
+    ),
     PointDeclaration("attn.hook_q", _BY_HEAD, "queries, before norms and rotation"),
     PointDeclaration("attn.hook_k", _BY_KV_HEAD, "keys, before norms and rotation"),
     PointDeclaration("attn.hook_v", _BY_KV_HEAD, "values"),
@@ -147,6 +115,13 @@ _DECLARATIONS = (
         "attention",
         is_of_sink=True,
     ),
+    _statistic(
+        "hook_learned_sink",
+        _ROWS,
+        "fraction of the row's attention on its head's learned sink logit, which is no key; 0 without one",
+        "attention",
+    ),
+    _statistic("hook_itself", _ROWS, "fraction of the row's attention on the query's own key", "attention"),
     _statistic("hook_entropy", _ROWS, "entropy of the row's attention, nats", "attention"),
     _statistic(
         "hook_received",
@@ -160,6 +135,16 @@ _DECLARATIONS = (
         f"attention by distance from the query back to the key, summed over queries; {N_DISTANCES} distances, or the "
         "requested number",
         "attention",
+    ),
+    PointDeclaration(
+        "attn.hook_key_scores",
+        ("batch", "head", "query", "named_key"),
+        "scores before the softmax on key 0, on the requested key, or on the keys that an edit names; an edit "
+        "renormalises the rows of the queries after the key, and builds no matrix",
+        "scores",
+        is_of_sink=True,
+        needs_own_attention=True,
+        computed_after="rotation",
     ),
     PointDeclaration(
         "attn.hook_attn_scores",
@@ -178,11 +163,13 @@ _DECLARATIONS = (
         _BY_HEAD,
         "what each head reads: its attention times the values, before any norm or gate that follows",
         needs_own_attention=True,
+        computed_after="rotation",
     ),
     PointDeclaration(
         "attn.hook_z",
         _BY_HEAD,
         "input of the output projection, by head, after such a norm or gate",
+        computed_after="rotation",
     ),
     PointDeclaration(
         "hook_normalized",
@@ -199,7 +186,9 @@ def _attention_points(declarations: Iterable[PointDeclaration]) -> tuple[str, ..
     return tuple(declared.name.removeprefix("attn.") for declared in declarations)
 
 
-STATISTICS = _attention_points(declared for declared in _DECLARATIONS if declared.is_statistic)
+STATISTICS = _attention_points(
+    declared for declared in _DECLARATIONS if declared.is_statistic and declared.needs_own_attention
+)
 """Names of the streamed statistics within a layer's attention."""
 OWN_ATTENTION_POINTS = _attention_points(
     declared for declared in _DECLARATIONS if declared.needs_own_attention
@@ -321,9 +310,15 @@ def read_only_reason(name: str) -> str:
     >>> read_only_reason("blocks.0.hook_mlp_out"), read_only_reason("blocks.0.attn.hook_sink").split(";")[0]
     ('', 'it is a measurement that nothing in the model depends on')
     """
-    if is_editable(name):
+    declared = declaration(name)
+    if declared is None or declared.is_editable:
         return ""
-    return "it is a measurement that nothing in the model depends on; edit hook_pattern or hook_attn_scores instead"
+    editable_points = (
+        "an activation that it depends on"
+        if declared.quantity == "loss"
+        else "hook_key_scores, hook_pattern or hook_attn_scores"
+    )
+    return f"it is a measurement that nothing in the model depends on; edit {editable_points} instead"
 
 
 def depends_on_sink_position(name: str) -> bool:
@@ -337,6 +332,20 @@ def is_matrix(name: str) -> bool:
     """Return whether the tensor at the point is an attention matrix [batch, head, query, key]."""
     declared = declaration(name)
     return declared is not None and declared.is_matrix
+
+
+def names_keys(name: str) -> bool:
+    """Return whether an edit at the point can name keys: the scores of named keys, or a column of a matrix.
+
+    >>> names_keys("blocks.0.attn.hook_key_scores"), names_keys("blocks.0.attn.hook_z")
+    (True, False)
+    """
+    return is_key_scores(name) or is_matrix(name)
+
+
+def is_key_scores(name: str) -> bool:
+    """Return whether the tensor at the point has the scores of the keys that its hooks name."""
+    return "named_key" in dimensions(name)
 
 
 def is_attention(name: str) -> bool:
@@ -368,8 +377,18 @@ def is_after_attention(point: str) -> bool:
     """
     declared = _BY_NAME.get(point)
     if declared is not None:
-        return declared.computed_after != "nothing"
+        return declared.computed_after in ("attention", "mlp")
     return point == "attn.hook_out" or point.startswith(_COMPONENTS_AFTER_ATTENTION)
+
+
+def is_after_rotation(point: str) -> bool:
+    """Return whether an edit at a point, named within its layer, leaves the layer's queries, keys and values unchanged.
+
+    >>> is_after_rotation("attn.hook_z"), is_after_rotation("attn.hook_v")
+    (True, False)
+    """
+    declared = _BY_NAME.get(point)
+    return (declared is not None and declared.computed_after == "rotation") or is_after_attention(point)
 
 
 def is_after_mlp(point: str) -> bool:

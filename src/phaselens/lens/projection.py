@@ -83,13 +83,20 @@ def _integers_without_outliers(inputs: Tensor) -> Tensor:
     return torch.where(is_outlier, half.to(inputs.dtype), (integers * (largest / 127.0)).to(inputs.dtype))
 
 
-def _floats(inputs: Tensor) -> Tensor:
-    """Round to 8-bit floats, by one scale per token that brings its largest entry to the largest 8-bit float."""
-    import torch
+def _floats(*, step: bool = False) -> Callable[[Tensor], Tensor]:
+    """Return a function that rounds to 8-bit floats, by one scale per token that brings its largest entry to the
+    largest 8-bit float; `step` as in `_integers`."""
 
-    dtype = torch.float8_e4m3fn
-    scale = torch.finfo(dtype).max / inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-    return (inputs * scale).to(dtype).to(inputs.dtype) / scale
+    def rounded(inputs: Tensor) -> Tensor:
+        import torch
+
+        dtype = torch.float8_e4m3fn
+        largest, limit = inputs.abs().amax(-1, keepdim=True).clamp(min=1e-12), torch.finfo(dtype).max
+        if step:
+            return (inputs / (largest / limit)).to(dtype).to(inputs.dtype) * (largest / limit)
+        return (inputs * (limit / largest)).to(dtype).to(inputs.dtype) / (limit / largest)
+
+    return rounded
 
 
 ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -98,7 +105,8 @@ ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "8-bit integers, -128 to 127": _integers(127.5, step=True),
     "8-bit integers, -128 to 127, by the step's inverse": _integers(127.5, inverse=True),
     "8-bit integers, except outliers": _integers_without_outliers,
-    "8-bit floats": _floats,
+    "8-bit floats": _floats(),
+    "8-bit floats, in steps": _floats(step=True),
     "4-bit integers": _integers(7, step=True),
 }
 """The ways in which modules round their input, by name."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from phaselens.errors import ModelError
 from phaselens.lens import families
 from phaselens.lens.precision import LIMITS
+from phaselens.lens.weights import stored_matrix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -25,15 +26,14 @@ _PACKAGES: dict[str, dict[str, str]] = {
     "compressed-tensors": {"compressed-tensors": "compressed_tensors"},
     "gptq": {"gptqmodel": "gptqmodel", "optimum": "optimum"},
     "hqq": {"hqq": "hqq"},
-    "quanto": {"optimum-quanto": "optimum.quanto"},
     "torchao": {"torchao": "torchao"},
 }
 # Methods that refuse to be told that all modules belong on the CPU, where they are anyway.
 _WITHOUT_CPU_MAP = ("hqq",)
 # Half precision holds every value of bfloat16, but for its range; so the coarser one is tried first.
 _HALF = (torch.bfloat16, torch.float16)
-# The dtype whose rounding is as coarse as that to 8-bit integers.
-_COARSE = torch.bfloat16
+# The number of jumps in the layers below that may add up in one value.
+_N_JUMPS = 16
 # Inputs by which a module is measured, their relative change, and the relative change of an output that is a jump.
 _N_INPUTS = 64
 _TINY = 1e-5
@@ -110,41 +110,66 @@ class Arithmetic:
 
     Attributes:
         dtype: the coarsest dtype in which a module computes.
-        rounds_inputs: whether a module rounds its input further, so that rounding errors of others can grow.
+        jump: how far an output jumps, relative to the largest, where a module rounds its input further and a tiny
+            change tips an entry to the next step; 0 where none does.
     """
 
     dtype: torch.dtype
-    rounds_inputs: bool = False
+    jump: float = 0.0
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether a module rounds its input further than the dtype does."""
+        return self.jump > 0
 
     @property
     def limit(self) -> float:
         """The largest difference that rounding alone makes between two computations of one quantity, relative."""
-        return LIMITS[_COARSE if self.rounds_inputs else self.dtype]
+        return max(LIMITS[self.dtype], _N_JUMPS * self.jump)
+
+
+def has_packed_weights(model: PreTrainedModel) -> bool:
+    """Return whether a linear module stores its weight in a format that cannot be split like a plain tensor."""
+    return any(
+        type(weight) not in (Tensor, nn.Parameter) or not weight.is_floating_point()
+        for module in model.modules()
+        if families.linear_width_of(module) is not None
+        and isinstance(weight := getattr(module, "weight", None), Tensor)
+    )
 
 
 def measure_arithmetic(model: PreTrainedModel) -> Arithmetic:
-    """Return how a model computes, measured on one linear module of each class that is neither torch's nor packed.
+    """Return how a model computes, measured on one linear module of each kind that has no plain weight.
 
     A module that casts its input to half precision returns values that half precision holds exactly. One that rounds
     its input further answers to a tiny change of it with a jump.
     """
     dtype = families.embedding_of(model).dtype
     is_quantised = method_of(model.config) is not None
+    if is_quantised:
+        # Some modules are unpacked by the first forward of the whole model (compressed-tensors).
+        with torch.no_grad():
+            model(torch.zeros((1, 2), dtype=torch.long, device=model.device), use_cache=False)
     examples: dict[tuple[type, type], nn.Module] = {}
     for module in model.modules():
-        weight = getattr(module, "weight", None)
-        is_plain = type(module) is nn.Linear and type(weight) in (Tensor, nn.Parameter)
         is_foreign = is_quantised or type(module).__module__.partition(".")[0] not in (
             "torch",
             "transformers",
         )
-        if is_foreign and not is_plain and families.linear_width_of(module) is not None:
-            examples.setdefault((type(module), type(weight)), module)
+        is_linear = families.linear_width_of(module) is not None and not _holds_embedding(module)
+        if is_foreign and is_linear and stored_matrix(module) is None:
+            kind = (type(module), type(getattr(module, "weight", None)))
+            examples.setdefault(kind, module)
     measured = [_arithmetic_of(module, dtype) for module in examples.values()]
     return Arithmetic(
         max((dtype, *(each.dtype for each in measured)), key=lambda candidate: LIMITS[candidate]),
-        any(each.rounds_inputs for each in measured),
+        max((each.jump for each in measured), default=0.0),
     )
+
+
+def _holds_embedding(module: nn.Module) -> bool:
+    """Return whether a module is, or adapts, a table of embeddings, which takes ids instead of activations."""
+    return any(isinstance(part, nn.Embedding) for part in module.modules())
 
 
 def _arithmetic_of(module: Any, dtype: torch.dtype) -> Arithmetic:
@@ -158,9 +183,9 @@ def _arithmetic_of(module: Any, dtype: torch.dtype) -> Arithmetic:
     inputs, change = (torch.randn(shape, generator=generator).to(tensors[0].device) for _ in range(2))
     with torch.no_grad():
         output, changed = (
-            module(tensor.to(dtype)) for tensor in (inputs, inputs + _TINY * change * inputs.abs())
+            module(tensor.to(dtype)[None]) for tensor in (inputs, inputs + _TINY * change * inputs.abs())
         )
     coarser = [half for half in _HALF if torch.equal(output.to(half).to(output.dtype), output)]
     computed_in = coarser[0] if coarser else dtype
     jump = float((output - changed).abs().max() / output.abs().max())
-    return Arithmetic(computed_in, jump > _JUMP and computed_in not in _HALF)
+    return Arithmetic(computed_in, jump if jump > _JUMP and computed_in not in _HALF else 0.0)

@@ -1,10 +1,11 @@
 """The pairs of dimensions that a model's rotation mixes, measured on the rotation itself.
 
 The basis vectors of a head go through every layer as queries and keys, in one forward. All tokens of its first row have
-position 0, those of each other row one far position. Between two rows each vector changes by the same linear map, the
-rotation from one position to the other. Its matrix [d_head, d_head] follows from the vectors, and its entries off the
-diagonal are the dimensions that it mixes. Nothing here depends on the family: that forward skips the norms of queries
-and keys, and a factor on the rotated dimensions (YaRN's, longrope's) is in every row.
+position 0, those of each other row position 1 or one far position. Between two rows each vector changes by the same
+linear map, the rotation from one position to the other. Its matrix [d_head, d_head] follows from the vectors, and its
+entries off the diagonal are the dimensions that it mixes; those from position 0 to 1 are the cosines and sines of the
+pairs' angles. Nothing here depends on the family: that forward skips the norms of queries and keys, and a factor on the
+rotated dimensions (YaRN's, longrope's) is in every row.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -49,10 +51,24 @@ def read_rotated_pairs(lens: HookedTransformer, encodings: Sequence[str]) -> tup
     if not any(has_rotation):
         return (None,) * len(has_rotation)
     rotated = _rotated(lens)
+    attentions = attention_layers(lens)
     return tuple(
-        _with_problem(pairs_of(rotated[layer], lens.dtype)) if rotates else None
+        replace(
+            _with_problem(pairs_of(rotated[layer], lens.dtype)), factor=_attention_factor(attentions[layer])
+        )
+        if rotates
+        else None
         for layer, rotates in enumerate(has_rotation)
     )
+
+
+def _attention_factor(attention: StreamingAttention) -> float | None:
+    """Return the factor of cos and sin, which cos has at position 0; None if there is no such one number."""
+    if attention.origin is None:
+        return None
+    cos, sin = attention.origin
+    factors = cos.unique().tolist()
+    return float(factors[0]) if len(factors) == 1 and not bool(sin.any()) else None
 
 
 def _with_problem(rotation: RotatedPairs) -> RotatedPairs:
@@ -66,8 +82,8 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
     """Return the pairs that mix, from the same vectors rotated to several positions.
 
     Args:
-        rotated: [position, sample, d_head], float64, each sample the same vector at every position. The samples are
-            basis vectors, or any vectors that span a head.
+        rotated: [position, sample, d_head], float64, each sample the same vector at every position, of which the first
+            two are 0 and 1. The samples are basis vectors, or any vectors that span a head.
         dtype: the dtype in which the rotation was computed; it bounds the rounding of vectors other than basis vectors.
 
     Returns:
@@ -89,7 +105,9 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
     if bool((mixes.sum(-1) > 1).any()):
         return RotatedPairs((), d_head, "the rotation mixes more than pairs of dimensions")
     pairs = [(low, high) for low, high in mixes.nonzero().tolist() if low < high]
-    return RotatedPairs(tuple(pairs), d_head)
+    step = matrices[:, 0]
+    angles = [math.atan2(float(step[low, high].abs()), float(step[low, low])) for low, high in pairs]
+    return RotatedPairs(tuple(pairs), d_head, angles=tuple(angles))
 
 
 def _far_positions(lens: HookedTransformer) -> tuple[int, ...]:
@@ -102,11 +120,15 @@ def _far_positions(lens: HookedTransformer) -> tuple[int, ...]:
 
 
 def _rotated(lens: HookedTransformer) -> dict[int, Tensor]:
-    """Rotate basis vectors in each layer, as queries and keys, to 0 and far: [position, sample, d_head], float64."""
+    """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and far positions.
+
+    Returns:
+        By layer, [position, sample, d_head], float64.
+    """
     attentions = attention_layers(lens)
     all_facts = [attention.facts for attention in attentions.values()]
     n_tokens = max(math.ceil(1.25 * facts.d_head / (facts.n_heads + facts.n_kv_heads)) for facts in all_facts)
-    ids = torch.tensor([0, *_far_positions(lens)], device=lens.device)[:, None].repeat(1, n_tokens)
+    ids = torch.tensor([0, 1, *_far_positions(lens)], device=lens.device)[:, None].repeat(1, n_tokens)
     generator = torch.Generator().manual_seed(0)
     rotated: dict[tuple[int, str], Tensor] = {}
 
@@ -174,9 +196,10 @@ def _drope_rotation(lens: HookedTransformer) -> RotatedPairs | None:
     )
     if d_rotary is None:
         return None
-    angles = torch.arange(1, d_rotary // 2 + 1, dtype=torch.float64) / d_rotary
+    distinct_angles = torch.arange(1, d_rotary // 2 + 1, dtype=torch.float64) / d_rotary
     vectors = torch.eye(d_rotary, dtype=torch.float64)
-    return pairs_of(torch.stack([vectors, drope.rotate(vectors, angles)]), torch.float64)
+    rotation = pairs_of(torch.stack([vectors, drope.rotate(vectors, distinct_angles)]), torch.float64)
+    return replace(rotation, angles=drope.base_angles(lens.original_model.config, d_rotary), factor=1.0)
 
 
 @contextmanager

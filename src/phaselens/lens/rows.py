@@ -28,6 +28,8 @@ class _Call:
     mask: Tensor | None
     position_ids: Tensor | None
     device: torch.device
+    #: [batch, pos], the ids of the new tokens; None for a call with embeddings instead.
+    tokens: Tensor | None
     #: Whether there is a mask that does not mark pads: one by query and key, or one for each type of layer.
     masks_pairs: bool
 
@@ -97,6 +99,7 @@ class Rows:
             mask=mask if by_token else None,
             position_ids=_as_matrix(position_ids),
             device=tokens.device,
+            tokens=None if tokens.is_floating_point() else tokens,
             masks_pairs=mask is not None and not by_token,
         )
         self._calls.append(call)
@@ -152,6 +155,15 @@ class Rows:
         call = self._require_call()
         return call.slot_positions[:, call.n_past :]
 
+    def key_positions(self) -> Tensor:
+        """Return the absolute positions [batch or 1, slot] of every slot so far; −1 for pads."""
+        return self._require_call().slot_positions
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """The ids [batch, pos] of this call's tokens; None for a call with embeddings instead of tokens."""
+        return None if self._call is None else self._call.tokens
+
     def starts(self) -> list[int]:
         """Return the absolute position of each text's first row in this call, negative if that is a pad: counted back
         from the first real row. One entry if all texts agree."""
@@ -190,6 +202,14 @@ class Rows:
         hits = call.slot_positions == position
         slots = torch.where(hits.any(-1), hits.int().argmax(-1), -1).tolist()
         return slots[:1] if len(set(slots)) == 1 else slots
+
+    def slots_of(self, positions: Tensor) -> Tensor:
+        """Return the slots of absolute positions [batch or 1, n], by text; −1 where a text has no such position."""
+        call = self._require_call()
+        if call.mask is None and call.position_ids is None:
+            return torch.where(positions < call.n_slots, positions, -1)
+        hits = call.slot_positions[:, None, :] == positions[:, :, None]
+        return torch.where(hits.any(-1) & (positions >= 0), hits.int().argmax(-1), -1)
 
     def require_contiguous(self, statistic: str) -> None:
         """Raise InputError if the mask hides a token between two visible ones.

@@ -55,6 +55,13 @@ class KeySlots:
         """Return the slot of an absolute position in each text, −1 for none; one entry if all texts agree."""
         return [position] if self.rows is None else self.rows.slots_at(position)
 
+    def key_indices(self, positions: Tensor) -> Tensor:
+        """Return the indices of the keys at absolute positions [batch or 1, n], by text; −1 for a position without a
+        key, which the text does not have or the cache has dropped."""
+        slots = positions if self.rows is None else self.rows.slots_of(positions)
+        indices = slots - self.n_dropped
+        return torch.where((slots >= 0) & (indices >= 0) & (indices < self.n_kept), indices, -1)
+
     def require_served(self, statistics: Sequence[str]) -> None:
         """Raise InputError for statistics that are undefined under the mask of this call."""
         for statistic in statistics:

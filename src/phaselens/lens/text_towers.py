@@ -8,6 +8,8 @@ the whole class remains around the text model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 # transformers' tables of classes by configuration, in which a model of several modalities may stand.
 _TABLES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
+
+# The attribute of a text model with the whole model around it. It is no submodule: the two share their tensors.
+_WHOLE = "_phaselens_whole"
 
 
 def whole_class(config: PreTrainedConfig) -> Any:
@@ -68,22 +73,17 @@ def load(
     with quiet_transformers():
         whole, report = _text_only(model_class).from_pretrained(location, output_loading_info=True, **options)
     whole.__class__ = model_class
-    return _causal_model(whole), report
+    model = _causal_model(whole)
+    vars(model)[_WHOLE] = whole
+    return model, report
 
 
-def _text_only(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return a subclass of the same name, whose instances have no module but the text model and the unembedding."""
-
-    def initialise(self: PreTrainedModel, *args: object, **kwargs: object) -> None:
-        super(text_only, self).__init__(*args, **kwargs)
-        _remove_other_modules(self)
-
-    namespace = {"__init__": initialise, "__module__": model_class.__module__}
-    text_only: type[PreTrainedModel] = type(model_class.__name__, (model_class,), namespace)
-    return text_only
+def whole_around(model: PreTrainedModel) -> PreTrainedModel | None:
+    """Return the whole model, without its other modules, from which a text model was loaded; None for any other."""
+    return vars(model).get(_WHOLE)
 
 
-def _text_path(whole: PreTrainedModel) -> str:
+def text_path(whole: PreTrainedModel) -> str:
     """Return the name of the text model's module: the outermost with the text configuration."""
     from transformers import PreTrainedModel
 
@@ -101,9 +101,45 @@ def _text_path(whole: PreTrainedModel) -> str:
     return min(names, key=lambda name: name.count("."))
 
 
+def _text_only(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return a subclass of the same name, whose instances have no module but the text model and the unembedding."""
+
+    def initialise(self: PreTrainedModel, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
+        initialise_whole = super(text_only, self).__init__
+        try:
+            initialise_whole(config, *args, **kwargs)
+        except ImportError:
+            # A vision tower may need a package (timm) that the text model does not.
+            with _placeholders_for_others(type(config.get_text_config(decoder=True))):
+                initialise_whole(config, *args, **kwargs)
+        _remove_other_modules(self)
+
+    namespace = {"__init__": initialise, "__module__": model_class.__module__}
+    text_only: type[PreTrainedModel] = type(model_class.__name__, (model_class,), namespace)
+    return text_only
+
+
+@contextmanager
+def _placeholders_for_others(text_config_class: type) -> Iterator[None]:
+    """Let `AutoModel.from_config` return an empty module for every configuration but the text model's."""
+    from transformers import AutoModel
+
+    original = AutoModel.from_config
+
+    def from_config(config: PreTrainedConfig, **kwargs: object) -> nn.Module:
+        return original(config, **kwargs) if type(config) is text_config_class else nn.Module()
+
+    AutoModel.from_config = from_config
+    try:
+        yield
+    finally:
+        # The original is inherited.
+        del AutoModel.from_config
+
+
 def _remove_other_modules(whole: PreTrainedModel) -> None:
     """Replace by None every module that is not on the way to the text model, except the unembedding."""
-    path = _text_path(whole).split(".")
+    path = text_path(whole).split(".")
     unembedding = whole.get_output_embeddings()
     parent: nn.Module = whole
     for name in path:
@@ -117,7 +153,7 @@ def _causal_model(whole: PreTrainedModel) -> PreTrainedModel:
     """Return a causal language model around the text model of `whole`, which shares its tensors."""
     import transformers
 
-    text = whole.get_submodule(_text_path(whole))
+    text = whole.get_submodule(text_path(whole))
     if text.get_output_embeddings() is not None:
         return _with_settings(text, whole)
     config = text.config

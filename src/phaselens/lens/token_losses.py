@@ -29,10 +29,15 @@ _MAX_ROUNDINGS = 256
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """`loss` [tokens] in nats, float32 (float64 in a float64 model); `top` [tokens], the likeliest tokens' ids."""
+    """`loss` [tokens] in nats, float32 (float64 in a float64 model); `top` [tokens], the likeliest tokens' ids.
+
+    `divergence` [tokens], float64, is the Kullback–Leibler divergence of the predictions from reference predictions in
+    nats, KL(reference ‖ predictions); None without a reference.
+    """
 
     loss: Tensor
     top: Tensor
+    divergence: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,16 @@ class Unembedding:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def losses(self, final: Tensor, targets: Tensor) -> TokenLosses:
-        """Return the cross-entropy of `targets` [tokens], given the final norm's output `final` [tokens, d_model]."""
+    def losses(
+        self, final: Tensor, targets: Tensor, reference: ReferencePredictions | None = None
+    ) -> TokenLosses:
+        """Return the cross-entropy of `targets` [tokens], given the final norm's output `final` [tokens, d_model], and
+        with a `reference` for the same tokens also the divergence from it."""
         n_tokens, n_entries = len(final), len(self.weight)
         targets = targets.to(self.weight.device)
-        step = max(1, _MAX_LOGITS // max(1, n_tokens))
+        # A divergence takes further tensors of the same size, in float64.
+        step = max(1, _MAX_LOGITS // max(1, n_tokens * (1 if reference is None else 4)))
+        mean_growth = mean_change = torch.zeros(n_tokens, dtype=torch.float64, device=self.weight.device)
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         log_sum = torch.full((n_tokens,), -torch.inf, dtype=dtype, device=self.weight.device)
         largest, target_logit = log_sum, torch.zeros_like(log_sum)
@@ -101,10 +111,16 @@ class Unembedding:
             in_piece = (index >= 0) & (index < logits.shape[-1])
             piece_logit = logits.gather(-1, torch.where(in_piece, index, 0)[:, None])[:, 0]
             target_logit = torch.where(in_piece, piece_logit, target_logit)
+            if reference is not None:
+                probability, change = reference.compare(logits, start)
+                mean_growth = mean_growth + (probability * change.expm1()).sum(-1)
+                mean_change = mean_change + (probability * change).sum(-1)
             # In place, and with the maximum that is known already; logsumexp would compute it again.
             shift = piece_largest.masked_fill(piece_largest.isinf(), 0.0)
             log_sum = torch.logaddexp(log_sum, logits.sub_(shift[:, None]).exp_().sum(-1).log() + shift)
-        return TokenLosses(log_sum - target_logit, top)
+        # With d the change of a logit and p the reference: ln Σ p e^d − Σ p d, which is exact where d is small, too.
+        divergence = None if reference is None else mean_growth.log1p() - mean_change
+        return TokenLosses(log_sum - target_logit, top, divergence)
 
     def _require_exact(self, lens: HookedTransformer) -> None:
         """Raise RefusedModel unless the logits of a few tokens are the model's own."""
@@ -164,19 +180,77 @@ class ModuleHead:
         logits = outputs[0] * self.factor
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def losses(self, final: Tensor, targets: Tensor) -> TokenLosses:
-        """Return the cross-entropy of `targets` [tokens], given the body's output `final` [tokens, d_model]."""
-        losses, tops = [], []
+    def losses(
+        self, final: Tensor, targets: Tensor, reference: ReferencePredictions | None = None
+    ) -> TokenLosses:
+        """Return the cross-entropy of `targets` [tokens], given the body's output `final` [tokens, d_model], and with a
+        `reference` for the same tokens also the divergence from it."""
+        losses, tops, divergences = [], [], []
         n_ids = self.logits(final[:1]).shape[-1]
-        step = max(1, _MAX_LOGITS // n_ids)
+        step = max(1, _MAX_LOGITS // (n_ids * (1 if reference is None else 4)))
         for start in range(0, len(final), step):
-            logits = self.logits(final[start : start + step])
-            piece_targets = targets[start : start + step].to(logits.device)
-            losses.append(functional.cross_entropy(logits, piece_targets, reduction="none"))
+            piece = slice(start, start + step)
+            logits = self.logits(final[piece])
+            losses.append(
+                functional.cross_entropy(logits, targets[piece].to(logits.device), reduction="none")
+            )
             tops.append(logits.argmax(-1))
+            if reference is not None:
+                divergences.append(_divergence(self.logits(reference.final[piece]), logits))
         if not losses:
             return TokenLosses(final.new_zeros(0), targets.new_zeros(0))
-        return TokenLosses(torch.cat(losses), torch.cat(tops))
+        divergence = None if reference is None else torch.cat(divergences)
+        return TokenLosses(torch.cat(losses), torch.cat(tops), divergence)
+
+
+def _divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """Return KL(reference ‖ predictions) [tokens] in nats, float64, from logits [tokens, id]."""
+    change = logits.double() - reference.double()
+    probability = reference.double().softmax(-1)
+    # The same sum as in `Unembedding.losses`.
+    return (probability * change.expm1()).sum(-1).log1p() - (probability * change).sum(-1)
+
+
+class ReferencePredictions:
+    """The predictions of the unedited model for some tokens, from the final norm's output `final` [tokens, d_model].
+
+    Logits are kept if they fit into memory, and else computed again for each comparison.
+    """
+
+    def __init__(self, lens: HookedTransformer, final: Tensor) -> None:
+        unembedding = unembedding_of(lens)
+        self.final = final
+        if isinstance(unembedding, ModuleHead):
+            return  # its logits are computed token by token, in both runs
+        self._unembedding = unembedding
+        with torch.no_grad():
+            n_entries = len(self._unembedding.weight)
+            step = max(1, _MAX_LOGITS // max(1, 2 * len(final)))
+            self._log_total = torch.full((len(final), 1), -torch.inf, dtype=torch.float64)
+            self._log_total = self._log_total.to(self._unembedding.weight.device)
+            for start in range(0, n_entries, step):
+                logits = self._unembedding.logits(final, start, start + step).double()
+                self._log_total = torch.logaddexp(self._log_total, logits.logsumexp(-1, keepdim=True))
+            fits = len(final) * n_entries <= _MAX_LOGITS
+            self._logits = self._unembedding.logits(final) if fits else None
+
+    def compare(self, logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Return the reference's probabilities of the ids from `start` on, and the change of their logits to `logits`,
+        both [tokens, id] in float64."""
+        stop = start + logits.shape[-1]
+        reference = (
+            self._unembedding.logits(self.final, start, stop)
+            if self._logits is None
+            else self._logits[:, start:stop]
+        ).double()
+        return (reference - self._log_total).exp(), logits.double() - reference
+
+
+def unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
+    """Return the model's unembedding, which is checked once."""
+    if lens._unembedding is None:
+        lens._unembedding = _unembedding_of(lens)
+    return lens._unembedding
 
 
 def _unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
@@ -188,16 +262,19 @@ def _unembedding_of(lens: HookedTransformer) -> Unembedding | ModuleHead:
     return ModuleHead.from_model(lens)
 
 
-def token_losses(lens: HookedTransformer, final: Tensor, targets: Tensor) -> TokenLosses:
+def token_losses(
+    lens: HookedTransformer, final: Tensor, targets: Tensor, reference: ReferencePredictions | None = None
+) -> TokenLosses:
     """Return the cross-entropy of each target, without a matrix [tokens, vocabulary].
 
     Args:
         lens: the model.
         final: [tokens, d_model], the final norm's output at the positions that predict the targets.
         targets: [tokens], ids.
+        reference: predictions for the same tokens, from which the divergence is measured.
 
     Returns:
-        Nats per token, and the token that the model holds most likely.
+        Nats per token, the token that the model holds most likely, and with a reference the divergence from it.
 
     >>> import phaselens
     >>> from phaselens.testing import tiny_model
@@ -208,7 +285,5 @@ def token_losses(lens: HookedTransformer, final: Tensor, targets: Tensor) -> Tok
     >>> bool(torch.allclose(losses.loss, functional.cross_entropy(logits, tokens[0, 1:], reduction="none")))
     True
     """
-    if lens._unembedding is None:
-        lens._unembedding = _unembedding_of(lens)
     with torch.no_grad():
-        return lens._unembedding.losses(final, targets)
+        return unembedding_of(lens).losses(final, targets, reference)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from phaselens.errors import ModelError
-from phaselens.lens import headers
+from phaselens.lens import headers, text_towers
 from phaselens.lens.model_source import read_adapter_config
 from phaselens.lens.pretrained import one_line
 from phaselens.lens.reference import probe_tokens
@@ -28,8 +28,8 @@ _NAME = "default"
 _SAME_OUTPUT = 1e-3
 # How peft says that a base has other weights than the adapter.
 _MISFITS = ("size mismatch", "not found in the base model")
-# How text towers are called in the models around them, and in the adapters that were trained there.
-_TOWER_NAMES = {r"^(model\.)?language_model\.(model\.)?": "model."}
+# How the first checkpoints of models of several modalities called the text model, and adapters trained on them.
+_OLD_NAMES = {r"^language_model\.model\.": "model.language_model.", r"^language_model\.lm_head\.": "lm_head."}
 
 
 def require_readable(folder: Path, name: str) -> None:
@@ -54,17 +54,15 @@ def require_readable(folder: Path, name: str) -> None:
     headers.read_header(folder / _WEIGHTS, name)
 
 
-def apply_adapter(
-    model: PreTrainedModel, folder: Path, name: str, *, scale: float | None = None, from_tower: bool = False
-) -> str:
+def apply_adapter(model: PreTrainedModel, folder: Path, name: str, *, scale: float | None = None) -> str:
     """Add the adapter in `folder` to `model`, in place, and return a description for the model's facts.
 
     Args:
-        model: a Hugging Face model with the weights that the adapter was trained on.
+        model: a Hugging Face model with the weights that the adapter was trained on. An adapter of a model of several
+            modalities is applied to its text model.
         folder: what peft has saved: `adapter_config.json` and `adapter_model.safetensors`.
         name: the model's name in error messages.
         scale: None merges the adapter into the weights. A number keeps it apart, multiplied by it: 0 is the base.
-        from_tower: whether the model was the text tower of a larger one.
 
     Raises:
         ModelError: for an adapter that is damaged, made for another model, or does not change weights; for a merge that
@@ -72,7 +70,7 @@ def apply_adapter(
     """
     require_readable(folder, name)
     with _as_adapter_errors(name):
-        adapted = _load(model, folder, name, _TOWER_NAMES if from_tower else None)
+        adapted = _load(model, folder, name)
     config = adapted.peft_config[_NAME]
     description = f"{config.peft_type.value} adapter {folder.name}"
     if scale is not None:
@@ -80,7 +78,9 @@ def apply_adapter(
         return f"{description}, kept apart, scale {scale:g}"
     apart = _probe(model)
     with _as_adapter_errors(name):
-        adapted.merge_and_unload(safe_merge=True)
+        merged_model = adapted.merge_and_unload(safe_merge=True)
+        if merged_model is not model:
+            model.set_output_embeddings(merged_model.get_output_embeddings())
     merged = _probe(model)
     gap = float((merged - apart).abs().max() / apart.abs().max())
     if gap > _SAME_OUTPUT:
@@ -99,7 +99,7 @@ def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
     model.config.dtype = dtype
 
 
-def _load(model: PreTrainedModel, folder: Path, name: str, names: dict[str, str] | None) -> Any:
+def _load(model: PreTrainedModel, folder: Path, name: str) -> Any:
     """Return peft's model around `model`, with the adapter's tensors, each of which has its place."""
     from peft import PeftConfig, PeftModel
 
@@ -110,12 +110,26 @@ def _load(model: PreTrainedModel, folder: Path, name: str, names: dict[str, str]
             "adapters of weights, such as LoRA, can be applied"
         )
     config.inference_mode = True
-    adapted = PeftModel(model, config, _NAME)
-    result = adapted.load_adapter(str(folder), _NAME, torch_device=str(model.device), key_mapping=names)
+    whole = text_towers.whole_around(model)
+    if whole is not None and any(
+        "language_model." in key for key in headers.read_header(folder / _WEIGHTS, name)
+    ):
+        # Its names are those of the whole model, whose parts are the text model's own.
+        text_name = text_towers.text_path(whole)
+        adapted = PeftModel(whole, config, _NAME)
+        result = adapted.load_adapter(
+            str(folder), _NAME, torch_device=str(model.device), key_mapping=_OLD_NAMES
+        )
+        unexpected = [key for key in result.unexpected_keys if f"{text_name}." in key]
+        model.set_output_embeddings(whole.get_output_embeddings())
+    else:
+        adapted = PeftModel(model, config, _NAME)
+        result = adapted.load_adapter(str(folder), _NAME, torch_device=str(model.device))
+        unexpected = result.unexpected_keys
     missing = [key for key in result.missing_keys if f".{_NAME}" in key]
-    misfits = [*result.unexpected_keys, *missing]
+    misfits = [*unexpected, *missing]
     if misfits:
-        side = "has no such weight" if result.unexpected_keys else "is missing from the adapter"
+        side = "has no such weight" if unexpected else "is missing from the adapter"
         raise ModelError(
             f"model {name!r}: its adapter does not fit: {misfits[0]} {side}, and {len(misfits) - 1} more; the adapter "
             "was made for another model"

@@ -60,7 +60,8 @@ class _WeightSource:
     def __call__(self, inputs: Tensor) -> Tensor:
         # A module that fuses several projections is called without its hooks, which fire the points of each part.
         call = self.module if self.select is _unchanged else self.module.forward
-        output: Tensor = self.select(call(inputs))
+        # As in a forward, [batch, pos, in]: some modules round by other scales where a dimension is missing.
+        output: Tensor = self.select(call(inputs[None]))[0]
         return output
 
 
@@ -85,7 +86,7 @@ def projection(lens: HookedTransformer, layer: int | None, name: str) -> Project
     module = source.module
     label = f"{lens.info.label}: {name} of layer {layer} ({type(module).__name__})"
     embedding = families.embedding_of(lens.original_model)
-    stored = _stored_matrix(module)
+    stored = stored_matrix(module)
     norm = families.norm_inside(module) if stored is None else None
     with torch.no_grad():
         d_in = _d_in(lens, layer, name)
@@ -116,7 +117,7 @@ def dense_weight(module: nn.Module, d_in: int, like: Tensor) -> Tensor | None:
         d_in: the size of its input.
         like: a tensor of the model's dtype on the module's device.
     """
-    stored = _stored_matrix(module)
+    stored = stored_matrix(module)
     if stored is not None:
         return stored.T
     source = _WeightSource(module, _unchanged, _unchanged)
@@ -276,7 +277,7 @@ def _d_in(lens: HookedTransformer, layer: int | None, name: str) -> int:
     return families.d_mlp_of(lens.original_model, original_module(lens.blocks[layer].mlp.out))
 
 
-def _stored_matrix(module: nn.Module) -> Tensor | None:
+def stored_matrix(module: nn.Module) -> Tensor | None:
     """Return the stored weight [in, out] if it alone determines the module's product, else None."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or type(weight) not in (Tensor, nn.Parameter):

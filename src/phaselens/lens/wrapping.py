@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from transformer_lens.factories import architecture_adapter_factory
+from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.architecture_adapter import ArchitectureAdapter
 from transformer_lens.model_bridge.generalized_components import (
@@ -26,12 +27,14 @@ from transformer_lens.model_bridge.sources._bridge_builder import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from phaselens.errors import RefusedModel
-from phaselens.lens import attention_dispatch, families
+from phaselens.lens import attention_dispatch, families, quantised
 from phaselens.lens.anatomy import Anatomy, dissect
+from phaselens.lens.attention_owner import StreamingOptions
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import StreamingAttention, attention_layers, mix_in
 from phaselens.lens.frequencies import make_independent
+from phaselens.lens.loss_point import fire_losses
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.original_components import NativeGateUp, NativeNorm
 from phaselens.lens.score_attention import attending_by_lens, use_lens_attention
@@ -80,7 +83,9 @@ def wrap(
         use_lens_attention(model)
     # The builder makes plain bridges. This class adds methods, and only the state that is set here.
     bridge.__class__ = HookedTransformer
-    options = bridge._streaming_options = attention_dispatch.StreamingOptions()
+    options = bridge._streaming_options = StreamingOptions()
+    bridge.hook_loss = HookPoint()
+    fire_losses(bridge)  # before the rows forget the tokens of the call
     options.rows.follow(families.body_of(model))
     make_independent(model, options.rows)
     bridge._points = {}
@@ -144,7 +149,13 @@ def has_own_adapter(model: PreTrainedModel) -> bool:
     is_mixed = any(name in blocks.submodules for name in VARIANT_SUBMODULE_NAMES if name != "attn")
     if not isinstance(attention, _SERVED_ATTENTION) or attention.optional or is_mixed:
         return False
-    return "qkv" not in attention.submodules or families.has_fused_layout(model)
+    is_fused = "qkv" in attention.submodules
+    splits_weights = is_fused or any(
+        type(part) is JointGateUpMLPBridge for part in blocks.submodules.values()
+    )
+    if splits_weights and quantised.has_packed_weights(model):
+        return False
+    return not is_fused or families.has_fused_layout(model)
 
 
 def require_served(model: PreTrainedModel) -> None:

@@ -15,7 +15,7 @@ from phaselens.lens.points import Hook
 from phaselens.patching.passes import capture_activations
 from phaselens.patching.plans import SweepPlan
 from phaselens.patching.results import Sweep
-from phaselens.patching.targets import positions_first
+from phaselens.patching.targets import naming_keys, positions_first
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def attribute(plan: SweepPlan) -> Sweep:
             # Returned although it is unchanged: the hook's tensor may be a view from which nothing else is computed.
             return value
 
-        return name, keep
+        return name, naming_keys(name, keep)
 
     hooked_lens = lens.hooks(fwd_hooks=[_gradient_root(), *plan.hooks, *map(keep_hook, names)])
     with torch.enable_grad(), hooked_lens, lens.rows.with_lengths(None):
@@ -51,7 +51,9 @@ def attribute(plan: SweepPlan) -> Sweep:
         gradients = torch.autograd.grad(value, [corrupt[name] for name in names], allow_unused=True)
     rows = []
     for name, gradient in zip(names, gradients, strict=True):
-        change = clean[name] - corrupt[name].detach()
+        # Scores that are −inf in both runs do not change.
+        unedited = corrupt[name].detach()
+        change = torch.where(clean[name] == unedited, 0.0, clean[name] - unedited)
         # The gradient is None where the metric does not depend on the activation.
         product = torch.zeros_like(change) if gradient is None else gradient * change
         rows.append(_sum_by_cell(positions_first(name, product.double())[0], plan.by).cpu().numpy())

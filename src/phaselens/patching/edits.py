@@ -9,8 +9,8 @@ from numbers import Real
 from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError, short_form
-from phaselens.lens.points import Hook, HookFunction, is_attention, is_matrix
-from phaselens.patching.targets import Target
+from phaselens.lens.points import Hook, HookFunction, is_attention, is_key_scores, is_matrix
+from phaselens.patching.targets import Target, naming_keys
 from phaselens.patching.wording import count_phrase, number_phrase
 
 if TYPE_CHECKING:
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from phaselens.lens.rows import Rows
     from phaselens.patching.prompts import Prompt
 
-#: A function from hook names to the clean run's activations at these points.
-CleanActivations = Callable[[Sequence[str]], Mapping[str, "Tensor"]]
+#: A function from hook names and keys to the clean run's activations at these points; the keys are those of
+#: `hook_key_scores`, None for key 0.
+CleanActivations = Callable[[Sequence[str], "tuple[int, ...] | None"], Mapping[str, "Tensor"]]
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +78,7 @@ class Patch(_TargetedIntervention):
 
     def hooks(self, clean: CleanActivations, rows: Rows) -> list[Hook]:
         """Return one hook per point."""
-        values = clean(self.target.names)
+        values = clean(self.target.names, self.target.keys)
         return [(name, _write_hook(self.target, name, values[name], rows)) for name in self.target.names]
 
     def __str__(self) -> str:
@@ -116,6 +117,8 @@ class SetRotation(Intervention):
 
 
 def _write_hook(target: Target, name: str, value: Tensor | float | str, rows: Rows) -> HookFunction:
+    """Return the hook function that writes `value` to the target's part of the activation at a point."""
+
     def write(activation: Tensor, hook: object) -> Tensor:
         import torch
 
@@ -137,7 +140,7 @@ def _write_hook(target: Target, name: str, value: Tensor | float | str, rows: Ro
             return target.write(name, activation, rows_of_mean, start)
         return target.write(name, activation, value, start, n_pads)
 
-    return write
+    return naming_keys(name, write, target.keys)
 
 
 def _describe(target: Target) -> str:
@@ -145,27 +148,39 @@ def _describe(target: Target) -> str:
     points = names[0] if len(names) == 1 else f"{names[0]} … {names[-1].split('.')[1]} ({len(names)} layers)"
     heads = "" if target.heads is None else f", {number_phrase('head', target.heads)}"
     positions = "all positions" if target.positions is None else number_phrase("position", target.positions)
-    return f"{points} at {positions}{heads}"
+    keys = "" if target.keys is None else f", {number_phrase('key', target.keys)}"
+    return f"{points} at {positions}{heads}{keys}"
 
 
 def parse_ablation_value(value: object, names: Sequence[str]) -> float | str:
     """Return the value that an ablation writes: a number (`"zero"` is 0), or `"mean"`.
 
+    For the score of a key, `"zero"` is −inf: the key's attention becomes 0.
+
     Raises:
-        InputError: for anything else, infinite numbers included, and for the mean of a matrix.
+        InputError: for anything else, infinite numbers included (but −inf for the score of a key), and for the mean of
+            scores or attention.
     """
+    writes_scores = any(map(is_key_scores, names))
     if isinstance(value, str) and value == "mean":
         _require_no_matrix(names)
         return value
     if isinstance(value, str) and value == "zero":
-        return 0.0
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
+        return -math.inf if writes_scores else 0.0
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) or (writes_scores and number == -math.inf):
+            return number
     raise InputError(f"value={short_form(value)}: give 'zero', 'mean' or a number")
 
 
 def _require_no_matrix(names: Sequence[str]) -> None:
-    """Raise InputError for a matrix of queries and keys: no mean over causal rows could replace one of them."""
+    """Raise InputError for scores or attention: no mean over causal rows could replace one of them."""
+    for name in filter(is_key_scores, names):
+        raise InputError(
+            f"{name}: value='mean': a score counts relative to the others of its row, so a mean over rows removes "
+            "nothing; give 'zero', which removes the key, or a number"
+        )
     for name in filter(is_matrix, names):
         reason = (
             "lets a query attend to later keys"

@@ -23,11 +23,12 @@ from phaselens.patching.plugin_metrics import (
     find_condition,
     measure_by_layer,
 )
-from phaselens.patching.prompts import Alignment, Prompt, align, bos_of, require_prompt, token_text
-from phaselens.patching.results import PromptResult, Sweep, Token
+from phaselens.patching.prompts import Alignment, Prompt, align, bos_of, require_prompt
+from phaselens.patching.results import PromptResult, Sweep, likeliest_tokens
 from phaselens.patching.sweeps import sweep
 from phaselens.patching.targets import (
     IndexChoice,
+    Target,
     resolve_indices,
     resolve_position,
     resolve_target,
@@ -115,65 +116,74 @@ class Experiment(OldNames):
 
     def patch(
         self, point: str | None = None, *, layer: IndexChoice = None, pos: IndexChoice = "all",
-        head: IndexChoice = None, what: str | None = None,
+        head: IndexChoice = None, key: IndexChoice = None, what: str | None = None,
     ) -> Intervention:  # fmt: skip
         """Put activations of the clean run into the corrupt run.
 
         Args:
             point: a whole hook name, `"blocks.3.hook_resid_post"`; or instead
-            what: a kind of activation (`resid`, `attn`, `mlp`, `head`, `q`, `k`, `v`, `pattern`), in
+            what: a kind of activation (`resid`, `attn`, `mlp`, `head`, `q`, `k`, `v`, `pattern`, `sink`), in
             layer: one layer or several; by default all.
-            pos: one position or several, or `"all"`; negative from the end. For `pattern`, positions of queries.
+            pos: one position or several, or `"all"`; negative from the end. For `pattern` and `sink`, positions of
+                queries.
             head: one head or several; by default all.
+            key: one key position or several, for `pattern` (by default all) and `sink` (by default key 0).
 
         Raises:
-            InputError: for a point, layer, position or head that does not exist, or without a corrupt run.
+            InputError: for a point, layer, position, head or key that does not exist, or without a corrupt run.
         """
         self._require_corrupt("patch")
-        layer, pos, head = map(without_iterator, (layer, pos, head))
-        target = resolve_target(self.lens, len(self.edited), point, what, layer, pos, head)
-        # A point that cannot be patched is refused now, not on the next run.
-        require_rows(self.lens, self.clean.tokens, target.names)
-        arguments = non_default(layer=layer, pos=pos, head=head, what=what)
+        target, arguments = self._target(self.clean, point, layer, pos, head, key, what)
         return self._push(Patch(call_source("patch", *_positional(point), **arguments), target))
 
     def ablate(
         self, point: str | None = None, *, layer: IndexChoice = None, pos: IndexChoice = "all",
-        head: IndexChoice = None, what: str | None = None, value: float | str = "zero",
+        head: IndexChoice = None, key: IndexChoice = None, what: str | None = None, value: float | str = "zero",
     ) -> Intervention:  # fmt: skip
         """Replace activations by `"zero"`, by a number, or by their `"mean"` over the positions of the same run.
 
-        The other arguments are those of `patch`. Attention scores and weights have no such mean, since each query sees
-        different keys.
+        The other arguments are those of `patch`. `ablate(what="sink", layer=3)` takes all attention of later queries
+        from key 0 (or `key`) and renormalises their rows; a number is written as the key's score instead. Attention
+        scores and weights have no mean, since each query sees different keys.
 
         Raises:
             InputError: as `patch` does, and for a value that cannot be written.
         """
-        layer, pos, head = map(without_iterator, (layer, pos, head))
-        target = resolve_target(self.lens, len(self.edited), point, what, layer, pos, head)
+        target, arguments = self._target(self.edited, point, layer, pos, head, key, what)
         number_or_mean = parse_ablation_value(value, target.names)
-        require_rows(self.lens, self.edited.tokens, target.names)
-        arguments = non_default(layer=layer, pos=pos, head=head, what=what, value=value)
+        arguments |= non_default(value=value)
         return self._push(
             Ablate(call_source("ablate", *_positional(point), **arguments), target, number_or_mean)
         )
 
+    def _target(
+        self, source: Prompt, point: str | None, layer: IndexChoice, pos: IndexChoice, head: IndexChoice,
+        key: IndexChoice, what: str | None,
+    ) -> tuple[Target, dict[str, object]]:  # fmt: skip
+        """Return the target that the arguments describe, and the arguments that differ from their defaults."""
+        layer, pos, head, key = map(without_iterator, (layer, pos, head, key))
+        target = resolve_target(self.lens, len(self.edited), point, what, layer, pos, head, key)
+        # A point that cannot be edited is refused now, not on the next run.
+        require_rows(self.lens, source.tokens, target.names)
+        return target, non_default(layer=layer, pos=pos, head=head, key=key, what=what)
+
     def condition(
-        self, name: str, which: str | None = None, *, layer: int | None = None, **params: object
-    ) -> Intervention:
+        self, name: str, which: str | None = None, *, layer: int | None = None, head: int | None = None,
+        **params: object,
+    ) -> Intervention:  # fmt: skip
         """Apply a condition of a causal metric to the run: `condition("bos-mlp", layer=1)`.
 
         Args:
             name: a causal metric, installed or built in.
             which: the name of one of its conditions; by default the first that is not a control.
-            layer: the layer of the condition.
+            layer, head: the layer and the head of the condition.
             params: parameters of the metric.
 
         Raises:
             InputError: for a metric or condition that does not exist; the message lists those that do.
         """
-        condition = find_condition(self.lens, name, which, layer, params)
-        code = call_source("condition", name, **non_default(which=which, layer=layer), **params)
+        condition = find_condition(self.lens, name, which, layer, params, head)
+        code = call_source("condition", name, **non_default(which=which, layer=layer, head=head), **params)
         return self._push(ApplyCondition(code, name, condition, self.edited))
 
     def null_rope(self, layer: IndexChoice = None) -> Intervention:
@@ -256,7 +266,7 @@ class Experiment(OldNames):
             if has_metric and self.corrupt is not None:
                 clean = self._value(self._logits(self.clean), self.clean)
         after = self._logits(prompt, self.hooks())
-        top_before, top_after = self._top_tokens(before[0, position], after[0, position], top)
+        top_before, top_after = likeliest_tokens(self.lens, (before[0, position], after[0, position]), top)
         losses = None
         if len(prompt) > 1:
             losses = float(loss(before, prompt.tokens)[0]), float(loss(after, prompt.tokens)[0])
@@ -276,17 +286,6 @@ class Experiment(OldNames):
             reason or "",
             bos=bos_of(self.clean, self.corrupt),
         )
-
-    def _top_tokens(self, before: Tensor, after: Tensor, top: int) -> Sequence[tuple[Token, ...]]:
-        """Return the most probable tokens of two rows of logits [d_vocab], each with its probability in both."""
-        probabilities = [logits.double().softmax(-1) for logits in (before, after)]
-        return [
-            tuple(
-                Token(token_text(self.lens, token), *(float(row[token]) for row in probabilities))
-                for token in ranking.topk(top).indices.tolist()
-            )
-            for ranking in probabilities
-        ]
 
     def measure(self, name: str, **params: object) -> MetricByLayer:
         """Measure a metric, by name, on the prompts' runs: by layer, without and with the edits.
@@ -331,12 +330,12 @@ class Experiment(OldNames):
             hook for edit in self.patched().applied for hook in edit.hooks(self._clean_values, self.lens.rows)
         ]
 
-    def _clean_values(self, names: Sequence[str]) -> Mapping[str, Tensor]:
+    def _clean_values(self, names: Sequence[str], keys: tuple[int, ...] | None) -> Mapping[str, Tensor]:
         """Return activations of the clean run, for the current rotation of the model."""
-        key = (tuple(names), self.lens.nulled_layers)
-        if key not in self._clean_activations:
-            self._clean_activations[key] = capture_activations(self.lens, self.clean.tokens, names)
-        return self._clean_activations[key]
+        memo_key = (tuple(names), keys, self.lens.nulled_layers)
+        if memo_key not in self._clean_activations:
+            self._clean_activations[memo_key] = capture_activations(self.lens, self.clean.tokens, names, keys)
+        return self._clean_activations[memo_key]
 
     def _logits(self, prompt: Prompt, hooks: Sequence[Hook] = ()) -> Tensor:
         return self.lens.stream(prompt.tokens, hooks, unembed=True)
@@ -359,7 +358,8 @@ class Experiment(OldNames):
         there. Ctrl-C ends the sweep; the cells that are done are kept, the others masked.
 
         Args:
-            what: `resid` (entering each layer), `attn`, `mlp` (their outputs), `head` (z), `q`, `k`, `v`, `pattern`.
+            what: `resid` (entering each layer), `attn`, `mlp` (their outputs), `head` (z), `q`, `k`, `v`, `pattern`,
+                `sink` (the scores on key 0).
             by: `"pos"`: layer × position; `"head"`: layer × head, all positions at once; `"pos-head"`: both. The
                 default is `"head"` where there are heads, else `"pos"`. `pos` of a pattern is the query's.
             layer: the layers to sweep; by default all.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError
 from phaselens.lens.points import Hook, is_logits, layer_of
-from phaselens.patching.targets import row_axis
+from phaselens.patching.targets import naming_keys, row_axis
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
 
 
-def capture_hook(name: str, activations: dict[str, Tensor]) -> Hook:
-    """Return a hook that copies the activation at a point into `activations`, by its name."""
+def capture_hook(name: str, activations: dict[str, Tensor], keys: tuple[int, ...] | None = None) -> Hook:
+    """Return a hook that copies the activation at a point into `activations`; `keys` as in `naming_keys`."""
 
     def copy(value: Tensor, hook: object) -> None:
         activations[name] = value.detach().clone()
 
-    return name, copy
+    return name, naming_keys(name, copy, keys)
 
 
 def hooks_from_layer(hooks: Iterable[Hook], first_layer: int) -> list[Hook]:
@@ -81,14 +81,16 @@ class LayerwiseRun:
         )
 
 
-def capture_activations(lens: HookedTransformer, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the activations [1, …] at these points in an unedited pass.
+def capture_activations(
+    lens: HookedTransformer, tokens: Tensor, names: Sequence[str], keys: tuple[int, ...] | None = None
+) -> dict[str, Tensor]:
+    """Return the activations [1, …] at these points in an unedited pass; `keys` as in `naming_keys`.
 
     Raises:
         InputError: for a point that does not fire, or that has no row for each position.
     """
     activations: dict[str, Tensor] = {}
-    hooks = [capture_hook(name, activations) for name in names]
+    hooks = [capture_hook(name, activations, keys) for name in names]
     lens.stream(tokens, hooks, unembed=any(map(is_logits, names)))
     shapes = {name: list(activation.shape) for name, activation in activations.items()}
     _check_shapes(lens, shapes, names, tokens.shape[1])

@@ -67,7 +67,11 @@ class ApplyCondition(Intervention):
         """Return None if the condition, which is written for texts of any length, edits a position of the prompts."""
         n_tokens = len(clean)
         for edit in self.condition.edits:
-            if edit.positions is None or any(position < n_tokens for position in edit.positions):
+            named_keys = None if callable(edit.keys) else edit.keys
+            if all(
+                numbers is None or any(number < n_tokens for number in numbers)
+                for numbers in (edit.positions, named_keys)
+            ):
                 return None
         return f"the prompts have {count_phrase(n_tokens, 'token')}, and the condition edits none of them"
 
@@ -82,15 +86,21 @@ class ApplyCondition(Intervention):
                 if n_texts not in editors:
                     editors[n_texts] = _PromptEditor(self, n_texts)
                 positions = rows.positions() if rows.running else single.positions
-                return editors[n_texts].editor.apply(edit_index, tensor, positions)
+                key_positions = rows.key_positions() if rows.running else None
+                return editors[n_texts].editor.apply(edit_index, tensor, positions, key_positions)
 
-            return write
+            return single.editor.naming_keys(edit_index, write)
 
         return [(edit.point, edit_hook(index)) for index, edit in enumerate(single.editor.edits)]
 
     def __str__(self) -> str:
-        layer = "" if self.condition.layer is None else f", layer {self.condition.layer}"
-        return f"condition {self.metric}: {self.condition.name}{layer}"
+        condition = self.condition
+        sites = [
+            f", {noun} {number}"
+            for noun, number in (("layer", condition.layer), ("head", condition.head))
+            if number is not None
+        ]
+        return f"condition {self.metric}: {condition.name}{''.join(sites)}"
 
 
 class _PromptEditor:
@@ -115,8 +125,9 @@ def find_condition(
     condition_name: str | None,
     layer: int | None,
     params: Mapping[str, object],
+    head: int | None = None,
 ) -> Condition:
-    """Return the condition of the causal metric `name` that has this name and layer.
+    """Return the condition of the causal metric `name` that has this name, layer and head.
 
     The metric first observes the unedited model on a few of the bundled texts, as in a run: some conditions select what
     they edit from these texts.
@@ -128,19 +139,18 @@ def find_condition(
         raise InputError(f"condition: name is {short_form(name)}; give the name of a causal metric")
     if condition_name is not None and not isinstance(condition_name, str):
         raise InputError(f"which={short_form(condition_name)}: give the name of a condition of {name}")
-    if layer is not None:
-        if not is_whole(layer):
-            raise InputError(f"layer={short_form(layer)}: a condition has one layer; give a whole number")
-        layer = int(layer)
-        if -lens.info.n_layers <= layer < 0:
-            layer += lens.info.n_layers
+    sizes = {"layer": lens.info.n_layers, "head": lens.info.n_heads}
+    numbers = {
+        noun: _counted_from_0(noun, number, sizes[noun])
+        for noun, number in (("layer", layer), ("head", head))
+        if number is not None
+    }
     metric_class = plugins().metric(name)
     if not issubclass(metric_class, CausalMetric):
         raise InputError(f"{name} is not a causal metric, so it has no condition; use metric({name!r})")
-    has_layer_parameter = any(spec.name == "layer" for spec in metric_class.Params.specs())
-    (chosen,) = select_metrics(
-        [(name, {**params, **({"layer": layer} if layer is not None and has_layer_parameter else {})})]
-    )
+    declared = {spec.name for spec in metric_class.Params.specs()}
+    site_params = {noun: number for noun, number in numbers.items() if noun in declared}
+    (chosen,) = select_metrics([(name, {**params, **site_params})])
     metric = metric_class(lens.info, chosen.params, 0)
     metric.bos = lens.bos
     tokenized_texts = _selection_texts(lens)
@@ -152,7 +162,14 @@ def find_condition(
     if not conditions:
         reasons = "; ".join(map(str, metric.warnings)) or "no reason given"
         raise InputError(f"{name} has no condition for {lens.info.label}: {reasons}")
-    return _select_condition(name, conditions, condition_name, layer)
+    return _select_condition(name, conditions, condition_name, numbers)
+
+
+def _counted_from_0(noun: str, number: int, n: int) -> int:
+    """Return the layer or head of a condition counted from 0; a negative one counts from the end."""
+    if not is_whole(number):
+        raise InputError(f"{noun}={short_form(number)}: a condition has one {noun}; give a whole number")
+    return int(number) + n if -n <= int(number) < 0 else int(number)
 
 
 def _selection_texts(lens: HookedTransformer) -> list[TokenizedText]:
@@ -165,7 +182,7 @@ def _selection_texts(lens: HookedTransformer) -> list[TokenizedText]:
 
 
 def _select_condition(
-    name: str, conditions: Sequence[Condition], condition_name: str | None, layer: int | None
+    name: str, conditions: Sequence[Condition], condition_name: str | None, site: Mapping[str, int]
 ) -> Condition:
     names = dict.fromkeys(condition.name for condition in conditions)
     if condition_name is not None and condition_name not in names:
@@ -178,16 +195,21 @@ def _select_condition(
         for condition in conditions
         if (condition.control_for is None if condition_name is None else condition.name == condition_name)
     ]
-    if layer is not None:
-        candidates = [condition for condition in candidates if condition.layer == layer]
-    if not candidates:
-        layers = sorted({condition.layer for condition in conditions if condition.layer is not None})
-        raise InputError(f"{name} has no such condition in layer {layer}; its layers are {layers or 'none'}")
-    if len({condition.layer for condition in candidates}) > 1:
-        options = ", ".join(f"{condition.name} (layer {condition.layer})" for condition in candidates)
-        raise InputError(
-            f"{name} has {len(candidates)} conditions, {options}; name a layer: condition({name!r}, layer=…)"
-        )
+    for noun, number in site.items():
+        numbers = sorted({value for value in (getattr(c, noun) for c in candidates) if value is not None})
+        candidates = [condition for condition in candidates if getattr(condition, noun) == number]
+        if not candidates:
+            raise InputError(
+                f"{name} has no such condition in {noun} {number}; its {noun}s are {numbers or 'none'}"
+            )
+    for noun in ("layer", "head"):
+        if len({getattr(condition, noun) for condition in candidates}) > 1:
+            options = ", ".join(condition.label for condition in candidates[:12])
+            more = f" and {len(candidates) - 12} more" if len(candidates) > 12 else ""
+            raise InputError(
+                f"{name} has {len(candidates)} conditions, {options}{more}; name a {noun}: "
+                f"condition({name!r}, {noun}=…)"
+            )
     return candidates[0]
 
 
@@ -248,6 +270,11 @@ def displayed_column(metric_class: type[Metric[Any]]) -> tuple[str, str, str]:
     if issubclass(metric_class, CausalMetric):
         raise InputError(
             f"{name} is a causal metric; apply its condition to the run by condition({name!r}, …)"
+        )
+    if metric_class.reads_own_sequences():
+        raise InputError(
+            f"{name} reads token sequences of its own, to which the edits of this prompt do not apply; use "
+            f"phaselens run -p {name}"
         )
     display = metric_class.display
     if display is None or display.rows != "layer":

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, is_list_like, require_kind, short_form
+from phaselens.patching.prompts import token_text
 from phaselens.patching.wording import count_phrase, number_text
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
+
+    from phaselens.lens import HookedTransformer
 
 #: Axes of a sweep's values, by the name of `by`.
 AXES = {"pos": ("layer", "pos"), "head": ("layer", "head"), "pos-head": ("layer", "pos", "head")}
@@ -167,6 +171,21 @@ class Token:
     text: str
     before: float
     after: float
+
+
+def likeliest_tokens(
+    lens: HookedTransformer, logits: tuple[Tensor, Tensor], top: int
+) -> list[tuple[Token, ...]]:
+    """Return the `top` most probable tokens before and after the edits, from the logits [d_vocab] of both; every token
+    has its probability in both."""
+    probabilities = [row.double().softmax(-1) for row in logits]
+    return [
+        tuple(
+            Token(token_text(lens, token), *(float(row[token]) for row in probabilities))
+            for token in ranking.topk(top).indices.tolist()
+        )
+        for ranking in probabilities
+    ]
 
 
 @dataclass(frozen=True, repr=False)

@@ -10,7 +10,7 @@ from phaselens.lens.points import HookFunction, is_matrix
 from phaselens.patching.passes import LayerwiseRun, capture_hook
 from phaselens.patching.plans import SweepPlan
 from phaselens.patching.results import Sweep, unmeasured
-from phaselens.patching.targets import positions_first
+from phaselens.patching.targets import naming_keys, positions_first
 from phaselens.runs import Observer
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def _measure(
     plan: SweepPlan, run: LayerwiseRun, name: str, clean: Tensor, cells: Sequence[SweepCell]
 ) -> list[float]:
     """Return the metric of each row of one forward, where row i has cell i of the clean activation."""
-    logits = run.resume([(name, _cell_hook(name, clean, cells))], len(cells))
+    hook = naming_keys(name, _cell_hook(name, clean, cells))
+    logits = run.resume([(name, hook)], len(cells))
     return [float(value) for value in plan.metric(logits, plan.corrupt.tokens).double()]
 
 

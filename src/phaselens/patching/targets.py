@@ -7,7 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError, close_matches, is_whole, short_form
-from phaselens.lens.points import heads_at, in_layer, is_attention, is_matrix, read_only_reason
+from phaselens.lens.points import (
+    HookFunction,
+    heads_at,
+    in_layer,
+    is_attention,
+    is_key_scores,
+    is_matrix,
+    names_keys,
+    read_only_reason,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +33,7 @@ KINDS: dict[str, str] = {
     "k": "attn.hook_k",
     "v": "attn.hook_v",
     "pattern": "attn.hook_pattern",
+    "sink": "attn.hook_key_scores",
 }
 
 IndexChoice = int | Iterable[int] | str | None
@@ -42,16 +52,27 @@ def point_of_kind(what: str) -> str:
 
 
 def row_axis(name: str) -> int:
-    """Return the dimension of the point's tensor that has a row for each position; for a matrix, that of queries."""
-    return 2 if is_matrix(name) else 1
+    """Return the dimension of the point's tensor that has a row for each position; for scores, that of queries."""
+    return 2 if names_keys(name) else 1
 
 
 def positions_first(name: str, tensor: Tensor) -> Tensor:
     """Return a view of the tensor [batch, …] at a point, with the position dimension directly after the batch.
 
-    A matrix [batch, head, query, key] becomes [batch, query, head, key]; other tensors are as they are.
+    Scores and attention [batch, head, query, key] become [batch, query, head, key]; other tensors are as they are.
     """
-    return tensor.transpose(1, 2) if is_matrix(name) else tensor
+    return tensor.transpose(1, 2) if names_keys(name) else tensor
+
+
+def naming_keys(name: str, function: HookFunction, keys: tuple[int, ...] | None = None) -> HookFunction:
+    """Return the hook function on a point, which names `keys` (by default key 0) to `hook_key_scores`."""
+    if not is_key_scores(name):
+        return function
+    import torch
+
+    from phaselens.lens.key_edits import KeyHook
+
+    return KeyHook(function, torch.tensor([keys or (0,)]))
 
 
 def n_heads_at(lens: HookedTransformer, name: str) -> int | None:
@@ -116,29 +137,34 @@ def resolve_position(pos: int, n_tokens: int) -> int:
 
 @dataclass(frozen=True)
 class Target:
-    """The activations that an edit covers: hook names, positions and heads (None: all).
+    """The activations that an edit covers: hook names, positions, heads and, for scores and attention, keys (None: all;
+    at `hook_key_scores`, key 0).
 
-    `positions` count from 0 in the current prompts; `requested_positions` are those that the caller wrote, so that
-    position −1 is the last one of any prompt.
+    `positions` and `keys` count from 0 in the current prompts; `requested_positions` and `requested_keys` are those
+    that the caller wrote, so that position −1 is the last one of any prompt.
     """
 
     names: tuple[str, ...]
     positions: tuple[int, ...] | None
     heads: tuple[int, ...] | None = None
     requested_positions: tuple[int, ...] | None = None
+    keys: tuple[int, ...] | None = None
+    requested_keys: tuple[int, ...] | None = None
 
     def fits(self, n_tokens: int) -> bool:
-        """Return whether prompts of `n_tokens` tokens have all positions of the target."""
-        requested = self.requested_positions
-        return requested is None or all(-n_tokens <= number < n_tokens for number in requested)
+        """Return whether prompts of `n_tokens` tokens have all positions and keys of the target."""
+        requested = (*(self.requested_positions or ()), *(self.requested_keys or ()))
+        return all(-n_tokens <= number < n_tokens for number in requested)
 
     def for_length(self, n_tokens: int) -> Target:
         """Return the target for prompts of `n_tokens` tokens, with its positions as written if they do not fit."""
-        if self.requested_positions is None or not self.fits(n_tokens):
-            return replace(self, positions=self.requested_positions)
-        return replace(
-            self, positions=resolve_indices(self.requested_positions, n_tokens, "pos", "the prompt")
-        )
+        positions, keys = self.requested_positions, self.requested_keys
+        if self.fits(n_tokens):
+            positions, keys = (
+                None if requested is None else resolve_indices(requested, n_tokens, noun, "the prompt")
+                for requested, noun in ((positions, "pos"), (keys, "key"))
+            )
+        return replace(self, positions=positions, keys=keys)
 
     def write(
         self, name: str, activation: Tensor, new: Tensor | float, start: int = 0, n_pads: int = 0
@@ -169,7 +195,11 @@ class Target:
         destination, source = self._index(name, rows - start), self._index(name, rows)
         edited = activation.clone()
         edited[destination] = new[source] if isinstance(new, torch.Tensor) else new
-        return edited
+        if self.keys is None or is_key_scores(name):
+            return edited
+        columns = torch.tensor(self.keys, device=activation.device) + n_pads
+        is_named = torch.isin(torch.arange(activation.shape[-1], device=activation.device), columns)
+        return torch.where(is_named, edited, activation)
 
     def _index(self, name: str, rows: Tensor) -> tuple[slice | Tensor, ...]:
         """Return the index of some rows, and of the target's heads, in the tensor at a point."""
@@ -177,10 +207,12 @@ class Target:
 
         all_entries = slice(None)
         if self.heads is None:
-            return (all_entries, all_entries, rows) if is_matrix(name) else (all_entries, rows)
+            return (all_entries, all_entries, rows) if names_keys(name) else (all_entries, rows)
         heads = torch.tensor(self.heads, device=rows.device)
         # All pairs of a row and a head, in the order of the tensor's dimensions.
-        return (all_entries, heads[:, None], rows) if is_matrix(name) else (all_entries, rows[:, None], heads)
+        return (
+            (all_entries, heads[:, None], rows) if names_keys(name) else (all_entries, rows[:, None], heads)
+        )
 
 
 def _pad_keys(name: str, matrix: Tensor, n_keys: int, n_pads: int) -> Tensor:
@@ -202,11 +234,12 @@ def resolve_target(
     layer: IndexChoice,
     pos: IndexChoice,
     head: IndexChoice,
+    key: IndexChoice = None,
 ) -> Target:
     """Return the target that a caller described, either by a whole hook name or by kind and layers.
 
     Raises:
-        InputError: for a name, layer, position or head that does not exist, or contradicts another.
+        InputError: for a name, layer, position, head or key that does not exist, or contradicts another.
     """
     names = _target_names(lens, point, what, layer)
     for name in names:
@@ -226,7 +259,11 @@ def resolve_target(
         if n_heads is None:
             raise InputError(f"{names[0]} has no heads; leave head= out, or choose what='head'")
         heads = resolve_indices(heads, n_heads, "head", names[0])
-    return Target(tuple(names), positions, heads, requested)
+    requested_keys = read_indices(key, "key")
+    keys = None if requested_keys is None else resolve_indices(requested_keys, n_tokens, "key", "the prompt")
+    if keys is not None and not names_keys(names[0]):
+        raise InputError(f"{names[0]} has no keys; leave key= out, or choose what='sink' or what='pattern'")
+    return Target(tuple(names), positions, heads, requested, keys, requested_keys)
 
 
 def _target_names(

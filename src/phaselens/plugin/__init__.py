@@ -12,7 +12,7 @@ from phaselens.errors import InputError
 from phaselens.lens.info import ModelInfo, RotatedPairs
 from phaselens.lens.points import in_layer
 from phaselens.lens.projection import Projection
-from phaselens.plugin.causal_metric import CausalMetric
+from phaselens.plugin.causal_metric import CausalMetric, kind_of
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
 from phaselens.plugin.condition_losses import EditEffect, Losses
 from phaselens.plugin.conditions import (
@@ -31,6 +31,10 @@ from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
 from phaselens.plugin.params import Params, ParamSpec, param
 from phaselens.plugin.registry import RegisteredPlugin
+from phaselens.plugin.sequences import TokenSequence
+from phaselens.plugin.state_codec import DamagedState
+from phaselens.plugin.state_files import read_state, write_state
+from phaselens.plugin.states import NestedState
 from phaselens.plugin.tables import MODEL, CellValue, Column, Table, TableSpec, interval_help
 from phaselens.plugin.views import Batch, LayerView, PerText
 from phaselens.plugin.warning import TOO_FEW_TEXTS, MetricWarning
@@ -47,6 +51,7 @@ __all__ = [
     "Column",
     "Condition",
     "ConditionKey",
+    "DamagedState",
     "Display",
     "Edit",
     "EditEffect",
@@ -62,6 +67,7 @@ __all__ = [
     "ModelInfo",
     "NamedModel",
     "NamedTexts",
+    "NestedState",
     "ParamSpec",
     "Params",
     "PerText",
@@ -75,10 +81,14 @@ __all__ = [
     "TaskPrompt",
     "Text",
     "TextOutcome",
+    "TokenSequence",
     "hookimpl",
     "in_layer",
     "interval_help",
+    "kind_of",
     "param",
     "plugins",
+    "read_state",
     "require_metric",
+    "write_state",
 ]

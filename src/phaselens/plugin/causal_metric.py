@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
 from phaselens.plugin.condition_losses import Losses
@@ -16,6 +16,18 @@ from phaselens.plugin.tables import Table, TableSpec
 from phaselens.plugin.views import LayerView
 
 P = TypeVar("P", bound=Params)
+
+
+def kind_of(metric: type[Metric[Any]]) -> Literal["observational", "causal", "task"]:
+    """Return whether a metric only reads the model, edits it, or tests it on prompts of its own (a task).
+
+    >>> from phaselens.plugin import plugins
+    >>> [kind_of(plugins().metric(name)) for name in ("sinks", "bos-mlp", "passkey")]
+    ['observational', 'causal', 'task']
+    """
+    if not issubclass(metric, CausalMetric):
+        return "observational"
+    return "causal" if metric.prompts is CausalMetric.prompts else "task"
 
 
 class CausalMetric(Metric[P]):
@@ -43,6 +55,10 @@ class CausalMetric(Metric[P]):
         high="ci_high",
         also=(("delta_nats", "Δ nats"), ("p_value", "p")),
     )
+
+    #: Whether `record` needs the divergence of each prediction from the unedited model's; it costs one more forward of
+    #: the unedited model.
+    needs_divergence: ClassVar[bool] = False
 
     #: The run's BOS policy (auto, always or never), for use in `prompts`; the run sets it.
     bos: str = "auto"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _INTERVAL = interval_help(paired=True)
+_HEAD = Column("head", int, "index", "the condition's head, 0-based; missing where it edits no single head")
 _D_Z = "divided by the sd (n − 1) of the texts' differences, both weighted by predicted tokens"
 
 CAUSAL_TABLES = (
@@ -24,6 +25,7 @@ CAUSAL_TABLES = (
             Column("text", str, None, "the text's id"),
             Column("condition", str, None, "the condition's name; `baseline` is the unedited model"),
             Column("layer", int, "index", "the condition's layer, 0-based"),
+            _HEAD,
             Column("loss", float, "nats/token", "mean over the text's predicted tokens"),
             Column(
                 "n_predicted", int, "tokens", "predicted tokens: all of the text's tokens except the first"
@@ -37,6 +39,7 @@ CAUSAL_TABLES = (
         (
             Column("condition", str, None, "the condition's name; `baseline` is the unedited model"),
             Column("layer", int, "index", "the condition's layer, 0-based"),
+            _HEAD,
             Column("ppl", float, "perplexity", "exp of the mean loss over all predicted tokens"),
             Column(
                 "ratio", float, "ratio", "ppl divided by the baseline's; 1 if the condition has no effect"
@@ -80,6 +83,7 @@ CAUSAL_TABLES = (
             Column("condition", str, None, "the condition's name"),
             Column("control", str, None, "the control that it is compared with"),
             Column("layer", int, "index", "the layer of both, 0-based"),
+            Column("head", int, "index", "the head of both, 0-based; missing where they edit no single head"),
             Column("delta_nats", float, "nats/token", "condition − control, mean over all predicted tokens"),
             Column("ci_low", float, "nats/token", _INTERVAL),
             Column("ci_high", float, "nats/token", _INTERVAL),
@@ -166,6 +170,7 @@ class CausalTables:
                     self._losses.names[index],
                     condition.name,
                     condition.layer,
+                    condition.head,
                     loss if has_loss else None,
                     n,
                     condition.seed,
@@ -188,14 +193,13 @@ class CausalTables:
         if of_baseline.ppl_baseline is None:
             self._warn(f"baseline: ppl is missing: {of_baseline.reasons['ppl_baseline']}")
         yield (
-            BASELINE.name, None, of_baseline.ppl_baseline, *([None] * 5), of_baseline.n_texts, *([None] * 4),
+            BASELINE.name, None, None, of_baseline.ppl_baseline, *([None] * 5), of_baseline.n_texts, *([None] * 4),
             of_baseline.n_predicted, 1, of_baseline.ppl_baseline_length_weighted, None,
         )  # fmt: skip
-        for ((name, layer), group), comparison in zip(groups, comparisons[1:], strict=True):
+        for (group_key, group), comparison in zip(groups, comparisons[1:], strict=True):
             if not all(condition.key in self._effective for condition in group):
                 yield (
-                    name,
-                    layer,
+                    *group_key,
                     *([None] * 6),
                     comparison.n_texts,
                     *([None] * 4),
@@ -207,7 +211,7 @@ class CausalTables:
                 continue
             self._explain(group[0].label, comparison.reasons)
             yield (
-                name, layer, comparison.ppl, comparison.ratio, comparison.ci_low, comparison.ci_high,
+                *group_key, comparison.ppl, comparison.ratio, comparison.ci_low, comparison.ci_high,
                 comparison.delta_nats, comparison.p_value, comparison.n_texts, comparison.delta_low,
                 comparison.delta_high, comparison.d_z, comparison.share_worse, comparison.n_predicted, len(group),
                 comparison.ppl_length_weighted, comparison.ratio_length_weighted,
@@ -220,9 +224,9 @@ class CausalTables:
         indices = [index for index in self._losses.by_content if self._losses.has_predictions(index)]
         n_predicted = self._losses.n_predicted(indices)
         groups = self._losses.repeats
-        for (name, layer), controls in groups.items():
+        for (name, layer, head), controls in groups.items():
             treated_name = controls[0].control_for
-            treated = groups.get((treated_name, layer)) if treated_name is not None else None
+            treated = groups.get((treated_name, layer, head)) if treated_name is not None else None
             if treated is None:
                 continue
             if not all(condition.key in self._effective for condition in (*treated, *controls)):
@@ -233,7 +237,7 @@ class CausalTables:
             )
             self._explain(f"{treated_name} − {name}", comparison.reasons)
             yield (
-                treated_name, name, layer, comparison.difference, comparison.ci_low, comparison.ci_high,
+                treated_name, name, layer, head, comparison.difference, comparison.ci_low, comparison.ci_high,
                 comparison.p_value, comparison.d_z, comparison.n_texts, comparison.n_seeds,
             )  # fmt: skip
 

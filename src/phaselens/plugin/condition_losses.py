@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin.conditions import BASELINE, Condition, ConditionKey, TextOutcome
+from phaselens.errors import require_kind
+from phaselens.plugin.conditions import BASELINE, Condition, ConditionGroup, ConditionKey, TextOutcome
+from phaselens.plugin.states import restored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +41,7 @@ class EditEffect:
 class Losses:
     """The default state of a causal metric: one loss per text and condition, and the effects of edits.
 
-    It can be pickled, and two that saw different texts can be merged in any order.
+    Two that saw different texts can be merged in any order.
     """
 
     conditions: dict[ConditionKey, Condition] = field(default_factory=dict)
@@ -49,10 +51,44 @@ class Losses:
     text_losses: dict[ConditionKey, dict[int, TextLoss]] = field(default_factory=dict)
     effects: dict[ConditionKey, dict[str, EditEffect]] = field(default_factory=dict)
 
-    def __getstate__(self) -> dict[str, object]:
-        """Return the state without the edits: they are no longer needed, and may hold functions that pickle refuses."""
-        conditions = {key: replace(condition, edits=()) for key, condition in self.conditions.items()}
-        return {**self.__dict__, "conditions": conditions}
+    def state(self) -> dict[str, Any]:
+        """Return everything that was collected, as plain values, without the edits: they are needed no longer, and
+        may hold functions."""
+        import numpy as np
+
+        losses = [
+            {
+                "condition": key,
+                "indices": np.array(list(by_text), dtype=np.int64),
+                "loss": np.array([text.loss for text in by_text.values()], dtype=np.float64),
+                "n_predicted": np.array([text.n_predicted for text in by_text.values()], dtype=np.int64),
+            }
+            for key, by_text in self.text_losses.items()
+        ]
+        return {
+            "conditions": {key: replace(condition, edits=()) for key, condition in self.conditions.items()},
+            "names": dict(self.names),
+            "contents": dict(self.contents),
+            "lengths": dict(self.lengths),
+            "losses": losses,
+            "effects": {key: dict(effects) for key, effects in self.effects.items()},
+        }
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        """Restore what `state` returned, in place of everything collected so far."""
+        require_kind("tree", tree, Mapping, "as Losses.state returns it")
+        self.conditions, self.effects = restored(tree["conditions"]), restored(tree["effects"])
+        self.names, self.contents = dict(tree["names"]), dict(tree["contents"])
+        self.lengths = dict(tree["lengths"])
+        self.text_losses = {
+            stored["condition"]: {
+                index: TextLoss(loss, n_predicted)
+                for index, loss, n_predicted in zip(
+                    *(stored[name].tolist() for name in ("indices", "loss", "n_predicted")), strict=True
+                )
+            }
+            for stored in tree["losses"]
+        }
 
     def add(self, condition: Condition, outcome: TextOutcome) -> None:
         """Keep the mean loss of one text under a condition."""
@@ -117,11 +153,11 @@ class Losses:
         return None
 
     @property
-    def repeats(self) -> dict[tuple[str, int | None], list[Condition]]:
-        """Conditions grouped by name and layer, in order; those of one group differ only in their seed."""
-        groups: dict[tuple[str, int | None], list[Condition]] = {}
+    def repeats(self) -> dict[ConditionGroup, list[Condition]]:
+        """Conditions grouped by name, layer and head, in order; those of one group differ only in their seed."""
+        groups: dict[ConditionGroup, list[Condition]] = {}
         for condition in self.conditions.values():
-            groups.setdefault((condition.name, condition.layer), []).append(condition)
+            groups.setdefault(condition.group, []).append(condition)
         return groups
 
     @property

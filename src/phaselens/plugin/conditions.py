@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from phaselens.errors import InputError, is_list_like, is_number, is_whole
-from phaselens.lens.points import in_each_layer, layer_of, read_only_reason
+from phaselens.lens.points import in_each_layer, layer_of, names_keys, read_only_reason
 from phaselens.plugin.author_errors import describe_value
 from phaselens.plugin.views import Batch
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 #: Name of the condition without edits, with which every other condition is compared.
 BASELINE_NAME = "baseline"
 
-#: Name, layer and seed of a condition.
-ConditionKey: TypeAlias = tuple[str, int | None, int | None]
+#: Name, layer, head and seed of a condition.
+ConditionKey: TypeAlias = tuple[str, int | None, int | None, int | None]
+#: Name, layer and head: what the repeats of one condition share.
+ConditionGroup: TypeAlias = tuple[str, int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,22 @@ class Edit:
     `positions` (absolute; None: all) and `heads` (None: all; for points with heads) are changed, in every phase: with a
     KV cache, position 0 is edited once, in the prefill.
 
+    `keys` are the absolute positions of the keys, for scores and attention: a list, or a function of the batch that
+    returns one position (or None) for each of its texts. At `hook_key_scores`, which builds no matrix, they are the
+    keys whose scores `to` receives, [batch, head, query, key]; by default key 0. There, only the queries after a key
+    change. In a matrix (`hook_attn_scores`, `hook_pattern`) they are the columns to change; by default all.
+
     >>> Edit("blocks.1.hook_mlp_out", 0.0, positions=[0]).layer
     1
+    >>> Edit("blocks.3.attn.hook_key_scores", float("-inf"), heads=[2], keys=[0]).keys
+    [0]
     """
 
     point: str
     to: float | Callable[[Tensor, Site], Tensor]
     positions: Sequence[int] | None = None
     heads: Sequence[int] | None = None
+    keys: Sequence[int] | Callable[[Batch], Sequence[int | None]] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.point, str):
@@ -79,8 +89,12 @@ class Edit:
             raise InputError(
                 f"edit of {self.point}: `to` is {describe_value(self.to)}; give a number, or a function (tensor, site)"
             )
-        for name in ("positions", "heads"):
-            _require_whole_numbers(f"edit of {self.point}: {name}", getattr(self, name))
+        for name in ("positions", "heads", *(() if callable(self.keys) else ("keys",))):
+            require_whole_numbers(f"edit of {self.point}: {name}", getattr(self, name))
+        if self.keys is not None and not names_keys(self.point):
+            raise InputError(
+                f"edit of {self.point}: this point has no keys; leave `keys` out, or edit hook_key_scores"
+            )
 
     @property
     def layer(self) -> int | None:
@@ -99,7 +113,7 @@ class Edit:
         return edits
 
 
-def _require_whole_numbers(label: str, numbers: object) -> None:
+def require_whole_numbers(label: str, numbers: object) -> None:
     """Raise InputError unless `numbers` is None or a collection of whole numbers from 0."""
     if numbers is None:
         return
@@ -117,10 +131,11 @@ def _require_whole_numbers(label: str, numbers: object) -> None:
 class Condition:
     """A named set of edits.
 
-    Tables show `layer` as the condition's layer. Conditions that differ only in `seed` are repeats of one control:
-    their losses are averaged text by text before anything else is computed. `control_for` names the condition of the
-    same layer that this one is the control for; the table `contrasts` then holds their difference, text by text. The
-    metric fails if that condition does not exist. `params` are only recorded.
+    Tables show `layer` as the condition's layer, and `head` as its head, for conditions that edit one head. Conditions
+    that differ only in `seed` are repeats of one control: their losses are averaged text by text before anything else
+    is computed. `control_for` names the condition of the same layer and head that this one is the control for; the
+    table `contrasts` then holds their difference, text by text. The metric fails if that condition does not exist.
+    `params` are only recorded.
     """
 
     name: str
@@ -129,6 +144,7 @@ class Condition:
     seed: int | None = None
     control_for: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    head: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -145,7 +161,7 @@ class Condition:
                 raise InputError(
                     f"condition {self.name!r}: {describe_value(edit)} among its edits; give Edits only"
                 )
-        for field_name, minimum in (("layer", 0), ("seed", None)):
+        for field_name, minimum in (("layer", 0), ("head", 0), ("seed", None)):
             value = getattr(self, field_name)
             if value is not None and (not is_whole(value) or (minimum is not None and value < minimum)):
                 raise InputError(
@@ -164,13 +180,21 @@ class Condition:
 
     @property
     def key(self) -> ConditionKey:
-        """Name, layer and seed, which identify the condition within its metric."""
-        return self.name, self.layer, self.seed
+        """Name, layer, head and seed, which identify the condition within its metric."""
+        return self.name, self.layer, self.head, self.seed
+
+    @property
+    def group(self) -> ConditionGroup:
+        """Name, layer and head, which the repeats of the condition share."""
+        return self.name, self.layer, self.head
 
     @property
     def label(self) -> str:
-        """The name with the layer, for messages."""
-        return self.name if self.layer is None else f"{self.name} (layer {self.layer})"
+        """The name with the layer and the head, for messages."""
+        parts = [
+            f"{noun} {getattr(self, noun)}" for noun in ("layer", "head") if getattr(self, noun) is not None
+        ]
+        return f"{self.name} ({', '.join(parts)})" if parts else self.name
 
 
 BASELINE = Condition(BASELINE_NAME, ())
@@ -192,7 +216,7 @@ class TaskPrompt:
             raise InputError(f"a prompt's id is {describe_value(self.id)}; give text")
         if self.ids is None:
             raise InputError(f"prompt {self.id!r}: its ids are None; give a list of token ids")
-        _require_whole_numbers(f"prompt {self.id!r}: its ids", self.ids)
+        require_whole_numbers(f"prompt {self.id!r}: its ids", self.ids)
         if not is_whole(self.scored_from):
             raise InputError(
                 f"prompt {self.id!r}: scored_from is {describe_value(self.scored_from)}; give a whole number"
@@ -211,7 +235,9 @@ class TextOutcome:
     `loss` [n_predicted] is in nats per predicted token, float32, and finite unless the model's logits are not. `top`
     [n_predicted] is the most likely token at each position (the lowest id among equals), `targets` [n_predicted] the
     actual one. `index` is the text's index in the run (or the prompt's in its list), `content` a hash of its content,
-    `length` its number of tokens.
+    `length` its number of tokens. `divergence` [n_predicted], float64, is the Kullback–Leibler divergence of each
+    prediction from the unedited model's, KL(unedited ‖ condition) in nats; None unless the metric sets
+    `needs_divergence`.
     """
 
     text: str
@@ -221,3 +247,4 @@ class TextOutcome:
     loss: np.ndarray
     top: np.ndarray
     targets: np.ndarray
+    divergence: np.ndarray | None = None

@@ -21,7 +21,8 @@ class Display:
     rows, those in `before` precede the value. `summary` holds columns of the `summary` table, each with its
     heading, for the line under each model. Numbers have `digits` decimals.
 
-    `by_head` names a column of the table `heads` that is drawn as a picture of layers × heads.
+    `by_head` names a column of the table `heads` that is drawn as a picture of layers × heads. `row_title` heads the
+    names of the rows where conditions are the rows, but are no conditions (bins of positions, lengths).
     """
 
     value: str
@@ -39,9 +40,10 @@ class Display:
     digits: int = 3
     by_head: str | None = None
     before: tuple[tuple[str, str], ...] = ()
+    row_title: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("value", "title", "table", "strong_means"):
+        for name in ("value", "title", "table", "strong_means", "row_title"):
             _require_text(name, getattr(self, name))
         for name in ("low", "high", "null", "by_head"):
             if getattr(self, name) is not None:

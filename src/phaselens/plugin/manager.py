@@ -156,7 +156,7 @@ class Plugins:
         if plugin.status != "ok":
             return plugin
         try:
-            return replace(plugin, offers=self._load(plugin).offers(plugin.name))
+            return replace(plugin, **self._load(plugin).facts(plugin.name))
         except PLUGIN_EXCEPTIONS as error:  # shown in the list
             return plugin.with_status("failed", describe_error(error))
 

@@ -6,18 +6,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from phaselens.errors import close_matches, require_text
+from phaselens.errors import close_matches, require_kind, require_text
 from phaselens.lens.info import ModelInfo
 from phaselens.lens.points import N_DISTANCES, depends_on_sink_position
 from phaselens.plugin import params as parameters
 from phaselens.plugin.author_errors import UnknownName, author_error, describe_value, source_location
 from phaselens.plugin.display import Display, FigurePanel
+from phaselens.plugin.sequences import TokenSequence
+from phaselens.plugin.states import attributes_to_store, plain_copy, restored
 from phaselens.plugin.tables import Table, TableSpec
-from phaselens.plugin.views import LayerView, PerText
+from phaselens.plugin.views import Batch, LayerView, PerText
 from phaselens.plugin.warning import MetricWarning
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+#: Attributes that a new instance is given, so that a state need not hold them.
+_NOT_STATE = ("model", "params", "seed")
 
 P = TypeVar("P", bound=parameters.Params)
 
@@ -27,7 +32,8 @@ class Metric(ABC, Generic[P]):
 
     The run creates one instance per model, passes it every layer of every batch once (`update`), and asks for its
     tables at the end (`compute`). Keep state in `self.per_text`, or in attributes created in `setup`, which `merge`
-    must then merge too. What cannot be measured is None in a table, with the reason given to `self.warn`.
+    must then merge too: a long run measures shards of the texts, each in an instance of its own, saves the `state` of
+    each, and merges them. What cannot be measured is None in a table, with the reason given to `self.warn`.
 
     Draw random numbers from a generator of your own, created from `self.seed` in `setup`: all metrics of the run share
     the global generators of PyTorch and NumPy, so one metric's draws would change another's.
@@ -81,6 +87,21 @@ class Metric(ABC, Generic[P]):
         """Return the names of the hook points to read. `{layer}` in a name means every layer:
         `blocks.{layer}.attn.hook_sink`."""
 
+    def sequences(self, texts: Batch, tokenizer: Any) -> Sequence[TokenSequence] | None:
+        """Return token sequences to read instead of the run's texts, or None for the run's texts.
+
+        Called once before the first update. `texts` holds all texts of the run; do not change its tensors. The
+        sequences can be variants of them, with other tokens, or prompts of the metric's own, made by
+        `Encoder(tokenizer, bos=self.model.bos, bos_token_id=self.model.bos_token_id)`. `update` then receives batches
+        whose `texts` are the sequences' ids, and whose `indices` are their places in this list.
+        """
+        return None
+
+    @classmethod
+    def reads_own_sequences(cls) -> bool:
+        """Return whether the metric defines `sequences`."""
+        return cls.sequences is not Metric.sequences
+
     @abstractmethod
     def update(self, layer: LayerView) -> None:
         """Process one layer of one batch."""
@@ -94,6 +115,36 @@ class Metric(ABC, Generic[P]):
         self.per_text.merge(other.per_text)
         for warning in other.warnings:
             self.warn(warning)
+
+    def state(self) -> dict[str, Any]:
+        """Return what the metric has collected, as a tree of plain values that a file can hold.
+
+        The tree has all attributes except `model`, `params` and `seed`, and without those that `__getstate__` leaves
+        out. They may hold None, bool, int, float, str, lists, tuples, sets, dicts, NumPy arrays, tensors on the CPU,
+        random generators, dataclasses and NamedTuples, and objects with `state` and `load_state` of their own.
+
+        Raises:
+            TypeError: for an attribute that holds anything else; names it.
+        """
+        return {
+            name: plain_copy(value, f"{type(self).__name__}.{name}")
+            for name, value in attributes_to_store(self).items()
+            if name not in _NOT_STATE
+        }
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        """Restore a `state` of an instance of the same class and parameters. Call it on a new instance.
+
+        Raises:
+            InputError: for anything but a mapping.
+        """
+        require_kind("tree", tree, Mapping, "as Metric.state returns it")
+        attributes = {name: restored(value, vars(self).get(name)) for name, value in tree.items()}
+        set_state = getattr(self, "__setstate__", None)
+        if set_state is None:
+            vars(self).update(attributes)
+        else:
+            set_state({**vars(self), **attributes})
 
     @classmethod
     def define(cls, params: P) -> str:

@@ -22,6 +22,7 @@ from phaselens.plugin.author_errors import (
     innermost_location,
     source_location,
 )
+from phaselens.plugin.causal_metric import kind_of
 from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
 from phaselens.plugin.process_settings import preserved_settings
@@ -123,6 +124,19 @@ class LoadedPlugin:
         group = click.Group()
         self._manager.hook.phaselens_commands(cli=group)
         return group.commands.get(name)
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return what the plugin offers under this name, and what its metric measures, as fields of RegisteredPlugin.
+
+        Raises:
+            LookupError: if it offers nothing of this name.
+        """
+        facts: dict[str, Any] = {"offers": self.offers(name)}
+        if "metric" in facts["offers"]:
+            metric = self.metric(name)
+            measures = " ".join(str(metric.description or metric.title).split())
+            facts |= {"kind": kind_of(metric), "measures": measures}
+        return facts
 
     def offers(self, name: str) -> tuple[str, ...]:
         """Return the kinds of offers under this name: `metric`, `model`, `texts`, `command`; LookupError for none."""

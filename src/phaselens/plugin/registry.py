@@ -24,7 +24,8 @@ class RegisteredPlugin:
     """A plugin as its installed metadata describes it.
 
     `status` is `ok`, `disabled` (by the environment), `shadowed` (another distribution has a plugin of that name) or
-    `failed`; `reason` says why it is not ok. `offers` names what it offers, once it has been imported.
+    `failed`; `reason` says why it is not ok. Known once it has been imported: `offers` names what it offers, and of
+    a metric, `kind` (observational, causal or task) and `measures` (one line).
     """
 
     name: str
@@ -34,6 +35,8 @@ class RegisteredPlugin:
     status: Status = "ok"
     reason: str = ""
     offers: tuple[str, ...] = ()
+    kind: str = ""
+    measures: str = ""
 
     def __str__(self) -> str:
         return f"{self.name!r} ({self.distribution} {self.version})"
@@ -51,6 +54,8 @@ class RegisteredPlugin:
             "version": self.version,
             "module": self.module,
             "offers": list(self.offers),
+            "kind": self.kind,
+            "measures": self.measures,
             "reason": self.reason,
         }
 

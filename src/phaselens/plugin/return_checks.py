@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 from phaselens.errors import InputError, close_matches, is_list_like
 from phaselens.plugin.author_errors import author_error, describe_value, source_location
 from phaselens.plugin.causal_metric import CausalMetric
-from phaselens.plugin.conditions import BASELINE, Condition, ConditionKey, TaskPrompt
+from phaselens.plugin.conditions import BASELINE, Condition, ConditionGroup, ConditionKey, TaskPrompt
 from phaselens.plugin.metric import Metric
 from phaselens.plugin.params import Params
+from phaselens.plugin.sequences import TokenSequence
 from phaselens.plugin.tables import Table
+from phaselens.plugin.views import Batch
 
 Item = TypeVar("Item")
 
@@ -27,13 +29,21 @@ def require_definition(metric: type[Metric[Any]], params: Params) -> None:
 
 
 def require_constructed(metric: Metric[Any]) -> None:
-    """Raise TypeError if the metric's `__init__` does not call that of `Metric`, or if a property is not a number."""
+    """Raise TypeError if the metric's `__init__` does not call that of `Metric`, if an attribute hides a method, or
+    if a property is not a number."""
     if not hasattr(metric, "warnings"):
         raise author_error(
             f"{type(metric).__name__}.__init__ does not call super().__init__(model, params, seed); create state in "
             "setup(), and leave __init__ out",
             source_location(type(metric).__init__),
         )
+    for name in ("state", "load_state"):
+        if not callable(getattr(metric, name)):
+            raise author_error(
+                f"{name} is {describe_value(getattr(metric, name))}; it is a method of Metric, which a run calls: give "
+                "the attribute another name",
+                source_location(type(metric)),
+            )
     for name, minimum in (("sink_position", 0), ("n_distances", 1)):
         value = getattr(metric, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
@@ -79,7 +89,7 @@ def conditions_of(metric: CausalMetric[Any]) -> list[Condition]:
             )
         if condition.key in keys:
             raise _conditions_error(
-                metric, f"two conditions are {condition.key}; tell them apart by name, layer or seed"
+                metric, f"two conditions are {condition.key}; tell them apart by name, layer, head or seed"
             )
         if not condition.edits:
             raise _conditions_error(
@@ -92,12 +102,12 @@ def conditions_of(metric: CausalMetric[Any]) -> list[Condition]:
 
 def _require_controls(metric: CausalMetric[Any], conditions: Sequence[Condition]) -> None:
     """Raise InputError for a control of a condition that does not exist: its contrast would silently be missing."""
-    layers_of: dict[str, set[int | None]] = {}
-    control_of: dict[tuple[str, int | None], str | None] = {}
+    sites_of: dict[str, dict[tuple[int | None, int | None], None]] = {}
+    control_of: dict[ConditionGroup, str | None] = {}
     for condition in conditions:
-        layers_of.setdefault(condition.name, set()).add(condition.layer)
+        sites_of.setdefault(condition.name, {})[condition.layer, condition.head] = None
     for condition in conditions:
-        target, group = condition.control_for, (condition.name, condition.layer)
+        target, group, site = condition.control_for, condition.group, (condition.layer, condition.head)
         if control_of.setdefault(group, target) != target:
             raise _conditions_error(
                 metric,
@@ -116,19 +126,22 @@ def _require_controls(metric: CausalMetric[Any], conditions: Sequence[Condition]
             raise _conditions_error(
                 metric, f"condition {condition.name!r} is the control of itself; name another condition"
             )
-        if target not in layers_of:
-            candidates = layers_of.keys() - {condition.name}
+        if target not in sites_of:
+            candidates = sites_of.keys() - {condition.name}
             raise _conditions_error(
                 metric,
                 f"condition {condition.name!r}: control_for is {target!r}, which is not a condition of this metric; "
                 f"{close_matches(target, candidates)}",
             )
-        if condition.layer not in layers_of[target]:
+        if site not in sites_of[target]:
+            has_heads = any(head is not None for _, head in (site, *sites_of[target]))
+            shared = "layer and head" if has_heads else "layer"
+            sites = " and ".join(sorted(_in_words(*target_site) for target_site in sites_of[target]))
             raise _conditions_error(
                 metric,
-                f"condition {condition.name!r} ({_in_words(condition.layer)}): control_for is {target!r}, which exists "
-                f"in {' and '.join(sorted(_in_words(layer) for layer in layers_of[target]))} only; a condition and its "
-                "control are compared within one layer, so give both the same layer",
+                f"condition {condition.name!r} ({_in_words(*site)}): control_for is {target!r}, which exists in "
+                f"{sites} only; a condition and its control are compared within one {shared}, so give both the same "
+                f"{shared}",
             )
 
 
@@ -137,8 +150,9 @@ def _conditions_error(metric: CausalMetric[Any], message: str) -> Exception:
     return author_error(message, _location_of(metric, "conditions"), InputError)
 
 
-def _in_words(layer: int | None) -> str:
-    return "no layer" if layer is None else f"layer {layer}"
+def _in_words(layer: int | None, head: int | None) -> str:
+    words = "no layer" if layer is None else f"layer {layer}"
+    return words if head is None else f"{words}, head {head}"
 
 
 def prompts_of(metric: CausalMetric[Any], tokenizer: Any) -> list[TaskPrompt] | None:
@@ -154,6 +168,33 @@ def prompts_of(metric: CausalMetric[Any], tokenizer: Any) -> list[TaskPrompt] | 
                 f"prompts() holds {describe_value(prompt)}; {expected}", _location_of(metric, "prompts")
             )
     return prompts
+
+
+def sequences_of(metric: Metric[Any], texts: Batch, tokenizer: Any) -> list[TokenSequence] | None:
+    """Return the sequences that `sequences()` returns, checked; None if the metric reads the run's texts."""
+    returned = metric.sequences(texts, tokenizer)
+    if returned is None:
+        return None
+    expected = "return a list of TokenSequences, or None for the run's texts"
+    sequences = _as_list(metric, "sequences", returned, expected)
+    location = _location_of(metric, "sequences")
+    ids: set[str] = set()
+    mode_of_group: dict[str, str] = {}
+    for sequence in sequences:
+        if not isinstance(sequence, TokenSequence):
+            raise author_error(f"sequences() holds {describe_value(sequence)}; {expected}", location)
+        if sequence.id in ids:
+            raise author_error(f"sequences(): two have the id {sequence.id!r}; give each its own", location)
+        ids.add(sequence.id)
+        if sequence.group is not None:
+            mode = mode_of_group.setdefault(sequence.group, sequence.rotation_mode)
+            if mode != sequence.rotation_mode:
+                raise author_error(
+                    f"sequences(): those of group {sequence.group!r} have the rotation modes {mode} and "
+                    f"{sequence.rotation_mode}; one batch has one",
+                    location,
+                )
+    return sequences
 
 
 def tables_of(metric: Metric[Any]) -> Mapping[str, Table]:

@@ -20,7 +20,7 @@ TIMEOUT = 20.0
 
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from phaselens.plugin.subprocess_check import report_offers; report_offers(sys.argv[2], sys.argv[3])"
+    "from phaselens.plugin.subprocess_check import report_facts; report_facts(sys.argv[2], sys.argv[3])"
 )
 
 
@@ -56,15 +56,15 @@ def _result(plugin: RegisteredPlugin, process: subprocess.Popen[str], deadline: 
     report = json.loads(output)
     if "error" in report:
         return plugin.with_status("failed", report["error"])
-    return replace(plugin, offers=tuple(report["offers"]))
+    return replace(plugin, **{**report, "offers": tuple(report["offers"])})
 
 
-def report_offers(name: str, module: str) -> None:
+def report_facts(name: str, module: str) -> None:
     """Run in the child process: import the plugin, and write one JSON object to the original stdout."""
     stdout = os.dup(1)
     os.dup2(2, 1)
     try:
-        report: dict[str, str | Sequence[str]] = {"offers": LoadedPlugin.by_name(module).offers(name)}
+        report: dict[str, str | Sequence[str]] = LoadedPlugin.by_name(module).facts(name)
     except BaseException as error:  # noqa: BLE001 - reported to the parent process
         report = {"error": describe_error(error)}
     with contextlib.suppress(OSError), os.fdopen(stdout, "w") as pipe:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from phaselens.errors import require_kind
 from phaselens.lens.points import points_in_layer
 from phaselens.plugin.author_errors import UnknownName, UnknownPoint, author_error, describe_value
 
@@ -166,7 +167,7 @@ class LayerView(Mapping[str, "Tensor"]):
 class PerText:
     """Values collected one layer of one batch at a time, and read back as [text, layer, …] in the order of the texts.
 
-    It can be pickled, and two that saw different texts can be merged in any order.
+    Two that saw different texts can be merged in any order.
     """
 
     def __init__(self) -> None:
@@ -212,6 +213,37 @@ class PerText:
         self.n_layers = max(self.n_layers, other.n_layers)
         for name, values in other._values.items():
             self._values.setdefault(name, {}).update(values)
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that was collected, as a few arrays."""
+        import numpy as np
+
+        indices = list(self._ids)
+        values = {
+            name: {"keys": np.array(list(rows), dtype=np.int64), "rows": np.stack(list(rows.values()))}
+            for name, rows in self._values.items()
+        }
+        return {
+            "n_layers": self.n_layers,
+            "indices": np.array(indices, dtype=np.int64),
+            "ids": list(self._ids.values()),
+            "hashes": [self._hashes[index] for index in indices],
+            "lengths": np.array([self._lengths[index] for index in indices], dtype=np.int64),
+            "values": values,
+        }
+
+    def load_state(self, tree: Mapping[str, Any]) -> None:
+        """Restore what `state` returned, in place of everything collected so far."""
+        require_kind("tree", tree, Mapping, "as PerText.state returns it")
+        self.n_layers = int(tree["n_layers"])
+        indices = tree["indices"].tolist()
+        self._ids = dict(zip(indices, tree["ids"], strict=True))
+        self._hashes = dict(zip(indices, tree["hashes"], strict=True))
+        self._lengths = dict(zip(indices, tree["lengths"].tolist(), strict=True))
+        self._values = {
+            name: dict(zip(map(tuple, stored["keys"].tolist()), stored["rows"].copy(), strict=True))
+            for name, stored in tree["values"].items()
+        }
 
     @property
     def texts(self) -> list[str]:

@@ -30,6 +30,7 @@ _SYNONYMS = {
     "token": "pos",
     "at": "pos",
     "index": "pos",
+    "keys": "key",
     "kind": "what",
     "kinds": "what",
     "type": "what",

@@ -95,7 +95,7 @@ class Session(Workspace):
     @explain_misuse
     def patch(
         self, point: str | None = None, *, layer: IndexChoice = None, pos: IndexChoice = "all",
-        head: IndexChoice = None, what: str | None = None,
+        head: IndexChoice = None, key: IndexChoice = None, what: str | None = None,
     ) -> None:  # fmt: skip
         """Put activations of the clean run into the corrupt run.
 
@@ -103,31 +103,35 @@ class Session(Workspace):
             patch(what="resid", layer=range(3), pos="all")  a kind of activation in some layers
             patch(what="head", layer=2, head=[0, 1])
 
-        Kinds: resid (entering a layer), attn, mlp (their outputs), head (z), q, k, v, pattern. By default all layers,
-        positions and heads are patched.
+        Kinds: resid (entering a layer), attn, mlp (their outputs), head (z), q, k, v, pattern, sink (scores on key 0,
+        or on the keys in key=). By default all layers, positions and heads are patched.
         """
-        self._print_edit(self.runnable_experiment.patch(point, layer=layer, pos=pos, head=head, what=what))
+        edit = self.runnable_experiment.patch(point, layer=layer, pos=pos, head=head, key=key, what=what)
+        self._print_edit(edit)
 
     @explain_misuse
     def ablate(
         self, point: str | None = None, *, layer: IndexChoice = None, pos: IndexChoice = "all",
-        head: IndexChoice = None, what: str | None = None, value: float | str = "zero",
+        head: IndexChoice = None, key: IndexChoice = None, what: str | None = None, value: float | str = "zero",
     ) -> None:  # fmt: skip
         """Replace activations by zero, by a number, or by their mean over the run's positions.
 
             ablate(what="mlp", layer=1, pos=0)
             ablate(what="head", layer=3, head=1, value="mean")
+            ablate(what="sink", layer=3)                    later queries lose key 0; their rows are renormalised
 
         The other arguments are those of `patch`.
         """
-        self._print_edit(
-            self.runnable_experiment.ablate(point, layer=layer, pos=pos, head=head, what=what, value=value)
+        edit = self.runnable_experiment.ablate(
+            point, layer=layer, pos=pos, head=head, key=key, what=what, value=value
         )
+        self._print_edit(edit)
 
     @explain_misuse
     def condition(
-        self, name: str, which: str | None = None, *, layer: int | None = None, **params: object
-    ) -> None:
+        self, name: str, which: str | None = None, *, layer: int | None = None, head: int | None = None,
+        **params: object,
+    ) -> None:  # fmt: skip
         """Apply a condition of a causal metric to the run.
 
             condition("bos-mlp", layer=1)
@@ -135,7 +139,7 @@ class Session(Workspace):
 
         `phaselens plugins` lists causal metrics; other arguments are parameters of the metric.
         """
-        self._print_edit(self.runnable_experiment.condition(name, which, layer=layer, **params))
+        self._print_edit(self.runnable_experiment.condition(name, which, layer=layer, head=head, **params))
 
     @explain_misuse
     def null_rope(self, layer: IndexChoice = None) -> None:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from phaselens.plugin import CellValue, Column, Display, Table
 from phaselens.report.numbers import NumberFormat, condition_format, layer_format
 from phaselens.report.table import DisplayCell, DisplayColumn, DisplayRow, DisplayTable, Record, mark_notes
@@ -44,6 +46,17 @@ def main_column(display: Display, spec: Column | None, number_format: NumberForm
     )
 
 
+def legend(display: Display, specs: Mapping[str, Column]) -> str:
+    """Return what the display's interval and null mean, from the help texts of their columns; empty without either."""
+    meanings = []
+    if display.low and display.low in specs:
+        meaning = specs[display.low].help.partition(":")[0].replace("95 % interval, ", "")
+        meanings.append(f"95 % interval: {meaning}")
+    if display.null and display.null in specs and specs[display.null].help:
+        meanings.append(f"null: {specs[display.null].help}")
+    return "; ".join(meanings)
+
+
 def reaches_mark(record: Record, display: Display) -> bool:
     """Return whether a value is at least the display's `strong`, and above its null."""
     value, null = record[display.value], record[display.null] if display.null else None
@@ -70,7 +83,8 @@ def layer_table(run: Run, result: MetricResult, display: Display) -> DisplayTabl
         for layer in sorted({layer for _, layer in cells})
     ]
     notes = mark_notes(rows, display.strong_means)
-    return DisplayTable(columns, rows, "layers", labels, "layer", notes=notes)
+    caption = legend(display, column_specs(result, display.table))
+    return DisplayTable(columns, rows, "layers", labels, "layer", caption=caption, notes=notes)
 
 
 def _layer(record: Record) -> int:

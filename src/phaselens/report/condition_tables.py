@@ -11,9 +11,17 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from phaselens.plugin import BASELINE, CellValue, Display
-from phaselens.report.builders import column_specs, main_column, model_labels, model_records, reaches_mark
+from phaselens.report.builders import (
+    column_specs,
+    legend,
+    main_column,
+    model_labels,
+    model_records,
+    reaches_mark,
+)
 from phaselens.report.numbers import DECIMAL, NumberFormat, condition_format, shortest
 from phaselens.report.table import (
+    HEAD_COLUMN,
     LAYER_COLUMN,
     DisplayCell,
     DisplayColumn,
@@ -33,7 +41,10 @@ BEYOND_CONTROLS = (
     "the ratio's interval excludes 1, and the difference from each of its controls lies on the same side, with "
     f"p ≤ {shortest(LEVEL)} over the number of differences"
 )
-CONTRASTS_CAPTION = "condition − control, text by text; repeats of a control are averaged first"
+CONTRASTS_CAPTION = (
+    "condition − control, text by text; repeats of a control are averaged first; 95 % interval: paired percentile "
+    "bootstrap over texts"
+)
 
 _PUNCTUATION = " :,;–—-()"
 _NATS = NumberFormat("compact", reference=0.0)
@@ -66,7 +77,8 @@ def condition_table(run: Run, result: MetricResult, display: Display) -> Display
         name_rows(rows, conditions_by_control(result)),
         "conditions",
         labels,
-        "condition",
+        display.row_title or "condition",
+        caption=legend(display, column_specs(result, display.table)),
         notes=notes,
     )
 
@@ -100,9 +112,13 @@ def contrast_table(run: Run, result: MetricResult) -> DisplayTable | None:
 def with_layer_column(
     columns: Sequence[DisplayColumn], records: Mapping[str, Sequence[Record]]
 ) -> list[DisplayColumn]:
-    """Return `columns`, preceded by the layer if a row of any model has one."""
-    has_layer = any(record["layer"] is not None for rows in records.values() for record in rows)
-    return [*([LAYER_COLUMN] if has_layer else []), *columns]
+    """Return `columns`, preceded by the layer and the head, each if a row of any model has one."""
+    site_columns = [
+        column
+        for column in (LAYER_COLUMN, HEAD_COLUMN)
+        if any(record.get(column.name) is not None for rows in records.values() for record in rows)
+    ]
+    return [*site_columns, *columns]
 
 
 def aligned_rows(
@@ -232,7 +248,7 @@ def beyond_controls(record: Record, contrasts: Sequence[Record]) -> bool:
     contrast_sides = [
         _side(contrast["ci_low"], contrast["ci_high"], contrast["p_value"], LEVEL / len(contrasts))
         for contrast in contrasts
-        if (contrast["condition"], contrast["layer"]) == (record["condition"], record["layer"])
+        if all(contrast.get(name) == record.get(name) for name in ("condition", "layer", "head"))
     ]
     return side != 0 and bool(contrast_sides) and all(contrast == side for contrast in contrast_sides)
 

@@ -6,7 +6,7 @@ The terminal and Markdown formats print it; they decide only layout and style.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from phaselens.data import BOS_POLICIES
 from phaselens.report.builders import layer_table, model_table, result_table
@@ -59,13 +59,23 @@ def _tables(run: Run, name: str, result: MetricResult, main_tables_only: bool) -
         tables = _main_tables(result) if main_tables_only else list(result.tables)
         return [result_table(f"{name}.{table}", result.tables[table]) for table in tables]
     if display.rows == "layer":
-        return [layer_table(run, result, display), model_table(run, result, display)]
+        return [_captioned(layer_table(run, result, display), run), model_table(run, result, display)]
     contrasts = contrast_table(run, result)
     return [
-        condition_table(run, result, display),
+        _captioned(condition_table(run, result, display), run),
         *([contrasts] if contrasts is not None else []),
         model_table(run, result, display),
     ]
+
+
+def _captioned(table: DisplayTable, run: Run) -> DisplayTable:
+    """Add the models' protocols to a table's caption; models with one protocol share a sentence."""
+    labels: dict[str, list[str]] = {}
+    for model in run.models:
+        if model.info.protocol is not None:
+            labels.setdefault(model.info.protocol, []).append(printable(model.info.label))
+    sentences = [f"{', '.join(names)}: {protocol}" for protocol, names in labels.items()]
+    return replace(table, caption="; ".join([*filter(None, [table.caption]), *sentences]))
 
 
 def _main_tables(result: MetricResult) -> list[str]:

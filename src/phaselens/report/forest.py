@@ -57,7 +57,13 @@ _NATS = DisplayColumn(
 def condition_figures(run: Run, result: MetricResult, display: Display) -> Iterator[tuple[str, Figure]]:
     """Yield (suffix of the name, figure): the forest plot, and the curves of conditions swept over layers."""
     effect = _effect_column(result, display)
-    records = {label: model_records(result, display.table, label) for label in model_labels(run)}
+    # A condition of one head has no place on these axes; `by_head` and a metric's own picture show heads.
+    records = {
+        label: [
+            record for record in model_records(result, display.table, label) if record.get("head") is None
+        ]
+        for label in model_labels(run)
+    }
     swept = _swept_conditions(records)
     if _has_zero(effect):
         records = _without(records, {BASELINE.name})

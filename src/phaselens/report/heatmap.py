@@ -47,24 +47,26 @@ def as_text(sweep: Sweep, width: int = WIDTH) -> str:
 
 def lines(sweep: Sweep, width: int) -> list[Text]:
     """Return a heatmap in at most `width` columns: numbers where they fit, else ninths of the largest effect."""
-    grid = effect_grid(sweep)
+    total = sweep.clean - sweep.base
+    subtitle = (
+        f"effect on {printable(sweep.metric)}; the full difference is {number_text(total, signed=True)}, "
+        f"from {number_text(sweep.base)} to {number_text(sweep.clean)}"
+    )
+    heatmap = [Text(printable(sweep.title), style="bold"), Text(subtitle, style="dim")]
+    heatmap += grid_lines(effect_grid(sweep), _largest_effect(sweep), width)
+    return [*heatmap, Text(f"bos: {sweep.bos}", style="dim")]
+
+
+def grid_lines(grid: EffectGrid, largest: float, width: int, *, signed: bool = True) -> list[Text]:
+    """Return the cells in at most `width` columns, coloured by their share of `largest`."""
     corner = f"{grid.row_axis} \\ {grid.column_axis}"
     label_width = max(len(label) for label in [*grid.row_labels, corner])
-    largest = _largest_effect(sweep)
     n_columns = len(grid.column_labels)
     has_numbers = label_width + _NUMBER_WIDTH * n_columns <= width
     cell_width = _NUMBER_WIDTH if has_numbers else _NINTHS_WIDTH
     columns_per_block = max(1, (width - label_width) // cell_width)
     rows = _strongest_rows(grid.effects)
-    total = sweep.clean - sweep.base
-    heatmap = [
-        Text(printable(sweep.title), style="bold"),
-        Text(
-            f"effect on {printable(sweep.metric)}; the full difference is {number_text(total, signed=True)}, "
-            f"from {number_text(sweep.base)} to {number_text(sweep.clean)}",
-            style="dim",
-        ),
-    ]
+    heatmap = []
     for first_column in range(0, n_columns, columns_per_block):
         columns = range(first_column, min(first_column + columns_per_block, n_columns))
         labels = "".join(f"{grid.column_labels[column]:>{cell_width}}" for column in columns)
@@ -72,17 +74,17 @@ def lines(sweep: Sweep, width: int) -> list[Text]:
         for row in rows:
             line = Text(f"{grid.row_labels[row]:<{label_width}}")
             for column in columns:
-                line.append(*_cell(grid.effects[row, column], largest, has_numbers))
+                line.append(*_cell(grid.effects[row, column], largest, has_numbers, signed))
             heatmap.append(line)
     n_left_out = len(grid.row_labels) - len(rows)
     if n_left_out:
         heatmap.append(
-            Text(f"{DECIMAL.write(n_left_out)} more rows with smaller effects: see the figure", style="dim")
+            Text(f"{DECIMAL.write(n_left_out)} more rows with smaller values: see the figure", style="dim")
         )
     if not has_numbers:
         legend = f"9 is {significant(largest, 4)}; a dot is a cell that does not exist or was not measured"
         heatmap.append(Text(legend, style="dim"))
-    return [*heatmap, Text(f"bos: {sweep.bos}", style="dim")]
+    return heatmap
 
 
 def _largest_effect(sweep: Sweep) -> float:
@@ -102,7 +104,7 @@ def _strongest_rows(effects: np.ma.MaskedArray[Any, Any]) -> list[int]:
     return sorted(sorted(range(n_rows), key=lambda row: -strengths[row])[:_MAX_ROWS])
 
 
-def _cell(cell: SupportsFloat, largest: float, has_numbers: bool) -> tuple[str, Style]:
+def _cell(cell: SupportsFloat, largest: float, has_numbers: bool, signed: bool) -> tuple[str, Style]:
     """Return a cell's text and colour; `cell` is a number, or NumPy's `masked` where it was not measured."""
     import numpy as np
 
@@ -114,7 +116,7 @@ def _cell(cell: SupportsFloat, largest: float, has_numbers: bool) -> tuple[str, 
     if share != share or abs(share) > 1:
         return (significant(value, 1) if has_numbers else "?").rjust(width), Style()
     if has_numbers:
-        return number_text(value, signed=True).rjust(width), _style(share)
+        return number_text(value, signed=signed).rjust(width), _style(share)
     ninths = round(9 * share)
     return str(ninths).rjust(width), _style(share) if ninths else Style(dim=True)
 

@@ -82,6 +82,8 @@ class DisplayColumn:
 
 #: The column with the layers of conditions.
 LAYER_COLUMN = DisplayColumn("layer", "layer", NumberFormat("layer"), "index", short_title="at")
+#: The column with the heads of conditions.
+HEAD_COLUMN = DisplayColumn("head", "head", NumberFormat("layer"), "index")
 
 
 @dataclass(frozen=True)

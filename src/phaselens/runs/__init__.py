@@ -1,6 +1,8 @@
 """A run: models × metrics × texts, measured in one pass per model."""
 
 from phaselens.runs.active_metrics import guarded
+from phaselens.runs.comparability import DIFFERENCES
+from phaselens.runs.comparison import Comparison, compare
 from phaselens.runs.condition_editor import applied
 from phaselens.runs.engine import feed_losses, feed_metric
 from phaselens.runs.inputs import load_model
@@ -11,7 +13,9 @@ from phaselens.runs.run_options import DEFAULT_MODELS, ModelSpec, RunOptions, Se
 
 __all__ = [
     "DEFAULT_MODELS",
+    "DIFFERENCES",
     "SCHEMA",
+    "Comparison",
     "Failure",
     "MetricResult",
     "ModelFailure",
@@ -23,6 +27,7 @@ __all__ = [
     "SelectedMetric",
     "TextRecord",
     "applied",
+    "compare",
     "feed_losses",
     "feed_metric",
     "guarded",

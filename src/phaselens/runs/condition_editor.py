@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from phaselens.errors import InputError, require_kind
+from phaselens.errors import InputError, is_whole, require_kind, short_form
 from phaselens.lens.info import require_lens
-from phaselens.lens.points import Hook, heads_at, is_logits
+from phaselens.lens.points import Hook, HookFunction, heads_at, is_key_scores, is_logits
 from phaselens.plugin import Batch, Condition, Edit, EditEffect, Site
 from phaselens.plugin.views import lazy_copy
 from phaselens.runs.weights import copied_weight
@@ -44,22 +44,48 @@ class ConditionEditor:
             self._names.append(name)
             self.effects[name] = EditEffect(constant=not callable(edit.to))
 
-    def hooks(self, positions: Callable[[], Tensor]) -> list[Hook]:
-        """Return one hook per edit, in order. `positions` returns the positions of the running forward's rows."""
+    def hooks(
+        self, positions: Callable[[], Tensor], key_positions: Callable[[], Tensor] | None = None
+    ) -> list[Hook]:
+        """Return one hook per edit, in order.
+
+        `positions` returns the positions of the running forward's rows, `key_positions` those of a matrix' columns; by
+        default columns are at 0, 1, …, as without a KV cache and without pads on the left.
+        """
         return [
-            (edit.point, functools.partial(self._hook, number, positions))
+            (
+                edit.point,
+                self.naming_keys(number, functools.partial(self._hook, number, positions, key_positions)),
+            )
             for number, edit in enumerate(self.edits)
         ]
 
     def _hook(
-        self, number: int, positions: Callable[[], Tensor], tensor: Tensor, hook: object = None
+        self,
+        number: int,
+        positions: Callable[[], Tensor],
+        key_positions: Callable[[], Tensor] | None,
+        tensor: Tensor,
+        hook: object = None,
     ) -> Tensor | None:
-        return self.apply(number, tensor, positions())
+        return self.apply(number, tensor, positions(), key_positions and key_positions())
 
-    def apply(self, number: int, tensor: Tensor, positions: Tensor) -> Tensor | None:
+    def naming_keys(self, number: int, function: HookFunction) -> HookFunction:
+        """Return the hook function of edit `number`, which names the edit's keys to `hook_key_scores`."""
+        edit = self.edits[number]
+        if not is_key_scores(edit.point):
+            return function
+        from phaselens.lens.key_edits import KeyHook
+
+        return KeyHook(function, edited_keys(edit, self._batch, default=[0]))
+
+    def apply(
+        self, number: int, tensor: Tensor, positions: Tensor, key_positions: Tensor | None = None
+    ) -> Tensor | None:
         """Return `tensor` after edit `number`, or None if the edit does not apply to it.
 
-        The rows of `tensor` have the absolute `positions` [batch or 1, pos].
+        The rows of `tensor` have the absolute `positions` [batch or 1, pos], the columns of a matrix the absolute
+        `key_positions` [batch or 1, key].
         """
         import torch
 
@@ -70,10 +96,25 @@ class ConditionEditor:
         if not bool(rows.any()):
             return None
         mask = _broadcast_mask(edit, tensor, axis or 1, rows.expand(tensor.shape[0], -1))
+        if is_key_scores(edit.point):
+            mask = mask & (tensor != -torch.inf)  # a key that the query does not see cannot be edited
+        elif edit.keys is not None:
+            mask = mask & self._edited_columns(edit, tensor, key_positions)
+        if not bool(mask.any()):
+            return None
         edited = torch.where(mask, self._replacement(edit, tensor, positions), tensor)
         effect.written = True
         effect.changed = effect.changed or bool((edited != tensor).any())
         return edited
+
+    def _edited_columns(self, edit: Edit, tensor: Tensor, key_positions: Tensor | None) -> Tensor:
+        """Return [batch or 1, 1, 1, key], True for the columns of the keys that the edit names."""
+        import torch
+
+        columns = torch.arange(tensor.shape[-1])[None] if key_positions is None else key_positions
+        keys = edited_keys(edit, self._batch, default=[]).to(tensor.device)
+        named = (columns.to(tensor.device)[:, None, :] == keys[:, :, None]) & (keys >= 0)[:, :, None]
+        return named.any(1)[:, None, None, :]
 
     def _is_real(self, positions: Tensor) -> Tensor:
         """Return [batch or 1, pos], True for rows of a text and False for pads, which are never edited."""
@@ -85,7 +126,7 @@ class ConditionEditor:
         """Return the values that the edit writes, in the shape of `tensor`."""
         import torch
 
-        from phaselens.lens.attention_dispatch import version_of
+        from phaselens.lens.attention_owner import version_of
 
         if not callable(edit.to):
             return torch.full_like(tensor, edit.to)
@@ -113,6 +154,30 @@ def _in_existing_layers(lens: HookedTransformer, edit: Edit) -> list[Edit]:
     edits = edit.in_layers(lens.info.n_layers)
     existing = [layer_edit for layer_edit in edits if lens.find_hook(layer_edit.point) is not None]
     return existing if existing and "{layer}" in edit.point else edits
+
+
+def edited_keys(edit: Edit, batch: Batch | None, default: Sequence[int]) -> Tensor:
+    """Return the absolute positions [batch or 1, n] of the keys that the edit names, by text; −1 for no key."""
+    import torch
+
+    if not callable(edit.keys):
+        return torch.tensor([list(default if edit.keys is None else edit.keys)], dtype=torch.long)
+    if batch is None:
+        raise InputError(
+            f"edit of {edit.point}: its keys depend on the texts; apply it to texts or to a prompt, or list the keys"
+        )
+    keys: object = edit.keys(batch.private_copy())
+    if not isinstance(keys, Sequence) or isinstance(keys, str | bytes) or len(keys) != batch.n:
+        raise InputError(
+            f"edit of {edit.point}: keys returned {short_form(keys)}; return one position, or None, for each of the "
+            f"batch's {batch.n} texts"
+        )
+    for key in keys:
+        if key is not None and (not is_whole(key) or key < 0):
+            raise InputError(
+                f"edit of {edit.point}: keys returned {key!r}; give whole numbers from 0, or None"
+            )
+    return torch.tensor([[-1 if key is None else key] for key in keys], dtype=torch.long)
 
 
 def _require_editable(edit: Edit) -> None:
@@ -188,5 +253,5 @@ def applied(
     if batch is not None:
         require_kind("batch", batch, Batch, "as a run makes it")
     editor = ConditionEditor(lens, condition.edits, batch)
-    with lens.hooks(fwd_hooks=editor.hooks(lens.rows.positions)):
+    with lens.hooks(fwd_hooks=editor.hooks(lens.rows.positions, lens.rows.key_positions)):
         yield editor.effects

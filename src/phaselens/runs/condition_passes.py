@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Text, TokenizedText, pack
+from phaselens.data import Text, TokenizedText
 from phaselens.plugin import BASELINE, Batch, CausalMetric, Condition, TaskPrompt, TextOutcome
 from phaselens.plugin.return_checks import conditions_of, prompts_of
 from phaselens.runs.active_metrics import ActiveMetric, guarded
@@ -20,74 +20,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
+    from phaselens.lens.token_losses import ReferencePredictions
 
 
-@dataclass
-class _Task:
-    """Batches of texts or prompts, and the metrics that run their conditions on them."""
+@dataclass(frozen=True)
+class ConditionsTask:
+    """Texts or prompts that conditions are run on. `scored_from` is the first scored position of each."""
 
     tokenized_texts: Sequence[TokenizedText]
-    batches: Sequence[Sequence[int]]
     scored_from: Sequence[int]
-    members: list[ActiveMetric]
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all forwards, the baseline's included."""
-        n_forwards = 1 + sum(len(_causal(member).losses.conditions) for member in self.members)
-        return n_forwards * sum(len(text.ids) for text in self.tokenized_texts)
+    @classmethod
+    def of_texts(cls, tokenized_texts: Sequence[TokenizedText]) -> ConditionsTask:
+        """Return the task of metrics that measure on the run's texts; they share the baseline."""
+        return cls(tokenized_texts, [1] * len(tokenized_texts))
 
-
-def run_conditions(
-    lens: HookedTransformer,
-    tokenized_texts: Sequence[TokenizedText],
-    batches: Sequence[Sequence[int]],
-    active_metrics: Sequence[ActiveMetric],
-    *,
-    bos: str,
-    observer: Observer | None = None,
-    batch_tokens: int = 8192,
-) -> None:
-    """Run the conditions of the causal metrics among `active_metrics`, and pass each metric its losses.
-
-    Metrics that measure on the run's texts share the baseline.
-
-    Args:
-        lens: the model.
-        tokenized_texts: the run's texts.
-        batches: indices of `tokenized_texts`, batch by batch.
-        active_metrics: all metrics of the run; those that are not causal are skipped.
-        bos: the BOS policy, for metrics that make their own prompts.
-        observer: receives the progress.
-        batch_tokens: tokens in a batch of a metric's own prompts, pads included.
-    """
-    observer = Observer() if observer is None else observer
-    prompt_tasks = []
-    shared_task = _Task(tokenized_texts, batches, [1] * len(tokenized_texts), [])
-    for active in active_metrics:
-        if isinstance(active.metric, CausalMetric) and active.works and active.has_values:
-            with guarded(active.result, lens.info.label, "conditions"):
-                prompts = _prepare(lens, active.metric, bos)
-                if prompts is None:
-                    shared_task.members.append(active)
-                elif prompts:
-                    prompt_tasks.append(_prompt_task(prompts, active, batch_tokens))
-    for task in [shared_task, *prompt_tasks]:
-        if task.members:
-            observer.measuring(f"{lens.info.label}, conditions", task.n_tokens)
-            for indices in task.batches:
-                _run_batch(lens, task, indices, observer)
+    @classmethod
+    def of_prompts(cls, prompts: Sequence[TaskPrompt]) -> ConditionsTask:
+        """Return the task of a metric that measures on prompts of its own."""
+        tokenized_prompts = [
+            TokenizedText(Text(prompt.id, " ".join(map(str, prompt.ids))), tuple(prompt.ids), len(prompt.ids))
+            for prompt in prompts
+        ]
+        return cls(tokenized_prompts, [prompt.scored_from for prompt in prompts])
 
 
-def _causal(active: ActiveMetric) -> CausalMetric[Any]:
+def causal(active: ActiveMetric) -> CausalMetric[Any]:
+    """Return the metric, which is causal."""
     metric = active.metric
     assert isinstance(metric, CausalMetric)
     return metric
 
 
-def _prepare(lens: HookedTransformer, metric: CausalMetric[Any], bos: str) -> Sequence[TaskPrompt] | None:
-    """Store the metric's conditions beside its losses, and return its prompts; None if it runs on the run's texts."""
-    metric.bos = bos
+def prepare(lens: HookedTransformer, metric: CausalMetric[Any]) -> Sequence[TaskPrompt] | None:
+    """Store the metric's conditions beside its losses, and return its prompts; None if it runs on the run's texts.
+
+    The metric has observed all texts, and its `bos` is set.
+    """
     conditions = conditions_of(metric)
     for condition in conditions:
         ConditionEditor(lens, condition.edits)  # refuses hook points that the model does not have
@@ -98,32 +67,45 @@ def _prepare(lens: HookedTransformer, metric: CausalMetric[Any], bos: str) -> Se
     return prompts_of(metric, copy.deepcopy(lens.text_tokenizer))
 
 
-def _prompt_task(prompts: Sequence[TaskPrompt], active: ActiveMetric, batch_tokens: int) -> _Task:
-    tokenized_prompts = [
-        TokenizedText(Text(prompt.id, " ".join(map(str, prompt.ids))), tuple(prompt.ids), len(prompt.ids))
-        for prompt in prompts
-    ]
-    batches = pack([len(text.ids) for text in tokenized_prompts], batch_tokens)
-    return _Task(tokenized_prompts, batches, [prompt.scored_from for prompt in prompts], [active])
+def run_conditions(
+    lens: HookedTransformer,
+    task: ConditionsTask,
+    active_metrics: Sequence[ActiveMetric],
+    batches: Sequence[Sequence[int]],
+    observer: Observer,
+) -> None:
+    """Run the conditions of causal metrics on batches of a task's texts, and pass each metric its losses."""
+    for indices in batches:
+        batch = make_batch(lens, task.tokenized_texts, indices)
+        members = [active for active in active_metrics if active.works]
+        _run_batch(lens, task, members, batch, observer)
 
 
-def _run_batch(lens: HookedTransformer, task: _Task, indices: Sequence[int], observer: Observer) -> None:
+def _run_batch(
+    lens: HookedTransformer,
+    task: ConditionsTask,
+    members: Sequence[ActiveMetric],
+    batch: Batch,
+    observer: Observer,
+) -> None:
     """Run the conditions of all metrics on one batch, and record the baseline for each metric."""
-    batch = make_batch(lens, task.tokenized_texts, indices)
     n_tokens = sum(batch.lengths)
-    members = [member for member in task.members if member.works]
+    rows = _ScoredRows(lens, task, batch)
+    if any(causal(member).needs_divergence for member in members):
+        with out_of_memory_explained(lens, batch):
+            rows.keep_reference()
     branches = [
-        _branch(lens, member, condition, task, batch, lambda: observer.advance(n_tokens))
+        _branch(lens, member, condition, rows, lambda: observer.advance(n_tokens))
         for member in members
-        for condition in _causal(member).losses.conditions.values()
+        for condition in causal(member).losses.conditions.values()
     ]
     with out_of_memory_explained(lens, batch):
         final = run_branches(lens, batch, branches)
-        outcomes = list(_outcomes(lens, batch, final, task))
+        outcomes = list(rows.outcomes(final, with_divergence=rows.reference is not None))
     for member in members:
         with guarded(member.result, lens.info.label, "record"):
             for outcome in outcomes:
-                _causal(member).record(BASELINE, _copy_outcome(outcome))
+                causal(member).record(BASELINE, _copy_outcome(outcome))
     observer.advance(n_tokens)
 
 
@@ -131,15 +113,14 @@ def _branch(
     lens: HookedTransformer,
     active: ActiveMetric,
     condition: Condition,
-    task: _Task,
-    batch: Batch,
+    rows: _ScoredRows,
     report_progress: Callable[[], None],
 ) -> Branch:
-    metric = _causal(active)
+    metric, batch = causal(active), rows.batch
     editor = ConditionEditor(lens, condition.edits, batch)
 
     def receive(final: Tensor) -> None:
-        for outcome in _outcomes(lens, batch, final, task):
+        for outcome in rows.outcomes(final, with_divergence=metric.needs_divergence):
             metric.record(condition, outcome)
         metric.losses.add_effects(condition, editor.effects)
 
@@ -155,30 +136,58 @@ def _branch(
     return Branch(editor, receive, guard)
 
 
-def _outcomes(lens: HookedTransformer, batch: Batch, final: Tensor, task: _Task) -> Iterator[TextOutcome]:
-    """Yield the losses of each text of the batch from the final norm's output [batch, pos, d_model]."""
-    import torch
+class _ScoredRows:
+    """The rows of a batch that predict a scored token, and the losses of each text computed from them.
 
-    from phaselens.lens.token_losses import token_losses
+    `reference` are the unedited model's predictions, if a metric needs the divergence from them.
+    """
 
-    starts = [
-        min(task.scored_from[index], length)
-        for index, length in zip(batch.indices, batch.lengths, strict=True)
-    ]
-    spans = list(zip(starts, batch.lengths, strict=True))
-    rows = torch.cat([final[row, start - 1 : stop - 1] for row, (start, stop) in enumerate(spans)])
-    targets = torch.cat([batch.tokens[row, start:stop] for row, (start, stop) in enumerate(spans)])
-    losses = token_losses(lens, rows, targets)
-    loss, top, target_ids = (tensor.cpu().numpy() for tensor in (losses.loss, losses.top, targets))
-    offset = 0
-    for row, (start, stop) in enumerate(spans):
-        scored = slice(offset, offset + stop - start)
-        offset = scored.stop
-        text = (batch.texts[row], batch.indices[row], batch.hashes[row], batch.lengths[row])
-        yield TextOutcome(*text, loss[scored], top[scored], target_ids[scored])
+    def __init__(self, lens: HookedTransformer, task: ConditionsTask, batch: Batch) -> None:
+        self.batch = batch
+        self.reference: ReferencePredictions | None = None
+        self._lens = lens
+        starts = [
+            min(task.scored_from[index], length)
+            for index, length in zip(batch.indices, batch.lengths, strict=True)
+        ]
+        self._spans = list(zip(starts, batch.lengths, strict=True))
+
+    def keep_reference(self) -> None:
+        """Run the unedited model, and keep its predictions for comparison."""
+        from phaselens.lens.token_losses import ReferencePredictions
+
+        lengths = self.batch.lengths_on(self._lens.device)
+        final = self._lens.stream(self.batch.tokens, lengths=lengths)
+        self.reference = ReferencePredictions(self._lens, self._rows_of(final))
+
+    def _rows_of(self, final: Tensor) -> Tensor:
+        """Return the rows [token, d_model] of final [batch, pos, d_model] that predict a scored token."""
+        import torch
+
+        return torch.cat([final[row, start - 1 : stop - 1] for row, (start, stop) in enumerate(self._spans)])
+
+    def outcomes(self, final: Tensor, *, with_divergence: bool) -> Iterator[TextOutcome]:
+        """Yield the losses of each text of the batch from the final norm's output [batch, pos, d_model]."""
+        import torch
+
+        from phaselens.lens.token_losses import token_losses
+
+        batch = self.batch
+        targets = torch.cat([batch.tokens[row, start:stop] for row, (start, stop) in enumerate(self._spans)])
+        reference = self.reference if with_divergence else None
+        losses = token_losses(self._lens, self._rows_of(final), targets, reference)
+        loss, top, target_ids = (tensor.cpu().numpy() for tensor in (losses.loss, losses.top, targets))
+        divergence = None if losses.divergence is None else losses.divergence.cpu().numpy()
+        offset = 0
+        for row, (start, stop) in enumerate(self._spans):
+            scored = slice(offset, offset + stop - start)
+            offset = scored.stop
+            text = (batch.texts[row], batch.indices[row], batch.hashes[row], batch.lengths[row])
+            of_text = None if divergence is None else divergence[scored]
+            yield TextOutcome(*text, loss[scored], top[scored], target_ids[scored], of_text)
 
 
 def _copy_outcome(outcome: TextOutcome) -> TextOutcome:
     """Return a copy of the outcome, whose arrays a metric may change without effect on other metrics."""
-    arrays = {name: getattr(outcome, name).copy() for name in ("loss", "top", "targets")}
-    return replace(outcome, **arrays)
+    names = ("loss", "top", "targets", *(() if outcome.divergence is None else ("divergence",)))
+    return replace(outcome, **{name: getattr(outcome, name).copy() for name in names})

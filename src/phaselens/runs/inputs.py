@@ -24,6 +24,7 @@ def load_model(
     bos: str = "auto",
     device: str = "auto",
     dtype: str = "auto",
+    adapter_scale: float | None = None,
     check: bool | Literal["report"] = True,
 ) -> HookedTransformer:
     """Load the model that `spec` names; ModelError names the plugin if the plugin's loading fails."""
@@ -39,7 +40,12 @@ def load_model(
     }
     plugin_model = _plugin_model(spec)
     if plugin_model is None:
-        return load(spec.identified, label=label, **options)
+        return load(spec.identified, label=label, adapter_scale=adapter_scale, **options)
+    if adapter_scale is not None or spec.identified.base is not spec.identified:
+        raise InputError(
+            f"model {spec.source!r}: {plugin_model.name!r} is offered by a plugin, which has to apply the adapter "
+            "itself; leave the adapter out"
+        )
     if spec.revision is not None:
         raise InputError(
             f"model {spec.source!r} is offered by a plugin and has no revisions; leave @{spec.revision} out"
@@ -101,7 +107,8 @@ def plugins_of_models(specs: Iterable[ModelSpec]) -> list[str]:
 
 def _plugin_model(spec: ModelSpec) -> NamedModel | None:
     """Return the plugin's model of that name, if any. Built-in names and paths take precedence."""
-    return plugins().model(spec.source) if spec.identified.kind == "other" else None
+    base = spec.identified.base
+    return plugins().model(base.name) if base.kind == "other" else None
 
 
 def _loaded(plugin_model: NamedModel) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Encoder, Text, TokenizedText, texts_from
-from phaselens.errors import InputError, ModelError
+from phaselens.data import Encoder, Text, TextFields, TokenizedText, corpus_from
+from phaselens.errors import InputError, ModelError, require_kind
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_value
 from phaselens.runs.engine import measure
@@ -31,6 +32,7 @@ from phaselens.runs.run_options import (
     require_distinct,
     select_metrics,
 )
+from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 
 if TYPE_CHECKING:
     import torch
@@ -45,14 +47,17 @@ def run(
     *,
     metrics: MetricRequests,
     texts: Source | Iterable[str | Text] = "bundled",
+    text_fields: TextFields | None = None,
     max_tokens: int = 512,
     n_texts: int | None = None,
     batch_tokens: int = 8192,
+    shard_tokens: int = DEFAULT_SHARD_TOKENS,
     bos: str | None = None,
     device: str = "auto",
     dtype: str | torch.dtype = "auto",
     positions: Mapping[str, str] | None = None,
     seed: int = 0,
+    adapter_scale: float | Mapping[str, float] | None = None,
     observer: Observer | None = None,
 ) -> Run:
     """Measure all metrics on all models, on the same texts, with one forward pass per model and batch.
@@ -62,15 +67,20 @@ def run(
             loaded one after the other, so that only one is in memory.
         metrics: names of installed metrics, Metric classes, pairs `(name or class, {parameter: value})`, or a mapping
             from names or classes to parameters.
-        texts: `"bundled"`, a .txt or .jsonl file, a name that a plugin offers, or strings.
+        texts: `"bundled"`, a file or folder as for `phaselens.data.read_corpus`, a name that a plugin offers, or
+            strings.
+        text_fields: where the texts of a file stand; None for `text` and `id`.
         max_tokens: longer texts are cut to their first `max_tokens` tokens, BOS included.
         n_texts: use the first `n_texts` only.
-        batch_tokens: tokens in a batch, pads included. It changes memory and speed, but no result.
+        batch_tokens: tokens in a batch, pads included. It changes memory and speed, and results by rounding only.
+        shard_tokens: tokens in a shard, the unit of work: texts of similar length, measured together. It too changes
+            results by rounding only.
         bos: `"auto"` as the model's tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as each
             lens was loaded (`auto` for models named by text).
         device, dtype, positions: as in `phaselens.load`, for models named by text; `positions` is by label. A model
             that is already loaded must agree with them.
         seed: seed of the bootstrap intervals.
+        adapter_scale: as in `phaselens.load`, for all models of the form `BASE+ADAPTER`, or by label.
         observer: receives the progress of the run.
 
     Returns:
@@ -84,14 +94,16 @@ def run(
     """
     observer = _checked_observer(observer)
     options = RunOptions(
-        max_tokens,
-        n_texts,
-        batch_tokens,
-        bos,
-        device,
-        _dtype_name(dtype),
-        {} if positions is None else positions,
-        seed,
+        max_tokens=max_tokens,
+        n_texts=n_texts,
+        batch_tokens=batch_tokens,
+        shard_tokens=shard_tokens,
+        bos=bos,
+        device=device,
+        dtype=_dtype_name(dtype),
+        positions={} if positions is None else positions,
+        seed=seed,
+        adapter_scale=adapter_scale,
     )
     selected_metrics = select_metrics(metrics)
     parsed_models = _parsed_models(models)
@@ -103,19 +115,25 @@ def run(
     plugins().require_working()
     texts = os.fspath(texts) if isinstance(texts, os.PathLike) else texts
     plugin_texts = find_texts(texts)
-    corpus = texts_from(texts if plugin_texts is None else read_texts_of_plugin(plugin_texts), n_texts)
+    source = texts if plugin_texts is None else read_texts_of_plugin(plugin_texts)
+    if text_fields is not None:
+        require_kind("text_fields", text_fields, TextFields, "such as TextFields(text='body')")
+    corpus = corpus_from(source, n_texts, text_fields)
     _require_loadable(parsed_models, options)
 
     results = {
         selected.name: MetricResult(selected.metric, selected.params, selected.distribution)
         for selected in selected_metrics
     }
-    records = [TextRecord(text.id, text.sha256) for text in corpus]
-    result = Run([], records, results, [], _options_record(options, texts, parsed_models), _versions())
+    records = [TextRecord(text.id, text.sha256) for text in corpus.texts]
+    result = Run(
+        [], records, results, [], _options_record(options, texts, text_fields, parsed_models), _versions()
+    )
+    result.warnings.extend(corpus.notes)
     try:
         for model, label in zip(parsed_models, labels, strict=True):
             lens = model if not isinstance(model, ModelSpec) else _load(model, label, options, observer)
-            _measure_model(lens, corpus, selected_metrics, options, observer, result)
+            _measure_model(lens, corpus.texts, selected_metrics, options, observer, result)
             del lens
         used_plugins = [*_plugin_names(selected_metrics), *plugins_of_models(_specs(parsed_models))]
         if plugin_texts is not None:
@@ -195,6 +213,7 @@ def _load(spec: ModelSpec, label: str, options: RunOptions, observer: Observer) 
         bos=options.bos or "auto",
         device=options.device,
         dtype=options.dtype,
+        adapter_scale=options.adapter_scale_of(label, spec),
     )
 
 
@@ -219,6 +238,7 @@ def _measure_model(
         selected_metrics,
         result.metrics,
         batch_tokens=options.batch_tokens,
+        shard_tokens=options.shard_tokens,
         seed=options.seed,
         observer=observer,
         bos=encoder.bos,
@@ -265,12 +285,16 @@ def _text_warnings(
 
 
 def _options_record(
-    options: RunOptions, texts: str | Iterable[str | Text], models: Sequence[ModelSpec | HookedTransformer]
+    options: RunOptions,
+    texts: str | Iterable[str | Text],
+    text_fields: TextFields | None,
+    models: Sequence[ModelSpec | HookedTransformer],
 ) -> dict[str, Any]:
     """Return the options that the run used; `bos` is None where the lenses' own policies differ."""
     policies = {options.bos or ("auto" if isinstance(model, ModelSpec) else model.bos) for model in models}
     bos = policies.pop() if len(policies) == 1 else None
-    return {"texts": texts if isinstance(texts, str) else "given", **options.as_dict(), "bos": bos}
+    fields = {} if text_fields is None else {"text_fields": asdict(text_fields)}
+    return {"texts": texts if isinstance(texts, str) else "given", **fields, **options.as_dict(), "bos": bos}
 
 
 def _plugin_names(selected_metrics: Sequence[SelectedMetric]) -> list[str]:

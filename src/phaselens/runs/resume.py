@@ -15,6 +15,7 @@ from phaselens.lens.points import (
     in_layer,
     is_after_attention,
     is_after_mlp,
+    is_after_rotation,
     is_in_final_norm,
     layer_and_point,
 )
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
-    from phaselens.lens.components import AttentionReplay
+    from phaselens.lens.components import AttentionReplay, KernelReplay
 
 FROM_TOKENS = -1
 
@@ -76,6 +77,12 @@ def _keeps_attention(branch: Branch, layer: int) -> bool:
     """Whether the attention of `layer`, the branch's lowest, is computed as in the unedited model."""
     points = _edited_points(branch, layer)
     return bool(points) and all(map(is_after_attention, points))
+
+
+def _keeps_kernels(branch: Branch, layer: int) -> bool:
+    """Whether queries, keys and values of `layer`, the branch's lowest, are computed as in the unedited model."""
+    points = _edited_points(branch, layer)
+    return bool(points) and all(map(is_after_rotation, points))
 
 
 def _keeps_mlp(branch: Branch, layer: int) -> bool:
@@ -134,9 +141,12 @@ class BaselinePass:
             return
         self.advance_to(lowest)
         sharing_attention = []
+        kernels = self._lens.kernel_replay(lowest) if lowest < self._lens.info.n_layers else None
         for branch in branches:
             if _keeps_attention(branch, lowest):
                 sharing_attention.append(branch)
+            elif kernels is not None and _keeps_kernels(branch, lowest):
+                yield branch, functools.partial(self._replayed, branch, kernels)
             else:
                 yield branch, functools.partial(self._resumed, branch)
         if sharing_attention:
@@ -181,8 +191,8 @@ class BaselinePass:
                 yield branch, functools.partial(self._replayed, branch, replay)
         self._residual, self._layer = residual_above, layer + 1
 
-    def _replayed(self, branch: Branch, replay: AttentionReplay) -> Tensor:
-        """Run a forward from the current layer on, with the stored output of that layer's attention."""
+    def _replayed(self, branch: Branch, replay: AttentionReplay | KernelReplay) -> Tensor:
+        """Run a forward from the current layer on, with the stored results of that layer's attention."""
         with replay:
             return self._resumed(branch)
 

@@ -6,15 +6,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from phaselens.data.tokens import require_bos
 from phaselens.errors import InputError, close_matches, require_text
 from phaselens.lens.info import ROTATION_MODES
-from phaselens.lens.model_source import BUNDLED, ModelSource
+from phaselens.lens.model_source import BUNDLED, ModelSource, require_adapter_scale
 from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.author_errors import describe_value
+from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 
 DEFAULT_MODELS = BUNDLED
 
@@ -68,7 +68,7 @@ class ModelSpec:
     @property
     def short(self) -> str:
         """The label; without one, the last part of the source."""
-        return self.label or Path(self.source).name or self.source
+        return self.label or self.identified.short
 
 
 def distinct_labels(specs: Sequence[ModelSpec]) -> list[str]:
@@ -91,19 +91,26 @@ def require_distinct(labels: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run. `bos` None keeps each lens' own policy; `positions` maps labels to rotation modes."""
+    """Options of a run.
+
+    `bos` None keeps each lens' own policy; `positions` maps labels to rotation modes, and `adapter_scale` to numbers,
+    unless it is one number for every model with an adapter.
+    """
 
     max_tokens: int = 512
     n_texts: int | None = None
     batch_tokens: int = 8192
+    shard_tokens: int = DEFAULT_SHARD_TOKENS
     bos: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     positions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    adapter_scale: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
-        for name, minimum in (("max_tokens", 1), ("n_texts", 1), ("batch_tokens", 1), ("seed", 0)):
+        minimums = {"max_tokens": 1, "n_texts": 1, "batch_tokens": 1, "shard_tokens": 1, "seed": 0}
+        for name, minimum in minimums.items():
             value = getattr(self, name)
             if name == "n_texts" and value is None:
                 continue
@@ -125,14 +132,27 @@ class RunOptions:
                     f"positions of {label!r}: {rotation_mode!r}; "
                     f"{close_matches(str(rotation_mode), ROTATION_MODES)}"
                 )
+        scales = (
+            self.adapter_scale.values() if isinstance(self.adapter_scale, Mapping) else [self.adapter_scale]
+        )
+        for scale in scales:
+            require_adapter_scale(scale)
 
     def require_labels(self, labels: Sequence[str]) -> None:
-        """Raise InputError if `positions` names a model that the run does not have."""
-        for label in self.positions:
-            if label not in labels:
-                raise InputError(
-                    f"positions: no model is labelled {label!r}; {close_matches(str(label), labels)}"
-                )
+        """Raise InputError if `positions` or `adapter_scale` names a model that the run does not have."""
+        scales = self.adapter_scale if isinstance(self.adapter_scale, Mapping) else {}
+        for option, by_label in (("positions", self.positions), ("adapter_scale", scales)):
+            for label in by_label:
+                if label not in labels:
+                    raise InputError(
+                        f"{option}: no model is labelled {label!r}; {close_matches(str(label), labels)}"
+                    )
+
+    def adapter_scale_of(self, label: str, spec: ModelSpec) -> float | None:
+        """Return the scale of a model's adapter; None to merge it, and for a model without one."""
+        if isinstance(self.adapter_scale, Mapping):
+            return self.adapter_scale.get(label)
+        return self.adapter_scale if spec.identified.named_adapter is not None else None
 
     def require_agreement(self, info: ModelInfo) -> None:
         """Raise InputError if device, dtype or positions differ from those of a model that is already loaded."""
@@ -155,7 +175,11 @@ class RunOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON values."""
-        return asdict(self) | {"positions": dict(self.positions)}
+        scale = self.adapter_scale
+        return asdict(self) | {
+            "positions": dict(self.positions),
+            "adapter_scale": dict(scale) if isinstance(scale, Mapping) else scale,
+        }
 
 
 @dataclass(frozen=True)

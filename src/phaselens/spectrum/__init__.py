@@ -4,8 +4,10 @@ Pure functions of one text's activations without pads: x [pos, d_model], norms [
 before they are squared or summed.
 
 Spectra: `spectrum`, `spectra`, `continuity_bound`. Bounds from row 0 alone: `compression_bound`, `require_bound`.
-Rows: `row_norms`, `median`, `bos_norm`, `massive_rows`, `massive_activations`, `balance`.
-Nulls: `random_rows`, `gaussian_max_ratio`, `gaussian_exceedance`.
+Rows: `row_norms`, `row_cosines`, `median`, `bos_norm`, `massive_rows`, `massive_activations`,
+`massive_coordinates`, `balance`.
+Distances between rows: `rank_collapse`, `prefix_spread`, `adjacency`, `relative_change`.
+Nulls: `random_rows`, `random_spread`, `gaussian_max_ratio`, `gaussian_exceedance`.
 """
 
 from phaselens.spectrum._bound import Bound, compression_bound, require_bound
@@ -18,9 +20,18 @@ from phaselens.spectrum._rows import (
     balance,
     bos_norm,
     massive_activations,
+    massive_coordinates,
     massive_rows,
     median,
+    row_cosines,
     row_norms,
+)
+from phaselens.spectrum._spread import (
+    adjacency,
+    prefix_spread,
+    random_spread,
+    rank_collapse,
+    relative_change,
 )
 
 __all__ = [
@@ -30,6 +41,7 @@ __all__ = [
     "MassiveActivationRows",
     "NullSpectrum",
     "Spectrum",
+    "adjacency",
     "balance",
     "bos_norm",
     "compression_bound",
@@ -37,10 +49,16 @@ __all__ = [
     "gaussian_exceedance",
     "gaussian_max_ratio",
     "massive_activations",
+    "massive_coordinates",
     "massive_rows",
     "median",
+    "prefix_spread",
     "random_rows",
+    "random_spread",
+    "rank_collapse",
+    "relative_change",
     "require_bound",
+    "row_cosines",
     "row_norms",
     "spectra",
     "spectrum",

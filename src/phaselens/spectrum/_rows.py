@@ -38,6 +38,22 @@ def row_norms(x: Tensor) -> Tensor:
     return torch.cat([torch.linalg.vector_norm(chunk.double(), dim=-1) for chunk in _row_chunks(x)])
 
 
+def row_cosines(x: Tensor, row: Tensor) -> Tensor:
+    """Return the cosines [pos] of the rows of x [pos, d_model] with `row` [d_model], float64; NaN where either is zero.
+
+    >>> row_cosines(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([1.0, 0.0])).tolist()
+    [0.6, nan]
+    """
+    require_matrix("x", x)
+    require_tensor("row", row, "d_model")
+    if row.shape != x.shape[1:]:
+        raise InputError(f"expected row of {x.shape[1]} entries, as those of x, received {tuple(row.shape)}")
+    wide = row.double()
+    products = torch.cat([chunk.double() @ wide for chunk in _row_chunks(x)])
+    scales = row_norms(x) * torch.linalg.vector_norm(wide)
+    return _ratio(products, scales)
+
+
 def median(values: Tensor) -> float:
     """Return the median of `values` (any shape), the mean of the two middle ones for an even number.
 
@@ -182,6 +198,26 @@ def massive_activations(
         middle,
         int(((candidates > threshold) & (candidates >= ratio * middle)).sum()),
     )
+
+
+def massive_coordinates(x: Tensor, *, threshold: float = 100.0, ratio: float = 1000.0) -> Tensor:
+    """Return bool [pos, d_model], True for the coordinates of x [pos, d_model] that are massive.
+
+    The criterion is that of `massive_activations`. No coordinate is massive where a value is not finite.
+
+    >>> x = torch.ones(4, 8)
+    >>> x[2, 5] = -2000.0
+    >>> massive_coordinates(x).nonzero().tolist()
+    [[2, 5]]
+    """
+    require_matrix("x", x)
+    require_number("threshold", threshold, 0)
+    require_number("ratio", ratio, 0)
+    size = x.abs()
+    middle = median(size)
+    if not middle < float("inf") or bool(size.isinf().any()):
+        return torch.zeros_like(x, dtype=torch.bool)
+    return (size > threshold) & (size >= ratio * middle)
 
 
 class Balance(NamedTuple):

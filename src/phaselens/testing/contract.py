@@ -45,7 +45,7 @@ def examine(
     """Check `metric` on tiny random models (rope, nope, grouped queries, windowed, mixed) and on planted ones.
 
     The checks, in order: it is a usable class; it measures the models; its tables are as declared; JSON of the run is
-    strict; batch size and padding have no effect; halves merged equal the whole; state survives pickling; two runs give
+    strict; batch size and padding have no effect; halves merged equal the whole; state survives a file; two runs give
     the same numbers; activations are not changed; missing values for a short text have a reason; uniform attention
     gives the null; memory does not grow with the square of the text's length.
     """

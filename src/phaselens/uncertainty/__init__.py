@@ -2,7 +2,8 @@
 
 Texts are the independent units; tokens, heads, layers and seeds of one text are not. Means over texts with
 intervals: `mean_interval`, `paired_interval`. Losses of conditions against their baseline: `compare_conditions`. An arm
-against a control drawn with several seeds: `compare_arms`. Accuracies: `wilson_interval`.
+against a control drawn with several seeds: `compare_arms`. Many quantities of two models or runs: `compare_paired`.
+Accuracies: `wilson_interval`. Orders of items, such as heads: `rank_correlation`.
 """
 
 from phaselens.uncertainty._arms import ArmComparison, compare_arms
@@ -15,7 +16,9 @@ from phaselens.uncertainty._bootstrap import (
     paired_interval,
 )
 from phaselens.uncertainty._losses import LossComparison, compare_conditions
+from phaselens.uncertainty._many import PairedComparison, compare_paired
 from phaselens.uncertainty._proportions import Proportion, wilson_interval
+from phaselens.uncertainty._ranks import RankCorrelation, rank_correlation, spearman
 
 __all__ = [
     "FEWEST_TEXTS",
@@ -24,10 +27,15 @@ __all__ = [
     "Interval",
     "LossComparison",
     "Masked",
+    "PairedComparison",
     "Proportion",
+    "RankCorrelation",
     "compare_arms",
     "compare_conditions",
+    "compare_paired",
     "mean_interval",
     "paired_interval",
+    "rank_correlation",
+    "spearman",
     "wilson_interval",
 ]

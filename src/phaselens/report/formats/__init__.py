@@ -9,7 +9,9 @@ from __future__ import annotations
 from phaselens.report.formats.base import OutputFormat, RunFormat, TableFormat
 from phaselens.report.formats.csv import CsvFormat
 from phaselens.report.formats.json import JsonFormat
+from phaselens.report.formats.latex import LatexFormat
 from phaselens.report.formats.markdown import MarkdownFormat
+from phaselens.report.formats.parquet import ParquetFormat
 from phaselens.report.formats.terminal import TerminalFormat
 
 __all__ = [
@@ -28,6 +30,8 @@ FORMATS: dict[str, type[OutputFormat]] = {
     "json": JsonFormat,
     "csv": CsvFormat,
     "markdown": MarkdownFormat,
+    "parquet": ParquetFormat,
+    "latex": LatexFormat,
 }
 
 DEFAULT_FORMAT = next(iter(FORMATS))

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 class OutputFormat(ABC):
     """An output format. `help` describes it in a few words for `phaselens run --help`.
 
-    `shows_tracebacks` says whether it writes the tracebacks of metrics that failed.
+    `shows_tracebacks` says whether it writes the tracebacks of metrics that failed, `is_binary` whether it writes
+    bytes, which no terminal can show.
     """
 
     help: ClassVar[str]
     shows_tracebacks: ClassVar[bool] = False
+    is_binary: ClassVar[bool] = False
 
 
 class RunFormat(OutputFormat):

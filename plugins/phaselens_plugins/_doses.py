@@ -1,0 +1,224 @@
+"""Shifts of a key's scores: how they are written, the edits that make them, and the tables and the figure of doses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from phaselens.plugin import Batch, Column, InputError, Site, Table, TableSpec, interval_help
+from phaselens_plugins._causal import content_keys, draw_other_position, paired_interval_columns
+from phaselens_plugins._drawing import DASHES, INK, Record, bare, escaped, numbers, records_by_model, styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+ALL_LAYERS, EACH_LAYER, EACH_HEAD, GIVEN = "all layers", "each layer", "each head", "given layer"
+SHARE = "share of attention"
+_NATS = "nats/token"
+_DOSE_COLUMNS = (
+    Column("condition", str, None, "the condition's name, in `conditions`"),
+    Column(
+        "layers", str, None, f"the layers that are edited: {ALL_LAYERS}, {EACH_LAYER}, {EACH_HEAD} or {GIVEN}"
+    ),
+    Column("layer", int, "index", "the edited layer, 0-based; missing where all are"),
+    Column("head", int, "index", "the edited head, 0-based; missing where all are"),
+    Column("b", str, "nats", "what is added to the scores; -inf removes the key, 0 is the unedited model"),
+    Column("delta_nats", float, _NATS, "what the shift adds to the loss, mean over all predicted tokens"),
+    *paired_interval_columns(_NATS, "delta"),
+    Column("ratio", float, "ratio", "perplexity divided by the unedited model's"),
+    Column(
+        "kl",
+        float,
+        _NATS,
+        "divergence of the predictions, KL(unedited ‖ edited), mean over all predicted tokens",
+    ),
+    Column("kl_low", float, _NATS, interval_help()),
+    Column("kl_high", float, _NATS, interval_help()),
+    Column("control_nats", float, _NATS, "delta_nats of the same shift of another key of each text"),
+    *paired_interval_columns(_NATS, "control"),
+    Column("control_kl", float, _NATS, "kl of the same shift of another key of each text"),
+    Column(
+        "mass",
+        float,
+        SHARE,
+        "attention on the key before the edit, mean over texts, edited heads and the queries after it that see it",
+    ),
+    Column("n_texts", int, "texts", "texts with a predicted token"),
+)
+DOSES = TableSpec(
+    "doses", _DOSE_COLUMNS, "one row per shift: of all layers, of single layers, of single heads"
+)
+QUESTIONS = TableSpec(
+    "questions",
+    (
+        Column("question", str, None, "what the condition asks"),
+        Column("metric", str, None, "the metric that the condition is from"),
+        Column("condition", str, None, "the condition's name, in `conditions`"),
+        Column("layer", int, "index", "the edited layer, 0-based; missing where all are"),
+        Column(
+            "delta_nats", float, _NATS, "what the condition adds to the loss, mean over all predicted tokens"
+        ),
+        *paired_interval_columns(_NATS, "delta"),
+        Column("ratio", float, "ratio", "perplexity divided by the unedited model's"),
+        Column("kl", float, _NATS, "KL(unedited ‖ edited), mean over all predicted tokens"),
+        Column("kl_low", float, _NATS, interval_help()),
+        Column("kl_high", float, _NATS, interval_help()),
+        Column("n_texts", int, "texts", "texts with a predicted token"),
+    ),
+    "three ways to take the sink away, side by side",
+)
+#: What each metric's conditions ask.
+QUESTION_OF = {
+    "sink-removal": "what if no later query could attend to the sink at all?",
+    "bos-v": "what if the sink kept its attention and had no value?",
+    "bos-mlp": "what if the norm at position 0 were never written?",
+}
+
+
+def parse_shifts(text: str) -> list[float]:
+    """Return the shifts that a text names, separated by commas, each once.
+
+    Raises:
+        InputError: for a part that is neither a finite number nor -inf.
+
+    >>> parse_shifts("-inf, −4, 0, 2")
+    [-inf, -4.0, 0.0, 2.0]
+    """
+    shifts: list[float] = []
+    for entry in text.split(","):
+        written = entry.strip().replace("−", "-").replace("∞", "inf")
+        try:
+            shift = float(written)
+        except ValueError:
+            shift = math.nan
+        if math.isnan(shift) or shift == math.inf:
+            raise InputError(
+                f"shifts: {entry.strip()!r} is neither a finite number nor -inf; write numbers separated by commas, "
+                "such as -inf,-4,2"
+            )
+        if shift not in shifts:
+            shifts.append(shift)
+    return shifts
+
+
+def shift_text(shift: float) -> str:
+    """Return a shift as text.
+
+    >>> shift_text(-4.0), shift_text(float("-inf")), shift_text(-0.0)
+    ('-4', '-inf', '0')
+    """
+    return f"{shift + 0.0:g}"
+
+
+@dataclass(frozen=True)
+class ShiftScores:
+    """Edit function that adds a number to the scores of the named keys."""
+
+    shift: float
+
+    def __call__(self, scores: Tensor, site: Site) -> Tensor:
+        """Return the scores plus the shift."""
+        return scores + self.shift
+
+
+@dataclass(frozen=True)
+class OtherKeys:
+    """Keys of the control: one other position per text, drawn at random from its content."""
+
+    position: int
+    seed: int
+
+    def __call__(self, batch: Batch) -> list[int | None]:
+        """Return one position for each text; None for a text without another position."""
+        return [
+            draw_other_key(length, content, self.seed, self.position)
+            for length, content in zip(batch.lengths, content_keys(batch), strict=True)
+        ]
+
+
+def draw_other_key(length: int, content: str, seed: int, position: int) -> int | None:
+    """Return a random position other than 0 and `position` that a later query sees; None in a text without one.
+
+    >>> draw_other_key(4, "a", 0, 2), draw_other_key(2, "a", 0, 0)
+    (1, None)
+    """
+    if length < 3:
+        return None
+    if position == 0 or position > length - 2:
+        return draw_other_position(length, content, seed)
+    if length < 4:
+        return None
+    drawn = draw_other_position(length - 1, content, seed)
+    return None if drawn is None else drawn + (drawn >= position)
+
+
+def draw_doses(tables: Mapping[str, Table], figure: Figure) -> None:
+    """Draw the doses of all layers, and the smallest dose by layer if every layer was edited alone."""
+    by_model = records_by_model(tables["doses"])
+    swept = {
+        label: [record for record in records if record["layers"] == EACH_LAYER]
+        for label, records in by_model.items()
+    }
+    has_sweep = any(swept.values())
+    panels = figure.subplots(1, 2 if has_sweep else 1, squeeze=False)[0]
+    figure.set_layout_engine("constrained")
+    for label, style in styles(list(by_model)).items():
+        of_all_layers = [record for record in by_model[label] if record["layers"] == ALL_LAYERS]
+        _draw_curve(panels[0], of_all_layers, label, style)
+    _label_doses(panels[0], [record for records in by_model.values() for record in records])
+    if has_sweep:
+        for label, style in styles(list(by_model)).items():
+            _draw_layers(panels[1], swept[label], label, style)
+
+
+def _dose_of(record: Record) -> float:
+    return float(str(record["b"]))
+
+
+def _places(records: Sequence[Record]) -> dict[str, float]:
+    """Return the place of each dose on the axis: its number, and −∞ one step to the left of the smallest."""
+    doses = {str(record["b"]): _dose_of(record) for record in records}
+    finite = [dose for dose in doses.values() if math.isfinite(dose)] or [0.0]
+    step = max(1.0, (max(finite) - min(finite)) / 5)
+    return {text: dose if math.isfinite(dose) else min(finite) - step for text, dose in doses.items()}
+
+
+def _draw_curve(axes: Axes, records: Sequence[Record], label: str, style: Mapping[str, Any]) -> None:
+    places = _places(records)
+    ordered = sorted(records, key=_dose_of)
+    x = [places[str(record["b"])] for record in ordered]
+    y, low, high = (numbers(ordered, name) for name in ("delta_nats", "delta_low", "delta_high"))
+    bars = [[a - b for a, b in zip(y, low, strict=True)], [b - a for a, b in zip(y, high, strict=True)]]
+    axes.errorbar(x, y, yerr=bars, label=escaped(label), capsize=2, **style)
+    axes.plot(x, numbers(ordered, "control_nats"), color=style["color"], linestyle=DASHES, linewidth=1.0)
+
+
+def _label_doses(axes: Axes, records: Sequence[Record]) -> None:
+    places = _places(records)
+    axes.set_xticks(list(places.values()), ["−∞" if text == "-inf" else text for text in places])
+    axes.axhline(0.0, color=INK, linewidth=0.6)
+    axes.plot([], [], color=INK, linestyle=DASHES, linewidth=1.0, label="another key")
+    axes.set_xlabel("shift b of the key's scores (nats)")
+    axes.set_ylabel("Δ nats per token")
+    bare(axes)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_layers(axes: Axes, records: Sequence[Record], label: str, style: Mapping[str, Any]) -> None:
+    """Draw the smallest dose of each layer, that of another key dashed."""
+    smallest = min((_dose_of(record) for record in records), default=math.nan)
+    of_dose = [record for record in records if _dose_of(record) == smallest]
+    layers = numbers(of_dose, "layer")
+    axes.plot(layers, numbers(of_dose, "delta_nats"), label=escaped(label), **style)
+    low, high = numbers(of_dose, "delta_low"), numbers(of_dose, "delta_high")
+    axes.fill_between(layers, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    axes.plot(layers, numbers(of_dose, "control_nats"), color=style["color"], linestyle=DASHES, linewidth=1.0)
+    axes.axhline(0.0, color=INK, linewidth=0.6)
+    axes.set_xlabel(f"layer, edited alone, b = {'−∞' if smallest == -math.inf else shift_text(smallest)}")
+    axes.set_xticks(layers[:: max(1, len(layers) // 8)])
+    axes.set_ylabel("Δ nats per token")
+    bare(axes)

@@ -1,0 +1,87 @@
+"""Comparisons as display tables: for each metric the displayed value by layer or condition, with its difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from phaselens.report.numbers import NumberFormat
+from phaselens.report.strings import printable
+from phaselens.report.table import DisplayColumn, DisplayRow, DisplayTable, Record, mark_notes
+from phaselens.report.terminal_layout import WIDTH, plain_text, print_table
+from phaselens.runs import Comparison
+
+_MARK_MEANS = "the interval of the difference excludes 0"
+
+
+def comparison_tables(comparison: Comparison) -> Iterator[DisplayTable]:
+    """Yield a table for each metric, with the values of both models and their difference in the displayed column."""
+    records = comparison.differences.records()
+    for metric, value in comparison.displayed.items():
+        shown = [record for record in records if record["metric"] == metric and record["value"] == value]
+        others = {str(record["value"]) for record in records if record["metric"] == metric} - {value}
+        unit = shown[0]["unit"]
+        caption = f"{metric}: {value}{f', {unit}' if unit else ''}; mean over texts"
+        if others:
+            caption += f"; {len(others)} more value{'s' if len(others) > 1 else ''} with --format json or csv"
+        yield _table(comparison, shown, printable(caption))
+
+
+def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> DisplayTable:
+    exact = NumberFormat("compact", 4, 0.0)
+    columns = [
+        DisplayColumn("first", printable(comparison.first), exact),
+        DisplayColumn("second", printable(comparison.second), exact),
+        DisplayColumn("difference", "difference", exact, low="ci_low", high="ci_high", is_main=True),
+        DisplayColumn("p_value", "p", NumberFormat("p_value")),
+        DisplayColumn("d_z", "d_z", NumberFormat(digits=2)),
+        DisplayColumn("n_texts", "texts"),
+    ]
+    rows = [
+        DisplayRow(
+            _row_name(record), [[c.cell(record, is_marked=bool(record["excludes_zero"])) for c in columns]]
+        )
+        for record in records
+    ]
+    by_condition = any(record["condition"] is not None for record in records)
+    title = (
+        "condition" if by_condition else "group" if any(record["group"] for record in records) else "layer"
+    )
+    labels = [f"{printable(comparison.second)} − {printable(comparison.first)}"]
+    return DisplayTable(
+        columns,
+        rows,
+        "conditions" if by_condition else "layers",
+        labels,
+        title,
+        caption=caption,
+        notes=mark_notes(rows, _MARK_MEANS),
+    )
+
+
+def _row_name(record: Record) -> str:
+    """Return the condition, the group and the layer of a row, as far as it has them."""
+    parts = [printable(str(record[name])) for name in ("condition", "group") if record[name] is not None]
+    if record["layer"] is not None:
+        parts.append(f"L{record['layer']}" if parts else str(record["layer"]))
+    return " ".join(parts) or "all"
+
+
+def print_comparison(comparison: Comparison, output: Console) -> None:
+    """Print the tables, the number of differences that were tested, and the notes."""
+    for table in comparison_tables(comparison):
+        print_table(table, output)
+    output.print(
+        Text(f"{comparison.n_differences:,} differences were tested; p is not adjusted for their number")
+    )
+    for note in comparison.notes:
+        output.print(Text(f"note: {printable(note)}", style="dim"))
+    for difference in comparison.allowed:
+        output.print(Text(f"note: compared although {printable(difference)}", style="dim"))
+
+
+def as_text(comparison: Comparison) -> str:
+    """Return the comparison as plain text, 100 columns wide."""
+    return plain_text(lambda output: print_comparison(comparison, output), WIDTH)

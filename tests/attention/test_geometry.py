@@ -1,0 +1,99 @@
+"""The geometry of one key and the largest product, against loops over the dense scores in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from phaselens.attention import _geometry, key_geometry, largest_product
+from phaselens.errors import InputError
+
+
+def states(n: int, n_heads: int, n_kv: int, d_head: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(n, heads, d_head, generator=generator) for heads in (n_heads, n_kv))
+    return q, k
+
+
+def dense(q: Tensor, k: Tensor, head: int, position: int, window: int | None, scale: float) -> list[float]:
+    """Return the four numbers of one head, query by query."""
+    queries = q[:, head].double().numpy()
+    keys = k[:, head // (q.shape[1] // k.shape[1])].double().numpy()
+    cosines, others, biases = [], [], []
+    for query in range(position + 1, min(len(q), position + (window or len(q)))):
+        seen = range(max(0, query + 1 - (window or len(q))), query + 1)
+        scores = {key: queries[query] @ keys[key] for key in seen}
+        norms = {key: np.linalg.norm(queries[query]) * np.linalg.norm(keys[key]) for key in seen}
+        cosines.append(scores[position] / norms[position])
+        others.append(np.mean([scores[key] / norms[key] for key in seen if key != position]))
+        biases.append(scale * (scores[position] - np.mean([scores[key] for key in seen if key != position])))
+    return [np.mean(cosines), np.mean(others), np.mean(biases), np.std(biases)]
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv"), [(3, 3), (4, 2), (4, 1)])
+@pytest.mark.parametrize(("position", "window"), [(0, None), (0, 5), (3, None), (3, 4), (0, 2)])
+def test_key_geometry_equals_the_dense_scores(
+    n_heads: int, n_kv: int, position: int, window: int | None
+) -> None:
+    q, k = states(19, n_heads, n_kv)
+    geometry = key_geometry(q, k, scale=0.7, position=position, window=window)
+    for head in range(n_heads):
+        expected = dense(q, k, head, position, window, 0.7)
+        assert [float(values[head]) for values in geometry] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_a_key_without_queries_and_states_of_norm_zero_have_no_cosine() -> None:
+    q, k = states(5, 2, 2)
+    for position, window in ((4, None), (7, None), (2, 1)):
+        geometry = key_geometry(q, k, scale=1.0, position=position, window=window)
+        assert all(bool(values.isnan().all()) for values in geometry)
+    k[0, 1] = 0.0
+    k[2, 0] = 0.0
+    geometry = key_geometry(q, k, scale=1.0)
+    assert geometry.cosine.isnan().tolist() == [False, True]
+    assert not geometry.cosine_others.isnan().any()
+    assert geometry.bias.isfinite().all()
+    kept = [1, 3, 4]
+    cosines = torch.nn.functional.cosine_similarity(q[:, None, 0], k[None, kept, 0], dim=-1).double()
+    expected = np.mean(
+        [float(cosines[query, [key in range(query + 1) for key in kept]].mean()) for query in range(1, 5)]
+    )
+    assert float(geometry.cosine_others[0]) == pytest.approx(expected, rel=1e-6)
+    assert key_geometry(torch.zeros_like(q), k, scale=1.0).cosine_others.isnan().all()
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize(("n_heads", "n_kv"), [(4, 2), (3, 3)])
+def test_the_largest_product_is_that_of_the_visible_pairs(
+    n_heads: int, n_kv: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_geometry, "_ROWS", 7)
+    q, k = states(23, n_heads, n_kv, seed=1)
+    largest = largest_product(q, k, window=window)
+    keys = k.repeat_interleave(n_heads // n_kv, 1)
+    products = torch.einsum("qhd,khd->hqk", q.double(), keys.double()).abs()
+    query, key = torch.arange(23)[:, None], torch.arange(23)
+    visible = (key <= query) & (key > query - (window or 23))
+    products = products.masked_fill(~visible, -1.0)
+    assert largest.value.tolist() == pytest.approx(products.flatten(1).amax(1).tolist(), rel=1e-6)
+    at = products[torch.arange(n_heads), largest.query, largest.key]
+    assert at.tolist() == pytest.approx(largest.value.tolist(), rel=1e-6)
+
+
+def test_large_products_do_not_overflow_in_half_precision_and_infinities_are_missing() -> None:
+    q = torch.full((4, 2, 8), 2000.0, dtype=torch.float16)
+    assert largest_product(q, q).value.tolist() == [8 * 2000.0**2] * 2
+    q[1, 0, 0] = torch.inf
+    largest = largest_product(q, torch.ones(4, 2, 8, dtype=torch.float16))
+    assert largest.value.isnan().tolist() == [True, False]
+    assert (largest.query.tolist()[0], largest.key.tolist()[0]) == (-1, -1)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    q, k = states(5, 4, 3)
+    with pytest.raises(InputError, match="expected k"):
+        largest_product(q, k)
+    with pytest.raises(InputError, match="expected q as a tensor"):
+        key_geometry(q[0], k[0], scale=1.0)
