@@ -24,6 +24,7 @@ from phaselens.lens import drope, families
 from phaselens.lens.components import StreamingAttention, attention_layers, probe
 from phaselens.lens.info import RotatedPairs
 from phaselens.lens.module_calls import pass_on
+from phaselens.lens.null_rotation import cos_and_sin
 from phaselens.lens.points import ROTATED_POINTS, Hook, HookFunction, in_layer
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _attention_factor(attention: StreamingAttention) -> float | None:
     """Return the factor of cos and sin, which cos has at position 0; None if there is no such one number."""
     if attention.origin is None:
         return None
-    cos, sin = attention.origin
+    cos, sin = cos_and_sin(attention.origin)
     factors = cos.unique().tolist()
     return float(factors[0]) if len(factors) == 1 and not bool(sin.any()) else None
 

@@ -20,6 +20,7 @@ from phaselens.lens import families
 from phaselens.lens.components import attention_layers, probe
 from phaselens.lens.masks import MaskFunction, recording
 from phaselens.lens.points import HookFunction, in_layer
+from phaselens.lens.reference import probe_tokens
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
@@ -45,9 +46,10 @@ def measure_windows(lens: HookedTransformer) -> tuple[tuple[int | None, ...], in
     rules = _rules(lens)
     window_by_rule: dict[int, int | None] = {}
     limits: list[int | None] = []
+    shortest = probe_tokens(lens.original_model).shape[1]
     for layer, rule in rules.items():
         if id(rule) not in window_by_rule:
-            window_by_rule[id(rule)], limit = _measured_window(rule, _label(lens, layer))
+            window_by_rule[id(rule)], limit = _measured_window(rule, _label(lens, layer), shortest)
             limits.append(limit)
     if any(attention.facts.selects for attention in attention_layers(lens).values()):
         limits.append(families.n_selected_keys_of(lens.original_model))
@@ -69,7 +71,7 @@ def disagreements(lens: HookedTransformer) -> dict[int, float]:
     for layer, rule in _rules(lens).items():
         window = windows[layer]
         if (id(rule), window) not in share_by_rule:
-            query, key = _pairs([*windows, _measured_window(rule, _label(lens, layer))[0]])
+            query, key = _pairs([*windows, _measured_window(rule, _label(lens, layer), 1)[0]])
             query, key = _within(query, key, lens.info.longest)
             disagrees = rule(query, key) != visible(query, key, window)
             share_by_rule[id(rule), window] = float(disagrees.double().mean())
@@ -112,9 +114,13 @@ def _label(lens: HookedTransformer, layer: int) -> str:
     return f"{lens.original_model.config.model_type}: attention of layer {layer}"
 
 
-def _measured_window(rule: MaskFunction, label: str) -> tuple[int | None, int | None]:
+def _measured_window(rule: MaskFunction, label: str, shortest: int) -> tuple[int | None, int | None]:
     """Return the window that explains a rule completely, at positions near and far; and the length of the longest text
-    for which it does, None for every text."""
+    for which it does, None for every text.
+
+    Args:
+        shortest: texts of this length must be explained, since the self-check uses one.
+    """
 
     def sees(query: int, key: int) -> bool:
         return bool(rule(torch.tensor([query]), torch.tensor([key])))
@@ -140,7 +146,7 @@ def _measured_window(rule: MaskFunction, label: str) -> tuple[int | None, int | 
         ) from error
     mismatches = (sees_pair != visible(query, key, window)).nonzero()
     limit = _first_query(lambda query: not sees(query, 0))
-    if len(mismatches) and limit > 1:
+    if len(mismatches) and limit >= max(2, shortest):
         query, key = _within(query, key, limit)
         if bool((rule(query, key) == visible(query, key, None)).all()):
             return None, limit
