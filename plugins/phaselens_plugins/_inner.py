@@ -37,6 +37,15 @@ class ConditionSource:
         """Return the name under which the outer metric runs the condition `name` of this one."""
         return name if name == self.label else f"{self.label}: {name}"
 
+    def named(self, condition: Condition) -> Condition:
+        """Return a condition of this metric under the name that the outer metric runs it by."""
+        control_for = condition.control_for
+        return replace(
+            condition,
+            name=self.condition_name(condition.name),
+            control_for=None if control_for is None else self.condition_name(control_for),
+        )
+
 
 def parse_sources(text: str) -> list[ConditionSource]:
     """Return the metrics that `text` names: `NAME [PARAMETER=VALUE …]`, separated by semicolons.
@@ -147,13 +156,7 @@ class InnerMetrics:
     def conditions(self) -> Iterator[Condition]:
         """Yield the conditions of all metrics, each under its metric's label."""
         for source, metric in zip(self.sources, self.metrics, strict=True):
-            for condition in metric.conditions():
-                control_for = condition.control_for
-                yield replace(
-                    condition,
-                    name=source.condition_name(condition.name),
-                    control_for=None if control_for is None else source.condition_name(control_for),
-                )
+            yield from map(source.named, metric.conditions())
 
     @property
     def warnings(self) -> list[MetricWarning]:

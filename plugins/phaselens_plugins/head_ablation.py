@@ -110,7 +110,12 @@ class HeadAblation(CausalMetric[HeadAblationParams]):
 
     def setup(self) -> None:
         """Refuse layers that the model does not have, and start with no sums and no projections."""
-        self.layers = parse_layers(self.params.layers, self.model)
+        selected = parse_layers(self.params.layers, self.model)
+        self.layers = [layer for layer in selected if layer in self.model.attention_layers]
+        other_layers = [layer for layer in selected if layer not in self.layers]
+        if other_layers:
+            kinds = ", ".join(f"layer {layer} is {self.model.kind_of(layer)}" for layer in other_layers)
+            self.warn(f"no heads to remove: {kinds}")
         self.moments = CellMoments()
         self.projections: dict[int, tuple[Projection, Tensor] | None] = {}
 
@@ -209,6 +214,11 @@ class HeadAblation(CausalMetric[HeadAblationParams]):
         """Return the tables of every causal metric, the heads, the idle shares of layers, and the rank correlations."""
         self.projections.clear()
         tables = super().compute()
+        if not self.layers:
+            return {
+                **tables,
+                **{name: self.table(name, []) for name in ("heads", "layers", "ranks", "summary")},
+            }
         costs = self._costs(tables["conditions"])
         for reason in costs.reasons():
             self.warn(reason)

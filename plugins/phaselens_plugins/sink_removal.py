@@ -104,6 +104,7 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
     """Metric of the loss and the divergence of predictions with the sink's scores shifted."""
 
     name = "sink-removal"
+    partial_layers = True  # bos-mlp reads layers without attention too
     version = "1"
     title = "attention to the sink removed"
     description = "loss when heads attend less to one key, or not at all, and their rows are renormalised"
@@ -220,9 +221,13 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
 
     def _scopes(self) -> Iterator[Scope]:
         """Yield the sets of heads to edit, without layers in which no later query sees the key."""
-        visible = tuple(layer for layer, window in enumerate(self.model.windows) if window != 1)
-        hidden = [str(layer) for layer, window in enumerate(self.model.windows) if window == 1]
+        layers, windows = self.model.attention_layers, self.model.windows
+        visible = tuple(layer for layer in layers if windows[layer] != 1)
+        hidden = [str(layer) for layer in layers if windows[layer] == 1]
         position, params = self.params.sink_position, self.params
+        if not layers:
+            self.warn(f"no key is removed: {self.model.absence(in_layer(0, SCORES))}, as all layers")
+            return
         if all(length <= position + 1 for length in self.per_text.lengths):
             self.warn(f"nothing to remove: no text has a token after position {position}")
             return
@@ -241,6 +246,10 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
             yield from (Scope(EACH_HEAD, (layer,), layer, head) for layer in visible for head in heads)
         if params.layer in visible:
             yield Scope(GIVEN, (params.layer,), params.layer, params.head)
+        elif params.layer is not None and params.layer not in layers:
+            self.warn(
+                f"no key is removed in layer {params.layer}: layer {params.layer} is {self.model.kind_of(params.layer)}"
+            )
 
     def _conditions_of(self, scope: Scope, shift: float) -> Iterator[Condition]:
         name = f"{scope.name}, b = {shift_text(shift)}"
@@ -275,9 +284,11 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
         """Warn of the heads that put no attention on the key in any text: their removal changes nothing."""
         import numpy as np
 
+        if not self.per_text.layers("any_mass"):
+            return
         is_idle = (self.per_text.stack("any_mass") == 0).all(0)
-        for layer in np.flatnonzero(is_idle.any(1)):
-            if self.model.windows[layer] == 1:
+        for layer in self.per_text.layers("any_mass"):
+            if self.model.windows[layer] == 1 or not is_idle[layer].any():
                 continue
             heads = np.flatnonzero(is_idle[layer])
             listed = "any head" if is_idle[layer].all() else f"head {', '.join(map(str, heads))}"

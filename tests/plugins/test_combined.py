@@ -84,8 +84,10 @@ def test_the_interaction_is_both_minus_each_text_by_text(
     extra = reference["both"] - reference["bos"] - reference["qk"] + reference["base"]
     assert interaction["interaction"] == pytest.approx((extra * n).sum() / n.sum(), abs=1e-9)
     assert interaction["interaction"] == pytest.approx(
-        interaction["delta_both"] - interaction["delta_bos_mlp"] - interaction["delta_qk"], abs=1e-9
+        interaction["delta_together"] - interaction["delta_sum"], abs=1e-9
     )
+    assert interaction["of_this_order"] == pytest.approx(interaction["interaction"], abs=1e-12)
+    assert interaction["n_conditions"] == 2
     assert interaction["ci_low"] < interaction["interaction"] < interaction["ci_high"]
     mean, n_texts = (extra * n).sum() / n.sum(), len(n)
     variance = (np.square(extra - mean) * n).sum() / n.sum() * n_texts / (n_texts - 1)
@@ -97,10 +99,15 @@ def test_the_interaction_is_both_minus_each_text_by_text(
         interaction["condition"],
         interaction["interaction"],
     )
-    for arm, column in (("bos", "delta_bos_mlp"), ("qk", "delta_qk"), ("both", "delta_both")):
-        assert interaction[column] == pytest.approx(
-            ((reference[arm] - reference["base"]) * n).sum() / n.sum(), abs=1e-6
-        )
+    changes = {
+        arm: ((reference[arm] - reference["base"]) * n).sum() / n.sum() for arm in ("bos", "qk", "both")
+    }
+    assert interaction["delta_together"] == pytest.approx(changes["both"], abs=1e-6)
+    members = rows(result, NAME, "members")
+    assert [member["delta_nats"] for member in members] == pytest.approx(
+        [changes["bos"], changes["qk"]], abs=1e-6
+    )
+    assert [member["member_layer"] for member in members] == [LAYER, None]
 
 
 def test_edits_without_a_common_path_do_not_interact(lens: Any) -> None:
@@ -108,8 +115,7 @@ def test_edits_without_a_common_path_do_not_interact(lens: Any) -> None:
     one_layer_lens = toy_lens("llama", dtype=torch.float64, num_hidden_layers=1)
     result = run(NAME, one_layer_lens, params={"layer": 0})
     (interaction,) = rows(result, NAME, "interactions")
-    assert abs(interaction["delta_qk"]) > 1e-4
-    assert abs(interaction["delta_bos_mlp"]) > 1e-4
+    assert all(abs(member["delta_nats"]) > 1e-4 for member in rows(result, NAME, "members"))
     assert interaction["interaction"] == pytest.approx(0, abs=1e-12)
 
 
@@ -154,3 +160,81 @@ def test_one_text_is_missing_with_the_reason(lens: Any) -> None:
 @pytest.mark.slow
 def test_the_metric_keeps_the_contract() -> None:
     check_metric(Combined)
+
+
+THREE = "bos-v seeds=0; layer-ablation part=mlp layers=1; qk-disruption conditions=top-1"
+
+
+def test_three_conditions_have_all_combinations_and_the_interaction_of_third_order(lens: Any) -> None:
+    result = run(NAME, lens, params={"conditions": THREE})
+    points = [f"blocks.{layer}.attn.{name}" for layer in range(2) for name in ("hook_rot_q", "hook_rot_k")]
+    clean = {text: states(lens, text, points) for text in TEXTS}
+    bos = [(f"blocks.{layer}.attn.hook_v", zero_at(0)) for layer in range(2)]
+    mlp = [("blocks.1.hook_mlp_out", zero_at(None))]
+    losses: dict[str, list[float]] = {}
+    for text in TEXTS:
+        selection = [clean[other] for other in other_fold(TEXTS, text)]
+        qk = [(point, write(top_cells(pooled(selection, point)))) for point in points]
+        for name, hooks in {
+            "": [], "b": bos, "m": mlp, "q": qk, "bm": [*bos, *mlp], "bq": [*bos, *qk], "mq": [*mlp, *qk],
+            "bmq": [*bos, *mlp, *qk],
+        }.items():  # fmt: skip
+            losses.setdefault(name, []).append(naive_loss(lens, text, hooks))
+    loss = {name: np.array(values) for name, values in losses.items()}
+    n = predicted(lens)
+
+    def mean(values: np.ndarray) -> float:
+        return float((values * n).sum() / n.sum())
+
+    interactions = rows(result, NAME, "interactions")
+    assert [record["n_conditions"] for record in interactions] == [2, 2, 2, 3]
+    largest = interactions[-1]
+    assert largest["condition"] == "bos-v: all layers + layer-ablation: MLP off + qk-disruption: top-1"
+    assert largest["layer"] == 1
+    beyond = loss["bmq"] - loss["b"] - loss["m"] - loss["q"] + 2 * loss[""]
+    assert largest["interaction"] == pytest.approx(mean(beyond), abs=1e-6)
+    third = beyond - sum(loss[pair] - loss[pair[0]] - loss[pair[1]] + loss[""] for pair in ("bm", "bq", "mq"))
+    assert largest["of_this_order"] == pytest.approx(mean(third), abs=1e-6)
+    pairs = sum(record["of_this_order"] for record in interactions[:3])
+    assert largest["interaction"] == pytest.approx(pairs + largest["of_this_order"], abs=1e-9)
+    assert len(rows(result, NAME, "members")) == 2 + 2 + 2 + 3
+
+
+def test_conditions_of_several_layers_name_them(lens: Any) -> None:
+    result = run(
+        NAME, lens, params={"conditions": "layer-ablation part=mlp layers=0; layer-ablation part=attn"}
+    )
+    combinations_run = {(r["condition"], r["layer"]) for r in rows(result, NAME, "interactions")}
+    assert combinations_run == {
+        ("layer-ablation part=mlp layers=0: MLP off + layer-ablation part=attn: attention off", 0),
+        (
+            "layer-ablation part=mlp layers=0: MLP off (layer 0) + layer-ablation part=attn: attention off (layer 1)",
+            None,
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"conditions": "bos-v"}, "conditions: 1 metric; name 2 to 5"),
+        ({"conditions": "bos-v; combined"}, "combined cannot be combined with itself"),
+        ({"conditions": "bos-v; passkey"}, "passkey measures on prompts of its own"),
+        ({"conditions": "bos-v; sinks"}, "'sinks' does not change the model"),
+        ({"conditions": "bos-v; bos-v"}, "'bos-v' is given twice"),
+    ],
+)
+def test_metrics_that_cannot_be_combined_are_refused(lens: Any, params: dict[str, Any], message: str) -> None:
+    import phaselens
+    from phaselens.plugin import plugins
+
+    result = phaselens.run(lens, metrics=[(plugins().metric(NAME), params)], texts=TEXTS)
+    (failure,) = result.metrics[NAME].failures
+    assert message in failure.message
+
+
+def test_parameters_of_the_default_conditions_are_refused_beside_others() -> None:
+    from phaselens import InputError
+
+    with pytest.raises(InputError, match="layer belongs to the default conditions; write it behind"):
+        Combined.Params.parse({"conditions": "bos-v; bos-mlp", "layer": 1})

@@ -161,6 +161,20 @@ def test_every_head_of_a_layer_shares_its_kernels(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+def test_layers_without_heads_are_named() -> None:
+    import phaselens
+    from tests.lens.measured import model_of
+    from tests.toys import toy_tokenizer
+
+    for model_type, n_heads in (("qwen3_next", 4), ("mamba", 0)):
+        lens = phaselens.load(model_of(model_type), label=model_type, check=False)
+        lens.text_tokenizer = toy_tokenizer()
+        result = run(HeadAblation, lens)
+        assert len(rows(result, METRIC, "heads")) == n_heads
+        assert notes(result, "no heads to remove: layer 0 is")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [{}, {"value": "mean", "layers": "1"}])
 def test_the_metric_keeps_the_contract(params: dict[str, Any]) -> None:
     check_metric(HeadAblation, params)

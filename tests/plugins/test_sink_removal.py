@@ -231,6 +231,18 @@ def test_one_text_has_no_interval() -> None:
 
 
 @pytest.mark.slow
+def test_layers_without_attention_have_no_key_to_remove() -> None:
+    from tests.lens.measured import model_of
+
+    for model_type, layers in (("qwen3_next", [None, 1]), ("mamba", [])):
+        lens = phaselens.load(model_of(model_type), label=model_type, check=False)
+        lens.text_tokenizer = toy_tokenizer()
+        result = run(SinkRemoval, lens, params={"at": "layers", "shifts": "-inf", "layer": 0})
+        assert [dose["layer"] for dose in rows(result, METRIC, "doses")] == layers
+        assert notes(result, "no key is removed", "layer 0 is")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [{}, {"at": "heads", "shifts": "-inf", "sink_position": 1}])
 def test_the_metric_keeps_the_contract(params: dict[str, Any]) -> None:
     check_metric(SinkRemoval, params)

@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens import interface_options
 from phaselens.lens.attention_owner import AttentionOwner, is_hooked
 from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
 from phaselens.lens.key_edits import fire_key_scores
@@ -74,6 +75,7 @@ def attend_hooked(
         raise RefusedModel(
             f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only"
         )
+    interface_options.require_served(module, kwargs)
     options: KernelOptions = {
         "scale": scaling,
         "mask": attention_mask,

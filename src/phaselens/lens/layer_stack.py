@@ -59,10 +59,6 @@ def find_stack(model: PreTrainedModel, family: str) -> LayerStack:
     Raises:
         RefusedModel: for a model without one stack of layers that each run once.
     """
-    if not isinstance(getattr(model.get_input_embeddings(), "weight", None), Tensor):
-        raise RefusedModel(
-            f"{family}: it has no single table of token embeddings, so it does not read one text token by token"
-        )
     modules = dict(model.named_modules())
     modules.pop("", None)
     # One token throughout, so that what differs between positions is an encoding of positions.

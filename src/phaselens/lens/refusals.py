@@ -75,9 +75,10 @@ def _completed(model: PreTrainedModel, message: str) -> str:
 
 def _error_of_own_forward(model: PreTrainedModel) -> Exception | None:
     """Return what the model's own forward on text raises; None if it runs."""
+    tokens = probe_tokens(model)
     try:
         with torch.no_grad():
-            model(probe_tokens(model), use_cache=False)
+            model(tokens, use_cache=False)
     except Exception as error:  # noqa: BLE001 - a model's code may raise anything
         return error
     return None

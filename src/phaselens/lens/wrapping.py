@@ -159,16 +159,21 @@ def has_own_adapter(model: PreTrainedModel) -> bool:
 
 
 def require_served(model: PreTrainedModel) -> None:
-    """Check, before anything is run or changed, that the model is a causal, decoder-only one.
+    """Check, before anything is run or changed, that the model is a causal, decoder-only one that reads tokens.
 
     Raises:
-        RefusedModel: for an encoder-decoder.
+        RefusedModel: for an encoder-decoder, and for a model without one embedding of tokens.
     """
     config = model.config
     if getattr(config, "is_encoder_decoder", False):
         raise RefusedModel(
             f"{config.model_type} ({type(model).__name__}): an encoder-decoder; PhaseLens serves decoder-only, causal "
             "models; use a family listed in docs/families.md"
+        )
+    if not isinstance(getattr(model.get_input_embeddings(), "weight", None), torch.Tensor):
+        raise RefusedModel(
+            f"{config.model_type} ({type(model).__name__}): it has no single table of token embeddings, so it does not "
+            "read one text token by token; use a family listed in docs/families.md"
         )
     if families.has_sparse_blocks(model):
         raise RefusedModel(
