@@ -27,7 +27,6 @@ def test_options_without_a_value_and_others_are_served() -> None:
 @pytest.mark.parametrize(
     ("model_type", "effect"),
     [
-        ("deepseek_v32", "DeepseekV32Attention attends only to the keys that an indexer selects"),
         ("minimax_m3_vl_text", "MiniMaxM3VLAttention attends only to the blocks of keys that an indexer"),
     ],
 )
