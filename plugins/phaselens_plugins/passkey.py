@@ -252,7 +252,7 @@ class Passkey(Task[PasskeyParams, PasskeyScore]):
                 yield f"{name}, {length} tokens", name, layer, length, *retrieval, *change
 
     @property
-    def _key_chance(self) -> float:
+    def key_chance(self) -> float:
         """Probability of guessing the whole key."""
         return float(len(self.params.symbols)) ** -self.params.digits
 
@@ -260,7 +260,7 @@ class Passkey(Task[PasskeyParams, PasskeyScore]):
         """Return the columns from `n` to `n_seeds` for these prompts."""
         import numpy as np
 
-        key_chance, symbol_chance = self._key_chance, 1 / len(self.params.symbols)
+        key_chance, symbol_chance = self.key_chance, 1 / len(self.params.symbols)
         ids, twin_ids = [case.id for case in cases], [case.twin.id for case in cases]
         n_scored = len(without_none(self.values(repeats, ids, "exact")))
         if not n_scored:
@@ -301,7 +301,7 @@ class Passkey(Task[PasskeyParams, PasskeyScore]):
         return (
             n_ctx,
             self.share([BASELINE], within_context, "exact")[0], self.share([BASELINE], beyond_context, "exact")[0],
-            self._key_chance, n_scored / len(ids), len(ids), sum(copied) / len(copied) if copied else None,
+            self.key_chance, n_scored / len(ids), len(ids), sum(copied) / len(copied) if copied else None,
         )  # fmt: skip
 
 

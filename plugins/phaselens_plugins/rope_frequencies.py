@@ -153,12 +153,12 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
             **self._massive(q, k, layer),
         }
         bands = self._bands(layer)
-        known = None not in bands
+        has_bands = None not in bands
         for band, indices in positions_of(bands):
             for name, shares in ((band, use), (f"score_{band}", score)):
-                values = shares[:, indices].sum(-1) if known else torch.full_like(shares[:, 0], torch.nan)
+                values = shares[:, indices].sum(-1) if has_bands else torch.full_like(shares[:, 0], torch.nan)
                 record[name] = values.tolist()
-                record[f"{name}_null"] = len(indices) / len(bands) if known else float("nan")
+                record[f"{name}_null"] = len(indices) / len(bands) if has_bands else float("nan")
         is_zero = bool(use.isnan().any()) or bool(score.isnan().any())
         return {**record, "problem": ZERO if is_zero else NO_PROBLEM}
 
@@ -241,7 +241,7 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
     def _explain_layers(self) -> None:
         """Warn of layers without pairs, and of bands that cannot be told, with the reason."""
         reasons: dict[str, list[str]] = {}
-        for layer in range(self.model.n_layers):
+        for layer in self.model.attention_layers:
             rotation = self.model.rotations[layer] if self.model.rotations else None
             if rotation is None:
                 reason = "queries and keys are not rotated there"

@@ -21,15 +21,17 @@ def dense(q: Tensor, k: Tensor, head: int, position: int, window: int | None, sc
     """Return the four numbers of one head, query by query."""
     queries = q[:, head].double().numpy()
     keys = k[:, head // (q.shape[1] // k.shape[1])].double().numpy()
-    cosines, others, biases = [], [], []
+    cosines, other_cosines, biases = [], [], []
     for query in range(position + 1, min(len(q), position + (window or len(q)))):
-        seen = range(max(0, query + 1 - (window or len(q))), query + 1)
-        scores = {key: queries[query] @ keys[key] for key in seen}
-        norms = {key: np.linalg.norm(queries[query]) * np.linalg.norm(keys[key]) for key in seen}
+        visible_keys = range(max(0, query + 1 - (window or len(q))), query + 1)
+        scores = {key: queries[query] @ keys[key] for key in visible_keys}
+        norms = {key: np.linalg.norm(queries[query]) * np.linalg.norm(keys[key]) for key in visible_keys}
         cosines.append(scores[position] / norms[position])
-        others.append(np.mean([scores[key] / norms[key] for key in seen if key != position]))
-        biases.append(scale * (scores[position] - np.mean([scores[key] for key in seen if key != position])))
-    return [np.mean(cosines), np.mean(others), np.mean(biases), np.std(biases)]
+        other_cosines.append(np.mean([scores[key] / norms[key] for key in visible_keys if key != position]))
+        biases.append(
+            scale * (scores[position] - np.mean([scores[key] for key in visible_keys if key != position]))
+        )
+    return [np.mean(cosines), np.mean(other_cosines), np.mean(biases), np.std(biases)]
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv"), [(3, 3), (4, 2), (4, 1)])
@@ -55,10 +57,13 @@ def test_a_key_without_queries_and_states_of_norm_zero_have_no_cosine() -> None:
     assert geometry.cosine.isnan().tolist() == [False, True]
     assert not geometry.cosine_others.isnan().any()
     assert geometry.bias.isfinite().all()
-    kept = [1, 3, 4]
-    cosines = torch.nn.functional.cosine_similarity(q[:, None, 0], k[None, kept, 0], dim=-1).double()
+    nonzero_keys = [1, 3, 4]
+    cosines = torch.nn.functional.cosine_similarity(q[:, None, 0], k[None, nonzero_keys, 0], dim=-1).double()
     expected = np.mean(
-        [float(cosines[query, [key in range(query + 1) for key in kept]].mean()) for query in range(1, 5)]
+        [
+            float(cosines[query, [key in range(query + 1) for key in nonzero_keys]].mean())
+            for query in range(1, 5)
+        ]
     )
     assert float(geometry.cosine_others[0]) == pytest.approx(expected, rel=1e-6)
     assert key_geometry(torch.zeros_like(q), k, scale=1.0).cosine_others.isnan().all()

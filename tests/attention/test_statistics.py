@@ -175,6 +175,14 @@ def test_half_precision_is_summed_in_float32(dtype, options):
     assert_equals_dense(q, k, v, 1e-5, 1e-4, scale=0.9, **options)
 
 
+def test_vectors_that_are_spread_over_memory_equal_dense():
+    """Keys and values as a convolution leaves them, [batch, d, pos]."""
+    q, k, v = (states.transpose(-1, -2).contiguous().transpose(-1, -2) for states in random_qkv(40, group=2))
+    assert k.stride(-1) == 40
+    assert_equals_dense(q, k, v, TIGHT[torch.float32], scale=0.3)
+    assert_equals_dense(q, k, v, TIGHT[torch.float32], scale=0.3, window=5)
+
+
 def test_layouts_that_are_not_contiguous_equal_dense():
     """Models pass q, k, v as a transposed [batch, pos, head, d_head]."""
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in random_qkv(17, group=2))

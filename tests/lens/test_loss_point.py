@@ -38,9 +38,9 @@ def test_it_is_the_cross_entropy_of_the_models_own_logits(family: str, tokens: T
 
 def test_pads_have_no_loss_and_change_none(tokens: Tensor) -> None:
     lens = lens_of("llama-gqa")
-    alone = capture(lens, tokens[1:, :5], HOOK)[1]["loss"]
+    unpadded = capture(lens, tokens[1:, :5], HOOK)[1]["loss"]
     padded = capture(lens, tokens, HOOK, lengths=torch.tensor([24, 5]))[1]["loss"]
-    torch.testing.assert_close(padded[1:, :5], alone, equal_nan=True, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(padded[1:, :5], unpadded, equal_nan=True, atol=1e-5, rtol=1e-5)
     assert bool(padded[1, 5:].isnan().all())
     mask = torch.arange(24)[None] >= torch.tensor([[0], [19]])
     shifted = torch.cat([tokens[1, :5].new_zeros(19), tokens[1, :5]])
@@ -51,7 +51,7 @@ def test_pads_have_no_loss_and_change_none(tokens: Tensor) -> None:
             attention_mask=mask.long(),
             fwd_hooks=[("hook_loss", lambda loss, hook: cached.update(loss=loss))],
         )
-    torch.testing.assert_close(cached["loss"][1:, 19:], alone, equal_nan=True, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(cached["loss"][1:, 19:], unpadded, equal_nan=True, atol=1e-5, rtol=1e-5)
     assert bool(cached["loss"][1, :20].isnan().all())
 
 
@@ -67,13 +67,13 @@ def test_it_fires_under_transformer_lens_and_in_the_first_forward_of_a_model(tok
 
 def test_a_cached_call_lacks_the_loss_that_the_call_before_predicts(tokens: Tensor) -> None:
     lens = lens_of("llama")
-    seen: list[Tensor] = []
-    with torch.no_grad(), lens.hooks(fwd_hooks=[("hook_loss", lambda loss, hook: seen.append(loss))]):
+    chunks: list[Tensor] = []
+    with torch.no_grad(), lens.hooks(fwd_hooks=[("hook_loss", lambda loss, hook: chunks.append(loss))]):
         cache = lens.original_model(tokens[:, :9], use_cache=True).past_key_values
         lens.original_model(tokens[:, 9:], past_key_values=cache)
     complete = capture(lens, tokens, HOOK)[1]["loss"]
     complete[:, 9] = torch.nan
-    torch.testing.assert_close(torch.cat(seen, 1), complete, equal_nan=True, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(chunks, 1), complete, equal_nan=True, atol=1e-5, rtol=1e-5)
 
 
 def test_it_needs_tokens_and_cannot_be_edited(tokens: Tensor) -> None:

@@ -168,6 +168,26 @@ def test_a_pattern_edit_changes_the_layers_above_and_equals_the_module_with_it(n
     torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["bloom", "mpt", "gptj"])
+def test_an_edit_of_the_first_keys_scores_equals_the_same_edit_of_the_matrix(name: str) -> None:
+    lens, tokens = lens_of(name), text()
+
+    def lower(scores: Tensor, hook: object) -> Tensor:
+        scores = scores.clone()
+        scores[:, 2:, :, 0] -= 3.0
+        return scores
+
+    def lower_first_column(scores: Tensor, hook: object) -> Tensor:
+        scores = scores.clone()
+        scores[:, 2:, 1:, 0] -= 3.0
+        return scores
+
+    by_key = lens.stream(tokens, [("blocks.1.attn.hook_key_scores", lower)], unembed=True)
+    by_matrix = lens.stream(tokens, [("blocks.1.attn.hook_attn_scores", lower_first_column)], unembed=True)
+    assert not torch.allclose(by_key, lens.stream(tokens, unembed=True), atol=1e-3)
+    torch.testing.assert_close(by_key, by_matrix, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_generation_with_a_cache_equals_the_models_own(name: str) -> None:
     if name in ("openai-gpt", "mpt"):

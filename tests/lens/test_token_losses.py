@@ -104,7 +104,7 @@ def test_logits_computed_in_another_way_are_refused() -> None:
 def test_the_divergence_is_that_of_the_dense_distributions(
     monkeypatch: pytest.MonkeyPatch, n_pieces: int, size: float
 ) -> None:
-    """Also where it is as small as 1e-14, where a difference of log-sum-exps would have no digit."""
+    """The divergence is exact down to 1e-14, where a difference of log-sum-exps would have no digit."""
     lens = lens_of("gemma2", dtype=torch.float64)
     tokens = text(1, 9)
     final = lens.stream(tokens)[0]

@@ -42,11 +42,11 @@ def dense_values(family: str, text: str, windows: tuple[int | None, ...]) -> tup
         output = model(ids, output_attentions=True, use_cache=False)
     by_layer = []
     n = ids.shape[1]
-    seen = np.arange(1, n + 1)
+    n_seen = np.arange(1, n + 1)
     for layer, (attention, x) in enumerate(zip(output.attentions, residuals, strict=True)):
         pattern = attention[0].numpy()
         window = windows[layer] or n
-        n_keys = np.minimum(seen, window)
+        n_keys = np.minimum(n_seen, window)
         with np.errstate(divide="ignore", invalid="ignore"):
             entropy = -(np.where(pattern > 0, pattern * np.log(pattern), 0.0)).sum(-1).mean(0) / np.log(
                 n_keys
@@ -115,14 +115,14 @@ def test_positions_beyond_the_trained_length_are_marked() -> None:
     assert [row["beyond"] for row in rows_of(run, "bins")] == [0.0, 0.0, 0.0, 0.5, 1.0, 1.0]
     (summary,) = rows_of(run, "summary")
     losses = rows_of(run, "losses")
-    within = [
+    means_within = [
         np.average(
             [row["loss"] for row in losses if row["text"] == text and row["last"] < 12],
             weights=[row["n_positions"] for row in losses if row["text"] == text and row["last"] < 12],
         )
         for text in "012"
     ]
-    assert summary["loss_within"] == pytest.approx(np.mean(within))
+    assert summary["loss_within"] == pytest.approx(np.mean(means_within))
     assert summary["n_ctx_trained"] == 12
     assert any("the bin across the trained length, 12, counts as neither" in text for text in run.warnings)
     finer = phaselens.run(lens, metrics=("position-curves", {"per_octave": 4}), texts=TEXTS)

@@ -110,9 +110,9 @@ def test_a_planted_pair_is_the_only_one_in_use() -> None:
     with torch.no_grad():
         attention = lens.original_model.model.layers[1].self_attn
         for projection in (attention.q_proj, attention.k_proj):
-            kept = torch.zeros(4, 8, 1)
-            kept[:, [3, 7]] = 1.0  # the slowest pair, which turns once in 6,283 positions
-            projection.weight *= kept.view(32, 1)
+            mask = torch.zeros(4, 8, 1)
+            mask[:, [3, 7]] = 1.0  # the slowest pair, which turns once in 6,283 positions
+            projection.weight *= mask.view(32, 1)
     run = phaselens.run(lens, metrics="rope-frequencies", texts=TEXTS)
     pairs = [row for row in rows_of(run, "pairs") if row["layer"] == 1]
     assert [row["use"] for row in pairs] == pytest.approx([0.0, 0.0, 0.0, 1.0])
@@ -175,10 +175,10 @@ def test_layers_and_models_without_pairs_are_missing_with_the_reason() -> None:
 
 def test_a_texts_scores_do_not_depend_on_its_neighbours() -> None:
     lens = toy_lens("llama", dtype=torch.float64)
-    alone = rows_of(phaselens.run(lens, metrics="rope-frequencies", texts=TEXTS[1:2]), "measured")
-    together = rows_of(phaselens.run(lens, metrics="rope-frequencies", texts=TEXTS), "measured")
-    beside = [row for row in together if row["text"] == "1"]
-    assert [row["score"] for row in beside] == pytest.approx([row["score"] for row in alone], rel=1e-12)
+    rows_alone = rows_of(phaselens.run(lens, metrics="rope-frequencies", texts=TEXTS[1:2]), "measured")
+    all_rows = rows_of(phaselens.run(lens, metrics="rope-frequencies", texts=TEXTS), "measured")
+    beside = [row for row in all_rows if row["text"] == "1"]
+    assert [row["score"] for row in beside] == pytest.approx([row["score"] for row in rows_alone], rel=1e-12)
 
 
 @pytest.mark.slow

@@ -79,17 +79,17 @@ def test_conditions_are_compared_by_their_loss_over_the_baseline(run: Run) -> No
 
 
 def test_a_condition_in_different_layers_is_paired_and_noted(run: Run) -> None:
-    other = run.copy()
+    changed_run = run.copy()
     layer = next(
         r["layer"] for r in run.rows("bos-mlp", "texts").records() if r["condition"] == "write layer"
     )
-    table = other.metrics["bos-mlp"].tables["texts"]
+    table = changed_run.metrics["bos-mlp"].tables["texts"]
     index = table.spec.index("layer")
     table.rows[:] = [
         (*row[:index], 1 - layer, *row[index + 1 :]) if row[0] == "b" and row[index] == layer else row
         for row in table.rows
     ]
-    comparison = phaselens.compare(run, other, models=("a", "b"))
+    comparison = phaselens.compare(run, changed_run, models=("a", "b"))
     (row,) = rows(comparison, condition="write layer")
     assert row["layer"] is None
     assert f"bos-mlp: write layer is layer {layer} of a and layer {1 - layer} of b" in comparison.notes
@@ -111,32 +111,32 @@ def test_a_model_does_not_differ_from_itself(run: Run) -> None:
 def test_the_sign_changes_with_the_order(run: Run) -> None:
     forth = phaselens.compare(run, models=("a", "b"))
     back = phaselens.compare(run, models=("b", "a"))
-    for there, here in zip(rows(forth), rows(back), strict=True):
-        assert (there["metric"], there["value"], there["layer"]) == (
-            here["metric"],
-            here["value"],
-            here["layer"],
+    for forward, backward in zip(rows(forth), rows(back), strict=True):
+        assert (forward["metric"], forward["value"], forward["layer"]) == (
+            backward["metric"],
+            backward["value"],
+            backward["layer"],
         )
-        assert there["difference"] == pytest.approx(-here["difference"], abs=1e-12)
-        assert there["p_value"] == here["p_value"]
+        assert forward["difference"] == pytest.approx(-backward["difference"], abs=1e-12)
+        assert forward["p_value"] == backward["p_value"]
 
 
 def test_other_metrics_change_nothing(run: Run) -> None:
     lenses = [toy_lens(seed=0, label="a"), toy_lens(seed=1, label="b")]
-    alone = phaselens.run(lenses, metrics=["sinks"], texts=TEXTS)
-    assert rows(phaselens.compare(run), metric="sinks") == rows(phaselens.compare(alone))
+    single_run = phaselens.run(lenses, metrics=["sinks"], texts=TEXTS)
+    assert rows(phaselens.compare(run), metric="sinks") == rows(phaselens.compare(single_run))
 
 
 def test_a_text_without_a_value_is_left_out_of_its_cell_alone(run: Run) -> None:
-    other = run.copy()
-    table = other.metrics["bos-norm"].tables["texts"]
+    changed_run = run.copy()
+    table = changed_run.metrics["bos-norm"].tables["texts"]
     index, layer = table.spec.index("bos_ratio"), table.spec.index("layer")
     first_text = run.texts[0].id
     table.rows[:] = [
         (*row[:index], None, *row[index + 1 :]) if row[:2] == ("b", first_text) and row[layer] == 1 else row
         for row in table.rows
     ]
-    comparison = phaselens.compare(run, other, models=("a", "b"))
+    comparison = phaselens.compare(run, changed_run, models=("a", "b"))
     counts = {row["layer"]: row["n_texts"] for row in rows(comparison, metric="bos-norm", value="bos_ratio")}
     assert counts.pop(1) == 6
     assert set(counts.values()) == {7}
@@ -144,11 +144,13 @@ def test_a_text_without_a_value_is_left_out_of_its_cell_alone(run: Run) -> None:
 
 def changed(run: Run, **model: Any) -> Run:
     """Return the run with other facts of its second model."""
-    other = run.copy()
-    info = {name: value for name, value in model.items() if name in vars(other.models[1].info)}
+    changed_run = run.copy()
+    info = {name: value for name, value in model.items() if name in vars(changed_run.models[1].info)}
     record = {name: value for name, value in model.items() if name not in info}
-    other.models[1] = replace(other.models[1], info=replace(other.models[1].info, **info), **record)
-    return other
+    changed_run.models[1] = replace(
+        changed_run.models[1], info=replace(changed_run.models[1].info, **info), **record
+    )
+    return changed_run
 
 
 @pytest.mark.parametrize(
@@ -165,35 +167,35 @@ def changed(run: Run, **model: Any) -> Run:
 def test_what_differs_besides_the_model_is_refused_by_name(
     run: Run, name: str, change: dict[str, Any], message: str
 ) -> None:
-    other = changed(run, **change)
+    changed_run = changed(run, **change)
     with pytest.raises(InputError, match=message) as caught:
-        phaselens.compare(run, other, models=("a", "b"))
+        phaselens.compare(run, changed_run, models=("a", "b"))
     assert f"--allow {name}" in str(caught.value)
     allow = [name, "numerics"]
-    comparison = phaselens.compare(run, other, models=("a", "b"), allow=allow)
+    comparison = phaselens.compare(run, changed_run, models=("a", "b"), allow=allow)
     assert any(message.split()[-1].strip("'.") in difference for difference in comparison.allowed)
     assert comparison.to_dict()["allowed"] == comparison.allowed
 
 
 def test_other_texts_are_refused_or_left_out(run: Run) -> None:
-    other = measured(n_texts=5)
+    changed_run = measured(n_texts=5)
     with pytest.raises(InputError, match=r"2 of 7 texts are not in both .* such as '5' .--allow texts"):
-        phaselens.compare(run, other, models=("a", "b"))
-    comparison = phaselens.compare(run, other, models=("a", "b"), allow=["texts"])
+        phaselens.compare(run, changed_run, models=("a", "b"))
+    comparison = phaselens.compare(run, changed_run, models=("a", "b"), allow=["texts"])
     assert {row["n_texts"] for row in rows(comparison)} == {5}
-    other.texts[:] = [replace(text, sha256="0" * 64) for text in other.texts]
+    changed_run.texts[:] = [replace(text, sha256="0" * 64) for text in changed_run.texts]
     with pytest.raises(InputError, match="no text in common"):
-        phaselens.compare(run, other, models=("a", "b"), allow=["texts"])
+        phaselens.compare(run, changed_run, models=("a", "b"), allow=["texts"])
 
 
 def test_other_lengths_parameters_and_versions_are_refused(run: Run) -> None:
     with pytest.raises(InputError, match=r"texts were cut to 512 and to 6 tokens .--allow length"):
         phaselens.compare(run, measured(max_tokens=6), models=("a", "b"))
     lenses = [toy_lens(seed=0, label="a"), toy_lens(seed=1, label="b")]
-    other = phaselens.run(lenses, metrics=[("sinks", {"threshold": 0.1})], texts=TEXTS)
+    changed_run = phaselens.run(lenses, metrics=[("sinks", {"threshold": 0.1})], texts=TEXTS)
     with pytest.raises(InputError, match=r"sinks.threshold is 0\.3 in one run and 0\.1"):
-        phaselens.compare(run, other, models=("a", "b"))
-    allowed = phaselens.compare(run, other, models=("a", "b"), allow=["parameters"])
+        phaselens.compare(run, changed_run, models=("a", "b"))
+    allowed = phaselens.compare(run, changed_run, models=("a", "b"), allow=["parameters"])
     assert allowed.notes == ["in one run only: bos-norm, bos-mlp, massive-values"]
     older = run.copy()
     older.metrics["sinks"] = replace(older.metrics["sinks"], distribution="phaselens 0.0.1")
@@ -204,12 +206,12 @@ def test_other_lengths_parameters_and_versions_are_refused(run: Run) -> None:
 
 
 def test_models_are_chosen_or_named(run: Run) -> None:
-    alone = phaselens.run(toy_lens(seed=1, label="b"), metrics=METRICS, texts=TEXTS)
-    assert phaselens.compare(run, alone).first == phaselens.compare(run, alone).second == "b"
+    single_run = phaselens.run(toy_lens(seed=1, label="b"), metrics=METRICS, texts=TEXTS)
+    assert phaselens.compare(run, single_run).first == phaselens.compare(run, single_run).second == "b"
     with pytest.raises(InputError, match=r"the runs have the models a, b and a, b; name one of each"):
         phaselens.compare(run, run.copy())
     with pytest.raises(InputError, match=r"the run has 1 models .b.; name two of them"):
-        phaselens.compare(alone)
+        phaselens.compare(single_run)
     with pytest.raises(InputError, match="the run has no model 'c'"):
         phaselens.compare(run, models=("a", "c"))
     with pytest.raises(InputError, match="expected models as two labels"):

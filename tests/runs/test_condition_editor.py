@@ -165,3 +165,43 @@ def test_a_condition_is_the_same_under_inference_mode(lens: Any, point: str, to:
     with torch.inference_mode(), applied(lens, condition) as effects:
         assert torch.equal(lens.stream(tokens), expected)
     assert effects[f"blocks.0.{point}"].changed
+
+
+def test_named_entries_of_the_last_dimension_alone_are_edited() -> None:
+    lens = toy_lens("llama", dtype=torch.float64)
+    tokens = torch.tensor([[0, 5, 9, 13], [0, 6, 7, 8]])
+    kept: dict[str, Tensor] = {}
+    hooks = [("blocks.0.hook_resid_post", lambda value, hook: kept.update(value=value.clone()))]
+    lens.stream(tokens, hooks)
+    clean = kept["value"]
+    with applied(lens, [Edit("blocks.0.hook_mlp_out", 7.0, positions=[1], entries=[3, 5])]):
+        lens.stream(tokens, hooks)
+    changed = (kept["value"] != clean).nonzero().tolist()
+    assert changed == [[text, 1, entry] for text in (0, 1) for entry in (3, 5)]
+    with (
+        pytest.raises(InputError, match="entry 32 of 32"),
+        applied(lens, [Edit("blocks.0.hook_mlp_out", 0.0, entries=[32])]),
+    ):
+        lens.stream(tokens)
+    with pytest.raises(InputError, match="name them by `keys`"):
+        Edit("blocks.0.attn.hook_pattern", 0.0, entries=[0])
+
+
+def test_the_rotation_that_all_texts_share_is_edited_once() -> None:
+    from phaselens.plugin import Batch
+
+    lens = toy_lens("llama", dtype=torch.float64)
+    tokens = torch.tensor([[0, 5, 9, 13], [0, 6, 0, 0]])
+    batch = Batch(("a", "b"), (0, 1), (4, 2), tokens)
+    shapes: list[tuple[int, ...]] = []
+    edits = [
+        Edit("blocks.{layer}.attn.hook_cos", 1.0, entries=[0, 4]),
+        Edit("blocks.{layer}.attn.hook_sin", 0.0, entries=[0, 4]),
+    ]
+    hooks = [("blocks.1.attn.hook_sin", lambda value, hook: shapes.append(tuple(value.shape)))]
+    with applied(lens, edits, batch=batch) as effects:
+        edited = lens.stream(tokens, hooks, lengths=torch.tensor([4, 2]))
+        alone = lens.stream(tokens[1:, :2])
+    assert shapes == [(1, 4, 8)]
+    assert effects["blocks.0.attn.hook_sin"].changed
+    torch.testing.assert_close(edited[1:, :2], alone)

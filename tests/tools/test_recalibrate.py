@@ -384,8 +384,9 @@ def test_bf16_follows_fp32(start: Any, tmp_path: Path) -> None:
 
 
 def test_the_command_makes_an_adapter_that_merges(books: Path, checkpoint: Path, tmp_path: Path) -> None:
-    from phaselens.lens.lora import merge_adapter
     from safetensors.torch import load_file
+
+    from phaselens.lens.weight_adapters import apply_adapter
 
     out = tmp_path / "out"
     arguments = [str(checkpoint), "--corpus", str(books), "--held-out", "kept", "--out", str(out)]
@@ -411,7 +412,7 @@ def test_the_command_makes_an_adapter_that_merges(books: Path, checkpoint: Path,
     assert (config["r"], config["lora_alpha"]) == (2, 32.0)
     model, tokenizer = network.load(str(checkpoint))
     network.null_rotation(model)
-    merge_adapter(model, out / "adapter", "tiny")
+    apply_adapter(model, out / "adapter", "tiny")
     tokens = torch.tensor([tokenizer("The grey sea rose.").input_ids])
     run.adapted.eval()
     with torch.no_grad():

@@ -122,13 +122,18 @@ def test_logs_of_runs_in_succession_become_one_curve(start: Any, tmp_path: Path)
 # The shipped adapters
 
 SHIPPED = [name for name, model in packaged.MODELS.items() if model.adapter is not None]
+with_adapters = pytest.mark.skipif(
+    not set(SHIPPED) <= set(packaged.names()), reason="this version ships no adapters"
+)
 
 
+@with_adapters
 def test_the_adapters_together_keep_to_their_size() -> None:
     folders = [packaged.adapter_folder(name) for name in SHIPPED]
     assert sum(path.stat().st_size for folder in folders for path in folder.iterdir()) <= LIMIT_BYTES
 
 
+@with_adapters
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_adapter_changes_every_layer_of_smollm2(name: str) -> None:
     folder = packaged.adapter_folder(name)
@@ -156,6 +161,7 @@ def test_a_shipped_adapter_changes_every_layer_of_smollm2(name: str) -> None:
     assert "SmolLM2-135M-Instruct by Hugging Face" in card
 
 
+@with_adapters
 def test_the_twins_start_alike_and_differ() -> None:
     rope, drope = (
         load_file(packaged.adapter_folder(f"smollm2-{twin}") / "adapter_model.safetensors")
@@ -173,6 +179,7 @@ def test_the_twins_start_alike_and_differ() -> None:
     assert recipes["rope"] == recipes["drope"] != []
 
 
+@with_adapters
 def test_the_committed_log_ends_at_the_loss_of_the_cards() -> None:
     for twin in ("rope", "drope"):
         last_row = results.read_log(results.RESULTS / f"{twin}.jsonl")[-1]

@@ -42,6 +42,13 @@ class RecordedAttention:
         return lse if self.sink_column is None else torch.logaddexp(lse, self.sink_column)
 
     @property
+    def learned_sink(self) -> Tensor:
+        """Share of the attention on the column without a key, [batch, head, query]; 0 without one."""
+        if self.sink_column is None:
+            return torch.zeros_like(self.lse)
+        return (self.sink_column - self.lse).exp()
+
+    @property
     def pattern(self) -> Tensor:
         """Attention [batch, head, query, key] after the softmax."""
         return (self.scores - self.lse[..., None]).exp()
@@ -69,16 +76,28 @@ class _SoftmaxRecorder(TorchFunctionMode):
         self.attentions: list[RecordedAttention] = []
         self.running: list[tuple[str, nn.Module]] = []
         self._n_texts, self._n_tokens = n_texts, n_tokens
+        self._shifted: tuple[Tensor | None, Tensor | float] = (None, 0.0)
+        self._was_summed = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        name = func.__name__.strip("_")
         if func in _SOFTMAX:
             scores = args[0] if args else kwargs["input"]
             if self._is_over_keys(scores, args[1] if len(args) > 1 else kwargs.get("dim")):
-                self._record(scores)
+                difference, shift = self._shifted
+                self._record(scores + shift if scores is difference else scores)
                 return scores.softmax(-1)
+        elif name in ("sub", "logsumexp") and isinstance(args[0], Tensor) and self._is_over_keys(args[0], -1):
+            result = func(*args, **kwargs)
+            if name == "logsumexp":
+                self._was_summed = True
+            elif isinstance(args[1], Tensor) and args[1].shape[-1:] == (1,):
+                # A row's maximum, which some families subtract before the softmax.
+                self._shifted = result, args[1]
+            return result
         elif func is torch.nn.functional.scaled_dot_product_attention:
             self._record(_scores_of_call(*args, **kwargs))
         return func(*args, **kwargs)
@@ -101,11 +120,11 @@ class _SoftmaxRecorder(TorchFunctionMode):
         sink_column = None
         if scores.shape[-1] == self._n_tokens + 1:
             scores, sink_column = scores[..., :-1], scores[..., -1]
+        elif self._was_summed:
+            # Granite multiplies attention by sigmoid(lse − sink), which is what the column of a sink logit does.
             logits = [value for value in module.parameters(recurse=False) if value.shape == scores.shape[1:2]]
-            if logits:
-                # Each row's maximum was subtracted before the softmax; the learned logits tell what it was.
-                shift = logits[0].double()[None, :, None] - sink_column
-                scores, sink_column = scores + shift[..., None], sink_column + shift
+            sink_column = logits[0].double()[None, :, None].expand(scores.shape[:-1])
+        self._was_summed = False
         hidden = scores <= torch.finfo(torch.float32).min / 2
         scores = scores.masked_fill(hidden, -torch.inf)
         self.attentions.append(RecordedAttention(layer, name, scores, sink_column))

@@ -21,6 +21,9 @@ _MAKES_SCORES = re.compile(
     r"(^|[._])(q|k|query|key|qkv|q_a|q_b|kv_a|kv_b|c_attn|query_key_value|in_proj|Wqkv)([._]|$)",
     re.IGNORECASE,
 )
+#: Factor of the norms of queries and keys.
+_GAIN_OF_NORMS = 0.7
+_NORMS_SCORES = re.compile(r"[._](q|k|query|key)_(layer)?norm[._]", re.IGNORECASE)
 # Parameters of state-space layers, whose values must stay in a range; norms; and routers.
 _LEFT_ALONE = re.compile(r"A_log|dt_|conv|time_|norm|ln_|_ln|lambda|router|gate\.weight", re.IGNORECASE)
 
@@ -57,6 +60,8 @@ def _spread(name: str, parameter: nn.Parameter) -> None:
     """Set random entries of a size that keeps activations near 1, whatever the family's own initialisation is."""
     if parameter.dim() < 2:
         parameter.add_(0.1 * torch.randn_like(parameter))
+        if _NORMS_SCORES.search(name):
+            parameter.mul_(_GAIN_OF_NORMS)
     elif not _LEFT_ALONE.search(name):
         gain = _GAIN_OF_SCORES if _MAKES_SCORES.search(name) else _GAIN
         parameter.copy_(gain * parameter.shape[-1] ** -0.5 * torch.randn_like(parameter))

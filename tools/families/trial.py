@@ -189,6 +189,8 @@ def _statistics(attention: RecordedAttention) -> dict[str, Tensor]:
     pattern = attention.pattern
     return {
         "hook_lse": attention.lse,
+        "hook_learned_sink": attention.learned_sink,
+        "hook_itself": pattern.diagonal(pattern.shape[-1] - pattern.shape[-2], dim1=-2, dim2=-1),
         "hook_sink": pattern[..., 0],
         "hook_entropy": torch.special.entr(pattern).sum(-1),
         "hook_received": pattern.sum(-2),

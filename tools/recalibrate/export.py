@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from phaselens.lens.lora import merge_adapter
 from safetensors.torch import load_file, save_file
 from tools.recalibrate import corpus, network
 from tools.recalibrate.measure import held_out_loss
@@ -20,6 +19,7 @@ from tools.recalibrate.recipe import RecalibrationRecipe
 
 import phaselens
 from phaselens.lens import packaged
+from phaselens.lens.weight_adapters import apply_adapter
 
 MODELS = Path(phaselens.__file__).parent / "data" / "models"
 CARD = Path(__file__).with_name("card.md")
@@ -77,7 +77,7 @@ def loss_with(base: str, adapter: Path, positions: str, texts: torch.Tensor) -> 
     model, _ = network.load(base)
     if positions == "nope":
         network.null_rotation(model)
-    merge_adapter(model, adapter, str(adapter))
+    apply_adapter(model, adapter, str(adapter))
     head = model.get_output_embeddings().weight.detach()
     return held_out_loss(model.eval(), head, texts)
 

@@ -108,6 +108,8 @@ def _fused(
     """Call the device's kernel; `causal` needs equal numbers of queries and keys.
 
     `additive_mask` is [batch | 1, head | 1, query, key]."""
+    # The kernels read the numbers of a vector as neighbours in memory, whatever the strides say.
+    q, k, v = (states if states.stride(-1) == 1 else states.contiguous() for states in (q, k, v))
     if q.device.type == "cpu":
         return _cpu(q, k, v, scale, causal, additive_mask)
     if additive_mask is None and q.dtype in (torch.float16, torch.bfloat16) and _is_ampere(q.device):

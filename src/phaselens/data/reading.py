@@ -100,9 +100,9 @@ class _Reader:
         if self.n_empty:
             notes.append(f"texts {source!r}: {self.skipped} skipped")
         if self.other_files:
-            shown = ", ".join(map(repr, self.other_files[:3]))
+            names = ", ".join(map(repr, self.other_files[:3]))
             more = f" and {len(self.other_files) - 3} more" if len(self.other_files) > 3 else ""
-            notes.append(f"texts {source!r}: files of other formats skipped: {shown}{more}")
+            notes.append(f"texts {source!r}: files of other formats skipped: {names}{more}")
         return notes
 
     def texts_of(self, records: Iterator[Record], name: str) -> Iterator[Text]:

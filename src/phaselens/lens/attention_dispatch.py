@@ -52,6 +52,7 @@ def attend_hooked(
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
     bias: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: object,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend, firing the hook points of the bridge component that is calling `module`.
@@ -60,9 +61,9 @@ def attend_hooked(
         query: [batch, n_heads, n_queries, d_head], after rotation and norms.
         key, value: [batch, n_kv_heads, n_keys, d_head].
         attention_mask: None for causal attention; else bool, True where visible, or additive.
+        bias: [batch | 1, head | 1, 1 | query, key], added to the scores; `position_bias` is transformers' name for it.
         kwargs: `indices` [batch, n_queries, choice] are the keys that an indexer selects for each query (sparse
             attention); other keys are hidden.
-        bias: [batch | 1, head | 1, 1, key], added to the scores of every query.
 
     Returns:
         The output [batch, n_queries, n_heads, d_head] and, where it was built, the pattern.
@@ -81,7 +82,7 @@ def attend_hooked(
         "mask": attention_mask,
         "softcap": softcap,
         "sink_logits": s_aux,
-        "bias": bias,
+        "bias": bias if position_bias is None else position_bias,
     }
     reference = module.__dict__.get(_OWNER)
     owner: AttentionOwner | None = reference() if reference is not None else None
@@ -96,7 +97,8 @@ def attend_hooked(
             # later keys.
             n_filled = query.shape[2]
             key, value = key[:, :, :n_filled], value[:, :, :n_filled]
-            options["bias"] = None if bias is None else bias[..., :n_filled]
+            if options["bias"] is not None:
+                options["bias"] = options["bias"][..., :n_filled]
         output = attend_as_model(query, key, value, options)
         if is_recording():
             call = InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output)
@@ -109,7 +111,7 @@ def attend_hooked(
             f"{type(module).__name__} passed {query.shape[2]} queries and {key.shape[2]} keys without a mask; "
             "the position of the first query among the keys is unknown"
         )
-    owner.score_bias = bias
+    owner.score_bias = options["bias"]
     query, key = owner.fire_rotated(query, key)
     output, pattern = _attend_owned(owner, slots, attend_as_model, query, key, value, options)
     return owner.hook_attended(output), pattern

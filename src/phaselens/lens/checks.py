@@ -376,7 +376,8 @@ def _subtract_own_bias(lens: HookedTransformer, statistics: dict[Any, Tensor]) -
     for layer, attention_layer in attention_layers(lens).items():
         if attention_layer.score_bias is not None:
             lse = statistics[layer, "hook_lse"]
-            statistics[layer, "hook_lse"] = lse - attention_layer.score_bias[:, :, 0, : lse.shape[-1]]
+            own_bias = attention_layer.score_bias.expand(-1, -1, lse.shape[-1], -1)
+            statistics[layer, "hook_lse"] = lse - own_bias.diagonal(dim1=-2, dim2=-1)[..., : lse.shape[-1]]
 
 
 def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckResult:

@@ -97,7 +97,7 @@ class StreamingAttention(AttentionBridge):
     origin: tuple[Tensor, ...] | None
     replay: AttentionReplay | None
     kernels: dict[Hashable, Any] | None
-    #: What the last forward added to the scores, [batch | 1, head | 1, 1, key]; None for nothing (most models).
+    #: What the last forward added to the scores, [batch | 1, head | 1, 1 | query, key]; None in most models.
     score_bias: Tensor | None
     # From TransformerLens' component and from `add_points`.
     hook_key_scores: HookPoint

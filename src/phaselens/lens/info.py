@@ -26,7 +26,8 @@ class RotatedPairs:
     ``problem`` is the reason why the rotation could not be read; there are no pairs then. ``angles`` are the radians by
     which one position turns each pair, in a short text; those that it would turn them by where the rotation was nulled
     or dropped, and empty where they are unknown. ``factor`` is the attention factor by which cos and sin are multiplied
-    (YaRN, longrope), which they keep at position 0; None where positions are not given as cos and sin.
+    (YaRN, longrope), which they keep at position 0; None where positions are not given as cos and sin. ``entries`` are
+    those of cos and sin that turn each pair, in `hook_cos` and `hook_sin`; empty where these do not exist.
 
     >>> RotatedPairs(((0, 2), (1, 3)), 6)
     RotatedPairs(pairs=((0, 2), (1, 3)), d_head=6, problem=None)
@@ -39,6 +40,7 @@ class RotatedPairs:
     problem: str | None = None
     angles: tuple[float, ...] = field(default=(), compare=False, repr=False)
     factor: float | None = field(default=None, compare=False, repr=False)
+    entries: tuple[tuple[int, ...], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def unrotated(self) -> tuple[int, ...]:

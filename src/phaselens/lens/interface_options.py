@@ -10,7 +10,6 @@ from phaselens.errors import RefusedModel
 
 _UNSERVED = {
     "block_indices": "attends only to the blocks of keys that an indexer selects for each query",
-    "position_bias": "adds a bias that depends on the text to its scores",
     "sinks": "adds sink logits that depend on the text to each row",
 }
 """What attention does, by the option that tells the interface so."""

@@ -114,9 +114,10 @@ class KeyEdit:
 
 
 def _of_heads(options: KernelOptions, heads: Tensor) -> KernelOptions:
-    mask, sink_logits = options["mask"], options["sink_logits"]
+    mask, sink_logits, bias = options["mask"], options["sink_logits"], options["bias"]
     return {
         **options,
+        "bias": bias if bias is None or bias.shape[1] == 1 else bias[:, heads],
         "mask": mask if mask is None or mask.shape[1] == 1 else mask[:, heads],
         "sink_logits": None if sink_logits is None else sink_logits[heads],
     }

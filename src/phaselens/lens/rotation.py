@@ -149,8 +149,10 @@ class SwitchesRotation(TransformerBridge):
 
 
 def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
-    """Return the position encoding of each layer, measured: `rope`, `nope`, `learned`, `alibi` (a bias of the scores
-    for each key) or several of them, joined by `+`; `none` for a layer without attention.
+    """Return the position encoding of each layer, measured.
+
+    It is `rope`, `nope`, `learned`, `alibi` (a bias of the scores for each key), `relative` (one for each query and
+    key) or several of them, joined by `+`; `none` for a layer without attention.
 
     The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…. The keys of a layer that
     rotates differ between the two passes; those of other layers are equal. Each layer also stores its cos and sin at
@@ -212,8 +214,10 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
             )
         rotates = not torch.allclose(keys[0][layer], keys[1][layer], rtol=0.0, atol=0.0, equal_nan=True)
         encoding = _ENCODINGS[has_learned_positions, rotates]
-        if attentions[layer].score_bias is not None:
-            encoding = "alibi" if encoding == "nope" else f"{encoding}+alibi"
+        bias = attentions[layer].score_bias
+        if bias is not None:
+            added = "alibi" if bias.shape[2] == 1 else "relative"
+            encoding = added if encoding == "nope" else f"{encoding}+{added}"
         encodings.append(encoding)
     return tuple(encodings)
 

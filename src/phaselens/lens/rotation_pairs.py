@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 FAR = (10**3 + 9, 10**5 + 3, 10**7 + 19)
 """Far positions, at which even the slowest pairs of a large base turn visibly."""
+_COS_AND_SIN = ("hook_cos", "hook_sin")
+_SAME_ANGLE = 1e-2
+"""Largest relative difference between the angle of a pair and those of the entries that turn it."""
 SMALLEST = 1e-9
 """Entries of a rotation matrix above this mix two dimensions; with basis vectors, all others stay exactly zero."""
 
@@ -51,16 +54,35 @@ def read_rotated_pairs(lens: HookedTransformer, encodings: Sequence[str]) -> tup
         return (dropped,) * len(has_rotation)
     if not any(has_rotation):
         return (None,) * len(has_rotation)
-    rotated = _rotated(lens)
+    states, angles = _rotated(lens)
     attentions = attention_layers(lens)
-    return tuple(
-        replace(
-            _with_problem(pairs_of(rotated[layer], lens.dtype)), factor=_attention_factor(attentions[layer])
-        )
-        if rotates
-        else None
-        for layer, rotates in enumerate(has_rotation)
-    )
+    rotations: list[RotatedPairs | None] = []
+    for layer, rotates in enumerate(has_rotation):
+        if not rotates:
+            rotations.append(None)
+            continue
+        rotation = _with_problem(pairs_of(states[layer], lens.dtype))
+        entries = _entries(rotation.angles, angles.get(layer))
+        factor = _attention_factor(attentions[layer])
+        rotations.append(replace(rotation, factor=factor, entries=entries))
+    return tuple(rotations)
+
+
+def _entries(angles: Sequence[float], angles_of_entries: Tensor | None) -> tuple[tuple[int, ...], ...]:
+    """Return the entries of cos and sin that turn each pair: those whose angle is nearest to the pair's.
+
+    Where they are depends on the family: each angle once, or twice, in one half after the other or side by side.
+    Empty if a pair has none of its angle.
+    """
+    if angles_of_entries is None:
+        return ()
+    entries = []
+    for angle in angles:
+        distances = (angles_of_entries - angle).abs()
+        if float(distances.min()) > _SAME_ANGLE * angle:
+            return ()
+        entries.append(tuple(torch.nonzero(distances <= distances.min())[:, 0].tolist()))
+    return tuple(entries)
 
 
 def _attention_factor(attention: StreamingAttention) -> float | None:
@@ -120,11 +142,12 @@ def _far_positions(lens: HookedTransformer) -> tuple[int, ...]:
     return tuple(min(position, n_ctx - 1 - index) for index, position in enumerate(FAR))
 
 
-def _rotated(lens: HookedTransformer) -> dict[int, Tensor]:
+def _rotated(lens: HookedTransformer) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Rotate basis vectors in each layer, as queries and keys, to 0, 1 and far positions.
 
     Returns:
-        By layer, [position, sample, d_head], float64.
+        By layer, [position, sample, d_head], float64; and the angles [entry] of cos and sin at position 1, for the
+        layers that have them.
     """
     attentions = attention_layers(lens)
     all_facts = [attention.facts for attention in attentions.values()]
@@ -156,14 +179,25 @@ def _rotated(lens: HookedTransformer) -> dict[int, Tensor]:
         else:
             hooks.append((in_layer(layer, "hook_in"), put_random))
         hooks += [(in_layer(layer, f"attn.{point}"), keep(layer, point)) for point in ROTATED_POINTS]
+        names = [in_layer(layer, f"attn.{point}") for point in _COS_AND_SIN]
+        if all(lens.find_hook(name) is not None for name in names):
+            hooks += [(name, keep(layer, point)) for name, point in zip(names, _COS_AND_SIN, strict=True)]
     with _without_norms(list(attentions.values())):
         probe(lens, torch.zeros_like(ids), hooks, position_ids=ids)
-    return {
+    states = {
         layer: torch.cat([rotated[layer, point].flatten(1, 2) for point in ROTATED_POINTS], dim=1)
         .cpu()
         .double()
         for layer in attentions
     }
+    angles = {}
+    for layer in attentions:
+        # One row per position, as the ids have; a module may also return one row for all.
+        by_point = [rotated[layer, point] for point in _COS_AND_SIN if (layer, point) in rotated]
+        if len(by_point) == 2 and all(tensor.dim() == 3 and len(tensor) == len(ids) for tensor in by_point):
+            cos, sin = (tensor[1, 0].cpu().double() for tensor in by_point)
+            angles[layer] = torch.atan2(sin.abs(), cos)
+    return states, angles
 
 
 def _to_all_rows(values: Tensor, like: Tensor) -> Tensor:

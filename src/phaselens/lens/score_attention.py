@@ -120,13 +120,19 @@ class _SoftmaxFinder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        is_softmax = func.__name__ == "softmax" and self._is_matrix(args[0] if args else kwargs["input"])
-        if (is_softmax or func is _FUSED) and self._running and self._running[-1] not in self.modules:
+        kwargs = kwargs or {}
+        if func.__name__ == "softmax":
+            attends = _is_matrix((args[0] if args else kwargs["input"]).shape)
+        else:
+            attends = func is _FUSED and _is_matrix((*args[0].shape[:-1], args[1].shape[-2]))
+        if attends and self._running and self._running[-1] not in self.modules:
             self.modules.append(self._running[-1])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
-    def _is_matrix(self, scores: Tensor) -> bool:
-        return scores.dim() in (3, 4) and tuple(scores.shape[-2:]) == (_N_PROBE_TOKENS, _N_PROBE_TOKENS)
+
+def _is_matrix(shape: Sequence[int]) -> bool:
+    """Return whether a tensor has a row for each query and a column for each key of the probe."""
+    return len(shape) in (3, 4) and tuple(shape[-2:]) == (_N_PROBE_TOKENS, _N_PROBE_TOKENS)
 
 
 def _attend_in_probe(

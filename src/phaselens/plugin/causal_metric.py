@@ -27,7 +27,7 @@ def kind_of(metric: type[Metric[Any]]) -> Literal["observational", "causal", "ta
     """
     if not issubclass(metric, CausalMetric):
         return "observational"
-    return "causal" if metric.prompts is CausalMetric.prompts else "task"
+    return "causal" if metric.prompts is CausalMetric.prompts or metric.also_on_texts else "task"
 
 
 class CausalMetric(Metric[P]):
@@ -56,6 +56,10 @@ class CausalMetric(Metric[P]):
         also=(("delta_nats", "Δ nats"), ("p_value", "p")),
     )
 
+    #: Whether the conditions run on the run's texts as well as on `prompts`, whose indices count from 0 too: tell the
+    #: two apart by their ids. An instance that has seen the texts is merged with one that has seen the prompts.
+    also_on_texts: ClassVar[bool] = False
+
     #: Whether `record` needs the divergence of each prediction from the unedited model's; it costs one more forward of
     #: the unedited model.
     needs_divergence: ClassVar[bool] = False
@@ -74,6 +78,21 @@ class CausalMetric(Metric[P]):
     def update(self, layer: LayerView) -> None:
         """Process one layer of one batch of the unedited model."""
         raise NotImplementedError(f"{type(self).__name__} hooks {list(layer)} but does not define update")
+
+    def condition_hooks(self) -> Sequence[str]:
+        """Return the hook points to read in every forward under a condition; none by default.
+
+        `update_condition` receives them. Layers below a condition's lowest edited one do not run again, since they are
+        as in the unedited model, whose values `hooks` and `update` give. Such a forward shares nothing with those of
+        other conditions, so reading costs time.
+        """
+        return ()
+
+    def update_condition(self, condition: Condition, layer: LayerView) -> None:
+        """Process one layer of one batch under a condition: the points of `condition_hooks`, after the edits."""
+        raise NotImplementedError(
+            f"{type(self).__name__} reads {list(layer)} under conditions but does not define update_condition"
+        )
 
     @abstractmethod
     def conditions(self) -> Sequence[Condition]:

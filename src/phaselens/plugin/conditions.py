@@ -66,6 +66,9 @@ class Edit:
     keys whose scores `to` receives, [batch, head, query, key]; by default key 0. There, only the queries after a key
     change. In a matrix (`hook_attn_scores`, `hook_pattern`) they are the columns to change; by default all.
 
+    `entries` are those of the tensor's last dimension to change (None: all): dimensions of a residual, of a head, or
+    of cos and sin.
+
     >>> Edit("blocks.1.hook_mlp_out", 0.0, positions=[0]).layer
     1
     >>> Edit("blocks.3.attn.hook_key_scores", float("-inf"), heads=[2], keys=[0]).keys
@@ -77,6 +80,7 @@ class Edit:
     positions: Sequence[int] | None = None
     heads: Sequence[int] | None = None
     keys: Sequence[int] | Callable[[Batch], Sequence[int | None]] | None = None
+    entries: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.point, str):
@@ -89,8 +93,10 @@ class Edit:
             raise InputError(
                 f"edit of {self.point}: `to` is {describe_value(self.to)}; give a number, or a function (tensor, site)"
             )
-        for name in ("positions", "heads", *(() if callable(self.keys) else ("keys",))):
+        for name in ("positions", "heads", "entries", *(() if callable(self.keys) else ("keys",))):
             require_whole_numbers(f"edit of {self.point}: {name}", getattr(self, name))
+        if self.entries is not None and names_keys(self.point):
+            raise InputError(f"edit of {self.point}: its last dimension has keys; name them by `keys`")
         if self.keys is not None and not names_keys(self.point):
             raise InputError(
                 f"edit of {self.point}: this point has no keys; leave `keys` out, or edit hook_key_scores"

@@ -55,12 +55,21 @@ def require_constructed(metric: Metric[Any]) -> None:
 
 def hook_names(metric: Metric[Any]) -> list[str]:
     """Return the names that `hooks()` returns, checked."""
+    return _hook_names(metric, "hooks", metric.hooks())
+
+
+def condition_hook_names(metric: CausalMetric[Any]) -> list[str]:
+    """Return the names that `condition_hooks()` returns, checked."""
+    return _hook_names(metric, "condition_hooks", metric.condition_hooks())
+
+
+def _hook_names(metric: Metric[Any], method: str, returned: Iterable[str]) -> list[str]:
     expected = "return a list of hook names, such as ['blocks.{layer}.attn.hook_sink']"
-    names = _as_list(metric, "hooks", metric.hooks(), expected)
+    names = _as_list(metric, method, returned, expected)
     for name in names:
         if not isinstance(name, str):
             raise author_error(
-                f"hooks() holds {describe_value(name)}; {expected}", _location_of(metric, "hooks")
+                f"{method}() holds {describe_value(name)}; {expected}", _location_of(metric, method)
             )
     return names
 

@@ -26,9 +26,11 @@ def comparison_figure(comparison: Comparison) -> Figure:
     n_rows = -(-len(metrics) // n_columns)
     figure, axes = new_figure(_PANEL_WIDTH * n_columns, _PANEL_HEIGHT * n_rows + 0.4, n_rows, n_columns)
     for panel, (metric, value) in zip(axes.flat, metrics, strict=False):
-        shown = [record for record in records if record["metric"] == metric and record["value"] == value]
-        _draw_panel(panel, shown)
-        unit = shown[0]["unit"]
+        displayed_records = [
+            record for record in records if record["metric"] == metric and record["value"] == value
+        ]
+        _draw_panel(panel, displayed_records)
+        unit = displayed_records[0]["unit"]
         panel.set_title(lettering(f"{metric}: {value}{f', {unit}' if unit else ''}", 46), fontsize=8)
     for panel in list(axes.flat)[len(metrics) :]:
         panel.axis("off")

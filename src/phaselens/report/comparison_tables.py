@@ -20,13 +20,16 @@ def comparison_tables(comparison: Comparison) -> Iterator[DisplayTable]:
     """Yield a table for each metric, with the values of both models and their difference in the displayed column."""
     records = comparison.differences.records()
     for metric, value in comparison.displayed.items():
-        shown = [record for record in records if record["metric"] == metric and record["value"] == value]
-        others = {str(record["value"]) for record in records if record["metric"] == metric} - {value}
-        unit = shown[0]["unit"]
+        displayed_records = [
+            record for record in records if record["metric"] == metric and record["value"] == value
+        ]
+        other_values = {str(record["value"]) for record in records if record["metric"] == metric} - {value}
+        unit = displayed_records[0]["unit"]
         caption = f"{metric}: {value}{f', {unit}' if unit else ''}; mean over texts"
-        if others:
-            caption += f"; {len(others)} more value{'s' if len(others) > 1 else ''} with --format json or csv"
-        yield _table(comparison, shown, printable(caption))
+        if other_values:
+            noun = "value" if len(other_values) == 1 else "values"
+            caption += f"; {len(other_values)} more {noun} with --format json or csv"
+        yield _table(comparison, displayed_records, printable(caption))
 
 
 def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> DisplayTable:

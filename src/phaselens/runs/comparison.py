@@ -136,21 +136,23 @@ def compare(
     if second is not None:
         require_kind("second", second, Run, "made by phaselens.run or phaselens.open_run")
     require_whole("seed", seed, 0)
-    other = first if second is None else second
+    second_run = first if second is None else second
     first_model, second_model = _models(first, second, models)
-    metrics = [name for name in first.metrics if name in other.metrics]
+    metrics = [name for name in first.metrics if name in second_run.metrics]
     if not metrics:
         raise InputError(
-            f"the runs have no metric in common: {', '.join(first.metrics)} and {', '.join(other.metrics)}"
+            f"the runs have no metric in common: {', '.join(first.metrics)} and {', '.join(second_run.metrics)}"
         )
-    allowed = require_comparable(list(_obstacles(first, other, first_model, second_model, metrics)), allow)
+    allowed = require_comparable(
+        list(_obstacles(first, second_run, first_model, second_model, metrics)), allow
+    )
     notes: list[str] = []
-    left_out = [name for name in [*first.metrics, *other.metrics] if name not in metrics]
+    left_out = [name for name in [*first.metrics, *second_run.metrics] if name not in metrics]
     if left_out:
         notes.append(f"in one run only: {', '.join(left_out)}")
     rows: list[tuple[Any, ...]] = []
     labels = first_model.info.label, second_model.info.label
-    pairing = _Pairing((first, other), labels, _common_texts(first, other), seed, notes)
+    pairing = _Pairing((first, second_run), labels, _common_texts(first, second_run), seed, notes)
     for name in metrics:
         rows += pairing.rows(name)
     if not rows:

@@ -95,7 +95,11 @@ class ConditionEditor:
         rows = _edited_rows(edit, tensor, axis, positions, self._is_real(positions))
         if not bool(rows.any()):
             return None
+        if len(tensor) == 1 < len(rows):  # one row for all texts, as of cos and sin
+            rows = rows.any(0, keepdim=True)
         mask = _broadcast_mask(edit, tensor, axis or 1, rows.expand(tensor.shape[0], -1))
+        if edit.entries is not None:
+            mask = mask & _edited_entries(edit, tensor)
         if is_key_scores(edit.point):
             mask = mask & (tensor != -torch.inf)  # a key that the query does not see cannot be edited
         elif edit.keys is not None:
@@ -218,6 +222,18 @@ def _broadcast_mask(edit: Edit, tensor: Tensor, axis: int, rows: Tensor) -> Tens
             raise InputError(f"edit of {edit.point}: head {head} of {len(heads)}")
         heads[head] = True
     return mask & (heads[None, :, None, None] if axis == 2 else heads[None, None, :, None])
+
+
+def _edited_entries(edit: Edit, tensor: Tensor) -> Tensor:
+    """Return [entry], True for the entries of the tensor's last dimension that the edit names."""
+    import torch
+
+    named = torch.zeros(tensor.shape[-1], dtype=torch.bool, device=tensor.device)
+    for entry in edit.entries or ():
+        if entry >= len(named):
+            raise InputError(f"edit of {edit.point}: entry {entry} of {len(named)}")
+        named[entry] = True
+    return named
 
 
 @contextmanager

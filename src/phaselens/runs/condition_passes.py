@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text, TokenizedText
 from phaselens.plugin import BASELINE, Batch, CausalMetric, Condition, TaskPrompt, TextOutcome
-from phaselens.plugin.return_checks import conditions_of, prompts_of
+from phaselens.plugin.return_checks import condition_hook_names, conditions_of, prompts_of
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch, out_of_memory_explained
 from phaselens.runs.condition_editor import ConditionEditor
+from phaselens.runs.layer_pass import LayerDispatcher, Reader
+from phaselens.runs.layer_points import points_to_read
 from phaselens.runs.observer import Observer
-from phaselens.runs.resume import Branch, run_branches
+from phaselens.runs.resume import Branch, ReadingForward, run_branches
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +62,7 @@ def prepare(lens: HookedTransformer, metric: CausalMetric[Any]) -> Sequence[Task
     The metric has observed all texts, and its `bos` is set.
     """
     conditions = conditions_of(metric)
+    points_to_read(lens, metric, condition_hook_names(metric))  # refuses those that the model does not have
     for condition in conditions:
         ConditionEditor(lens, condition.edits)  # refuses hook points that the model does not have
     metric.losses.conditions = {condition.key: condition for condition in conditions}
@@ -133,7 +138,31 @@ def _branch(
                 run()
         report_progress()
 
-    return Branch(editor, receive, guard)
+    return Branch(editor, receive, guard, _reading(lens, active, condition, batch))
+
+
+def _reading(
+    lens: HookedTransformer, active: ActiveMetric, condition: Condition, batch: Batch
+) -> Callable[[], AbstractContextManager[ReadingForward]] | None:
+    """Return the context in which the metric reads a forward under the condition; None if it reads nothing there."""
+    metric = causal(active)
+    points = points_to_read(lens, metric, condition_hook_names(metric))
+    if not points:
+        return None
+
+    @contextmanager
+    def reading() -> Iterator[ReadingForward]:
+        update = functools.partial(metric.update_condition, condition)
+        dispatcher = LayerDispatcher(lens, batch, [Reader(points, update, active.result, metric.model.label)])
+        options = {
+            "sink_position": metric.sink_position,
+            "n_distances": metric.n_distances,
+            "reads_only": True,
+        }
+        yield [(name, dispatcher.hook(name)) for name in points], options
+        dispatcher.finish_layer()
+
+    return reading
 
 
 class _ScoredRows:

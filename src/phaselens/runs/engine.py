@@ -99,12 +99,13 @@ def feed_losses(
     with guarded(result, lens.info.label, "conditions"):
         prompts = prepare(lens, metric)
     _raise_failures(result)
-    if prompts is None:
-        task = ConditionsTask.of_texts(tokenized_texts)
-    else:
+    active = ActiveMetric(metric, result)
+    if prompts is None or metric.also_on_texts:
+        run_conditions(lens, ConditionsTask.of_texts(tokenized_texts), [active], batches, Observer())
+    if prompts:
         task = ConditionsTask.of_prompts(prompts)
-        batches = pack([len(text.ids) for text in task.tokenized_texts], _PROMPT_BATCH_TOKENS)
-    run_conditions(lens, task, [ActiveMetric(metric, result)], batches, Observer())
+        prompt_batches = pack([len(text.ids) for text in task.tokenized_texts], _PROMPT_BATCH_TOKENS)
+        run_conditions(lens, task, [active], prompt_batches, Observer())
     _raise_failures(result)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError
@@ -62,7 +63,7 @@ def forward(
     names = list(dict.fromkeys(name for member in working for name in member.points))
     if not names:
         return
-    dispatcher = _LayerDispatcher(lens, batch, working)
+    dispatcher = LayerDispatcher(lens, batch, list(map(reader_of, working)))
     with torch.no_grad():
         with out_of_memory_explained(lens, batch):
             lens.stream(
@@ -78,29 +79,53 @@ def forward(
     dispatcher.require_fired()
 
 
-class _LayerDispatcher:
-    """Collects the activations of one layer, updates each metric once all of its points have fired, and frees them.
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A function that takes a layer's activations, on behalf of a metric.
+
+    `points` maps the hook names that it reads to (layer, name within the layer). An exception is recorded in `result`,
+    under the model's `label`, and ends its updates.
+    """
+
+    points: Mapping[str, tuple[int | None, str]]
+    update: Callable[[LayerView], None]
+    result: MetricResult
+    label: str
+
+    @property
+    def works(self) -> bool:
+        """Whether the metric has not failed on this model."""
+        return not any(failure.model == self.label for failure in self.result.failures)
+
+
+def reader_of(active: ActiveMetric) -> Reader:
+    """Return the reader that updates a metric with the unedited model's activations."""
+    return Reader(active.points, active.metric.update, active.result, active.metric.model.label)
+
+
+class LayerDispatcher:
+    """Collects the activations of one layer, updates each reader once all of its points have fired, and frees them.
 
     A point outside of the layers is dispatched alone, under its own name in place of a layer.
     """
 
-    def __init__(self, lens: HookedTransformer, batch: Batch, members: Sequence[ActiveMetric]) -> None:
+    def __init__(self, lens: HookedTransformer, batch: Batch, readers: Sequence[Reader]) -> None:
         self._lens = lens
-        self._members = members
+        self._readers = readers
         self._layer: int | None = None
-        #: Each metric has its own copy of the batch's tensors.
-        self._batches = {id(member): batch.private_copy() for member in members}
+        #: Each reader has its own copy of the batch's tensors.
+        self._batches = {id(reader): batch.private_copy() for reader in readers}
         self._activations: dict[str, Tensor] = {}
         self._fired: set[str] = set()
-        self._points = {name: point for member in members for name, point in member.points.items()}
-        #: Metrics that were not updated yet, with the points they need, by layer or point outside of the layers.
-        self._pending: dict[int | str, list[tuple[ActiveMetric, frozenset[str]]]] = {}
-        for member in members:
+        self._points = {name: point for reader in readers for name, point in reader.points.items()}
+        #: Readers that were not updated yet, with the points they need, by layer or point outside of the layers.
+        self._pending: dict[int | str, list[tuple[Reader, frozenset[str]]]] = {}
+        for reader in readers:
             names_by_key: dict[int | str, set[str]] = {}
-            for name in member.points:
+            for name in reader.points:
                 names_by_key.setdefault(self._key(name), set()).add(name)
             for key, names in names_by_key.items():
-                self._pending.setdefault(key, []).append((member, frozenset(names)))
+                self._pending.setdefault(key, []).append((reader, frozenset(names)))
 
     def _key(self, name: str) -> int | str:
         """Return the layer of a point, or its name if it is outside of the layers."""
@@ -122,42 +147,42 @@ class _LayerDispatcher:
         return collect
 
     def _update_complete(self, key: int | str) -> None:
-        """Update the metrics whose points have all fired, and keep only activations that others still need."""
+        """Update the readers whose points have all fired, and keep only activations that others still need."""
         pending = self._pending.get(key, [])
-        complete = [(member, names) for member, names in pending if names <= self._activations.keys()]
+        complete = [(reader, names) for reader, names in pending if names <= self._activations.keys()]
         if complete:
             pending[:] = [
-                (member, names) for member, names in pending if not names <= self._activations.keys()
+                (reader, names) for reader, names in pending if not names <= self._activations.keys()
             ]
-            for member, names in complete:
-                self._update(member, names)
+            for reader, names in complete:
+                self._update(reader, names)
             needed = {name for _, names in pending for name in names}
             self._activations = {name: tensor for name, tensor in self._activations.items() if name in needed}
 
     def finish_layer(self) -> None:
-        """Update the metrics that still wait for a point of this layer with the activations that did fire."""
+        """Update the readers that still wait for a point of this layer with the activations that did fire."""
         if self._layer is not None:
-            for member, names in self._pending.pop(self._layer, []):
-                self._update(member, names & self._activations.keys())
+            for reader, names in self._pending.pop(self._layer, []):
+                self._update(reader, names & self._activations.keys())
         self._activations = {}
 
-    def _update(self, member: ActiveMetric, names: Collection[str]) -> None:
+    def _update(self, reader: Reader, names: Collection[str]) -> None:
         # In the order in which they fired, which `names` does not keep.
         activations = {
-            member.points[name][1]: tensor for name, tensor in self._activations.items() if name in names
+            reader.points[name][1]: tensor for name, tensor in self._activations.items() if name in names
         }
-        if activations and member.works:
-            layer = next(member.points[name][0] for name in names)
+        if activations and reader.works:
+            layer = next(reader.points[name][0] for name in names)
             weight = functools.partial(copied_weight, self._lens, layer)
             projection = functools.partial(copied_projection, self._lens, layer)
-            with guarded(member.result, member.metric.model.label, "update"):
-                view = LayerView(layer, self._batches[id(member)], activations, weight, projection)
-                member.metric.update(view)
+            with guarded(reader.result, reader.label, "update"):
+                view = LayerView(layer, self._batches[id(reader)], activations, weight, projection)
+                reader.update(view)
 
     def require_fired(self) -> None:
-        """Fail each metric that hooked a point that exists but did not fire, rather than leave its values missing."""
-        for member in self._members:
-            silent = [name for name in member.points if name not in self._fired]
-            if silent and member.works:
-                with guarded(member.result, member.metric.model.label, "update"):
+        """Fail each reader that hooked a point that exists but did not fire, rather than leave its values missing."""
+        for reader in self._readers:
+            silent = [name for name in reader.points if name not in self._fired]
+            if silent and reader.works:
+                with guarded(reader.result, reader.label, "update"):
                     raise InputError(f"hook point {silent[0]!r} did not fire in this model's forward")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from phaselens.lens.points import (
     in_layer,
@@ -27,9 +28,12 @@ if TYPE_CHECKING:
 
     from phaselens.lens import HookedTransformer
     from phaselens.lens.components import AttentionReplay, KernelReplay
+    from phaselens.lens.points import Hook
 
 FROM_TOKENS = -1
 
+ReadingForward = tuple[Sequence["Hook"], dict[str, Any]]
+"""Hooks that read activations, and the options of `stream` for them."""
 Forward = Callable[[], "Tensor"]
 """Runs a forward and returns the final norm's output [batch, pos, d_model]."""
 
@@ -39,12 +43,14 @@ class Branch:
     """One condition on one batch.
 
     `receive` takes the final norm's output [batch, pos, d_model]. `guard` calls the function that it receives and
-    handles its exceptions.
+    handles its exceptions. `reading` is a context that yields the hooks and the options of a forward in which a metric
+    reads activations; such a forward shares no computation with others. None without any.
     """
 
     editor: ConditionEditor
     receive: Callable[[Tensor], None]
     guard: Callable[[Callable[[], None]], None]
+    reading: Callable[[], AbstractContextManager[ReadingForward]] | None = None
 
 
 def lowest_layer(edit: Edit, n_layers: int) -> int:
@@ -143,7 +149,9 @@ class BaselinePass:
         sharing_attention = []
         kernels = self._lens.kernel_replay(lowest) if lowest < self._lens.info.n_layers else None
         for branch in branches:
-            if _keeps_attention(branch, lowest):
+            if branch.reading is not None:
+                yield branch, functools.partial(self._resumed, branch)
+            elif _keeps_attention(branch, lowest):
                 sharing_attention.append(branch)
             elif kernels is not None and _keeps_kernels(branch, lowest):
                 yield branch, functools.partial(self._replayed, branch, kernels)
@@ -154,12 +162,19 @@ class BaselinePass:
 
     def _from_tokens(self, branch: Branch) -> Tensor:
         """Run a forward from the tokens under the branch's edits."""
-        return self._stream(self._batch.tokens, branch.editor.hooks(self._positions))
+        return self._run(branch, tokens=self._batch.tokens)
 
     def _resumed(self, branch: Branch) -> Tensor:
         """Run a forward under the branch's edits from the current layer on."""
+        return self._run(branch, residual=self._residual, start_at_layer=self._layer)
+
+    def _run(self, branch: Branch, **inputs: Any) -> Tensor:
+        """Run a forward under the branch's edits, with the hooks that read after them."""
         hooks = branch.editor.hooks(self._positions)
-        return self._stream(hooks=hooks, residual=self._residual, start_at_layer=self._layer)
+        if branch.reading is None:
+            return self._stream(hooks=hooks, **inputs)
+        with branch.reading() as (reading_hooks, options):
+            return self._stream(hooks=[*hooks, *reading_hooks], **inputs, **options)
 
     def _after_attention(self, layer: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Forward]]:
         """Yield forwards of branches that edit `layer` after its attention, which is computed once for all of them.

@@ -130,9 +130,16 @@ class ShardWork:
         for name, plan in plans.items():
             metrics |= self._observe_sequences(active_metrics[name], plan, results)
         tasks = self._prepare_all(metrics, results)
+        #: Metrics whose conditions have run on the texts, and still run on their prompts.
+        on_both: dict[str, Metric[Any]] = {}
         for task in tasks:
             self._observer.measuring(f"{self._label}, conditions", task.n_tokens)
-            metrics |= self._run_task(task, results)
+            for name, metric in self._run_task(task, results).items():
+                if name in on_both:
+                    metric.merge(on_both[name])
+                elif task.metrics[name].metric.also_on_texts:
+                    on_both[name] = metric
+                metrics[name] = metric
         return {name: metrics[name] for name in active_metrics if name in metrics}
 
     def _construct(self, results: Mapping[str, MetricResult]) -> dict[str, ActiveMetric]:
@@ -237,15 +244,15 @@ class ShardWork:
                 continue
             with guarded(results[name], self._label, "conditions"):
                 prompts = prepare(self._lens, metric)
-                if prompts is not None and not prompts:
-                    continue  # there is nothing to run
-                task = on_texts
-                if prompts is not None:
+                chosen_tasks = [on_texts] if prompts is None or metric.also_on_texts else []
+                if prompts:
                     own_texts = ConditionsTask.of_prompts(prompts)
-                    task = ShardedTask(own_texts, cut_shards(own_texts.tokenized_texts, *self._sizes), name)
-                    tasks.append(task)
-                keeps_state = self._store.keeps or len(task.shards) > 1
-                task.metrics[name] = PreparedMetric.of(metric, keeps_state=keeps_state)
+                    shards = cut_shards(own_texts.tokenized_texts, *self._sizes)
+                    tasks.append(ShardedTask(own_texts, shards, name))
+                    chosen_tasks.append(tasks[-1])
+                for task in chosen_tasks:
+                    keeps_state = self._store.keeps or len(task.shards) > 1 or len(chosen_tasks) > 1
+                    task.metrics[name] = PreparedMetric.of(metric, keeps_state=keeps_state)
         return [task for task in tasks if task.metrics]
 
     def _run_task(self, task: ShardedTask, results: Mapping[str, MetricResult]) -> dict[str, Metric[Any]]:
