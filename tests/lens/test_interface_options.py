@@ -12,7 +12,7 @@ from phaselens.errors import RefusedModel
 from phaselens.lens.interface_options import require_served
 
 
-@pytest.mark.parametrize("option", ["block_indices", "position_bias", "sinks"])
+@pytest.mark.parametrize("option", ["block_indices", "sinks"])
 def test_an_option_that_changes_attention_is_refused_by_its_effect(option: str) -> None:
     with pytest.raises(
         RefusedModel, match=r"^Linear (attends only to|adds) .* PhaseLens measures one softmax"
