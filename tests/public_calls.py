@@ -21,13 +21,14 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "a type for annotations": (
         attention.SoftmaxOptions, uncertainty.Interval, plugin.FinishedRun, plugin.ConditionKey, plugin.CellValue,
     ),
-    "results of attention": (attention.Summary, attention.Writes),
+    "results of attention": (attention.Remainder, attention.Summary, attention.Writes),
     "results of spectrum": (
         spectrum.Balance, spectrum.BosNormRows, spectrum.Bound, spectrum.MassiveActivationRows,
         spectrum.NullSpectrum, spectrum.Spectrum,
     ),
     "results of uncertainty": (
         uncertainty.ArmComparison, uncertainty.LossComparison, uncertainty.PairedComparison, uncertainty.Proportion,
+        uncertainty.RankCorrelation,
     ),
     "made by compare": (runs.Comparison,),
     "made by the functions and methods of patching": (
@@ -94,6 +95,8 @@ SOFTMAX = {
     "sink_logits": torch.zeros(2),
 }  # fmt: skip
 QKV, QK_LSE = {"q": Q, "k": Q, "v": Q, **SOFTMAX}, {"q": Q, "k": Q, "lse": LSE, **SOFTMAX}
+NAMED_KEYS = torch.tensor([[0]])
+REST = functools.cache(lambda: attention.Remainder(torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4)))
 DRAWS = {"confidence": 0.9, "n_resamples": 100, "seed": 0}
 PAIRED = {"n_permutations": 10, **DRAWS}
 FINISHED_RUN = functools.cache(
@@ -111,6 +114,7 @@ def tokens() -> list[data.TokenizedText]:
 #: A valid call of each public callable, with every argument by keyword.
 CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.attend: lambda: QKV,
+    attention.attend_without: lambda: {**QKV, "keys": NAMED_KEYS},
     attention.concentration: lambda: {"received": LSE, "lengths": LENGTHS},
     attention.distance_mass: lambda: {**QK_LSE, "longest": 2, "lengths": LENGTHS},
     attention.explicit: lambda: QKV,
@@ -120,6 +124,9 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     attention.gaussian_massive_share: lambda: {"n_tokens": 3, "multiple": 5.0},
     attention.head_norms: lambda: {"z": torch.zeros(4, 2, 8), "factor": torch.zeros(2, 8, 8)},
+    attention.key_scores: lambda: {
+        **{key: value for key, value in QKV.items() if key != "v"}, "keys": NAMED_KEYS,
+    },
     attention.massive_cells: lambda: {"norms": CELLS, "multiple": 5.0, "over": "global"},
     attention.n_seeing: lambda: LAST_KEYS,
     attention.norm_matrix: lambda: {"states": torch.zeros(4, 2, 8)},
@@ -128,7 +135,14 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.query_mean: lambda: {"rows": LSE, "lengths": LENGTHS, "first": 0, "last": 2},
     attention.received_mass: lambda: {**QK_LSE, "lengths": LENGTHS},
     attention.refine_lse: lambda: QK_LSE,
+    attention.reweighted: lambda: {
+        "own": Q, "rest": REST(), "v": Q, "keys": NAMED_KEYS,
+        "scores": torch.zeros(1, 2, 4, 1), "edited": torch.zeros(1, 2, 4, 1),
+    },
     attention.row_entropy: lambda: QK_LSE,
+    attention.rows_changed: lambda: {
+        "rest": REST(), "scores": torch.zeros(1, 2, 4, 1), "edited": torch.zeros(1, 2, 4, 1), "dtype": torch.float32,
+    },
     attention.scaled_writes: lambda: {
         "mass": torch.ones(2, 4), "values": torch.ones(4, 2, 8), "w_o": W_O, "factor": torch.ones(2, 5, 8),
     },
@@ -148,6 +162,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.triangular: lambda: {"w_o": W_O},
     attention.uniform_distance: lambda: LAST_KEYS,
     attention.uniform_entropy: lambda: LAST_KEYS,
+    attention.uniform_learned_sink: lambda: {**LAST_KEYS, "include_query0": False},
     attention.uniform_received: lambda: LAST_KEYS,
     attention.uniform_sink: lambda: {**LAST_KEYS, "include_query0": False, "position": 0},
     attention.uniform_sink_rows: lambda: LAST_KEYS,
@@ -189,6 +204,10 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     uncertainty.paired_interval: lambda: {
         "first": [1.0, 2.0], "second": [1.0, 2.0], "present": [True, True], **DRAWS,
     },
+    uncertainty.rank_correlation: lambda: {
+        "first": [1.0, 2.0, 3.0], "second": [1.0, 3.0, 2.0], "n_permutations": 9, "seed": 0,
+    },
+    uncertainty.spearman: lambda: {"first": [1.0, 2.0, 3.0], "second": [1.0, 3.0, 2.0]},
     uncertainty.wilson_interval: lambda: {"successes": 1, "n": 2, "confidence": 0.9},
     patching.Experiment: lambda: {"clean": PROMPT(), "corrupt": PROMPT(), "metric": patching.loss},
     patching.LogitMetric: lambda: {
@@ -205,14 +224,16 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.CausalTables: lambda: {"losses": Losses(), "seed": 0, "warn": print},
     plugin.Column: lambda: {"name": "a", "type": float, "unit": "nats", "help": "a"},
     plugin.Condition: lambda: {
-        "name": "a", "edits": [Edit("a", 0.0)], "layer": 0, "seed": 0, "control_for": "b", "params": {},
+        "name": "a", "edits": [Edit("a", 0.0)], "layer": 0, "seed": 0, "control_for": "b", "params": {}, "head": 0,
     },
     plugin.Display: lambda: {
         "value": "a", "title": "a", "table": "a", "rows": "layer", "low": "a", "high": "a", "null": "a",
         "percent": False, "strong": 0.1, "strong_means": "a", "also": (("a", "b"),), "summary": (), "digits": 3,
         "by_head": "a", "before": (),
     },
-    plugin.Edit: lambda: {"point": "a", "to": 0.0, "positions": [0], "heads": [0]},
+    plugin.Edit: lambda: {
+        "point": "blocks.0.attn.hook_pattern", "to": 0.0, "positions": [0], "heads": [0], "keys": [0], "entries": None,
+    },
     plugin.Encoder: lambda: {"tokenizer": testing.tiny_tokenizer(), "bos": "auto", "bos_token_id": 0},
     plugin.FigurePanel: lambda: {
         "figure_set": FigureSet("a", ("b",)), "name": "b", "display": Display("a", "a"), "summary_only": True,
