@@ -362,10 +362,12 @@ def _mid_edit_reaches_skip_path(
 
 
 def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
-    """Start at a layer from its cached residual: the result is the same, and no lower layer runs."""
-    final, residuals = capture(lens, tokens, _per_layer(lens, "hook_in"))
+    """Start at a layer, or after the last, from its cached residual: the result is the same, and no lower layer runs."""
+    n_layers = lens.info.n_layers
+    points = {**_per_layer(lens, "hook_in"), n_layers: in_layer(n_layers - 1, "hook_out")}
+    final, residuals = capture(lens, tokens, points)
     gaps: dict[int, float] = {}
-    for layer in layers:
+    for layer in (*layers, n_layers):
         inputs_below: dict[int, Tensor] = {}
         hooks = [(in_layer(lower, "hook_in"), keeper(inputs_below, lower)) for lower in range(layer)]
         resumed = lens.stream(residual=residuals[layer], start_at_layer=layer, hooks=hooks)

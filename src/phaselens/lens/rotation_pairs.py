@@ -87,7 +87,8 @@ def _attention_factor(attention: StreamingAttention) -> float | None:
     """Return the factor of cos and sin, which cos has at position 0; None if there is no such one number."""
     if attention.origin is None:
         return None
-    cos, sin = attention.origin
+    parts = attention.origin
+    cos, sin = (parts[0].real, parts[0].imag) if parts[0].is_complex() else parts
     factors = cos.unique().tolist()
     return float(factors[0]) if len(factors) == 1 and not bool(sin.any()) else None
 
