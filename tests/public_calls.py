@@ -145,14 +145,19 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.scaled_writes: lambda: {
         "mass": torch.ones(2, 4), "values": torch.ones(4, 2, 8), "w_o": W_O, "factor": torch.ones(2, 5, 8),
     },
+    attention.segment_mass: lambda: {
+        **QK_LSE, "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2,
+    },
     attention.sink_mass: lambda: {**QK_LSE, "position": 0},
     attention.sink_score: lambda: {
         "sink": LSE, "lengths": LENGTHS, "include_query0": False, "position": 0, "window": 3,
     },
     attention.summarise: lambda: {
         **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "itself": True, "refine": True,
+        "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True,
         "lengths": LENGTHS, "real": None,
     },
+    attention.top_keys: lambda: QK_LSE,
     attention.triangular: lambda: {"w_o": W_O},
     attention.uniform_distance: lambda: LAST_KEYS,
     attention.uniform_entropy: lambda: LAST_KEYS,
@@ -242,7 +247,9 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.write_state: lambda: {"path": "no-such-folder/x", "tree": {}, "metadata": None, "replace": False},
     plugin.Plugins: dict,
     plugin.TaskPrompt: lambda: {"id": "a", "ids": [1, 2], "scored_from": 1},
-    plugin.TokenSequence: lambda: {"id": "a", "ids": [1], "group": "b", "rotation_mode": "nope"},
+    plugin.TokenSequence: lambda: {
+        "id": "a", "ids": [1], "group": "b", "rotation_mode": "nope", "segments": [0],
+    },
     plugin.TableSpec: lambda: {"name": "a", "columns": (Column("a"),), "help": "a"},
     plugin.Text: lambda: {"id": "a", "text": "b", "label": "c"},
     plugin.in_layer: lambda: {"layer": 0, "point": "hook_mlp_out"},

@@ -38,9 +38,11 @@ AXES = {
     "d_head": 8,
     "query": 24,
     "key": 24,
-    "named_key": 1,
     "distance": 64,
+    "named_key": 1,
+    "segment": 1,
     "1": 1,
+    "2": 2,
 }
 
 

@@ -13,6 +13,7 @@ in half precision are summed in float32. A query or key that is NaN or infinite 
 enters NaN.
 """
 
+from phaselens.attention._accumulators import TIE
 from phaselens.attention._attend import attend
 from phaselens.attention._cells import (
     gaussian_massive_share,
@@ -22,11 +23,18 @@ from phaselens.attention._cells import (
 )
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
 from phaselens.attention._geometry import KeyGeometry, LargestProduct, key_geometry, largest_product
-from phaselens.attention._named_keys import Remainder, attend_without, key_scores, reweighted
+from phaselens.attention._named_keys import (
+    Remainder,
+    attend_without,
+    key_scores,
+    reweighted,
+    rows_changed,
+)
 from phaselens.attention._nulls import (
     n_seeing,
     uniform_distance,
     uniform_entropy,
+    uniform_learned_sink,
     uniform_received,
     uniform_sink,
     uniform_sink_rows,
@@ -34,6 +42,7 @@ from phaselens.attention._nulls import (
 )
 from phaselens.attention._problem import SoftmaxOptions
 from phaselens.attention._readings import concentration, normalised_entropy, query_mean, sink_score
+from phaselens.attention._segments import segment_mass, top_keys
 from phaselens.attention._statistics import (
     Summary,
     distance_mass,
@@ -47,6 +56,7 @@ from phaselens.attention._statistics import (
 from phaselens.attention._writes import Writes, head_norms, scaled_writes, triangular, writes
 
 __all__ = [
+    "TIE",
     "KeyGeometry",
     "LargestProduct",
     "Remainder",
@@ -75,13 +85,17 @@ __all__ = [
     "refine_lse",
     "reweighted",
     "row_entropy",
+    "rows_changed",
     "scaled_writes",
+    "segment_mass",
     "sink_mass",
     "sink_score",
     "summarise",
+    "top_keys",
     "triangular",
     "uniform_distance",
     "uniform_entropy",
+    "uniform_learned_sink",
     "uniform_received",
     "uniform_sink",
     "uniform_sink_rows",

@@ -37,6 +37,7 @@ from phaselens.lens.projection import Projection
 from phaselens.lens.quantised import Arithmetic
 from phaselens.lens.rotation import SwitchesRotation
 from phaselens.lens.rows import Rows
+from phaselens.lens.segment_labels import LabelsSegments
 from phaselens.lens.texts import ReadsTexts, options_of, signed_as
 from phaselens.lens.weights import projection, weight_of
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from phaselens.lens.token_losses import ModuleHead, Unembedding
 
 
-class HookedTransformer(SwitchesRotation, ReadsTexts):
+class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
     """A TransformerLens bridge around an unmodified Hugging Face causal language model.
 
     Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`,
@@ -56,7 +57,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
     * ``hook_loss`` [batch, pos], the loss of each token, in pieces of the vocabulary;
     * `info` (facts about the model) and `stream` (one measuring forward);
-    * `set_rotation` nulls the rotation of layers and restores it;
+    * `set_rotation` nulls the rotation of layers and restores it, `segmented` divides the keys into segments;
     * one BOS policy, `bos`, for every method that takes a text: the ids are those that a run measures.
 
     `phaselens.load` returns one; it is not meant to be constructed directly.
@@ -232,7 +233,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
                 if unembed:
                     logits: Tensor = model(**inputs, use_cache=False).logits
                     return logits
-                final: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+                final: Tensor = families.body_of(model)(**inputs, use_cache=False).last_hidden_state
                 return final
         except StopAtLayerException as stopped:
             reached: Tensor = stopped.layer_output
@@ -274,6 +275,11 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
             raise InputError(
                 f"tokens: ids from {low} to {high}, but {self.info.label} has 0 to {self.info.d_vocab - 1}; "
                 "encode the text with this model's tokenizer"
+            )
+        if (longest := self.info.longest) is not None and tokens.shape[1] > longest:
+            raise InputError(
+                f"{tokens.shape[1]} tokens, but {self.info.label} is measured up to {longest}: beyond, it attends in "
+                f"chunks or to selected keys; shorten the texts (--max-tokens {longest})"
             )
         if "learned" in self.info.positions and self.info.n_ctx and tokens.shape[1] > self.info.n_ctx:
             raise InputError(
@@ -329,7 +335,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
         super()._check_hook_fireable(*names)
 
     def _generate_tokens(self, current_tokens: Tensor, *args: object, **kwargs: object) -> Any:
-        """Run TransformerLens' loop over new tokens, without a cache if the rotation would change during it."""
+        """Run TransformerLens' loop, without a cache if the rotation would change during it."""
         padded = kwargs.get("_is_batched_list") or kwargs.get("initial_attention_mask") is not None
         self._switch_off_stale_cache(kwargs, current_tokens, padded=bool(padded))
         return super()._generate_tokens(current_tokens, *args, **kwargs)
