@@ -120,6 +120,10 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         **{key: value for key, value in QKV.items() if key != "v"}, "keys": torch.tensor([[0]]),
     },
     attention.largest_product: lambda: {"q": Q[0], "k": Q[0], "window": 3},
+    attention.rows_changed: lambda: {
+        "rest": attention.Remainder(Q, LSE), "scores": torch.zeros(1, 2, 4, 1),
+        "edited": torch.zeros(1, 2, 4, 1), "dtype": torch.float32,
+    },
     attention.reweighted: lambda: {
         "own": Q, "rest": attention.Remainder(Q, LSE), "v": Q, "keys": torch.tensor([[0]]),
         "scores": torch.zeros(1, 2, 4, 1), "edited": torch.zeros(1, 2, 4, 1),
@@ -161,6 +165,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.triangular: lambda: {"w_o": W_O},
     attention.uniform_distance: lambda: LAST_KEYS,
     attention.uniform_entropy: lambda: LAST_KEYS,
+    attention.uniform_learned_sink: lambda: {"n_tokens": 4, "include_query0": False, "window": 2},
     attention.uniform_received: lambda: LAST_KEYS,
     attention.uniform_sink: lambda: {**LAST_KEYS, "include_query0": False, "position": 0},
     attention.uniform_sink_rows: lambda: LAST_KEYS,

@@ -154,9 +154,7 @@ def reweighted(
     """
     for name, tensor in (("own", own), ("v", v)):
         require_tensor(name, tensor, "batch", "head", "position", "d_v")
-    require_kind("rest", rest, Remainder, "made by attend_without")
     require_key_indices("keys", keys, len(own))
-    require_tensor("scores", scores, "batch", "head", "query", "n")
     is_changed = rows_changed(rest, scores, edited, own.dtype)
     return torch.where(is_changed[..., None], rest.output(v, keys, edited).to(own.dtype), own)
 
@@ -172,7 +170,10 @@ def rows_changed(rest: Remainder, scores: Tensor, edited: Tensor, dtype: torch.d
     >>> rows_changed(rest, zero, zero + 1e-9, torch.float32).tolist()
     [[[False]]]
     """
-    require_tensor("edited", edited, "batch", "head", "query", "n")
+    require_kind("rest", rest, Remainder, "made by attend_without")
+    for name, tensor in (("scores", scores), ("edited", edited)):
+        require_tensor(name, tensor, "batch", "head", "query", "n")
+    require_kind("dtype", dtype, torch.dtype, "such as torch.float32")
     precision = torch.float64 if dtype == torch.float64 else torch.float32
     before, after = (rest.weights(values).to(precision) for values in (scores, edited))
     is_changed = (before != after).any(-1)
