@@ -103,8 +103,8 @@ def attend_without(
     sink_logits = options.get("sink_logits")
     require_no_gradient("attend_without", q, k, v, sink_logits, options.get("bias"))
     problem = Problem(q, k, **options)
+    problem = replace(problem, hidden_keys=_joined(keys, problem.hidden_keys, len(q)))
     check_values(k, v)
-    problem = replace(problem, hidden_keys=_joined(keys, options.get("hidden_keys"), len(q)))
     attend = _kernels.attend if has_exact_lse(problem) else _key_blocks.attend
     out, kernel_lse = attend(problem, v)
     large = needs_float64(problem, kernel_lse).nonzero().tolist()
@@ -152,9 +152,9 @@ def reweighted(
     >>> reweighted(own, rest, v, keys, scores, edited)[0, 0, :, 0].tolist()
     [8.0, 2.0, 3.0]
     """
-    require_tensor("own", own, "batch", "head", "query", "d_v")
-    require_tensor("v", v, "batch", "kv_head", "key", "d_v")
-    require_key_indices("keys", keys, len(v))
+    for name, tensor in (("own", own), ("v", v)):
+        require_tensor(name, tensor, "batch", "head", "position", "d_v")
+    require_key_indices("keys", keys, len(own))
     is_changed = rows_changed(rest, scores, edited, own.dtype)
     return torch.where(is_changed[..., None], rest.output(v, keys, edited).to(own.dtype), own)
 
@@ -170,10 +170,10 @@ def rows_changed(rest: Remainder, scores: Tensor, edited: Tensor, dtype: torch.d
     >>> rows_changed(rest, zero, zero + 1e-9, torch.float32).tolist()
     [[[False]]]
     """
-    require_kind("rest", rest, Remainder, "as attend_without returns it")
-    require_kind("dtype", dtype, torch.dtype, "such as torch.float32")
+    require_kind("rest", rest, Remainder, "made by attend_without")
     for name, tensor in (("scores", scores), ("edited", edited)):
         require_tensor(name, tensor, "batch", "head", "query", "n")
+    require_kind("dtype", dtype, torch.dtype, "such as torch.float32")
     precision = torch.float64 if dtype == torch.float64 else torch.float32
     before, after = (rest.weights(values).to(precision) for values in (scores, edited))
     is_changed = (before != after).any(-1)
