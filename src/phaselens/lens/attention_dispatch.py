@@ -14,6 +14,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,9 @@ from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import interface_options
 from phaselens.lens.attention_owner import AttentionOwner, is_hooked
 from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
-from phaselens.lens.key_edits import fire_key_scores
+from phaselens.lens.key_edits import computed_once, fire_key_scores
 from phaselens.lens.lazy_masks import LazyMask
-from phaselens.lens.masks import build_mask, note_mask
+from phaselens.lens.masks import build_mask, note_mask, selected_keys
 from phaselens.lens.matrix import (
     at_positions,
     fire_matrix,
@@ -68,6 +69,8 @@ def attend_hooked(
         key, value: [batch, n_kv_heads, n_keys, d_head].
         attention_mask: None for causal attention; else bool, True where visible, or additive.
         bias: [batch | 1, head | 1, 1 | query, key], added to the scores; `position_bias` is transformers' name for it.
+        kwargs: `indices` [batch, n_queries, choice] are the keys that an indexer selects for each query (sparse
+            attention); other keys are hidden.
 
     Returns:
         The output [batch, n_queries, n_heads, d_head] and, where it was built, the pattern.
@@ -91,6 +94,9 @@ def attend_hooked(
     reference = module.__dict__.get(_OWNER)
     owner: AttentionOwner | None = reference() if reference is not None else None
     note_mask(module, attention_mask)
+    indices = kwargs.pop("indices", None)
+    if isinstance(indices, Tensor):
+        options["mask"] = selected_keys(attention_mask, indices, key.shape[2])
     attend_as_model = functools.partial(_attend_as_model, module, dropout, is_causal, kwargs)
     if owner is None:
         if attention_mask is None and query.shape[2] > 1:
@@ -102,7 +108,8 @@ def attend_hooked(
                 options["bias"] = options["bias"][..., :n_filled]
         output = attend_as_model(query, key, value, options)
         if is_recording():
-            note_call(InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output))
+            call = InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output)
+            note_call(replace(call, selects=indices is not None))
         return output, None
 
     slots = KeySlots.of_call(owner.streaming_options.rows, key)
@@ -131,7 +138,9 @@ def _attend_owned(
     statistics = owner.hooked_statistics()
     reads_scores = explicit or is_hooked(owner.hook_key_scores)
     if not reads_scores and not statistics and _is_native(options):
-        return _shared_output(owner, attend_as_model, query, key, value, options), None
+        return computed_once(
+            owner.kernels, "output", lambda: attend_as_model(query, key, value, options)
+        ), None
     key, value, options = slots.crop(key), slots.crop(value), slots.crop_mask(options)
     needs_gradient = _needs_gradient(query, key, value)
     key_edit = fire_key_scores(owner, slots, query, key, options, needs_gradient)
@@ -144,9 +153,9 @@ def _attend_owned(
         if edited or not owner.streaming_options.reads_only or needs_gradient:
             return from_matrix(owner, slots, scores, pattern, value, options)
     if not statistics:
-        output = _shared_output(owner, attend_as_model, query, key, value, options)
         if key_edit is not None:
-            output = key_edit.output(owner, output, query, key, value, options)
+            return key_edit.output(owner, attend_as_model, query, key, value, options), pattern
+        output = computed_once(owner.kernels, "output", lambda: attend_as_model(query, key, value, options))
         return output, pattern
     if needs_gradient:
         # The fused kernel's log-sum-exp carries no gradient. The output keeps its own; the statistics are constants,
@@ -161,23 +170,6 @@ def _attend_owned(
         output, lse = attention.attend(query, key, value, **options)
         _fire_statistics(owner, slots, statistics, query, key, lse, options)
     return output.transpose(1, 2).contiguous(), pattern
-
-
-def _shared_output(
-    owner: AttentionOwner,
-    attend_as_model: Callable[[Tensor, Tensor, Tensor, KernelOptions], Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    options: KernelOptions,
-) -> Tensor:
-    """Return the model's own output, computed once for all forwards of a `KernelReplay`."""
-    if owner.kernels is None:
-        return attend_as_model(query, key, value, options)
-    if "output" not in owner.kernels:
-        owner.kernels["output"] = attend_as_model(query, key, value, options)
-    output: Tensor = owner.kernels["output"]
-    return output
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

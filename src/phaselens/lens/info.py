@@ -81,6 +81,9 @@ class ModelInfo:
     ``learned_sinks`` are the layers whose heads have a learned sink logit, ``gates`` those in which a gate multiplies
     the heads' outputs: factors that do not depend on these outputs.
 
+    ``longest`` is the length of the longest text in which each layer sees all keys before a query or a window of them;
+    None without a limit. Attention in chunks of a text, or to keys that an indexer selects, has one.
+
     ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
 
     ``n_ctx_trained`` is the number of positions that the model was trained for, where a rope type extended them to
@@ -129,6 +132,7 @@ class ModelInfo:
     gates: tuple[int, ...] = ()
     kinds: tuple[str, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
+    longest: int | None = None
     protocol: str | None = None
     note: str | None = None
     adapter: str | None = None

@@ -317,6 +317,7 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
     model: PreTrainedModel = lens.original_model
     config = model.config
     encodings = detect_rotation(lens)
+    windows, longest = measure_windows(lens)
     facts = {layer: attention.facts for layer, attention in attention_layers(lens).items()}
     first = next(iter(facts.values()), None)
     package = source.package if source is not None else None
@@ -339,7 +340,8 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         d_vocab=families.d_vocab_of(model),
         n_ctx=families.n_ctx_of(model),
         positions=encodings,
-        windows=measure_windows(lens),
+        windows=windows,
+        longest=longest,
         scales=tuple(facts[layer].scale if layer in facts else None for layer in range(len(lens.blocks))),
         softcap=None if first is None else first.softcap,
         dtype=str(lens.dtype).removeprefix("torch."),
