@@ -21,7 +21,7 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "a type for annotations": (
         attention.SoftmaxOptions, uncertainty.Interval, plugin.FinishedRun, plugin.ConditionKey, plugin.CellValue,
     ),
-    "results of attention": (attention.Summary, attention.Writes),
+    "results of attention": (attention.KeyGeometry, attention.LargestProduct, attention.Summary, attention.Writes),
     "results of spectrum": (
         spectrum.Balance, spectrum.BosNormRows, spectrum.Bound, spectrum.MassiveActivationRows,
         spectrum.NullSpectrum, spectrum.Spectrum,
@@ -120,6 +120,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     attention.gaussian_massive_share: lambda: {"n_tokens": 3, "multiple": 5.0},
     attention.head_norms: lambda: {"z": torch.zeros(4, 2, 8), "factor": torch.zeros(2, 8, 8)},
+    attention.key_geometry: lambda: {"q": Q[0], "k": Q[0], "scale": 1.0, "position": 0, "window": 3},
+    attention.largest_product: lambda: {"q": Q[0], "k": Q[0], "window": 3},
     attention.massive_cells: lambda: {"norms": CELLS, "multiple": 5.0, "over": "global"},
     attention.n_seeing: lambda: LAST_KEYS,
     attention.norm_matrix: lambda: {"states": torch.zeros(4, 2, 8)},
@@ -141,7 +143,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     attention.summarise: lambda: {
         **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "refine": True,
-        "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True,
+        "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True, "itself": True,
         "lengths": LENGTHS, "real": None,
     },
     attention.top_keys: lambda: QK_LSE,
@@ -173,6 +175,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     spectrum.require_bound: lambda: {
         "spectrum": spectrum.spectrum(X), "bound": spectrum.compression_bound(X), "tolerance": 0.1,
     },
+    spectrum.row_cosines: lambda: {"x": X, "row": X[0]},
     spectrum.row_norms: lambda: {"x": X},
     spectrum.spectra: lambda: {"x": X, "left_out": torch.tensor([True, False, False, False])},
     spectrum.spectrum: lambda: {"x": X},
@@ -210,9 +213,9 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.Display: lambda: {
         "value": "a", "title": "a", "table": "a", "rows": "layer", "low": "a", "high": "a", "null": "a",
         "percent": False, "strong": 0.1, "strong_means": "a", "also": (("a", "b"),), "summary": (), "digits": 3,
-        "by_head": "a", "before": (),
+        "by_head": "a", "before": (), "row_title": "a",
     },
-    plugin.Edit: lambda: {"point": "a", "to": 0.0, "positions": [0], "heads": [0]},
+    plugin.Edit: lambda: {"point": "a", "to": 0.0, "positions": [0], "heads": [0], "entries": [0]},
     plugin.Encoder: lambda: {"tokenizer": testing.tiny_tokenizer(), "bos": "auto", "bos_token_id": 0},
     plugin.FigurePanel: lambda: {
         "figure_set": FigureSet("a", ("b",)), "name": "b", "display": Display("a", "a"), "summary_only": True,
@@ -244,7 +247,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.Observer: dict,
     runs.RunOptions: lambda: {
         "max_tokens": 3, "n_texts": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto", "device": "auto",
-        "dtype": "auto", "positions": {}, "seed": 0, "adapter_scale": 0.5,
+        "dtype": "auto", "positions": {}, "seed": 0, "adapter_scale": 0.5, "softmax_scale": {}, "rope_scaling": {},
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.open_run: lambda: {"path": "no-such-folder"},
@@ -259,12 +262,13 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.guarded: lambda: {"result": runs.MetricResult(ValidMetric, Params(), "a"), "label": "a", "stage": "update"},
     runs.load_model: lambda: {
         "spec": runs.ModelSpec("rope"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "adapter_scale": None, "check": True,
+        "dtype": "auto", "adapter_scale": None, "softmax_scale": None, "rope_scaling": None, "check": True,
     },
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
-        "seed": 0, "adapter_scale": None, "observer": runs.Observer(), "out": None, "fresh": False,
+        "seed": 0, "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
+        "observer": runs.Observer(), "out": None, "fresh": False,
         "command": ["phaselens", "run"],
     },
     runs.compare: lambda: {
@@ -291,7 +295,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     phaselens.open_run: lambda: CALLS[runs.open_run](),
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "revision": None, "tokenizer": None, "adapter_scale": None, "check": False,
+        "dtype": "auto", "revision": None, "tokenizer": None, "adapter_scale": None, "softmax_scale": None,
+        "rope_scaling": None, "check": False,
         "trust_remote_code": False, "allow_pickle": False,
     },
 }  # fmt: skip
