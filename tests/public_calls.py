@@ -296,8 +296,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
         "dtype": "auto", "revision": None, "tokenizer": None, "adapter_scale": None, "softmax_scale": None,
-        "rope_scaling": None, "check": False,
-        "trust_remote_code": False, "allow_pickle": False,
+        "rope_scaling": None, "check": False, "trust_remote_code": False, "allow_pickle": False,
     },
 }  # fmt: skip
 
