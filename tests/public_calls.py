@@ -21,13 +21,16 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "a type for annotations": (
         attention.SoftmaxOptions, uncertainty.Interval, plugin.FinishedRun, plugin.ConditionKey, plugin.CellValue,
     ),
-    "results of attention": (attention.Summary, attention.Writes),
+    "results of attention": (
+        attention.KeyGeometry, attention.LargestProduct, attention.Remainder, attention.Summary, attention.Writes,
+    ),
     "results of spectrum": (
         spectrum.Balance, spectrum.BosNormRows, spectrum.Bound, spectrum.MassiveActivationRows,
         spectrum.NullSpectrum, spectrum.Spectrum,
     ),
     "results of uncertainty": (
         uncertainty.ArmComparison, uncertainty.LossComparison, uncertainty.PairedComparison, uncertainty.Proportion,
+        uncertainty.RankCorrelation,
     ),
     "made by compare": (runs.Comparison,),
     "made by the functions and methods of patching": (
@@ -86,6 +89,7 @@ PROMPT = functools.cache(lambda: patching.prompt(LENS(), "to be"))
 SWEEP = functools.cache(
     lambda: patching.Experiment(PROMPT(), patching.prompt(LENS(), "to do"), patching.loss).sweep("resid")
 )
+KEYS, STATES = torch.tensor([[0]]), torch.ones(4, 2, 8)
 Q, LSE, LENGTHS = torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4), torch.tensor([4])
 CELLS, X, W_O = torch.ones(2, 8), torch.arange(12.0).view(4, 3), torch.ones(2, 8, 5)
 LAST_KEYS = {"n_tokens": 4, "window": 2}
@@ -111,15 +115,20 @@ def tokens() -> list[data.TokenizedText]:
 #: A valid call of each public callable, with every argument by keyword.
 CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.attend: lambda: QKV,
+    attention.attend_without: lambda: {**QKV, "keys": KEYS},
     attention.concentration: lambda: {"received": LSE, "lengths": LENGTHS},
     attention.distance_mass: lambda: {**QK_LSE, "longest": 2, "lengths": LENGTHS},
     attention.explicit: lambda: QKV,
     attention.explicit_pattern: lambda: {"scores": torch.zeros(1, 2, 4, 4), "sink_logits": torch.zeros(2)},
     attention.explicit_scores: lambda: {
-        key: value for key, value in QKV.items() if key not in ("v", "sink_logits")
+        **{key: value for key, value in QKV.items() if key not in ("v", "sink_logits")},
+        "bias": torch.zeros(1, 2, 1, 4),
     },
     attention.gaussian_massive_share: lambda: {"n_tokens": 3, "multiple": 5.0},
     attention.head_norms: lambda: {"z": torch.zeros(4, 2, 8), "factor": torch.zeros(2, 8, 8)},
+    attention.key_geometry: lambda: {"q": STATES, "k": STATES, "scale": 1.0, "position": 0, "window": 3},
+    attention.key_scores: lambda: {"q": Q, "k": Q, "keys": KEYS, **SOFTMAX},
+    attention.largest_product: lambda: {"q": STATES, "k": STATES, "window": 3},
     attention.massive_cells: lambda: {"norms": CELLS, "multiple": 5.0, "over": "global"},
     attention.n_seeing: lambda: LAST_KEYS,
     attention.norm_matrix: lambda: {"states": torch.zeros(4, 2, 8)},
@@ -128,6 +137,10 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.query_mean: lambda: {"rows": LSE, "lengths": LENGTHS, "first": 0, "last": 2},
     attention.received_mass: lambda: {**QK_LSE, "lengths": LENGTHS},
     attention.refine_lse: lambda: QK_LSE,
+    attention.reweighted: lambda: {
+        "own": Q, "rest": attention.attend_without(Q, Q, Q, KEYS, scale=1.0), "v": Q, "keys": KEYS,
+        "scores": torch.zeros(1, 2, 4, 1), "edited": torch.zeros(1, 2, 4, 1),
+    },
     attention.row_entropy: lambda: QK_LSE,
     attention.scaled_writes: lambda: {
         "mass": torch.ones(2, 4), "values": torch.ones(4, 2, 8), "w_o": W_O, "factor": torch.ones(2, 5, 8),
@@ -140,7 +153,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "sink": LSE, "lengths": LENGTHS, "include_query0": False, "position": 0, "window": 3,
     },
     attention.summarise: lambda: {
-        **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "refine": True,
+        **QK_LSE, "position": 0, "itself": True, "entropy": True, "received": True, "distances": 2, "refine": True,
         "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True,
         "lengths": LENGTHS, "real": None,
     },
@@ -148,6 +161,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.triangular: lambda: {"w_o": W_O},
     attention.uniform_distance: lambda: LAST_KEYS,
     attention.uniform_entropy: lambda: LAST_KEYS,
+    attention.uniform_learned_sink: lambda: {**LAST_KEYS, "include_query0": False},
     attention.uniform_received: lambda: LAST_KEYS,
     attention.uniform_sink: lambda: {**LAST_KEYS, "include_query0": False, "position": 0},
     attention.uniform_sink_rows: lambda: LAST_KEYS,
@@ -173,6 +187,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     spectrum.require_bound: lambda: {
         "spectrum": spectrum.spectrum(X), "bound": spectrum.compression_bound(X), "tolerance": 0.1,
     },
+    spectrum.row_cosines: lambda: {"x": X, "row": X[0]},
     spectrum.row_norms: lambda: {"x": X},
     spectrum.spectra: lambda: {"x": X, "left_out": torch.tensor([True, False, False, False])},
     spectrum.spectrum: lambda: {"x": X},
@@ -189,6 +204,10 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     uncertainty.paired_interval: lambda: {
         "first": [1.0, 2.0], "second": [1.0, 2.0], "present": [True, True], **DRAWS,
     },
+    uncertainty.rank_correlation: lambda: {
+        "first": [1.0, 2.0, 3.0], "second": [1.0, 3.0, 2.0], "n_permutations": 10, "seed": 0,
+    },
+    uncertainty.spearman: lambda: {"first": [1.0, 2.0, 3.0], "second": [1.0, 3.0, 2.0]},
     uncertainty.wilson_interval: lambda: {"successes": 1, "n": 2, "confidence": 0.9},
     patching.Experiment: lambda: {"clean": PROMPT(), "corrupt": PROMPT(), "metric": patching.loss},
     patching.LogitMetric: lambda: {
@@ -205,14 +224,16 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.CausalTables: lambda: {"losses": Losses(), "seed": 0, "warn": print},
     plugin.Column: lambda: {"name": "a", "type": float, "unit": "nats", "help": "a"},
     plugin.Condition: lambda: {
-        "name": "a", "edits": [Edit("a", 0.0)], "layer": 0, "seed": 0, "control_for": "b", "params": {},
+        "name": "a", "edits": [Edit("a", 0.0)], "layer": 0, "seed": 0, "control_for": "b", "params": {}, "head": 0,
     },
     plugin.Display: lambda: {
         "value": "a", "title": "a", "table": "a", "rows": "layer", "low": "a", "high": "a", "null": "a",
         "percent": False, "strong": 0.1, "strong_means": "a", "also": (("a", "b"),), "summary": (), "digits": 3,
-        "by_head": "a", "before": (),
+        "by_head": "a", "before": (), "row_title": "a",
     },
-    plugin.Edit: lambda: {"point": "a", "to": 0.0, "positions": [0], "heads": [0]},
+    plugin.Edit: lambda: {
+        "point": "blocks.0.attn.hook_pattern", "to": 0.0, "positions": [0], "heads": [0], "keys": [0], "entries": [0],
+    },
     plugin.Encoder: lambda: {"tokenizer": testing.tiny_tokenizer(), "bos": "auto", "bos_token_id": 0},
     plugin.FigurePanel: lambda: {
         "figure_set": FigureSet("a", ("b",)), "name": "b", "display": Display("a", "a"), "summary_only": True,

@@ -19,7 +19,7 @@ from phaselens.attention._attend import check_values
 from phaselens.attention._precision import needs_float64
 from phaselens.attention._problem import Problem, SoftmaxOptions, require_key_indices, require_no_gradient
 from phaselens.attention._statistics import has_exact_lse
-from phaselens.errors import InputError, require_tensor
+from phaselens.errors import InputError, require_kind, require_tensor
 
 
 def key_scores(q: Tensor, k: Tensor, keys: Tensor, **options: Unpack[SoftmaxOptions]) -> Tensor:
@@ -102,8 +102,8 @@ def attend_without(
     """
     sink_logits = options.get("sink_logits")
     require_no_gradient("attend_without", q, k, v, sink_logits, options.get("bias"))
-    hidden_keys = _joined(keys, options.get("hidden_keys"), len(q))
-    problem = replace(Problem(q, k, **options), hidden_keys=hidden_keys)
+    problem = Problem(q, k, **options)
+    problem = replace(problem, hidden_keys=_joined(keys, problem.hidden_keys, len(q)))
     check_values(k, v)
     attend = _kernels.attend if has_exact_lse(problem) else _key_blocks.attend
     out, kernel_lse = attend(problem, v)
@@ -152,7 +152,15 @@ def reweighted(
     >>> reweighted(own, rest, v, keys, scores, edited)[0, 0, :, 0].tolist()
     [8.0, 2.0, 3.0]
     """
-    require_tensor("edited", edited, "batch", "head", "query", "n")
+    require_kind("rest", rest, Remainder, "made by attend_without")
+    for name, tensor, axes in (
+        ("own", own, ("batch", "head", "query", "d_v")),
+        ("v", v, ("batch", "kv_head", "key", "d_v")),
+        ("scores", scores, ("batch", "head", "query", "n")),
+        ("edited", edited, ("batch", "head", "query", "n")),
+    ):
+        require_tensor(name, tensor, *axes)
+    require_key_indices("keys", keys, len(v))
     precision = torch.float64 if own.dtype == torch.float64 else torch.float32
     before, after = (rest.weights(values).to(precision) for values in (scores, edited))
     is_changed = (before != after).any(-1)
