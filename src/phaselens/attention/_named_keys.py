@@ -161,7 +161,23 @@ def reweighted(
     ):
         require_tensor(name, tensor, *axes)
     require_key_indices("keys", keys, len(v))
-    precision = torch.float64 if own.dtype == torch.float64 else torch.float32
+    is_changed = rows_changed(rest, scores, edited, own.dtype)
+    return torch.where(is_changed[..., None], rest.output(v, keys, edited).to(own.dtype), own)
+
+
+def rows_changed(rest: Remainder, scores: Tensor, edited: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return whether the attention on a named key changes, to the precision of `dtype` or float32: bool
+    [batch, head, query].
+
+    Raises:
+        InputError: as `reweighted` does.
+
+    >>> rest, zero = Remainder(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1)), torch.zeros(1, 1, 1, 1)
+    >>> rows_changed(rest, zero, zero + 1e-9, torch.float32).tolist()
+    [[[False]]]
+    """
+    require_tensor("edited", edited, "batch", "head", "query", "n")
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
     before, after = (rest.weights(values).to(precision) for values in (scores, edited))
     is_changed = (before != after).any(-1)
     is_empty = is_changed & (rest.lse == -torch.inf) & (edited == -torch.inf).all(-1)
@@ -171,4 +187,4 @@ def reweighted(
             f"head {head} attends to nothing but the edited keys at query {query} of text {text}: without them, it has "
             "no attention left; leave such queries out of the edit"
         )
-    return torch.where(is_changed[..., None], rest.output(v, keys, edited).to(own.dtype), own)
+    return is_changed
