@@ -142,6 +142,10 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "scores": torch.zeros(1, 2, 4, 1), "edited": torch.zeros(1, 2, 4, 1),
     },
     attention.row_entropy: lambda: QK_LSE,
+    attention.rows_changed: lambda: {
+        "rest": attention.attend_without(Q, Q, Q, KEYS, scale=1.0), "scores": torch.zeros(1, 2, 4, 1),
+        "edited": torch.zeros(1, 2, 4, 1), "dtype": torch.float32,
+    },
     attention.scaled_writes: lambda: {
         "mass": torch.ones(2, 4), "values": torch.ones(4, 2, 8), "w_o": W_O, "factor": torch.ones(2, 5, 8),
     },

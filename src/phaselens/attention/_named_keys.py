@@ -152,14 +152,8 @@ def reweighted(
     >>> reweighted(own, rest, v, keys, scores, edited)[0, 0, :, 0].tolist()
     [8.0, 2.0, 3.0]
     """
-    require_kind("rest", rest, Remainder, "made by attend_without")
-    for name, tensor, axes in (
-        ("own", own, ("batch", "head", "query", "d_v")),
-        ("v", v, ("batch", "kv_head", "key", "d_v")),
-        ("scores", scores, ("batch", "head", "query", "n")),
-        ("edited", edited, ("batch", "head", "query", "n")),
-    ):
-        require_tensor(name, tensor, *axes)
+    require_tensor("own", own, "batch", "head", "query", "d_v")
+    require_tensor("v", v, "batch", "kv_head", "key", "d_v")
     require_key_indices("keys", keys, len(v))
     is_changed = rows_changed(rest, scores, edited, own.dtype)
     return torch.where(is_changed[..., None], rest.output(v, keys, edited).to(own.dtype), own)
@@ -176,7 +170,10 @@ def rows_changed(rest: Remainder, scores: Tensor, edited: Tensor, dtype: torch.d
     >>> rows_changed(rest, zero, zero + 1e-9, torch.float32).tolist()
     [[[False]]]
     """
-    require_tensor("edited", edited, "batch", "head", "query", "n")
+    require_kind("rest", rest, Remainder, "made by attend_without")
+    for name, values in (("scores", scores), ("edited", edited)):
+        require_tensor(name, values, "batch", "head", "query", "n")
+    require_kind("dtype", dtype, torch.dtype, "of torch")
     precision = torch.float64 if dtype == torch.float64 else torch.float32
     before, after = (rest.weights(values).to(precision) for values in (scores, edited))
     is_changed = (before != after).any(-1)
