@@ -89,13 +89,12 @@ PROMPT = functools.cache(lambda: patching.prompt(LENS(), "to be"))
 SWEEP = functools.cache(
     lambda: patching.Experiment(PROMPT(), patching.prompt(LENS(), "to do"), patching.loss).sweep("resid")
 )
-KEYS, STATES = torch.tensor([[0]]), torch.ones(4, 2, 8)
 Q, LSE, LENGTHS = torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4), torch.tensor([4])
 CELLS, X, W_O = torch.ones(2, 8), torch.arange(12.0).view(4, 3), torch.ones(2, 8, 5)
 LAST_KEYS = {"n_tokens": 4, "window": 2}
 SOFTMAX = {
     "scale": 1.0, "mask": torch.ones(1, 1, 4, 4, dtype=torch.bool), "window": 3, "softcap": 5.0,
-    "sink_logits": torch.zeros(2),
+    "sink_logits": torch.zeros(2), "bias": torch.zeros(1, 1, 1, 4),
 }  # fmt: skip
 QKV, QK_LSE = {"q": Q, "k": Q, "v": Q, **SOFTMAX}, {"q": Q, "k": Q, "lse": LSE, **SOFTMAX}
 DRAWS = {"confidence": 0.9, "n_resamples": 100, "seed": 0}
@@ -115,20 +114,29 @@ def tokens() -> list[data.TokenizedText]:
 #: A valid call of each public callable, with every argument by keyword.
 CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.attend: lambda: QKV,
-    attention.attend_without: lambda: {**QKV, "keys": KEYS},
+    attention.attend_without: lambda: {**QKV, "keys": torch.tensor([[0]])},
+    attention.key_geometry: lambda: {"q": Q[0], "k": Q[0], "scale": 1.0, "position": 0, "window": 3},
+    attention.key_scores: lambda: {
+        **{key: value for key, value in QKV.items() if key != "v"}, "keys": torch.tensor([[0]]),
+    },
+    attention.largest_product: lambda: {"q": Q[0], "k": Q[0], "window": 3},
+    attention.rows_changed: lambda: {
+        "rest": attention.Remainder(Q, LSE), "scores": torch.zeros(1, 2, 4, 1),
+        "edited": torch.zeros(1, 2, 4, 1), "dtype": torch.float32,
+    },
+    attention.reweighted: lambda: {
+        "own": Q, "rest": attention.Remainder(Q, LSE), "v": Q, "keys": torch.tensor([[0]]),
+        "scores": torch.zeros(1, 2, 4, 1), "edited": torch.zeros(1, 2, 4, 1),
+    },
     attention.concentration: lambda: {"received": LSE, "lengths": LENGTHS},
     attention.distance_mass: lambda: {**QK_LSE, "longest": 2, "lengths": LENGTHS},
     attention.explicit: lambda: QKV,
     attention.explicit_pattern: lambda: {"scores": torch.zeros(1, 2, 4, 4), "sink_logits": torch.zeros(2)},
     attention.explicit_scores: lambda: {
-        **{key: value for key, value in QKV.items() if key not in ("v", "sink_logits")},
-        "bias": torch.zeros(1, 2, 1, 4),
+        key: value for key, value in QKV.items() if key not in ("v", "sink_logits")
     },
     attention.gaussian_massive_share: lambda: {"n_tokens": 3, "multiple": 5.0},
     attention.head_norms: lambda: {"z": torch.zeros(4, 2, 8), "factor": torch.zeros(2, 8, 8)},
-    attention.key_geometry: lambda: {"q": STATES, "k": STATES, "scale": 1.0, "position": 0, "window": 3},
-    attention.key_scores: lambda: {"q": Q, "k": Q, "keys": KEYS, **SOFTMAX},
-    attention.largest_product: lambda: {"q": STATES, "k": STATES, "window": 3},
     attention.massive_cells: lambda: {"norms": CELLS, "multiple": 5.0, "over": "global"},
     attention.n_seeing: lambda: LAST_KEYS,
     attention.norm_matrix: lambda: {"states": torch.zeros(4, 2, 8)},
@@ -137,15 +145,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.query_mean: lambda: {"rows": LSE, "lengths": LENGTHS, "first": 0, "last": 2},
     attention.received_mass: lambda: {**QK_LSE, "lengths": LENGTHS},
     attention.refine_lse: lambda: QK_LSE,
-    attention.reweighted: lambda: {
-        "own": Q, "rest": attention.attend_without(Q, Q, Q, KEYS, scale=1.0), "v": Q, "keys": KEYS,
-        "scores": torch.zeros(1, 2, 4, 1), "edited": torch.zeros(1, 2, 4, 1),
-    },
     attention.row_entropy: lambda: QK_LSE,
-    attention.rows_changed: lambda: {
-        "rest": attention.attend_without(Q, Q, Q, KEYS, scale=1.0), "scores": torch.zeros(1, 2, 4, 1),
-        "edited": torch.zeros(1, 2, 4, 1), "dtype": torch.float32,
-    },
     attention.scaled_writes: lambda: {
         "mass": torch.ones(2, 4), "values": torch.ones(4, 2, 8), "w_o": W_O, "factor": torch.ones(2, 5, 8),
     },
@@ -157,7 +157,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "sink": LSE, "lengths": LENGTHS, "include_query0": False, "position": 0, "window": 3,
     },
     attention.summarise: lambda: {
-        **QK_LSE, "position": 0, "itself": True, "entropy": True, "received": True, "distances": 2, "refine": True,
+        **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "itself": True, "refine": True,
         "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True,
         "lengths": LENGTHS, "real": None,
     },
@@ -165,7 +165,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.triangular: lambda: {"w_o": W_O},
     attention.uniform_distance: lambda: LAST_KEYS,
     attention.uniform_entropy: lambda: LAST_KEYS,
-    attention.uniform_learned_sink: lambda: {**LAST_KEYS, "include_query0": False},
+    attention.uniform_learned_sink: lambda: {"n_tokens": 4, "include_query0": False, "window": 2},
     attention.uniform_received: lambda: LAST_KEYS,
     attention.uniform_sink: lambda: {**LAST_KEYS, "include_query0": False, "position": 0},
     attention.uniform_sink_rows: lambda: LAST_KEYS,
@@ -191,13 +191,17 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     spectrum.require_bound: lambda: {
         "spectrum": spectrum.spectrum(X), "bound": spectrum.compression_bound(X), "tolerance": 0.1,
     },
-    spectrum.row_cosines: lambda: {"x": X, "row": X[0]},
     spectrum.row_norms: lambda: {"x": X},
     spectrum.spectra: lambda: {"x": X, "left_out": torch.tensor([True, False, False, False])},
     spectrum.spectrum: lambda: {"x": X},
+    spectrum.row_cosines: lambda: {"x": X, "row": X[0]},
     uncertainty.compare_arms: lambda: {
         "treated": [1.0, 2.0], "control": [[1.0, 2.0], [2.0, 3.0]], "n_predicted": [1, 2], **PAIRED,
     },
+    uncertainty.rank_correlation: lambda: {
+        "first": [1.0, 2.0], "second": [2.0, 1.0], "n_permutations": 10, "seed": 0,
+    },
+    uncertainty.spearman: lambda: {"first": [1.0, 2.0], "second": [2.0, 1.0]},
     uncertainty.compare_paired: lambda: {"first": [[1.0], [2.0]], "second": [[2.0], [4.0]], **PAIRED},
     uncertainty.compare_conditions: lambda: {
         "baseline": [1.0, 2.0], "conditions": [[1.0], [2.0]], "n_predicted": [1, 2], "lengths": [2, 3], **PAIRED,
@@ -208,10 +212,6 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     uncertainty.paired_interval: lambda: {
         "first": [1.0, 2.0], "second": [1.0, 2.0], "present": [True, True], **DRAWS,
     },
-    uncertainty.rank_correlation: lambda: {
-        "first": [1.0, 2.0, 3.0], "second": [1.0, 3.0, 2.0], "n_permutations": 10, "seed": 0,
-    },
-    uncertainty.spearman: lambda: {"first": [1.0, 2.0, 3.0], "second": [1.0, 3.0, 2.0]},
     uncertainty.wilson_interval: lambda: {"successes": 1, "n": 2, "confidence": 0.9},
     patching.Experiment: lambda: {"clean": PROMPT(), "corrupt": PROMPT(), "metric": patching.loss},
     patching.LogitMetric: lambda: {
@@ -236,7 +236,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "by_head": "a", "before": (), "row_title": "a",
     },
     plugin.Edit: lambda: {
-        "point": "blocks.0.attn.hook_pattern", "to": 0.0, "positions": [0], "heads": [0], "keys": [0], "entries": [0],
+        "point": "a", "to": 0.0, "positions": [0], "heads": [0], "keys": [0], "entries": [0],
     },
     plugin.Encoder: lambda: {"tokenizer": testing.tiny_tokenizer(), "bos": "auto", "bos_token_id": 0},
     plugin.FigurePanel: lambda: {
@@ -284,13 +284,13 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.guarded: lambda: {"result": runs.MetricResult(ValidMetric, Params(), "a"), "label": "a", "stage": "update"},
     runs.load_model: lambda: {
         "spec": runs.ModelSpec("rope"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "adapter_scale": None, "check": True,
+        "dtype": "auto", "check": True, "adapter_scale": None,
     },
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
-        "seed": 0, "adapter_scale": None, "observer": runs.Observer(), "out": None, "fresh": False,
-        "command": ["phaselens", "run"],
+        "seed": 0, "observer": runs.Observer(), "out": None, "fresh": False, "command": ["phaselens", "run"],
+        "adapter_scale": None,
     },
     runs.compare: lambda: {
         "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
@@ -316,8 +316,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     phaselens.open_run: lambda: CALLS[runs.open_run](),
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "revision": None, "tokenizer": None, "adapter_scale": None, "check": False,
-        "trust_remote_code": False, "allow_pickle": False,
+        "dtype": "auto", "revision": None, "tokenizer": None, "check": False, "trust_remote_code": False,
+        "allow_pickle": False, "adapter_scale": None,
     },
 }  # fmt: skip
 

@@ -152,9 +152,9 @@ def reweighted(
     >>> reweighted(own, rest, v, keys, scores, edited)[0, 0, :, 0].tolist()
     [8.0, 2.0, 3.0]
     """
-    require_tensor("own", own, "batch", "head", "query", "d_v")
-    require_tensor("v", v, "batch", "kv_head", "key", "d_v")
-    require_key_indices("keys", keys, len(v))
+    for name, tensor in (("own", own), ("v", v)):
+        require_tensor(name, tensor, "batch", "head", "position", "d_v")
+    require_key_indices("keys", keys, len(own))
     is_changed = rows_changed(rest, scores, edited, own.dtype)
     return torch.where(is_changed[..., None], rest.output(v, keys, edited).to(own.dtype), own)
 
@@ -171,9 +171,9 @@ def rows_changed(rest: Remainder, scores: Tensor, edited: Tensor, dtype: torch.d
     [[[False]]]
     """
     require_kind("rest", rest, Remainder, "made by attend_without")
-    for name, values in (("scores", scores), ("edited", edited)):
-        require_tensor(name, values, "batch", "head", "query", "n")
-    require_kind("dtype", dtype, torch.dtype, "of torch")
+    for name, tensor in (("scores", scores), ("edited", edited)):
+        require_tensor(name, tensor, "batch", "head", "query", "n")
+    require_kind("dtype", dtype, torch.dtype, "such as torch.float32")
     precision = torch.float64 if dtype == torch.float64 else torch.float32
     before, after = (rest.weights(values).to(precision) for values in (scores, edited))
     is_changed = (before != after).any(-1)

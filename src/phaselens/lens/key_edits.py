@@ -52,14 +52,14 @@ class KeyEdit:
     indices: Tensor
     scores: Tensor
     edited: Tensor
-    #: Whether the matrix gets all of the columns, not only the edited cells, so that gradients reach them.
+    #: Whether gradients reach all of the columns through the matrix, not only the edited cells.
     keeps_gradient: bool = False
 
     def written_to(self, matrix: Tensor) -> Tensor:
         """Return the scores [batch, head, query, key] with the edited columns in place of their own."""
         index = torch.where(self.indices < 0, 0, self.indices)[:, None, None, :].expand(self.edited.shape)
         is_key = (self.indices >= 0)[:, None, None, :]
-        unchanged = ~is_key.expand(self.edited.shape) if self.keeps_gradient else self._is_unchanged()
+        unchanged = ~is_key | self._is_unchanged()
         # Cells that keep their score keep its rounding, and columns that stand for no key write nothing.
         for column in range(index.shape[-1]):
             cells = index[..., column : column + 1]
@@ -69,6 +69,12 @@ class KeyEdit:
                 own,
                 self.edited[..., column : column + 1].to(matrix.dtype),
             )
+            if self.keeps_gradient:
+                # The matrix's own number, with the gradient of the edited column.
+                scores = self.edited[..., column : column + 1]
+                carried = own.detach() + (scores - scores.detach()).to(matrix.dtype)
+                is_carried = unchanged[..., column : column + 1] & is_key[..., column : column + 1]
+                new = torch.where(is_carried & own.isfinite(), carried, new)
             matrix = matrix.scatter(-1, cells, new)
         return matrix
 
