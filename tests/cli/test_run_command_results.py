@@ -61,7 +61,16 @@ def test_the_table_compares_models_side_by_side(phaselens: Phaselens, checkpoint
 def test_csv_and_markdown_hold_the_same_layers(phaselens: Phaselens, checkpoint: Path, texts: Path) -> None:
     arguments = ("run", checkpoint, "-p", "sinks", "--texts", texts, "--table", "sinks.layers", "--format")
     rows = list(csv.reader(io.StringIO(phaselens(*arguments, "csv").out)))
-    assert rows[0] == ["model", "layer", "sink_rate", "ci_low", "ci_high", "null_rate", "mean_score"]
+    assert rows[0] == [
+        "model",
+        "layer",
+        "sink_rate",
+        "ci_low",
+        "ci_high",
+        "null_rate",
+        "mean_score",
+        "learned_sink",
+    ]
     assert [row[:2] for row in rows[1:]] == [["tiny", "0"], ["tiny", "1"]]
     markdown = phaselens(*arguments, "markdown").out.splitlines()
     assert len(markdown) == 2 + 2
