@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from phaselens.attention import _kernels
-from phaselens.attention._problem import Problem, SoftmaxOptions, require_no_gradient
+from phaselens.attention._arguments import require_no_gradient
+from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.errors import require_tensor
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phaselens.attention._problem import require_window
+from phaselens.attention._arguments import require_window
 from phaselens.errors import InputError, require_number, require_tensor, require_whole
 
 _MAX_PRODUCTS = 1 << 22

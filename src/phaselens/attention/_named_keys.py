@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from phaselens.attention import _kernels, _key_blocks
+from phaselens.attention._arguments import require_key_indices, require_no_gradient
 from phaselens.attention._attend import check_values
 from phaselens.attention._precision import needs_float64
-from phaselens.attention._problem import Problem, SoftmaxOptions, require_key_indices, require_no_gradient
+from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.attention._statistics import has_exact_lse
 from phaselens.errors import InputError, require_kind, require_tensor
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from phaselens.attention._problem import require_window
+from phaselens.attention._arguments import require_window
 from phaselens.errors import require_flag, require_whole
 
 

@@ -9,7 +9,8 @@ from typing import Required, TypedDict
 import torch
 from torch import Tensor
 
-from phaselens.errors import InputError, require_number, require_tensor, require_whole, type_unless_whole
+from phaselens.attention._arguments import require_key_indices, require_window, shape_of
+from phaselens.errors import InputError, require_number, require_tensor
 
 
 class SoftmaxOptions(TypedDict, total=False):
@@ -79,16 +80,16 @@ class Problem:
         if q.ndim != 4 or k.ndim != 4:
             raise ValueError(
                 "expected q [batch, head, query, d_head] and k [batch, kv_head, key, d_head], "
-                f"received q {_shape(q)} and k {_shape(k)}"
+                f"received q {shape_of(q)} and k {shape_of(k)}"
             )
         if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or not k.shape[1] or q.shape[1] % k.shape[1]:
             raise ValueError(
                 "expected k [batch, kv_head, key, d_head] with q's batch and d_head, its heads dividing q's, "
-                f"received q {_shape(q)} and k {_shape(k)}"
+                f"received q {shape_of(q)} and k {shape_of(k)}"
             )
         if not q.numel() or not k.numel():
             raise ValueError(
-                f"expected at least one query and one key, received q {_shape(q)} and k {_shape(k)}"
+                f"expected at least one query and one key, received q {shape_of(q)} and k {shape_of(k)}"
             )
         if q.dtype not in FLOAT_DTYPES or q.dtype != k.dtype or q.device != k.device:
             raise ValueError(
@@ -104,7 +105,7 @@ class Problem:
             raise ValueError(f"expected a softcap above 0, received {self.softcap}")
         if self.sink_logits is not None and self.sink_logits.shape != (self.n_heads,):
             raise ValueError(
-                f"expected sink_logits [head] = ({self.n_heads},), received {_shape(self.sink_logits)}"
+                f"expected sink_logits [head] = ({self.n_heads},), received {shape_of(self.sink_logits)}"
             )
         if self.mask is not None:
             self._check_mask(self.mask)
@@ -118,7 +119,7 @@ class Problem:
         fits = mask.ndim == 4 and mask.shape[2:] == expected[2:]
         if not (fits and mask.shape[0] in (1, expected[0]) and mask.shape[1] in (1, expected[1])):
             raise ValueError(
-                f"expected a mask [batch | 1, head | 1, query, key] for {expected}, received {_shape(mask)}"
+                f"expected a mask [batch | 1, head | 1, query, key] for {expected}, received {shape_of(mask)}"
             )
         if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
             raise ValueError(
@@ -131,7 +132,7 @@ class Problem:
         if not fits or any(size not in (1, full) for size, full in zip(bias.shape, sizes, strict=False)):
             raise ValueError(
                 f"expected a bias [batch | 1, head | 1, query | 1, key] for {(*sizes, self.n_keys)}, received "
-                f"{_shape(bias)}"
+                f"{shape_of(bias)}"
             )
         if not bias.dtype.is_floating_point or not bool(bias.isfinite().all()):
             raise ValueError(f"expected a bias of finite numbers, received {bias.dtype}; hide keys by a mask")
@@ -369,16 +370,6 @@ class Problem:
         return hidden[None, None]
 
 
-def require_key_indices(name: str, keys: object, n_texts: int) -> None:
-    """Raise InputError unless `keys` is a tensor [batch | 1, n] of whole numbers."""
-    received = type_unless_whole(keys)
-    if received:
-        raise InputError(f"expected {name} [batch | 1, n] as a tensor of whole numbers, received {received}")
-    assert isinstance(keys, Tensor)
-    if keys.ndim != 2 or keys.shape[0] not in (1, n_texts):
-        raise InputError(f"expected {name} [batch | 1, n] for {n_texts} texts, received {_shape(keys)}")
-
-
 def _part(tensor: Tensor | None, batch: slice, heads: slice) -> Tensor | None:
     """Return some batch rows and heads of a tensor [batch | 1, head | 1, …], keeping what all of them share."""
     if tensor is None:
@@ -388,23 +379,6 @@ def _part(tensor: Tensor | None, batch: slice, heads: slice) -> Tensor | None:
     ]
 
 
-def require_window(window: object) -> None:
-    if isinstance(window, int) and not isinstance(window, bool) and window < 1:
-        raise InputError(f"expected a window of at least 1 key (the query's own), received {window}")
-    require_whole("window", window, 1)
-
-
-def require_no_gradient(name: str, *tensors: Tensor | None) -> None:
-    """Raise RuntimeError if a gradient is needed: autograd would record nothing, and the gradient be silently wrong."""
-    if torch.is_grad_enabled() and any(
-        isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors
-    ):
-        raise RuntimeError(
-            f"{name} streams through kernels whose log-sum-exp has no gradient; call it under "
-            "torch.no_grad(), or use phaselens.attention.explicit, which is differentiable"
-        )
-
-
 def _nan_unless_finite(x: Tensor) -> Tensor:
     """Set all of a vector that is not finite to NaN: an infinite key could score −inf and look hidden."""
     return x.masked_fill(~x.isfinite().all(-1, keepdim=True), torch.nan)
@@ -412,7 +386,3 @@ def _nan_unless_finite(x: Tensor) -> Tensor:
 
 def _hides(mask: Tensor) -> Tensor:
     return mask <= torch.finfo(mask.dtype).min / 2
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from phaselens.attention._accumulators import require_lengths
-from phaselens.attention._problem import require_window
+from phaselens.attention._arguments import require_window
 from phaselens.errors import require_flag, require_tensor, require_whole
 
 

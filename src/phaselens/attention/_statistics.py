@@ -23,14 +23,10 @@ from phaselens.attention._accumulators import (
     accumulate_head,
     real_queries,
 )
+from phaselens.attention._arguments import require_key_indices, require_no_gradient
 from phaselens.attention._key_blocks import key_blocks
 from phaselens.attention._precision import needs_float64
-from phaselens.attention._problem import (
-    Problem,
-    SoftmaxOptions,
-    require_key_indices,
-    require_no_gradient,
-)
+from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.errors import InputError, require_flag, require_tensor, require_whole
 
 _N_KEYS_IN_PRODUCT = 16

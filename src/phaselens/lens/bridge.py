@@ -23,18 +23,13 @@ from phaselens.errors import (
 from phaselens.lens import families
 from phaselens.lens.attention_owner import StreamingOptions
 from phaselens.lens.blocks import layer_range, set_layer_range
-from phaselens.lens.components import (
-    AttentionReplay,
-    KernelReplay,
-    StreamingAttention,
-    attention_layers,
-    attention_of,
-)
+from phaselens.lens.components import attention_layers
 from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
 from phaselens.lens.projection import Projection
 from phaselens.lens.quantised import Arithmetic
+from phaselens.lens.replays import ReplaysAttention
 from phaselens.lens.rotation import SwitchesRotation
 from phaselens.lens.rows import Rows
 from phaselens.lens.segment_labels import LabelsSegments
@@ -46,7 +41,7 @@ if TYPE_CHECKING:
     from phaselens.lens.token_losses import ModuleHead, Unembedding
 
 
-class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
+class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, ReadsTexts):
     """A TransformerLens bridge around an unmodified Hugging Face causal language model.
 
     Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`,
@@ -132,37 +127,6 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
     def rows(self) -> Rows:
         """The absolute positions of the running forward's rows."""
         return self._streaming_options.rows
-
-    def attention_replay(self, layer: int) -> AttentionReplay:
-        """Return a context that computes the attention of `layer` once and reuses its output in all later forwards.
-
-        Use it for forwards that start from one residual and change nothing before that output. It can be entered again.
-
-        Raises:
-            InputError: for a layer that does not exist, and inside, for a residual of another shape.
-
-        >>> import phaselens
-        >>> from phaselens.testing import tiny_model
-        >>> lens = phaselens.load(tiny_model("llama"))
-        >>> residual = lens.stream(torch.tensor([[0, 5, 7, 9]]), stop_at_layer=1)
-        >>> with lens.attention_replay(1):
-        ...     first, second = (lens.stream(residual=residual, start_at_layer=1) for _ in range(2))
-        >>> bool(torch.equal(first, second))
-        True
-        """
-        attention = self._attention_of("attention_replay", layer)
-        return AttentionReplay(attention if self.blocks[layer].returns_attn_out() else None)
-
-    def kernel_replay(self, layer: int) -> KernelReplay:
-        """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
-        return KernelReplay(self._attention_of("kernel_replay", layer))
-
-    def _attention_of(self, method: str, layer: int) -> StreamingAttention | None:
-        """Return the attention of a layer, None if it has something else; InputError for a layer out of range."""
-        require_whole("layer", layer)
-        if not 0 <= layer < self.info.n_layers:
-            raise InputError(f"{method}({layer}): {self.info.label} has layers 0 to {self.info.n_layers - 1}")
-        return attention_of(self.blocks[layer])
 
     def stream(
         self,

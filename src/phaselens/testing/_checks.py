@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import TokenizedText, texts_from
@@ -22,14 +20,13 @@ from phaselens.plugin import (
     MetricWarning,
     Params,
     Table,
-    read_state,
-    write_state,
 )
 from phaselens.runs import Run, feed_losses, feed_metric, run
 from phaselens.testing.findings import Broken, Skipped
 from phaselens.testing.memory import peaks_by_length, with_update
 from phaselens.testing.models import tiny_lens
 from phaselens.testing.planted import Planted, plant
+from phaselens.testing.restored import through_file
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
@@ -231,16 +228,6 @@ def _merged_halves(
         merged = passed_on(subject.run_conditions(lens, merged, first))
         merged.merge(passed_on(subject.run_conditions(lens, twin, second)))
     return merged
-
-
-def through_file(metric: Metric[Any]) -> Metric[Any]:
-    """Return a new instance with the state of `metric`, which was written to a file and read again."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "state.safetensors")
-        write_state(path, metric.state())
-        restored = type(metric)(metric.model, metric.params, metric.seed)
-        restored.load_state(read_state(path))
-    return restored
 
 
 def state_round_trips(subject: MetricUnderTest) -> str:
