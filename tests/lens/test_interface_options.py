@@ -12,12 +12,17 @@ from phaselens.errors import RefusedModel
 from phaselens.lens.interface_options import require_served
 
 
-@pytest.mark.parametrize("option", ["indices", "block_indices", "position_bias", "sinks"])
+@pytest.mark.parametrize("option", ["indices", "block_indices", "sinks"])
 def test_an_option_that_changes_attention_is_refused_by_its_effect(option: str) -> None:
     with pytest.raises(
         RefusedModel, match=r"^Linear (attends only to|adds) .* PhaseLens measures one softmax"
     ):
         require_served(nn.Linear(1, 1), {"position_ids": torch.zeros(1), option: torch.zeros(1)})
+
+
+def test_a_bias_of_the_scores_is_served() -> None:
+    lens = phaselens.load(tiny_model("inkling_text"))
+    assert set(lens.info.positions) == {"relative"}
 
 
 def test_options_without_a_value_and_others_are_served() -> None:
