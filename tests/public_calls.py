@@ -132,14 +132,19 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.scaled_writes: lambda: {
         "mass": torch.ones(2, 4), "values": torch.ones(4, 2, 8), "w_o": W_O, "factor": torch.ones(2, 5, 8),
     },
+    attention.segment_mass: lambda: {
+        **QK_LSE, "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2,
+    },
     attention.sink_mass: lambda: {**QK_LSE, "position": 0},
     attention.sink_score: lambda: {
         "sink": LSE, "lengths": LENGTHS, "include_query0": False, "position": 0, "window": 3,
     },
     attention.summarise: lambda: {
         **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "refine": True,
+        "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True,
         "lengths": LENGTHS, "real": None,
     },
+    attention.top_keys: lambda: QK_LSE,
     attention.triangular: lambda: {"w_o": W_O},
     attention.uniform_distance: lambda: LAST_KEYS,
     attention.uniform_entropy: lambda: LAST_KEYS,
@@ -222,7 +227,9 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.write_state: lambda: {"path": "no-such-folder/x", "tree": {}, "metadata": None, "replace": False},
     plugin.Plugins: dict,
     plugin.TaskPrompt: lambda: {"id": "a", "ids": [1, 2], "scored_from": 1},
-    plugin.TokenSequence: lambda: {"id": "a", "ids": [1], "group": "b", "rotation_mode": "nope"},
+    plugin.TokenSequence: lambda: {
+        "id": "a", "ids": [1], "group": "b", "rotation_mode": "nope", "segments": [0],
+    },
     plugin.TableSpec: lambda: {"name": "a", "columns": (Column("a"),), "help": "a"},
     plugin.Text: lambda: {"id": "a", "text": "b", "label": "c"},
     plugin.in_layer: lambda: {"layer": 0, "point": "hook_mlp_out"},
@@ -231,6 +238,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "default": "a", "help": "a", "unit": "nats", "minimum": 0.0, "maximum": 1.0, "choices": ("a",),
     },
     plugin.plugins: dict,
+    plugin.kind_of: lambda: {"metric": ValidMetric},
     plugin.require_metric: lambda: {"candidate": ValidMetric, "origin": "a"},
     runs.ModelSpec: lambda: {"source": "a", "label": "b", "revision": "c"},
     runs.Observer: dict,
@@ -239,6 +247,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "dtype": "auto", "positions": {}, "seed": 0,
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
+    runs.open_run: lambda: {"path": "no-such-folder"},
     runs.select_metrics: lambda: {"requests": "sinks"},
     runs.feed_metric: lambda: {
         "lens": LENS(), "tokenized_texts": tokens(), "metric": METRIC(), "batches": [[0]],
@@ -255,7 +264,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
-        "seed": 0, "observer": runs.Observer(),
+        "seed": 0, "observer": runs.Observer(), "out": None, "fresh": False, "command": ["phaselens", "run"],
     },
     runs.compare: lambda: {
         "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
@@ -278,6 +287,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     testing.tiny_tokenizer: lambda: {"adds_bos": True, "has_bos": True, "adds_eos": False},
     phaselens.run: lambda: CALLS[runs.run](),
+    phaselens.open_run: lambda: CALLS[runs.open_run](),
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
         "dtype": "auto", "revision": None, "tokenizer": None, "check": False, "trust_remote_code": False,

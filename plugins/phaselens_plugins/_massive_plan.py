@@ -201,9 +201,9 @@ class MassivePlan:
     def _edit(self, fold: int, layer: int, what: str, repeat: int) -> FoldEdit:
         import numpy as np
 
-        bos, other = (self.dimensions(fold, (layer, tokens)) for tokens in CLASSES)
+        bos, elsewhere = (self.dimensions(fold, (layer, tokens)) for tokens in CLASSES)
         if what == MASSIVE:
-            return FoldEdit(tuple(bos), tuple((dimension, dimension) for dimension in other))
+            return FoldEdit(tuple(bos), tuple((dimension, dimension) for dimension in elsewhere))
         # The draw does not depend on which other layers or folds are edited.
         generator = np.random.default_rng([self.seed, repeat, fold, layer, TARGETS.index(what)])
         if what == COUNT:
@@ -212,8 +212,8 @@ class MassivePlan:
                 for number in generator.permutation(self._d_model).tolist()
                 if number not in self._massive
             ]
-            targets = order[len(bos) : len(bos) + len(other)]
-            return FoldEdit(tuple(order[: len(bos)]), tuple(zip(other, targets, strict=False)))
+            targets = order[len(bos) : len(bos) + len(elsewhere)]
+            return FoldEdit(tuple(order[: len(bos)]), tuple(zip(elsewhere, targets, strict=False)))
         if what == NORM:
             drawn = [self._match(fold, layer, tokens, generator) for tokens in CLASSES]
             return FoldEdit(bos=tuple(drawn[0]), rows=tuple(drawn[1]))
@@ -303,8 +303,8 @@ class MassivePlan:
                 for layer in self.layers
                 for fold in range(self.n_folds + 1)
             )
-            few = f"{n_needed} dimensions are massive, and only {n_random} are not"
-            return few if n_random < n_needed else ""
+            reason = f"{n_needed} dimensions are massive, and only {n_random} are not"
+            return reason if n_random < n_needed else ""
         matches = [self.worst_match(what, repeat) for repeat in range(n_repeats)]
         share, layer = min(matches, default=(1.0, -1))
         tokens = "all tokens" if what == NORM_EVERYWHERE else "the same tokens"

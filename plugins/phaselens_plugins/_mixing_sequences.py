@@ -75,13 +75,11 @@ def replacements(
             continue
         old = ids[position]
         old_class = frequency_class(counts[old])
-        gaps = {
-            other: abs(frequency_class(count) - old_class) for other, count in counts.items() if other != old
-        }
+        gaps = {new: abs(frequency_class(count) - old_class) for new, count in counts.items() if new != old}
         if not gaps:
             continue
         nearest = min(gaps.values())
-        candidates = sorted(other for other, gap in gaps.items() if gap == nearest)
+        candidates = sorted(new for new, gap in gaps.items() if gap == nearest)
         generator = generator_for(content, seed, f"replacement of the {name} token")
         for draw, index in enumerate(generator.permutation(len(candidates))[:draws]):
             new = candidates[int(index)]

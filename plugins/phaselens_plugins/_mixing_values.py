@@ -113,7 +113,7 @@ class MixingRows:
                     continue
                 n_later = self.metric.per_text.lengths[row] - 1 - position_of[token]
                 for layer in range(self.values.n_layers):
-                    change, reached, own = (none_if_nan(column[row, layer]) for column in columns)
+                    change, reached, own_change = (none_if_nan(column[row, layer]) for column in columns)
                     yield (
                         self.metric.per_text.texts[row],
                         setting,
@@ -122,7 +122,7 @@ class MixingRows:
                         change,
                         0.0,
                         reached,
-                        own,
+                        own_change,
                         n_later,
                     )
 

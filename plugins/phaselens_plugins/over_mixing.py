@@ -180,14 +180,14 @@ class OverMixing(Metric[MixingParams]):
 
         assert role.changed_at is not None
         change = relative_change(x, changed)
-        before, own, later = change.tensor_split([role.changed_at, role.changed_at + 1])
+        before, replaced, later = change.tensor_split([role.changed_at, role.changed_at + 1])
         if len(before) and float(before.max()) > CAUSALITY:
             self.warn(
                 f"{role.setting}: tokens before the replaced one changed by up to {float(before.max()):.2g} of their "
                 "norm, so the model is not causal, or its arithmetic depends on the batch"
             )
         reached = (later >= self.params.threshold).double().masked_fill(later.isnan(), float("nan"))
-        numbers = {"change": later, "reached": reached, "own": own}
+        numbers = {"change": later, "reached": reached, "own": replaced}
         numbers |= {bin_name(start): later[start - 1 : 2 * start - 1] for start in bin_starts(len(later))}
         return {name: float(values.mean()) for name, values in numbers.items()}
 
@@ -201,16 +201,16 @@ class OverMixing(Metric[MixingParams]):
         if n < 2:
             return {}
         is_massive = massive_rows(row_norms(x), self.params.massive_factor)[1:]
-        others = x[1:][~is_massive]
+        ordinary_rows = x[1:][~is_massive]
         numbers = {
             "collapse": rank_collapse(x[1:]),
             "collapse_null": random_spread(n),
             "n_massive": float(is_massive.sum()),
         }
-        if len(others) > 1:
+        if len(ordinary_rows) > 1:
             numbers |= {
-                "collapse_rest": rank_collapse(others),
-                "collapse_rest_null": random_spread(len(others)),
+                "collapse_rest": rank_collapse(ordinary_rows),
+                "collapse_rest_null": random_spread(len(ordinary_rows)),
             }
         # Each token is paired with the next one of a random order, which is another one.
         generator = generator_for(self.values.contents[role.text_index], self.seed, "unrelated tokens")

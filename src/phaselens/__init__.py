@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "compare",
     "load",
+    "open_run",
     "run",
 ]
 
@@ -45,6 +46,7 @@ _MODULES = {
     "Run": "phaselens.runs",
     "compare": "phaselens.api",
     "load": "phaselens.lens.loading",
+    "open_run": "phaselens.api",
     "run": "phaselens.api",
 }
 

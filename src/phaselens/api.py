@@ -41,8 +41,11 @@ def with_differences(compare_models: Callable[P, Comparison]) -> Callable[P, Com
     return compare
 
 
-def with_tables(measure: Callable[P, Run]) -> Callable[P, Run]:
-    """Set `tables_text` as the renderer of the run that `measure` returns, or that its error carries as `run`."""
+def with_tables(measure: Callable[P, Run], *, draws: bool = False) -> Callable[P, Run]:
+    """Set `tables_text` as the renderer of the run that `measure` returns, or that its error carries as `run`.
+
+    With `draws`, the figures of a run with a directory are drawn there.
+    """
 
     @wraps(measure)
     def run(*args: P.args, **kwargs: P.kwargs) -> Run:
@@ -54,10 +57,15 @@ def with_tables(measure: Callable[P, Run]) -> Callable[P, Run]:
                 partial_run.renderer = tables_text
             raise
         finished_run.renderer = tables_text
+        if finished_run.directory is not None and draws:
+            from phaselens.report.figures import draw_in_directory
+
+            draw_in_directory(finished_run)
         return finished_run
 
     return run
 
 
-run = with_tables(runs.run)
+run = with_tables(runs.run, draws=True)
 compare = with_differences(runs.compare)
+open_run = with_tables(runs.open_run)

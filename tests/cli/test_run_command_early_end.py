@@ -313,15 +313,15 @@ import sys, time
 from pathlib import Path
 import phaselens.runs.measurement as measurement
 from phaselens.cli import main
-measure, marker = measurement.measure, Path(sys.argv.pop(1))
+measure, marker = measurement.measure_loaded, Path(sys.argv.pop(1))
 
-def waiting(lens, *args, **kwargs):
-    if lens.info.label == "second":
+def waiting(model, *args, **kwargs):
+    if model.lens.info.label == "second":
         marker.write_text("reached")
         time.sleep(600)
-    return measure(lens, *args, **kwargs)
+    return measure(model, *args, **kwargs)
 
-measurement.measure = waiting
+measurement.measure_loaded = waiting
 main()
 """
 
@@ -362,13 +362,13 @@ def test_ctrl_c_prints_the_finished_models(
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The labels of the models whose measurement began, in order."""
     module = sys.modules["phaselens.runs.measurement"]
-    measure, labels = module.measure, []
+    measure, labels = module.measure_loaded, []
 
-    def record_call(lens: Any, *arguments: Any, **options: Any) -> Any:
-        labels.append(lens.info.label)
-        return measure(lens, *arguments, **options)
+    def record_call(model: Any, *arguments: Any, **options: Any) -> Any:
+        labels.append(model.lens.info.label)
+        return measure(model, *arguments, **options)
 
-    monkeypatch.setattr(module, "measure", record_call)
+    monkeypatch.setattr(module, "measure_loaded", record_call)
     return labels
 
 

@@ -44,6 +44,20 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "n_group": 4,
         "topk_group": 2,
     },
+    "deepseek_v3": {
+        "n_routed_experts": _N_EXPERTS,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    },
+    "phimoe": {"num_local_experts": _N_EXPERTS, "num_experts_per_tok": 2},
 }
 
 MIXTURES = tuple(_FIELDS)

@@ -461,8 +461,8 @@ def test_a_pickle_among_the_shards_is_not_read(tmp_path):
 )
 def test_the_file_that_a_config_names_is_checked(folder, tmp_path, tokens, chosen, message):
     path = copy_of(folder, tmp_path)
-    other = tiny_model("llama-gqa", seed=1)
-    save_file(other.state_dict(), path / "other.safetensors", metadata={"format": "pt"})
+    another_model = tiny_model("llama-gqa", seed=1)
+    save_file(another_model.state_dict(), path / "other.safetensors", metadata={"format": "pt"})
     torch.save(_Evil(), path / "adapter_model.bin")
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "transformers_weights": chosen}))
@@ -470,7 +470,7 @@ def test_the_file_that_a_config_names_is_checked(folder, tmp_path, tokens, chose
         refused(path, message)
         return
     with torch.no_grad():
-        assert torch.equal(phaselens.load(path)(tokens), other(tokens).logits)
+        assert torch.equal(phaselens.load(path)(tokens), another_model(tokens).logits)
 
 
 @pytest.mark.parametrize("name", ["model-00001.bin", "../outside.safetensors"])

@@ -21,7 +21,7 @@ from tests.lens.towers import TOWERS, tiny_tower
 from tests.marks import mark_later_slow
 
 # Types whose text model the lens measures, with an adapter of TransformerLens and without.
-_MEASURED = ("llava", "qwen2_5_vl", "gemma3", "mistral3", "qwen3_vl", "internvl", "idefics3")
+_MEASURED = ("llava", "qwen2_5_vl", "gemma3", "mistral3", "qwen3_vl", "internvl", "idefics3", "aya_vision")
 
 
 def text() -> torch.Tensor:
@@ -37,24 +37,24 @@ def saved(folder: Path, model_type: str, **overrides: Any) -> tuple[Path, Any]:
 
 @pytest.mark.parametrize("model_type", mark_later_slow(list(TOWERS), 3))
 def test_the_text_model_computes_what_the_whole_computes_on_text(model_type, tmp_path) -> None:
-    folder, whole = saved(tmp_path / model_type, model_type)
+    folder, full_model = saved(tmp_path / model_type, model_type)
     model = checkpoints.load_pretrained(ModelSource.identify(str(folder)), torch.float32, torch.device("cpu"))
     assert type(model).__name__ == TOWERS[model_type][3]
     with torch.no_grad():
         logits = model(text(), use_cache=False).logits
         if model_type == "gemma3n":
             # Without its tower, the whole model cannot run; the text class is made of the same weights.
-            whole = text_towers._causal_model(whole)
-        torch.testing.assert_close(logits, whole(text(), use_cache=False).logits, rtol=0, atol=1e-6)
+            full_model = text_towers._causal_model(full_model)
+        torch.testing.assert_close(logits, full_model(text(), use_cache=False).logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_type", mark_later_slow(list(TOWERS), 3))
 def test_no_other_weights_are_in_memory(model_type, tmp_path) -> None:
-    folder, whole = saved(tmp_path / model_type, model_type)
+    folder, full_model = saved(tmp_path / model_type, model_type)
     model = checkpoints.load_pretrained(ModelSource.identify(str(folder)), torch.float32, torch.device("cpu"))
-    text_model = whole.get_submodule(text_towers.text_path(whole))
+    text_model = full_model.get_submodule(text_towers.text_path(full_model))
     expected = {id(tensor): tensor.numel() for tensor in text_model.parameters()}
-    unembedding = whole.get_output_embeddings()
+    unembedding = full_model.get_output_embeddings()
     expected |= {id(tensor): tensor.numel() for tensor in unembedding.parameters()}
     assert sum(tensor.numel() for tensor in model.parameters()) == sum(expected.values())
     assert not any("vision" in name or "visual" in name for name, _ in model.named_parameters())
@@ -62,16 +62,16 @@ def test_no_other_weights_are_in_memory(model_type, tmp_path) -> None:
 
 @pytest.mark.parametrize("model_type", mark_later_slow(_MEASURED))
 def test_the_text_model_is_measured_exactly(model_type, tmp_path) -> None:
-    folder, whole = saved(tmp_path / model_type, model_type)
+    folder, full_model = saved(tmp_path / model_type, model_type)
     lens = phaselens.load(folder)
     assert all(result.ok for result in run_checks(lens))
-    assert (lens.info.architecture, lens.info.part_of) == (TOWERS[model_type][3], type(whole).__name__)
+    assert (lens.info.architecture, lens.info.part_of) == (TOWERS[model_type][3], type(full_model).__name__)
     assert (lens.info.d_model, lens.info.n_layers, lens.info.d_vocab) == (32, 2, 67)
-    assert lens.info.positions == ("rope", "rope")
-    whole.double()
-    whole.set_attn_implementation("eager")
+    assert lens.info.positions == ("rope", "nope" if model_type == "aya_vision" else "rope")
+    full_model.double()
+    full_model.set_attn_implementation("eager")
     with torch.no_grad():
-        output = whole(text(), output_attentions=True, use_cache=False)
+        output = full_model(text(), output_attentions=True, use_cache=False)
     sinks: list[torch.Tensor] = []
     lens.stream(text(), [("blocks.1.attn.hook_sink", lambda sink, hook: sinks.append(sink))])
     torch.testing.assert_close(sinks[0].double(), output.attentions[1][..., 0].double(), rtol=0, atol=1e-5)
@@ -87,7 +87,7 @@ def test_a_run_measures_a_tower_by_its_folder(tmp_path) -> None:
 
 def test_both_layouts_of_the_weights_load(tmp_path) -> None:
     """Llava checkpoints call the text model language_model.model, or model.language_model."""
-    folder, whole = saved(tmp_path / "llava", "llava")
+    folder, full_model = saved(tmp_path / "llava", "llava")
     path = folder / "model.safetensors"
     tensors = load_file(path)
     assert "language_model.model.layers.0.mlp.up_proj.weight" in tensors
@@ -101,7 +101,7 @@ def test_both_layouts_of_the_weights_load(tmp_path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     lens = phaselens.load(folder)
     with torch.no_grad():
-        torch.testing.assert_close(lens(text()), whole(text()).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(lens(text()), full_model(text()).logits, rtol=0, atol=1e-5)
 
 
 def test_a_missing_text_weight_is_refused_and_a_missing_vision_weight_is_not(tmp_path) -> None:
@@ -121,8 +121,8 @@ def test_a_missing_text_weight_is_refused_and_a_missing_vision_weight_is_not(tmp
 
 
 def test_a_text_checkpoint_with_the_whole_configuration_loads_by_its_text_class(tmp_path) -> None:
-    folder, whole = saved(tmp_path / "whole", "llama4")
-    text_model = text_towers._causal_model(whole)
+    folder, full_model = saved(tmp_path / "whole", "llama4")
+    text_model = text_towers._causal_model(full_model)
     text_model.save_pretrained(tmp_path / "text")
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["Llama4ForCausalLM"]}
     (tmp_path / "text" / "config.json").write_text(json.dumps(config))
@@ -136,18 +136,29 @@ def test_a_text_checkpoint_with_the_whole_configuration_loads_by_its_text_class(
 def test_an_adapter_trained_on_the_whole_fits_its_text_model(tmp_path) -> None:
     from tests.lens.saved_adapters import save_adapter
 
-    folder, whole = saved(tmp_path / "llava", "llava")
+    folder, full_model = saved(tmp_path / "llava", "llava")
     targets = r".*language_model.*\.q_proj"
-    adapted = save_adapter(whole, tmp_path / "lora", target_modules=targets)
+    adapted = save_adapter(full_model, tmp_path / "lora", target_modules=targets)
     lens = phaselens.load(f"{folder}+{tmp_path / 'lora'}")
     with torch.no_grad():
         torch.testing.assert_close(lens(text()), adapted(text()).logits, rtol=0, atol=2e-5)
 
 
 def test_shards_of_a_tower_load_as_one_file_does(tmp_path) -> None:
-    folder, whole = saved(tmp_path / "llava", "llava")
+    folder, full_model = saved(tmp_path / "llava", "llava")
     shutil.rmtree(folder)
-    whole.save_pretrained(folder, max_shard_size="20KB")
+    full_model.save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     with torch.no_grad():
-        torch.testing.assert_close(phaselens.load(folder)(text()), whole(text()).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            phaselens.load(folder)(text()), full_model(text()).logits, rtol=0, atol=1e-5
+        )
+
+
+def test_a_class_that_reads_more_files_on_loading_does_not(tmp_path, monkeypatch) -> None:
+    """Qwen2.5-Omni's own `from_pretrained` reads a pickle with voices."""
+    import transformers
+
+    folder, _ = saved(tmp_path / "llava", "llava")
+    monkeypatch.setattr(transformers.LlavaForConditionalGeneration, "from_pretrained", None)
+    assert phaselens.load(folder, check=False).info.architecture == "LlamaForCausalLM"

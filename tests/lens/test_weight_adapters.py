@@ -87,8 +87,8 @@ def test_both_hashes_and_the_way_of_applying_are_recorded(base, adapter) -> None
         assert lens.info.files[name] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (lens.info.label, lens.info.source) == ("base+lora", f"{base}+{adapter}")
     assert lens.info.adapter == "LORA adapter lora, merged"
-    apart = phaselens.load(f"{base}+{adapter}", adapter_scale=0.25).info.adapter
-    assert apart == "LORA adapter lora, kept apart, scale 0.25"
+    description = phaselens.load(f"{base}+{adapter}", adapter_scale=0.25).info.adapter
+    assert description == "LORA adapter lora, kept apart, scale 0.25"
     assert json.loads(json.dumps(lens.info.as_dict()))["adapter"] == lens.info.adapter
 
 
@@ -194,9 +194,9 @@ def test_a_merge_that_changes_another_weight_is_refused(tmp_path) -> None:
     close(phaselens.load(name, adapter_scale=1), adapted)
 
 
-@pytest.mark.parametrize("other", [{"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"hidden_size": 64}])
-def test_an_adapter_of_another_model_is_refused(adapter, tmp_path, other) -> None:
-    folder = save_checkpoint(tmp_path / "other", "llama-gqa", **other)
+@pytest.mark.parametrize("fields", [{"num_hidden_layers": 1}, {"num_hidden_layers": 3}, {"hidden_size": 64}])
+def test_an_adapter_of_another_model_is_refused(adapter, tmp_path, fields) -> None:
+    folder = save_checkpoint(tmp_path / "other", "llama-gqa", **fields)
     refused(f"{folder}+{adapter}", "does not fit.*the adapter was made for another model")
 
 

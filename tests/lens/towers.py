@@ -108,6 +108,18 @@ TOWERS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = 
         _TOKENS,
         "Qwen3VLForConditionalGeneration",
     ),
+    # Its text class would scale the logits, which the whole one does not.
+    "aya_vision": (
+        _TEXT
+        | {
+            "model_type": "cohere2",
+            "sliding_window": 7,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        _VISION | {"model_type": "siglip_vision_model"},
+        {"alignment_intermediate_size": 32, "image_token_index": 66},
+        "AyaVisionForConditionalGeneration",
+    ),
     "internvl": (_TEXT | {"model_type": "qwen2"}, _VISION, {"image_token_id": 66}, "Qwen2ForCausalLM"),
     "idefics3": (_LLAMA, _VISION, {"image_token_id": 66}, "LlamaForCausalLM"),
 }

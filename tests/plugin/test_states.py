@@ -238,7 +238,7 @@ def test_changes_hold_what_differs_and_restore_the_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "other"),
+    ("value", "twin"),
     [
         (0.0, -0.0),
         (1, 1.0),
@@ -247,6 +247,6 @@ def test_changes_hold_what_differs_and_restore_the_whole() -> None:
         (np.zeros(1), np.zeros(1, np.float32)),
     ],
 )
-def test_values_that_compare_equal_may_differ_in_a_state(value: Any, other: Any) -> None:
+def test_values_that_compare_equal_may_differ_in_a_state(value: Any, twin: Any) -> None:
     assert same_value(value, value)
-    assert not same_value(value, other)
+    assert not same_value(value, twin)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tools.families.models import tiny_model as survey_model
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -191,3 +192,25 @@ def test_disrupted_queries_and_keys_equal_an_edit_in_the_models_attention_functi
     expected = plain_losses(model)
     assert np.abs(expected - unedited).max() > 2 * limit_of(name, dtype)
     require_equal(measured, expected, name, dtype, "top-1")
+
+
+def test_attention_that_adds_the_residual_itself_is_ablated_inside() -> None:
+    lens, model = phaselens.load(survey_model("bloom")), survey_model("bloom")
+    lens.text_tokenizer = toy_tokenizer()
+    result = run("layer-ablation", lens, texts=TEXTS, params={"part": "attn", "seeds": 0})
+    for index, layer in enumerate(model.transformer.h):
+        with hooked([layer.self_attention.dense], zero_everywhere):
+            expected = plain_losses(model)
+        measured = losses_of(result, "layer-ablation", "attention off", index)
+        require_equal(measured, expected, "bloom", torch.float32, f"attention off in layer {index}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_norm_in_float32_before_an_unembedding_in_half_precision_gives_the_models_losses(
+    dtype: torch.dtype,
+) -> None:
+    lens = phaselens.load(survey_model("mamba2").to(dtype))
+    lens.text_tokenizer = toy_tokenizer()
+    result = run("bos-mlp", lens, texts=TEXTS, params={"seeds": 0})
+    expected = plain_losses(survey_model("mamba2").to(dtype))
+    require_equal(losses_of(result, "bos-mlp", "baseline", None), expected, "mamba2", dtype)

@@ -76,8 +76,8 @@ def first_token() -> Planted:
 def test_the_planted_coordinate_is_overwritten_and_nothing_else(first_token: Planted) -> None:
     texts = [first_token.text, *MORE_TEXTS]
     result = run(NAME, first_token.lens, texts)
-    found = [(r["layer"], r["tokens"], r["dimension"]) for r in rows(result, NAME, "coordinates")]
-    assert found == [(0, BOS, first_token.dimension)] * 2
+    coordinates = [(r["layer"], r["tokens"], r["dimension"]) for r in rows(result, NAME, "coordinates")]
+    assert coordinates == [(0, BOS, first_token.dimension)] * 2
     for record in rows(result, NAME, "coordinates"):
         assert (record["value"], record["mean"], record["share"]) == (pytest.approx(1e3), 0.0, 1.0)
 
@@ -150,13 +150,15 @@ def test_selection_and_losses_equal_a_dense_computation() -> None:
     expected: dict[tuple[int, str, int], int] = {}
     means: dict[tuple[int, int, int], float] = {}
     for fold in range(2):
-        others = [text for text in texts if fold_of(texts, text) != fold]
+        selection = [text for text in texts if fold_of(texts, text) != fold]
         for layer in range(2):
             for tokens, chosen in ((BOS, slice(0, 1)), (OTHER, slice(1, None))):
-                share = torch.stack([masks[text, layer][chosen].any(0) for text in others]).double().mean(0)
+                share = (
+                    torch.stack([masks[text, layer][chosen].any(0) for text in selection]).double().mean(0)
+                )
                 for dimension in (share >= 0.5).nonzero()[:, 0].tolist():
                     expected.setdefault((fold, tokens, dimension), layer)
-            plain = torch.cat([x[text, layer][~masks[text, layer].any(1)] for text in others]).mean(0)
+            plain = torch.cat([x[text, layer][~masks[text, layer].any(1)] for text in selection]).mean(0)
             means |= {(fold, layer, dimension): float(mean) for dimension, mean in enumerate(plain)}
     table = rows(result, NAME, "coordinates")
     assert {(r["fold"], r["tokens"], r["dimension"]): r["layer"] for r in table} == expected
@@ -211,13 +213,13 @@ def test_controls_of_equal_number_edit_other_dimensions_of_the_same_tokens() -> 
     criterion = Criterion(10.0, 10.0)
     treated = plan.edits(0, MASSIVE)[0].mask(x, criterion)
     assert treated.nonzero().tolist() == [[0, 3], [0, 7], [5, 9], [11, 9]]
-    seen = set()
+    drawn = set()
     for repeat in range(5):
         control = plan.edits(0, COUNT, repeat)[0].mask(x, criterion)
         assert control.sum(1).tolist() == treated.sum(1).tolist()
         assert not control[:, [3, 7, 9]].any()
-        seen.add(tuple(control.nonzero()[:, 1].tolist()))
-    assert len(seen) == 5
+        drawn.add(tuple(control.nonzero()[:, 1].tolist()))
+    assert len(drawn) == 5
     assert plan.edits(0, COUNT, 3) == plan.edits(0, COUNT, 3)
 
 

@@ -172,9 +172,9 @@ def test_without_rotation_is_the_model_loaded_without_rotation(lens: Any, result
 def test_the_new_token_is_about_as_frequent_and_depends_on_the_text_alone() -> None:
     ids = [0, *[5] * 8, *[6] * 9, *[7] * 2, *[8] * 2, 9, 10, 11]
     options: dict[str, Any] = {"token": 1, "draws": 1, "seed": 0}
-    (given, middle) = replacements(ids, "a", **options)
-    assert (given.position, given.old_id, given.new_id) == (1, 5, 6)
-    assert (given.frequency_class, given.new_class) == (3, 3)
+    (first, middle) = replacements(ids, "a", **options)
+    assert (first.position, first.old_id, first.new_id) == (1, 5, 6)
+    assert (first.frequency_class, first.new_class) == (3, 3)
     assert (middle.position, middle.old_id, middle.new_id) == (12, 6, 5)
     assert next(replacements([0, 5, 5, 5, 5, 7, 8], "a", **options)).new_id in (7, 8)
     drawn = list(replacements(ids, "a", **options | {"token": 22, "draws": 9}))

@@ -92,8 +92,8 @@ def test_each_group_is_in_one_batch_and_each_sequence_is_read_as_it_would_be_alo
         assert batch[batch.index(names[0]) :][:2] == names
     ids = torch.tensor([lens.text_tokenizer(letters(9))["input_ids"]])
     for name, tokens in (("as it is", ids), ("backwards", torch.cat([ids[:, :1], ids[:, 1:].flip(1)], 1))):
-        alone = lens.stream(tokens, stop_at_layer=2)[0]
-        torch.testing.assert_close(metric.residuals[f"text 0, {name}"], alone, rtol=1e-12, atol=1e-12)
+        separate = lens.stream(tokens, stop_at_layer=2)[0]
+        torch.testing.assert_close(metric.residuals[f"text 0, {name}"], separate, rtol=1e-12, atol=1e-12)
 
 
 def test_the_metric_gets_all_texts_at_once() -> None:

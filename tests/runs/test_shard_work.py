@@ -12,13 +12,24 @@ import pytest
 import torch
 
 from phaselens.data import texts_from
-from phaselens.plugin import Condition, LayerView, Plugins, Table, TaskPrompt, read_state, write_state
+from phaselens.plugin import (
+    CausalMetric,
+    Condition,
+    LayerView,
+    Plugins,
+    Table,
+    TaskPrompt,
+    read_state,
+    write_state,
+)
 from phaselens.runs import MetricResult, Observer, select_metrics
+from phaselens.runs.engine import LoadedModel
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.shard_parts import ShardPart
-from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, ShardStore, WorkUnit
+from phaselens.runs.shard_store import ShardStore, WorkUnit
 from phaselens.runs.shard_work import ShardWork
+from phaselens.runs.shards import cut_shards
 from phaselens.testing import tiny_lens
 from phaselens.testing._checks import require_same
 from tests.marks import mark_later_slow
@@ -42,10 +53,10 @@ class MemoryStore(ShardStore):
         self.parts: dict[tuple[str, str, int], dict[str, ShardPart]] = {}
 
     def load(self, unit: WorkUnit) -> dict[str, ShardPart] | None:
-        return self.parts.get((unit.phase, unit.prompts_of, unit.shard.index))
+        return self.parts.get((unit.phase, unit.texts_of, unit.shard.index))
 
     def save(self, unit: WorkUnit, parts: Mapping[str, ShardPart]) -> None:
-        key = (unit.phase, unit.prompts_of, unit.shard.index)
+        key = (unit.phase, unit.texts_of, unit.shard.index)
         assert key not in self.parts
         self.parts[key] = {name: self.through_file(part) for name, part in parts.items()}
 
@@ -66,16 +77,23 @@ def shard_work(lens: Any, requests: Any, shard_tokens: int, store: ShardStore | 
     }
     tokens = [lens.encoder().tokenize(text, 512) for text in texts_from(TEXTS)]
     factory = MetricFactory(lens.info, selected, seed=0, bos=lens.bos)
+    shards = cut_shards(tokens, shard_tokens, 64)
     work = ShardWork(
-        lens, tokens, factory, shard_tokens=shard_tokens, batch_tokens=64, observer=Observer(), store=store
+        LoadedModel(lens, tokens), factory, shards, (shard_tokens, 64), observer=Observer(), store=store
     )
     return work, results
+
+
+def run_work(work: ShardWork, results: Any) -> Any:
+    active_metrics = work.construct(results)
+    observes = any(active.points for active in active_metrics.values())
+    return work.measure(active_metrics, results, observes=observes, unused=active_metrics)
 
 
 def measure(lens: Any, requests: Any, shard_tokens: int, store: ShardStore | None = None) -> Any:
     """Tables by metric, warnings, and failures of one model."""
     work, results = shard_work(lens, requests, shard_tokens, store)
-    tables, warnings = tables_of_metrics(work.measure(results), results)
+    tables, warnings = tables_of_metrics(run_work(work, results), results)
     return tables, warnings, [failure for result in results.values() for failure in result.failures]
 
 
@@ -83,16 +101,27 @@ def fill_in_random_order(lens: Any, requests: Any, shard_tokens: int, store: Mem
     """Compute every shard of both phases in a random order, as many workers would."""
     work, results = shard_work(lens, requests, shard_tokens, store)
     shuffle = random.Random(seed)
-    active_metrics = work._construct(results)
-    reads_anything = any(active.points for active in active_metrics.values())
-    for shard in shuffle.sample(work.shards, len(work.shards)) if reads_anything else []:
-        instances = [work._new(name) for name in active_metrics]
-        store.save(WorkUnit(OBSERVATIONS, shard), work.observe(shard, instances))
-    tasks = work._prepare_all(work._observe_all(active_metrics, results), results)
-    for task in shuffle.sample(tasks, len(tasks)):
-        for shard in shuffle.sample(task.shards, len(task.shards)):
-            unit = WorkUnit(CONDITIONS, shard, task.prompts_of)
-            store.save(unit, work.run_conditions(task, shard, task.metrics))
+    active_metrics = work.construct(results)
+    on_texts = {}
+    for name, active in active_metrics.items():
+        if active.metric.reads_own_sequences():
+            run_in_random_order(work.prepare_sequences([active]), work, store, shuffle)
+        else:
+            on_texts[name] = active
+    observes = any(active.points for active in on_texts.values())
+    for unit in shuffle.sample(work.units, len(work.units)) if observes else []:
+        store.save(unit, work.observe(unit.shard, [work.new(name) for name in on_texts]))
+    metrics = {name: active.metric for name, active in active_metrics.items()}
+    metrics |= work._observe_all(list(on_texts), results, {}) if observes else {}
+    causal_metrics = {name: metric for name, metric in metrics.items() if isinstance(metric, CausalMetric)}
+    if causal_metrics:
+        run_in_random_order(work.prepare_conditions(causal_metrics), work, store, shuffle)
+
+
+def run_in_random_order(phase: Any, work: ShardWork, store: MemoryStore, shuffle: random.Random) -> None:
+    for task in shuffle.sample(list(phase.tasks.values()), len(phase.tasks)):
+        for unit in shuffle.sample(task.plan.units, len(task.shards)) if task.metrics else []:
+            store.save(unit, work.run_shard(task, unit.shard, task.metrics))
 
 
 def require_equal(tables: Any, expected: Any, *, exact: bool) -> None:
@@ -117,11 +146,11 @@ BUILT_IN = [plugin.name for plugin in Plugins().registered if plugin.distributio
 @pytest.mark.parametrize("name", mark_later_slow(BUILT_IN))
 def test_a_built_in_metric_gives_the_same_tables_for_any_shards(lens: Any, name: str, tmp_path: Path) -> None:
     requests = requests_of(name, tmp_path)
-    whole, whole_warnings, failures = measure(lens, requests, 1 << 20)
+    unsharded, whole_warnings, failures = measure(lens, requests, 1 << 20)
     assert not failures
     sharded, sharded_warnings, failures = measure(lens, requests, 40)
     assert not failures
-    require_equal(sharded, whole, exact=False)
+    require_equal(sharded, unsharded, exact=False)
     assert sorted(sharded_warnings) == sorted(whole_warnings)
     store = MemoryStore(tmp_path)
     first, first_warnings, _ = measure(lens, requests, 40, store)
@@ -133,7 +162,7 @@ def test_a_built_in_metric_gives_the_same_tables_for_any_shards(lens: Any, name:
     require_equal(again, sharded, exact=True)
     assert again_warnings == sharded_warnings
     in_one_shard, _, _ = measure(lens, requests, 1 << 20, MemoryStore(tmp_path))
-    require_equal(in_one_shard, whole, exact=True)
+    require_equal(in_one_shard, unsharded, exact=True)
     shuffled = MemoryStore(tmp_path)
     fill_in_random_order(lens, requests, 40, shuffled, seed=1)
     assert len(shuffled.parts) == n_shards
@@ -179,23 +208,23 @@ def test_a_value_that_merge_leaves_out_is_refused_by_name() -> None:
 
 
 def test_a_metric_that_fails_in_one_shard_is_dropped_and_the_others_go_on() -> None:
-    lens, seen = toy_lens(), []
+    lens, updates = toy_lens(), []
 
     def fails_on_short_texts(self: Any, layer: LayerView) -> None:
-        seen.append(layer.batch.texts)
+        updates.append(layer.batch.texts)
         if min(layer.batch.lengths) < 10:
             raise ValueError(f"too short: {min(layer.batch.lengths)}")
         Probe.update(self, layer)
 
     requests = [probe(name="failing", update=fails_on_short_texts), "bos-norm"]
     for store in (None, MemoryStore()):
-        seen.clear()
+        updates.clear()
         tables, _, (failure,) = measure(lens, requests, 20, store)
         assert list(tables) == ["bos-norm"]
         assert (failure.stage, failure.message) == ("update", "too short: 9")
-        n_updates = len(seen)
+        n_updates = len(updates)
         assert measure(lens, requests, 20, store)[2][0].message == "too short: 9"
-        assert len(seen) == n_updates * (2 if store is None else 1)
+        assert len(updates) == n_updates * (2 if store is None else 1)
 
 
 def test_a_state_that_cannot_be_stored_fails_the_metric_only_where_it_must_be_stored() -> None:
@@ -251,21 +280,21 @@ def test_what_record_keeps_in_a_new_attribute_does_not_reach_the_next_shard() ->
 
 def test_prompts_are_sharded_by_their_content() -> None:
     prompts = [TaskPrompt(f"p{length}", [0, *range(3, 3 + length)]) for length in (4, 9, 2, 7)]
-    asked: list[int] = []
+    calls: list[int] = []
 
     def made(self: Any, tokenizer: Any) -> list[TaskPrompt]:
-        asked.append(1)
+        calls.append(1)
         return prompts
 
     metric = causal(OFF, prompts=made)
-    whole, _, _ = measure(toy_lens(), metric, 1 << 20)
+    unsharded, _, _ = measure(toy_lens(), metric, 1 << 20)
     store = MemoryStore()
     sharded, _, failures = measure(toy_lens(), metric, 10, store)
     assert not failures
-    assert len(asked) == 2
+    assert len(calls) == 2
     assert {key[1] for key in store.parts} == {"causal"}
     assert len(store.parts) == 3
-    pairs = zip(whole["causal"]["texts"].records(), sharded["causal"]["texts"].records(), strict=True)
+    pairs = zip(unsharded["causal"]["texts"].records(), sharded["causal"]["texts"].records(), strict=True)
     for record, twin in pairs:
         assert np.isclose(record.pop("loss"), twin.pop("loss"), rtol=1e-6)
         assert record == twin

@@ -13,6 +13,7 @@ in half precision are summed in float32. A query or key that is NaN or infinite 
 enters NaN.
 """
 
+from phaselens.attention._accumulators import TIE
 from phaselens.attention._attend import attend
 from phaselens.attention._cells import (
     gaussian_massive_share,
@@ -34,6 +35,7 @@ from phaselens.attention._nulls import (
 )
 from phaselens.attention._problem import SoftmaxOptions
 from phaselens.attention._readings import concentration, normalised_entropy, query_mean, sink_score
+from phaselens.attention._segments import segment_mass, top_keys
 from phaselens.attention._statistics import (
     Summary,
     distance_mass,
@@ -47,6 +49,7 @@ from phaselens.attention._statistics import (
 from phaselens.attention._writes import Writes, head_norms, scaled_writes, triangular, writes
 
 __all__ = [
+    "TIE",
     "KeyGeometry",
     "LargestProduct",
     "Remainder",
@@ -76,9 +79,11 @@ __all__ = [
     "reweighted",
     "row_entropy",
     "scaled_writes",
+    "segment_mass",
     "sink_mass",
     "sink_score",
     "summarise",
+    "top_keys",
     "triangular",
     "uniform_distance",
     "uniform_entropy",

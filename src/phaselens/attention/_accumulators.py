@@ -122,6 +122,48 @@ class OwnMass:
         self.result[block.row_index] = own * block.norm.reciprocal()
 
 
+class SegmentMass:
+    """Mass [batch, head, query, segment] of each query on each segment of keys.
+
+    labels [batch | 1, key] are the keys' segments, from 0 to `n_segments` − 1; a key with another label is in none.
+    """
+
+    def __init__(self, problem: Problem, labels: Tensor, n_segments: int) -> None:
+        shape = (*problem.q.shape[:3], n_segments)
+        self.result = problem.q.new_zeros(shape, dtype=problem.compute_dtype)
+        texts = slice(problem.first_text, problem.first_text + len(problem.q))
+        segments = torch.arange(n_segments, device=labels.device)
+        chosen = labels[texts] if len(labels) > 1 else labels
+        self.membership = (chosen[..., None] == segments).to(problem.q.device, problem.compute_dtype)
+
+    def add(self, block: KeyBlock) -> None:
+        rows = block.batch if len(self.membership) > 1 else slice(None)
+        mass = block.p @ self.membership[rows, None, slice(*block.cols)]
+        self.result[block.row_index] = mass / block.norm[..., None]
+
+
+TIE = 1e-5
+"""Weights of a row that differ by this share of themselves, or less, count as equal: they may differ by rounding."""
+
+
+class TopKey:
+    """The key of each query's largest weight, and the number of keys that share it: [batch, head, query, 2].
+
+    The first of several keys; NaN for a query that sees nothing or is NaN. Reads the block's log2_p.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        shape = (*problem.q.shape[:3], 2)
+        self.result = problem.q.new_full(shape, torch.nan, dtype=problem.compute_dtype)
+
+    def add(self, block: KeyBlock) -> None:
+        top = block.log2_p.amax(-1, keepdim=True)
+        is_top = block.log2_p >= top - TIE / LN_2
+        key = is_top.int().argmax(-1) + block.cols[0]
+        pairs = torch.stack([key, is_top.sum(-1)], -1).to(self.result.dtype)
+        self.result[block.row_index] = pairs.masked_fill(~(block.real > 0)[..., None], torch.nan)
+
+
 class RowEntropy:
     """Entropy [batch, head, query], −Σ p ln p. Overwrites the block's log2_p, so no later accumulator may read it."""
 

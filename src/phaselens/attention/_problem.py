@@ -43,8 +43,9 @@ FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class Problem:
     """Queries and keys with all options of their softmax.
 
-    q [batch, head, query, d_head], k [batch, kv_head, key, d_head]; the other fields as in `SoftmaxOptions`. Nothing
-    of size query × key is ever stored here.
+    q [batch, head, query, d_head], k [batch, kv_head, key, d_head]; the other fields as in `SoftmaxOptions`.
+    `first_text` is the batch row in the whole problem at which this subset of it begins. Nothing of size query × key is
+    ever stored here.
 
     With a bias, scores in blocks are relative: `row_shift`, the bias at a query's own key, is subtracted. The biases of
     ALiBi grow with the position, and float32 would lose the differences between them.
@@ -59,6 +60,7 @@ class Problem:
     sink_logits: Tensor | None = None
     hidden_keys: Tensor | None = None
     bias: Tensor | None = None
+    first_text: int = 0
 
     def __post_init__(self) -> None:
         q, k = self.q, self.k
@@ -254,6 +256,7 @@ class Problem:
             hidden_keys = hidden_keys[batch]
         subset = replace(
             self,
+            first_text=self.first_text + batch.start,
             q=self.q[batch, heads],
             k=self.k[batch, kv_heads],
             mask=mask,

@@ -15,6 +15,8 @@ from phaselens.attention._accumulators import (
     OwnMass,
     ReceivedMass,
     RowEntropy,
+    SegmentMass,
+    TopKey,
     WindowMass,
     accumulate,
     accumulate_band,
@@ -23,7 +25,12 @@ from phaselens.attention._accumulators import (
 )
 from phaselens.attention._key_blocks import key_blocks
 from phaselens.attention._precision import needs_float64
-from phaselens.attention._problem import Problem, SoftmaxOptions, require_no_gradient
+from phaselens.attention._problem import (
+    Problem,
+    SoftmaxOptions,
+    require_key_indices,
+    require_no_gradient,
+)
 from phaselens.errors import InputError, require_flag, require_tensor, require_whole
 
 _N_KEYS_IN_PRODUCT = 16
@@ -39,6 +46,8 @@ class Summary:
     entropy: [batch, head, query], nats.
     received: [batch, head, key], the mass each key receives, in queries.
     distance: [batch, head, distance], the mass given to keys `distance` positions back, in queries.
+    segments: [batch, head, query, segment], the mass of each query on each segment of keys, a fraction of 1.
+    top: [batch, head, query, 2], the key with the query's largest weight, the first of several, and how many they are.
     lse: [batch, head, query], the log-sum-exp from `refine_lse`.
     """
 
@@ -47,6 +56,8 @@ class Summary:
     entropy: Tensor | None = None
     received: Tensor | None = None
     distance: Tensor | None = None
+    segments: Tensor | None = None
+    top: Tensor | None = None
     lse: Tensor | None = None
 
 
@@ -60,13 +71,17 @@ def summarise(
     entropy: bool = False,
     received: bool = False,
     distances: int | None = None,
+    segments: Tensor | None = None,
+    n_segments: int | None = None,
+    top: bool = False,
     refine: bool = False,
     lengths: Tensor | None = None,
     real: Tensor | None = None,
     **options: Unpack[SoftmaxOptions],
 ) -> Summary:
     """Compute the requested statistics in one pass: `sink_mass` of `position`, each query's mass on its own key
-    (`itself`), `row_entropy`, `received_mass`, `distance_mass` (distances 0 … `distances` − 1) and `refine_lse`.
+    (`itself`), `row_entropy`, `received_mass`, `distance_mass` (distances 0 … `distances` − 1), `segment_mass` of
+    `segments`, the `top_keys`, and `refine_lse`.
 
     Arguments as in those functions; `real` [batch, query], True where a query is not a pad, replaces `lengths`.
     Entropy, received mass, sink and some distances together cost about one call of a fused kernel; the sink alone
@@ -81,7 +96,7 @@ def summarise(
     (True, [2.0833, 1.0833, 0.5833, 0.25])
     """
     problem = _checked_problem("summarise", q, k, lse, options)
-    flags = {"itself": itself, "entropy": entropy, "received": received, "refine": refine}
+    flags = {"itself": itself, "entropy": entropy, "received": received, "top": top, "refine": refine}
     for name, flag in flags.items():
         require_flag(name, flag)
     if distances is not None:
@@ -110,7 +125,11 @@ def summarise(
         makers["received"] = ReceivedMass
     if distances is not None:
         makers["distance"] = _distance_maker(distances)
-    if entropy:
+    if segments is not None:
+        makers["segments"] = _segment_maker(problem, segments, n_segments)
+    if top:
+        makers["top"] = lambda problem, real: TopKey(problem)
+    if entropy:  # the last one: it overwrites the blocks
         makers["entropy"] = lambda problem, real: RowEntropy(problem)
     large = needs_float64(problem, problem.relative(lse))
     sink = None
@@ -135,6 +154,18 @@ def has_exact_lse(problem: Problem) -> bool:
 
 def _distance_maker(longest: int, whole_rows: bool = True) -> MakeAccumulator:
     return lambda problem, real: DistanceMass(problem, real, longest, whole_rows)
+
+
+def _segment_maker(problem: Problem, labels: Tensor, n_segments: int | None) -> MakeAccumulator:
+    require_key_indices("segments", labels, len(problem.q))
+    if labels.shape[1] != problem.n_keys:
+        raise ValueError(
+            f"expected segments [batch | 1, key] with {problem.n_keys} keys, received {tuple(labels.shape)}"
+        )
+    if n_segments is not None:
+        require_whole("n_segments", n_segments, 1)
+    n = int(labels.max()) + 1 if n_segments is None else n_segments
+    return lambda problem, real: SegmentMass(problem, labels, n)
 
 
 def sink_mass(

@@ -10,6 +10,7 @@ import click
 
 from phaselens.cli.app import app
 from phaselens.cli.interrupts import insistent_interrupt
+from phaselens.cli.shared_options import COMMAND_LINE
 from phaselens.cli.streams import discard_stdout, print_message
 from phaselens.errors import PhaseLensError
 
@@ -51,6 +52,7 @@ def _invoke(arguments: Sequence[str]) -> int:
     """Return the command's exit code. (`app.main` would print a line of its own on Ctrl-C.)"""
     try:
         with app.make_context("phaselens", list(arguments)) as context:
+            context.meta[COMMAND_LINE] = ["phaselens", *arguments]
             code = app.invoke(context)
     except click.exceptions.Exit as exit_request:  # --help and --version end this way
         return exit_request.exit_code

@@ -87,6 +87,12 @@ _POSITIVE = click.IntRange(min=1)
     help="Also draw the results as PNG and SVG files in this folder.",
 )
 @click.option(
+    "--out",
+    metavar="DIR",
+    help="Keep the run in this directory: its record, finished shards, tables and figures. The same command continues.",
+)
+@click.option("--fresh", is_flag=True, help="Start over in a new directory beside --out if that holds a run.")
+@click.option(
     "--heatmap",
     "heatmaps",
     multiple=True,
@@ -113,13 +119,19 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     output = Output.choose(arguments["format_name"], names, arguments["table"], quiet=arguments["quiet"])
     heatmaps = _heatmaps(arguments["heatmaps"], names, output)
     try:
-        result = _measure(models, [(name, settings[name]) for name in names], arguments)
+        result = _measure(
+            models,
+            [(name, settings[name]) for name in names],
+            arguments,
+            ctx.meta.get(shared_options.COMMAND_LINE),
+        )
     except BaseException as error:
-        _print_finished_models(error, output, debug=arguments["debug"])
+        _print_finished_models(error, output, arguments["out"], debug=arguments["debug"])
         raise
     try:  # failures while drawing are among the errors that are printed
         if arguments["figures"]:
             _draw(result, arguments["figures"], quiet=arguments["quiet"])
+        _draw_in_directory(result, quiet=arguments["quiet"])
     finally:
         output.write(result)
     _print_heatmaps(result, heatmaps)
@@ -128,10 +140,12 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     return _report_failures(result, debug=arguments["debug"])
 
 
-def _print_finished_models(error: BaseException, output: Output, *, debug: bool) -> None:
+def _print_finished_models(error: BaseException, output: Output, out: str | None, *, debug: bool) -> None:
     """Print the models that were finished when the run ended early, and one line per metric that had failed."""
     if isinstance(error, KeyboardInterrupt):
         stop_repeating()
+        if out is not None and not output.quiet:
+            print_message("note", f"finished shards are kept in {out}; the same command continues from them")
     partial_run: Run | None = None
     cause: BaseException | None = error
     # Ctrl-C may have been repeated while the first one was handled.
@@ -172,6 +186,17 @@ def _draw(run: Run, folder: str, *, quiet: bool) -> None:
         print_message("note", f"{len(paths)} figures in {folder}")
 
 
+def _draw_in_directory(run: Run, *, quiet: bool) -> None:
+    """Draw the figures of a run with a directory, and say where the run is."""
+    if run.directory is None:
+        return
+    from phaselens.report.figures import draw_in_directory
+
+    draw_in_directory(run)
+    if not quiet:
+        print_message("note", f"the run is in {run.directory}")
+
+
 def _mention_unusable_plugins() -> None:
     """Print one dim line for each plugin whose metadata says that it cannot be used. None is imported for that."""
     for plugin in plugins().registered:
@@ -180,7 +205,10 @@ def _mention_unusable_plugins() -> None:
 
 
 def _measure(
-    models: tuple[str, ...], metrics: list[tuple[str, dict[str, Any]]], arguments: dict[str, Any]
+    models: tuple[str, ...],
+    metrics: list[tuple[str, dict[str, Any]]],
+    arguments: dict[str, Any],
+    command: list[str] | None,
 ) -> Run:
     from phaselens.report.progress import ProgressBar
     from phaselens.runs import DEFAULT_MODELS
@@ -203,6 +231,9 @@ def _measure(
             seed=arguments["seed"],
             adapter_scale=shared_options.adapter_scale_by_label(arguments["adapter_scales"]),
             observer=observer,
+            out=arguments["out"],
+            fresh=arguments["fresh"],
+            command=command,
         )
 
 

@@ -11,6 +11,9 @@ from phaselens.data import BOS_POLICIES
 from phaselens.errors import InputError, close_matches
 from phaselens.lens.info import ROTATION_MODES
 
+#: Key of the command line among the data of a click context.
+COMMAND_LINE = "phaselens.command_line"
+
 device = click.option(
     "--device", default="auto", metavar="NAME", help="auto (a GPU if there is one), cpu, cuda, cuda:1."
 )

@@ -28,7 +28,14 @@ from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_cal
 from phaselens.lens.key_edits import fire_key_scores
 from phaselens.lens.lazy_masks import LazyMask
 from phaselens.lens.masks import build_mask, note_mask
-from phaselens.lens.matrix import fire_matrix, from_matrix, learned_sink_mass, weigh, without_sink_logits
+from phaselens.lens.matrix import (
+    at_positions,
+    fire_matrix,
+    from_matrix,
+    learned_sink_mass,
+    weigh,
+    without_sink_logits,
+)
 from phaselens.lens.slots import KernelOptions, KeySlots
 
 IMPLEMENTATION = "phaselens"
@@ -234,6 +241,9 @@ def _fire_statistics(
         entropy="hook_entropy" in statistics,
         received="hook_received" in statistics,
         distances=streaming.n_distances if "hook_distance" in statistics else None,
+        segments=slots.segment_labels(key.device) if "hook_segments" in statistics else None,
+        n_segments=slots.n_segments,
+        top="hook_top_key" in statistics,
         refine="hook_lse" in statistics or "hook_learned_sink" in statistics,
         real=slots.real,
         **options,
@@ -250,6 +260,8 @@ def _fire_statistics(
         "hook_entropy": summary.entropy,
         "hook_received": None if received is None else slots.with_dropped(received, 0.0),
         "hook_distance": summary.distance,
+        "hook_segments": summary.segments,
+        "hook_top_key": None if summary.top is None else at_positions(summary.top, slots),
     }
     for name, value in values.items():
         if name in statistics and value is not None:

@@ -122,6 +122,13 @@ class SkippingBlock(BlockBridge):
                 listener.hook.remove()
                 mlp_out.fwd_hooks = [hook for hook in mlp_out.fwd_hooks if hook is not listener]
 
+    def returns_attn_out(self) -> bool:
+        """Return whether the attention's module returns what `hook_attn_out` shows, or what it is computed from.
+
+        A module that adds the residual itself (Bloom's) shows it inside, where nothing fires if its output is reused.
+        """
+        return True
+
     def adds_mid_again(self) -> bool:
         """Return whether the layer adds the mid residual to the MLP's output, beside passing it through the MLP."""
         return True

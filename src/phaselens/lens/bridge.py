@@ -37,6 +37,7 @@ from phaselens.lens.projection import Projection
 from phaselens.lens.quantised import Arithmetic
 from phaselens.lens.rotation import SwitchesRotation
 from phaselens.lens.rows import Rows
+from phaselens.lens.segment_labels import LabelsSegments
 from phaselens.lens.texts import ReadsTexts, options_of, signed_as
 from phaselens.lens.weights import projection, weight_of
 
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from phaselens.lens.token_losses import ModuleHead, Unembedding
 
 
-class HookedTransformer(SwitchesRotation, ReadsTexts):
+class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
     """A TransformerLens bridge around an unmodified Hugging Face causal language model.
 
     Everything TransformerLens offers works on it (`to_tokens`, `generate`, `run_with_cache`, `run_with_hooks`,
@@ -56,7 +57,7 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
     * ``start_at_layer`` does not run the layers below; an edit of ``hook_resid_mid`` reaches the skip path;
     * ``hook_loss`` [batch, pos], the loss of each token, in pieces of the vocabulary;
     * `info` (facts about the model) and `stream` (one measuring forward);
-    * `set_rotation` nulls the rotation of layers and restores it;
+    * `set_rotation` nulls the rotation of layers and restores it, `segmented` divides the keys into segments;
     * one BOS policy, `bos`, for every method that takes a text: the ids are those that a run measures.
 
     `phaselens.load` returns one; it is not meant to be constructed directly.
@@ -149,7 +150,8 @@ class HookedTransformer(SwitchesRotation, ReadsTexts):
         >>> bool(torch.equal(first, second))
         True
         """
-        return AttentionReplay(self._attention_of("attention_replay", layer))
+        attention = self._attention_of("attention_replay", layer)
+        return AttentionReplay(attention if self.blocks[layer].returns_attn_out() else None)
 
     def kernel_replay(self, layer: int) -> KernelReplay:
         """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""

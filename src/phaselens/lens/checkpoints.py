@@ -282,7 +282,7 @@ def load_pretrained(
         RefusedModel: for a checkpoint that lacks weights, which transformers would fill at random.
     """
     if source.gguf is not None:
-        model, loading_info = gguf_files.load(source.gguf, dtype)
+        model, loading_info = gguf_files.load(source.gguf, dtype, config)
         is_on_device = False
     else:
         config = config if config is not None else read_config(source, trust_remote_code)

@@ -219,6 +219,8 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
             "hook_entropy": torch.special.entr(pattern).sum(-1),
             "hook_received": pattern.sum(-2),
             "hook_distance": _distances(pattern, activations[layer, "hook_distance"].shape[-1]),
+            "hook_segments": pattern.sum(-1, keepdim=True),
+            "hook_top_key": _consistent_top(pattern, activations[layer, "hook_top_key"].cpu()),
         }
         for name in (
             *STATISTICS,
@@ -249,6 +251,15 @@ def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers:
             lens.stream(tokens, hooks, stop_at_layer=layer + 1)
         by_layer[layer] = _difference(*outputs.values())
     return _worst("an edit of named keys equals the same edit of the matrix", lens.arithmetic.limit, by_layer)
+
+
+def _consistent_top(pattern: Tensor, top: Tensor) -> Tensor:
+    """Return `top` [batch, head, query, 2] where the key named has the row's largest weight, up to rounding; NaN
+    elsewhere. Which of several nearly equal weights is the largest, rounding may decide."""
+    key = top[..., :1].double()
+    weight = pattern.gather(-1, torch.where(key.isnan(), 0.0, key).long())
+    is_consistent = weight >= pattern.amax(-1, keepdim=True) * (1 - 2 * attention.TIE)
+    return torch.where(is_consistent & (top[..., 1:] >= 1), top, torch.nan)
 
 
 def _can_be_zero(statistic: str) -> bool:

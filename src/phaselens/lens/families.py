@@ -236,9 +236,9 @@ def supports_sdpa(model: PreTrainedModel) -> bool:
 
 
 def n_ctx_of(model: PreTrainedModel) -> int | None:
-    """Return the number of positions that the model was made for; None if it does not state one."""
+    """Return the number of positions that the model was made for; None if it does not state one (XLNet: −1)."""
     n_ctx = _attribute(text_config_of(model), _N_CTX)
-    return None if n_ctx is None else int(n_ctx)
+    return None if n_ctx is None or int(n_ctx) < 1 else int(n_ctx)
 
 
 def n_ctx_trained_of(model: PreTrainedModel) -> int | None:

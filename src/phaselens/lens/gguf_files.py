@@ -39,11 +39,13 @@ class GgufHeader:
         n_numbers: the number of values in all tensors.
         storage: the types of its matrices, the most common first: ``Q4_K, Q6_K``.
         problem: why its model cannot be served exactly; None if it can.
+        divides_frequencies: whether it stores divisors of the rotary frequencies.
     """
 
     n_numbers: int
     storage: str
     problem: str | None
+    divides_frequencies: bool
 
     @property
     def quantisation(self) -> str:
@@ -94,7 +96,8 @@ def _header(path: Path, *_state: int) -> GgufHeader:
             sizes[tensor.tensor_type.name] += prod(int(length) for length in tensor.shape)
     n_numbers = sum(prod(int(length) for length in tensor.shape) for tensor in reader.tensors)
     types = [name for name, _ in sizes.most_common()]
-    return GgufHeader(n_numbers, ", ".join(types), _problem(reader))
+    is_divided = any(tensor.name == _ROPE_DIVISORS for tensor in reader.tensors)
+    return GgufHeader(n_numbers, ", ".join(types), _problem(reader), is_divided)
 
 
 def _problem(reader: Any) -> str | None:
@@ -141,8 +144,12 @@ def read_config(path: Path) -> Any:
         return AutoConfig.from_pretrained(folder, gguf_file=file)
 
 
-def load(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Return the dequantised model on the CPU, and transformers' report on its loading; raises what that raises."""
+def load(path: Path, dtype: torch.dtype, config: Any = None) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Return the dequantised model on the CPU, and transformers' report on its loading; raises what that raises.
+
+    Args:
+        config: the result of `read_config`, where that is known already: transformers takes seconds to read it.
+    """
     import transformers
 
     from phaselens.lens import families
@@ -157,6 +164,7 @@ def load(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder,
             gguf_file=file,
+            config=config,
             dtype=dtype,
             attn_implementation="eager",
             output_loading_info=True,
@@ -164,7 +172,8 @@ def load(path: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any
         )
     # The weights are plain by now, although the configuration still calls them quantised.
     families.drop_quantisation(model)
-    _divide_frequencies(model, _rope_divisors(path))
+    if read_header(path, path.name).divides_frequencies:
+        _divide_frequencies(model, _rope_divisors(path))
     model.config.name_or_path = str(path)
     return model, report
 
@@ -177,23 +186,19 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, gguf_file=file)
 
 
-def _rope_divisors(path: Path) -> Tensor | None:
-    """Return the divisors of the rotary frequencies [d_rotary / 2] that the file stores; None without any."""
+def _rope_divisors(path: Path) -> Tensor:
+    """Return the divisors of the rotary frequencies [d_rotary / 2] that the file stores."""
     import torch
     from gguf import GGUFReader, dequantize
 
-    for tensor in GGUFReader(path).tensors:
-        if tensor.name == _ROPE_DIVISORS:
-            return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).flatten()
-    return None
+    tensor = next(tensor for tensor in GGUFReader(path).tensors if tensor.name == _ROPE_DIVISORS)
+    return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy()).flatten()
 
 
-def _divide_frequencies(model: PreTrainedModel, divisors: Tensor | None) -> None:
+def _divide_frequencies(model: PreTrainedModel, divisors: Tensor) -> None:
     """Divide the frequencies of every rotary module, as llama.cpp does; this is how Llama 3.1 extends its texts."""
     from phaselens.lens import families
 
-    if divisors is None:
-        return
     for rotary in families.rotary_modules(model):
         for name in ("inv_freq", "original_inv_freq"):
             frequencies = getattr(rotary, name, None)

@@ -87,6 +87,12 @@ def from_matrix(
                 "hook_entropy": lambda: torch.special.entr(pattern).sum(-1),
                 "hook_received": lambda: pattern_without_pads().sum(-2),
                 "hook_distance": lambda: by_distance(pattern_without_pads(), streaming.n_distances),
+                "hook_segments": lambda: _by_segment(
+                    pattern[..., slots.n_dropped :],
+                    slots.segment_labels(pattern.device),
+                    slots.n_segments,
+                ),
+                "hook_top_key": lambda: at_positions(_top_key(pattern[..., slots.n_dropped :]), slots),
             }
             slots.require_served(statistics)
             for name in statistics:
@@ -113,3 +119,22 @@ def learned_sink_mass(lse: Tensor, options: KernelOptions) -> Tensor:
     if sink_logits is None:
         return torch.zeros_like(lse).masked_fill(lse.isnan(), torch.nan)
     return (sink_logits.to(lse.dtype)[None, :, None] - lse).exp()
+
+
+def _by_segment(pattern: Tensor, labels: Tensor, n_segments: int) -> Tensor:
+    """Return sums over the columns of each segment, [batch, head, query, segment]; labels [batch or 1, key]."""
+    membership = labels[..., None] == torch.arange(n_segments, device=labels.device)
+    return pattern @ membership.to(pattern.dtype)[:, None]
+
+
+def _top_key(pattern: Tensor) -> Tensor:
+    """Return the column of each row's largest weight and how many columns share it, [batch, head, query, 2]."""
+    top = pattern.amax(-1, keepdim=True)
+    is_top = pattern >= top * (1 - attention.TIE)
+    pairs = torch.stack([is_top.int().argmax(-1), is_top.sum(-1)], -1).to(pattern.dtype)
+    return pairs.masked_fill(~(top > 0), torch.nan)
+
+
+def at_positions(top: Tensor, slots: KeySlots) -> Tensor:
+    """Return top keys [batch, head, query, 2] with the absolute position of the key in place of its index."""
+    return torch.stack([slots.positions_of(top[..., 0]), top[..., 1]], -1)

@@ -238,6 +238,14 @@ class MeasuredBlock(SkippingBlock):
     def adds_mlp_out_exactly(self) -> bool:
         return self.plan.skip == 1.0 and "hook_mlp_out" not in self.plan.weighted
 
+    def returns_attn_out(self) -> bool:
+        plan, point = self.plan, "hook_attn_out"
+        parts = [term.name for term in plan.weighted.get(point, ())]
+        if point in plan.aliases:
+            parts.append(plan.aliases[point].split(".")[0])
+        inside = f"{plan.parts.get('attn')}."
+        return not any(plan.parts[part].startswith(inside) for part in parts)
+
     def _after_mid_edit(self, output: Tensor, edit: dict[str, Tensor]) -> Tensor:
         if self.adds_mlp_out_exactly() and "mlp_out" in edit:
             return super()._after_mid_edit(output, edit)

@@ -136,6 +136,8 @@ _DECLARATIONS = (
         "requested number",
         "attention",
     ),
+    _statistic("hook_segments", (*_ROWS, "segment"), "attention by segment of keys", "attention"),
+    _statistic("hook_top_key", (*_ROWS, "2"), "position of the largest weight, number of ties", "attention"),
     PointDeclaration(
         "attn.hook_key_scores",
         ("batch", "head", "query", "named_key"),

@@ -162,8 +162,8 @@ def measure_arithmetic(model: PreTrainedModel) -> Arithmetic:
             examples.setdefault(kind, module)
     measured = [_arithmetic_of(module, dtype) for module in examples.values()]
     return Arithmetic(
-        max((dtype, *(each.dtype for each in measured)), key=lambda candidate: LIMITS[candidate]),
-        max((each.jump for each in measured), default=0.0),
+        max((dtype, *(arithmetic.dtype for arithmetic in measured)), key=lambda candidate: LIMITS[candidate]),
+        max((arithmetic.jump for arithmetic in measured), default=0.0),
     )
 
 

@@ -74,8 +74,11 @@ def _completed(model: PreTrainedModel, message: str) -> str:
 
 
 def _error_of_own_forward(model: PreTrainedModel) -> Exception | None:
-    """Return what the model's own forward on text raises; None if it runs."""
-    tokens = probe_tokens(model)
+    """Return what the model's own forward on text raises; None if it runs, or if there is no text for it."""
+    try:
+        tokens = probe_tokens(model)
+    except Exception:  # noqa: BLE001 - its configuration may say anything
+        return None
     try:
         with torch.no_grad():
             model(tokens, use_cache=False)

@@ -71,6 +71,9 @@ class Rows:
         self._calls: list[_Call | None] = []
         #: [batch], the numbers of real tokens of right-padded texts without an attention mask.
         self.lengths: Tensor | None = None
+        #: [batch or 1, position], the keys' segments for `hook_segments`, −1 for none; None: all are in segment 0.
+        self.segments: Tensor | None = None
+        self.n_segments = 1
 
     def follow(self, body: nn.Module) -> None:
         """Register for the calls of `body`, the model without its unembedding."""

@@ -62,6 +62,36 @@ class KeySlots:
         indices = slots - self.n_dropped
         return torch.where((slots >= 0) & (indices >= 0) & (indices < self.n_kept), indices, -1)
 
+    def segment_labels(self, device: torch.device) -> Tensor:
+        """Return the segments [batch or 1, key] of the keys, −1 for a key in none, by those of their positions.
+
+        Positions beyond those that have a segment are in none. Without segments all keys are in segment 0.
+        """
+        if self.rows is None or self.rows.segments is None:
+            return torch.zeros(1, self.n_kept, dtype=torch.long, device=device)
+        positions = self.rows.key_positions()[:, self.n_dropped :][:, : self.n_kept].to(device)
+        segments = self.rows.segments.to(device)
+        n_texts = max(len(positions), len(segments))
+        positions, segments = positions.expand(n_texts, -1), segments.expand(n_texts, -1)
+        is_labelled = (positions >= 0) & (positions < segments.shape[1])
+        labels = segments.gather(1, torch.where(is_labelled, positions, 0))
+        return torch.where(is_labelled, labels, -1)
+
+    def positions_of(self, indices: Tensor) -> Tensor:
+        """Return the absolute positions of keys, given their indices [batch, head, query] as floats; NaN stays NaN."""
+        if self.rows is None:
+            return indices
+        positions = self.rows.key_positions()[:, self.n_dropped :][:, : self.n_kept].to(indices.device)
+        is_key = ~indices.isnan()
+        by_head = positions[:, None].expand(*indices.shape[:2], -1)
+        chosen = by_head.gather(2, torch.where(is_key, indices, 0.0).long())
+        return torch.where(is_key, chosen.to(indices.dtype), torch.nan)
+
+    @property
+    def n_segments(self) -> int:
+        """The number of segments of the keys."""
+        return 1 if self.rows is None else self.rows.n_segments
+
     def require_served(self, statistics: Sequence[str]) -> None:
         """Raise InputError for statistics that are undefined under the mask of this call."""
         for statistic in statistics:

@@ -17,6 +17,7 @@ from torch import nn
 
 from phaselens.errors import RefusedModel
 from phaselens.lens import families
+from phaselens.lens.precision import LIMITS
 from phaselens.lens.pretrained import quiet_transformers
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # transformers' tables of classes by configuration, in which a model of several modalities may stand.
 _TABLES = ("AutoModelForMultimodalLM", "AutoModelForImageTextToText", "AutoModelForCausalLM")
 
+# The number of tokens on which the text model and the whole one are compared.
+_N_TOKENS = 8
 # The attribute of a text model with the whole model around it. It is no submodule: the two share their tensors.
 _WHOLE = "_phaselens_whole"
 
@@ -70,11 +73,19 @@ def load(
     Raises:
         RefusedModel: for a model without one text decoder.
     """
+    from transformers import PreTrainedModel
+
     with quiet_transformers():
-        whole, report = _text_only(model_class).from_pretrained(location, output_loading_info=True, **options)
-    whole.__class__ = model_class
-    model = _causal_model(whole)
-    vars(model)[_WHOLE] = whole
+        # A class with a `from_pretrained` of its own may read more files, such as pickles with voices.
+        full_model, report = PreTrainedModel.from_pretrained.__func__(
+            _text_only(model_class), location, output_loading_info=True, **options
+        )
+    full_model.__class__ = model_class
+    full_model = _part_with_logits(full_model)
+    model = _causal_model(full_model)
+    if not _agree(model, full_model):
+        model = full_model
+    vars(model)[_WHOLE] = full_model
     return model, report
 
 
@@ -83,19 +94,19 @@ def whole_around(model: PreTrainedModel) -> PreTrainedModel | None:
     return vars(model).get(_WHOLE)
 
 
-def text_path(whole: PreTrainedModel) -> str:
+def text_path(full_model: PreTrainedModel) -> str:
     """Return the name of the text model's module: the outermost with the text configuration."""
     from transformers import PreTrainedModel
 
-    config_class = type(families.text_config_of(whole))
+    config_class = type(families.text_config_of(full_model))
     names = [
         name
-        for name, module in whole.named_modules()
+        for name, module in full_model.named_modules()
         if name and isinstance(module, PreTrainedModel) and type(module.config) is config_class
     ]
     if not names:
         raise RefusedModel(
-            f"{whole.config.model_type} ({type(whole).__name__}): no module has its text configuration "
+            f"{full_model.config.model_type} ({type(full_model).__name__}): no module has its text configuration "
             f"({config_class.__name__}); use a checkpoint of a causal language model"
         )
     return min(names, key=lambda name: name.count("."))
@@ -137,11 +148,23 @@ def _placeholders_for_others(text_config_class: type) -> Iterator[None]:
         del AutoModel.from_config
 
 
-def _remove_other_modules(whole: PreTrainedModel) -> None:
+def _part_with_logits(full_model: PreTrainedModel) -> PreTrainedModel:
+    """Return the innermost model around the text model that has an unembedding: the full one, or Omni's thinker."""
+    from transformers import PreTrainedModel
+
+    names = text_path(full_model).split(".")
+    for depth in range(len(names) - 1, 0, -1):
+        part = full_model.get_submodule(".".join(names[:depth]))
+        if isinstance(part, PreTrainedModel) and part.get_output_embeddings() is not None:
+            return part
+    return full_model
+
+
+def _remove_other_modules(full_model: PreTrainedModel) -> None:
     """Replace by None every module that is not on the way to the text model, except the unembedding."""
-    path = text_path(whole).split(".")
-    unembedding = whole.get_output_embeddings()
-    parent: nn.Module = whole
+    path = text_path(full_model).split(".")
+    unembedding = _part_with_logits(full_model).get_output_embeddings()
+    parent: nn.Module = full_model
     for name in path:
         for child_name, child in list(parent.named_children()):
             if child_name != name and child is not unembedding:
@@ -149,37 +172,59 @@ def _remove_other_modules(whole: PreTrainedModel) -> None:
         parent = getattr(parent, name)
 
 
-def _causal_model(whole: PreTrainedModel) -> PreTrainedModel:
-    """Return a causal language model around the text model of `whole`, which shares its tensors."""
+def _causal_model(full_model: PreTrainedModel) -> PreTrainedModel:
+    """Return a causal language model around the text model of `full_model`, which shares its tensors."""
     import transformers
 
-    text = whole.get_submodule(text_path(whole))
+    text = full_model.get_submodule(text_path(full_model))
     if text.get_output_embeddings() is not None:
-        return _with_settings(text, whole)
+        return _with_settings(text, full_model)
     config = text.config
     causal_class = _class_in(transformers.AutoModelForCausalLM, config)
-    unembedding = whole.get_output_embeddings()
+    unembedding = full_model.get_output_embeddings()
     if causal_class is None or causal_class.config_class is not type(config) or unembedding is None:
-        return whole
+        return full_model
     with torch.device("meta"):
         causal = causal_class(config)
     prefix = causal.base_model_prefix
     if type(getattr(causal, prefix, None)) is not type(text):
-        return whole
+        return full_model
     setattr(causal, prefix, text)
     causal.set_output_embeddings(unembedding)
     if any(tensor.is_meta for tensor in (*causal.parameters(), *causal.buffers())):
-        return whole
-    return _with_settings(causal, whole)
+        return full_model
+    return _with_settings(causal, full_model)
 
 
-def _with_settings(text: PreTrainedModel, whole: PreTrainedModel) -> PreTrainedModel:
+def _agree(causal: PreTrainedModel, full_model: PreTrainedModel) -> bool:
+    """Return whether the two have equal logits on text. A whole that cannot run on text alone has none to compare.
+
+    The text class may scale logits that the whole one does not (Cohere 2 in Aya Vision).
+    """
+    if causal is full_model:
+        return True
+    fields = full_model.config.to_dict()
+    special = {value for key, value in fields.items() if "token" in key and isinstance(value, int)}
+    d_vocab = families.d_vocab_of(causal)
+    ids = [token for token in range(d_vocab) if token not in special][:_N_TOKENS]
+    tokens = torch.tensor([ids], device=causal.device)
+    with torch.no_grad():
+        text_logits = causal(tokens, use_cache=False).logits
+        try:
+            expected = full_model(tokens, use_cache=False).logits
+        except (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError):
+            return True
+    gap = float((text_logits.double() - expected.double()).abs().max())
+    return not gap > LIMITS[text_logits.dtype] * float(expected.abs().max())
+
+
+def _with_settings(text: PreTrainedModel, full_model: PreTrainedModel) -> PreTrainedModel:
     """Give the text model what transformers has set on the whole one, and return it."""
-    text.config.name_or_path = whole.config.name_or_path
+    text.config.name_or_path = full_model.config.name_or_path
     for name in ("generation_config", "hf_quantizer", "is_quantized", "quantization_method"):
-        if hasattr(whole, name):
-            setattr(text, name, getattr(whole, name))
-    stored = getattr(whole.config, "quantization_config", None)
+        if hasattr(full_model, name):
+            setattr(text, name, getattr(full_model, name))
+    stored = getattr(full_model.config, "quantization_config", None)
     if stored is not None:
         text.config.quantization_config = stored
     return text.eval()

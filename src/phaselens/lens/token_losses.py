@@ -80,7 +80,7 @@ class Unembedding:
     def logits(self, final: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return logits [..., stop − start] of the ids `start` to `stop` − 1, rounded as in the model, then float32."""
         bias = None if self.bias is None else self.bias[start:stop]
-        logits = functional.linear(final.to(self.weight.device), self.weight[start:stop], bias)
+        logits = functional.linear(final.to(self.weight), self.weight[start:stop], bias)
         if self.factor != 1.0:
             logits = logits * self.factor
         if self.softcap is not None:

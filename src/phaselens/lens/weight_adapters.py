@@ -76,13 +76,13 @@ def apply_adapter(model: PreTrainedModel, folder: Path, name: str, *, scale: flo
     if scale is not None:
         _scale(adapted, scale, name)
         return f"{description}, kept apart, scale {scale:g}"
-    apart = _probe(model)
     with _as_adapter_errors(name):
+        separate_logits = _probe(model)
         merged_model = adapted.merge_and_unload(safe_merge=True)
         if merged_model is not model:
             model.set_output_embeddings(merged_model.get_output_embeddings())
-    merged = _probe(model)
-    gap = float((merged - apart).abs().max() / apart.abs().max())
+        merged_logits = _probe(model)
+    gap = float((merged_logits - separate_logits).abs().max() / separate_logits.abs().max())
     if gap > _SAME_OUTPUT:
         raise ModelError(
             f"model {name!r}: merged into its base, the adapter computes something else (logits differ by {gap:.2g}): "
@@ -110,18 +110,18 @@ def _load(model: PreTrainedModel, folder: Path, name: str) -> Any:
             "adapters of weights, such as LoRA, can be applied"
         )
     config.inference_mode = True
-    whole = text_towers.whole_around(model)
-    if whole is not None and any(
+    full_model = text_towers.whole_around(model)
+    if full_model is not None and any(
         "language_model." in key for key in headers.read_header(folder / _WEIGHTS, name)
     ):
         # Its names are those of the whole model, whose parts are the text model's own.
-        text_name = text_towers.text_path(whole)
-        adapted = PeftModel(whole, config, _NAME)
+        text_name = text_towers.text_path(full_model)
+        adapted = PeftModel(full_model, config, _NAME)
         result = adapted.load_adapter(
             str(folder), _NAME, torch_device=str(model.device), key_mapping=_OLD_NAMES
         )
         unexpected = [key for key in result.unexpected_keys if f"{text_name}." in key]
-        model.set_output_embeddings(whole.get_output_embeddings())
+        model.set_output_embeddings(full_model.get_output_embeddings())
     else:
         adapted = PeftModel(model, config, _NAME)
         result = adapted.load_adapter(str(folder), _NAME, torch_device=str(model.device))

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
+from phaselens.errors import InputError, short_form
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
 from phaselens.plugin.condition_losses import Losses
 from phaselens.plugin.conditions import Condition, TaskPrompt, TextOutcome
@@ -25,6 +26,8 @@ def kind_of(metric: type[Metric[Any]]) -> Literal["observational", "causal", "ta
     >>> [kind_of(plugins().metric(name)) for name in ("sinks", "bos-mlp", "passkey")]
     ['observational', 'causal', 'task']
     """
+    if not (isinstance(metric, type) and issubclass(metric, Metric)):
+        raise InputError(f"expected metric as a Metric class, received {short_form(metric)}")
     if not issubclass(metric, CausalMetric):
         return "observational"
     return "causal" if metric.prompts is CausalMetric.prompts or metric.also_on_texts else "task"

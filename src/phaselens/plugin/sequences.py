@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, is_list_like, is_whole
 from phaselens.lens.info import ROTATION_MODES
 from phaselens.plugin.author_errors import describe_value
 from phaselens.plugin.conditions import require_whole_numbers
@@ -18,7 +18,8 @@ class TokenSequence:
     `id` is the name under which `update` finds it in `layer.batch.texts`. Sequences of one `group` pass through the
     model in one batch, next to each other and in their order, so that `update` can compare them; without a group, a
     sequence is a group of its own. `rotation_mode` is `auto`, or `nope` for the model with its rotation nulled; it is
-    the same in the whole group.
+    the same in the whole group. `segments` divides the keys for `hook_segments`: the number of each token's segment,
+    from 0, or −1 for a token in none; without it, all tokens are in segment 0.
 
     >>> TokenSequence("text 3, changed", [0, 7, 9], group="text 3").ids
     [0, 7, 9]
@@ -28,6 +29,7 @@ class TokenSequence:
     ids: Sequence[int]
     group: str | None = None
     rotation_mode: str = "auto"
+    segments: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
@@ -46,3 +48,21 @@ class TokenSequence:
                 f"sequence {self.id!r}: its rotation_mode is {self.rotation_mode!r}; give "
                 f"{' or '.join(ROTATION_MODES)}"
             )
+        if self.segments is not None:
+            if not is_list_like(self.segments, Collection):
+                raise InputError(
+                    f"sequence {self.id!r}: its segments are {describe_value(self.segments)}; give a whole number for "
+                    "each token"
+                )
+            self._require_segments([*self.segments])
+
+    def _require_segments(self, segments: Sequence[object]) -> None:
+        if len(segments) != len(self.ids):
+            raise InputError(
+                f"sequence {self.id!r} has {len(segments)} segments for {len(self.ids)} tokens; give one for each"
+            )
+        for segment in segments:
+            if not is_whole(segment) or segment < -1:
+                raise InputError(
+                    f"sequence {self.id!r}: its segments contain {segment!r}; give whole numbers from 0, or −1"
+                )

@@ -281,38 +281,38 @@ def overlaid(base: Mapping[str, Any], changed: Mapping[str, Any]) -> NestedState
     return state
 
 
-def same_value(value: Any, other: Any) -> bool:
+def same_value(value: Any, twin: Any) -> bool:
     """Return whether two values of states are equal to the bit; NaN equals NaN, and 1, 1.0 and True differ."""
-    if type(value) is not type(other):
+    if type(value) is not type(twin):
         return False
     if isinstance(value, dict):
         # The order counts too: tables are often made in the order of a dict.
-        return list(value) == list(other) and all(same_value(value[key], other[key]) for key in value)
+        return list(value) == list(twin) and all(same_value(value[key], twin[key]) for key in value)
     if isinstance(value, MetricWarning):
-        return (str(value), value.code) == (str(other), other.code)
+        return (str(value), value.code) == (str(twin), twin.code)
     if isinstance(value, list | tuple):
-        return len(value) == len(other) and all(map(same_value, value, other))
+        return len(value) == len(twin) and all(map(same_value, value, twin))
     if type(value) is float:
-        return bool(value.hex() == other.hex())
+        return bool(value.hex() == twin.hex())
     if is_dataclass(value):
         return all(
-            same_value(getattr(value, field.name), getattr(other, field.name)) for field in fields(value)
+            same_value(getattr(value, field.name), getattr(twin, field.name)) for field in fields(value)
         )
     if is_generator(value):
-        return same_value(generator_state(value), generator_state(other))
+        return same_value(generator_state(value), generator_state(twin))
     if hasattr(value, "dtype"):
-        return _same_numbers(value, other)
-    return bool(value == other)
+        return _same_numbers(value, twin)
+    return bool(value == twin)
 
 
-def _same_numbers(value: Any, other: Any) -> bool:
-    if value.dtype != other.dtype or value.shape != other.shape:
+def _same_numbers(value: Any, twin: Any) -> bool:
+    if value.dtype != twin.dtype or value.shape != twin.shape:
         return False
     if type(value).__module__.startswith("torch"):
         import torch
 
-        return bool(torch.equal(as_bits(value), as_bits(other)))
-    return bool(value.tobytes() == other.tobytes())
+        return bool(torch.equal(as_bits(value), as_bits(twin)))
+    return bool(value.tobytes() == twin.tobytes())
 
 
 def as_bits(tensor: Any) -> Any:

@@ -11,6 +11,7 @@ from phaselens.errors import InputError, close_matches, is_list_like, require_fl
 from phaselens.plugin.author_errors import author_error, describe_value
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 CellValue = str | int | float | None
@@ -171,3 +172,19 @@ class Table:
         ]
         arrays = [pa.array(self.column(field.name), type=field.type) for field in fields]
         return pa.Table.from_arrays(arrays, schema=pa.schema(fields))
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Convert the table to a pandas DataFrame; `frame.attrs["units"]` has the unit of each column.
+
+        Raises:
+            InputError: where pandas is not installed.
+        """
+        try:
+            import pandas  # noqa: F401 - pyarrow imports it
+        except ImportError as error:
+            raise InputError(
+                "pandas is not installed; install it (pip install pandas), or use to_arrow()"
+            ) from error
+        frame = self.to_arrow().to_pandas()
+        frame.attrs["units"] = {column.name: column.unit for column in self.spec.columns}
+        return frame

@@ -6,12 +6,14 @@ sets that metrics contribute to. Only matplotlib's object interface is used, so 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, NamedTuple
 
+from phaselens.data.new_files import partial_path
 from phaselens.errors import InputError
 from phaselens.plugin import Display, FigurePanel, FigureSet
 from phaselens.report.builders import layer_table, model_labels
@@ -63,6 +65,31 @@ def draw(run: Run, folder: str | Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"figures cannot be written to {target}: {error.strerror or error}") from error
     return paths
+
+
+def draw_in_directory(run: Run) -> list[Path]:
+    """Write the figures of a run with a directory into its folder `figures`, which appears with all of them at once.
+
+    A folder that exists is left as it is.
+
+    Raises:
+        InputError: if the folder cannot be written to.
+    """
+    if run.directory is None:
+        return []
+    folder = run.directory / "figures"
+    if folder.exists():
+        return []
+    with partial_path(folder) as partial:
+        try:
+            paths = draw(run, partial)
+            if not folder.exists():
+                partial.rename(folder)
+        except OSError as error:
+            raise InputError(f"figures cannot be written to {folder}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return [folder / path.name for path in paths]
 
 
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:

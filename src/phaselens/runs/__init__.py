@@ -10,6 +10,7 @@ from phaselens.runs.measurement import run
 from phaselens.runs.observer import Observer
 from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelFailure, ModelRecord, Run, TextRecord
 from phaselens.runs.run_options import DEFAULT_MODELS, ModelSpec, RunOptions, SelectedMetric, select_metrics
+from phaselens.runs.stored_run import open_run
 
 __all__ = [
     "DEFAULT_MODELS",
@@ -32,6 +33,7 @@ __all__ = [
     "feed_metric",
     "guarded",
     "load_model",
+    "open_run",
     "run",
     "select_metrics",
 ]

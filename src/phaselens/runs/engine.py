@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import TokenizedText, pack
@@ -20,8 +21,8 @@ from phaselens.runs.observer import Observer
 from phaselens.runs.result import MetricResult
 from phaselens.runs.run_options import SelectedMetric
 from phaselens.runs.sequences import plan_all_sequences, read_sequences
-from phaselens.runs.shard_work import ShardWork
-from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
+from phaselens.runs.shard_work import MeasuredModel, ShardWork
+from phaselens.runs.shards import DEFAULT_SHARD_TOKENS, cut_shards
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
@@ -43,17 +44,41 @@ def measure(
     shard_tokens: int = DEFAULT_SHARD_TOKENS,
 ) -> tuple[dict[str, Mapping[str, Table]], list[MetricWarning]]:
     """Run all metrics on one model, and return their tables by metric and their warnings."""
-    factory = MetricFactory(lens.info, selected_metrics, seed=seed, bos=bos or lens.bos)
-    work = ShardWork(
-        lens,
-        tokenized_texts,
-        factory,
-        shard_tokens=shard_tokens,
-        batch_tokens=batch_tokens,
+    return measure_loaded(
+        LoadedModel(lens, tokenized_texts),
+        MetricFactory(lens.info, selected_metrics, seed=seed, bos=bos or lens.bos),
+        results,
+        sizes=(shard_tokens, batch_tokens),
         observer=observer,
     )
-    metrics = work.measure(results)
-    return tables_of_metrics(metrics, results, work.without_values)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is loaded, and texts as its tokens."""
+
+    lens: HookedTransformer
+    tokenized_texts: Sequence[TokenizedText]
+
+
+def measure_loaded(
+    model: MeasuredModel,
+    factory: MetricFactory,
+    results: Mapping[str, MetricResult],
+    *,
+    sizes: tuple[int, int],
+    observer: Observer,
+) -> tuple[dict[str, Mapping[str, Table]], list[MetricWarning]]:
+    """Run all metrics on one model, and keep nothing but the results; `sizes` are tokens in a shard and in a batch."""
+    shards = cut_shards(model.tokenized_texts, *sizes)
+    work = ShardWork(model, factory, shards, sizes, observer=observer)
+    active_metrics = work.construct(results)
+    observes = any(active.points for active in active_metrics.values())
+    without_values = [name for name, active in active_metrics.items() if not active.has_values]
+    metrics = work.measure(
+        active_metrics, results, observes=observes, without_values=without_values, unused=active_metrics
+    )
+    return tables_of_metrics(metrics, results, without_values)
 
 
 def feed_metric(

@@ -7,21 +7,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Encoder, Text, TextFields, TokenizedText, corpus_from
-from phaselens.errors import InputError, ModelError, require_kind
+from phaselens.data import Text, TextFields, corpus_from
+from phaselens.errors import InputError, is_list_like, require_flag, require_kind
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_value
-from phaselens.runs.engine import measure
+from phaselens.runs.engine import measure_loaded
 from phaselens.runs.inputs import (
     find_texts,
-    load_model,
     plugins_of_models,
     read_texts_of_plugin,
     require_device_and_dtype,
     require_models,
 )
+from phaselens.runs.metric_factory import MetricFactory
+from phaselens.runs.model_session import ModelSession
 from phaselens.runs.observer import Observer
-from phaselens.runs.result import MetricResult, ModelRecord, Run, TextRecord
+from phaselens.runs.result import MetricResult, Run, TextRecord
+from phaselens.runs.resumable import ResumableRun
+from phaselens.runs.run_directory import RunDirectory
 from phaselens.runs.run_options import (
     DEFAULT_MODELS,
     MetricRequests,
@@ -33,6 +36,7 @@ from phaselens.runs.run_options import (
     select_metrics,
 )
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
+from phaselens.runs.stored_run import open_run
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +63,9 @@ def run(
     seed: int = 0,
     adapter_scale: float | Mapping[str, float] | None = None,
     observer: Observer | None = None,
+    out: Source | None = None,
+    fresh: bool = False,
+    command: Sequence[str] | None = None,
 ) -> Run:
     """Measure all metrics on all models, on the same texts, with one forward pass per model and batch.
 
@@ -82,12 +89,18 @@ def run(
         seed: seed of the bootstrap intervals.
         adapter_scale: as in `phaselens.load`, for all models of the form `BASE+ADAPTER`, or by label.
         observer: receives the progress of the run.
+        out: a directory for the run: its record, the results of finished shards, and its tables. A run that was
+            interrupted continues there, if nothing that determines its numbers has changed. None writes nothing.
+        fresh: start over, in a new directory beside `out` if that holds a run.
+        command: the command line, for the record.
 
     Returns:
         The run. A metric that fails is marked as failed; the others are complete.
 
     Raises:
-        InputError: for texts, metrics, parameters or options that cannot be used.
+        InputError: for texts, metrics, parameters or options that cannot be used, and for a directory with a run of
+            something else.
+        PhaseLensError: for a directory that cannot be written to.
         ModelError: for a model that cannot be loaded or served. Headers of all checkpoints are read first, so that a
             damaged one is found before anything is measured. If a later model still fails, or Ctrl-C
             (KeyboardInterrupt) ends the run, the exception's `run` holds the models that were finished.
@@ -119,6 +132,7 @@ def run(
     if text_fields is not None:
         require_kind("text_fields", text_fields, TextFields, "such as TextFields(text='body')")
     corpus = corpus_from(source, n_texts, text_fields)
+    directory = _directory(out, fresh, command)
     _require_loadable(parsed_models, options)
 
     results = {
@@ -130,21 +144,50 @@ def run(
         [], records, results, [], _options_record(options, texts, text_fields, parsed_models), _versions()
     )
     result.warnings.extend(corpus.notes)
+    sessions = [
+        ModelSession(model, label, corpus.texts, options, observer)
+        for model, label in zip(parsed_models, labels, strict=True)
+    ]
     try:
-        for model, label in zip(parsed_models, labels, strict=True):
-            lens = model if not isinstance(model, ModelSpec) else _load(model, label, options, observer)
-            _measure_model(lens, corpus.texts, selected_metrics, options, observer, result)
-            del lens
+        if directory is not None:
+            resumable = ResumableRun(directory, sessions, selected_metrics, options, corpus.texts)
+            resumable.begin(result, command)
+            if directory.is_complete:
+                return open_run(directory.path)
+            resumable.measure(result, observer)
+            result.directory = directory.path
+        else:
+            for session in sessions:
+                _measure_model(session, selected_metrics, options, result)
+                session.release()
         used_plugins = [*_plugin_names(selected_metrics), *plugins_of_models(_specs(parsed_models))]
         if plugin_texts is not None:
             used_plugins.append(plugin_texts.name)
         result.warnings.extend(plugins().notify_run_finished(result.copy(), used_plugins))
+        if directory is not None:
+            resumable.finish(result)
     except BaseException as error:
         result.end_early(error, labels)
         if result.models:
             vars(error)["run"] = result
         raise
     return result
+
+
+def _directory(out: Source | None, fresh: bool, command: object) -> RunDirectory | None:
+    """Return the run's directory, which exists then; None without `out`."""
+    require_flag("fresh", fresh)
+    if command is not None and (
+        not is_list_like(command) or not all(isinstance(word, str) for word in command)
+    ):
+        raise InputError(f"command is {describe_value(command)}; give a list of words, or None")
+    if out is None:
+        if fresh:
+            raise InputError("fresh starts a run over in a new directory; name one with out (--out)")
+        return None
+    if not isinstance(out, str | os.PathLike) or not os.fspath(out):
+        raise InputError(f"out is {describe_value(out)}; give the name of a directory, or None")
+    return RunDirectory.to_write(out, fresh=fresh)
 
 
 def _checked_observer(observer: Observer | None) -> Observer:
@@ -204,84 +247,21 @@ def _require_loadable(models: Sequence[ModelSpec | HookedTransformer], options: 
         require_models(specs)
 
 
-def _load(spec: ModelSpec, label: str, options: RunOptions, observer: Observer) -> HookedTransformer:
-    observer.loading(label)
-    return load_model(
-        spec,
-        label=label,
-        positions=options.positions.get(label, "auto"),
-        bos=options.bos or "auto",
-        device=options.device,
-        dtype=options.dtype,
-        adapter_scale=options.adapter_scale_of(label, spec),
-    )
-
-
 def _measure_model(
-    lens: HookedTransformer,
-    corpus: Sequence[Text],
-    selected_metrics: Sequence[SelectedMetric],
-    options: RunOptions,
-    observer: Observer,
-    result: Run,
+    session: ModelSession, selected_metrics: Sequence[SelectedMetric], options: RunOptions, result: Run
 ) -> None:
-    """Tokenise the texts, measure one model on them, and add its tables and records to `result`."""
-    label = lens.info.label
-    if lens.text_tokenizer is None:
-        reason = lens.tokenizer_note or "none was found"
-        raise ModelError(f"model {label!r} has no tokenizer for the texts: {reason}")
-    encoder = lens.encoder(options.bos)
-    tokenized_texts = [encoder.tokenize(text, options.max_tokens) for text in corpus]
-    tables, warnings = measure(
-        lens,
-        tokenized_texts,
-        selected_metrics,
+    """Measure one model, and add its tables and records to `result`."""
+    factory = MetricFactory(session.lens.info, selected_metrics, seed=options.seed, bos=session.bos)
+    tables, warnings = measure_loaded(
+        session,
+        factory,
         result.metrics,
-        batch_tokens=options.batch_tokens,
-        shard_tokens=options.shard_tokens,
-        seed=options.seed,
-        observer=observer,
-        bos=encoder.bos,
+        sizes=(options.shard_tokens, options.batch_tokens),
+        observer=session.observer,
     )
-    text_order = {text.id: index for index, text in enumerate(corpus)}
-    for metric_name, metric_tables in tables.items():
-        for table_name, table in metric_tables.items():
-            result.metrics[metric_name].add(label, table_name, table, text_order)
-    for record, tokenized in zip(result.texts, tokenized_texts, strict=True):
-        record.n_tokens[label] = len(tokenized.ids)
-        record.cut[label] = tokenized.cut
-    model = _model_record(lens, tokenized_texts, encoder.bos)
-    result.models.append(model)
-    result.warnings.extend([*_text_warnings(model, tokenized_texts, encoder, options), *warnings])
-
-
-def _model_record(lens: HookedTransformer, tokenized_texts: Sequence[TokenizedText], bos: str) -> ModelRecord:
-    first_ids = {tokenized.ids[0] for tokenized in tokenized_texts}
-    first_id = first_ids.pop() if len(first_ids) == 1 else None
-    starts_with_bos = first_id is not None and first_id == lens.info.bos_token_id
-    n_tokens = sum(len(tokenized.ids) for tokenized in tokenized_texts)
-    return ModelRecord(lens.info, bos, first_id, starts_with_bos, n_tokens)
-
-
-def _text_warnings(
-    model: ModelRecord, tokenized_texts: Sequence[TokenizedText], encoder: Encoder, options: RunOptions
-) -> list[str]:
-    """Return warnings about a model's texts that a reader of its numbers needs."""
-    label, info = model.info.label, model.info
-    warnings = [f"{label}: {info.note}"] if info.note is not None else []
-    warnings += [f"{label}: {note}" for note in encoder.notes(tokenized_texts)]
-    if not model.starts_with_bos:
-        reason = "it has no BOS token" if info.bos_token_id is None else "texts got no BOS token"
-        warnings.append(f"{label}: {reason}: position 0 is a text's own first token (bos: {model.bos})")
-    n_cut = sum(tokenized.cut for tokenized in tokenized_texts)
-    if n_cut:
-        warnings.append(
-            f"{label}: {n_cut} of {len(tokenized_texts)} texts were cut to {options.max_tokens} tokens"
-        )
-    longest = max(len(tokenized.ids) for tokenized in tokenized_texts)
-    if info.n_ctx is not None and longest > info.n_ctx:
-        warnings.append(f"{label}: texts of up to {longest} tokens, but the model was made for {info.n_ctx}")
-    return warnings
+    n_tokens = [len(tokenized.ids) for tokenized in session.tokenized_texts]
+    cut = [tokenized.cut for tokenized in session.tokenized_texts]
+    result.add_model(session.record(), n_tokens, cut, tables, [*session.warnings(), *warnings])
 
 
 def _options_record(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phaselens.plugin import CausalMetric, Metric, ModelInfo, NestedState
-from phaselens.plugin.return_checks import require_constructed
+from phaselens.plugin.return_checks import require_constructed, require_definition
 from phaselens.plugin.states import overlaid
 from phaselens.runs.result import MetricResult
 from phaselens.runs.run_options import SelectedMetric
@@ -32,6 +32,11 @@ class MetricFactory:
         if isinstance(metric, CausalMetric):
             metric.bos = self._bos
         return metric
+
+    def require_definition(self, name: str) -> None:
+        """Raise TypeError if the metric's `define` does not return text."""
+        selected = self.selected[name]
+        require_definition(selected.metric, selected.params)
 
     def empty_state(self, name: str) -> NestedState:
         """Return the state of an instance that has seen no text."""

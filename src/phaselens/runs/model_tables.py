@@ -24,12 +24,11 @@ def tables_of_metrics(
     warnings: list[MetricWarning] = []
     for name, metric in metrics.items():
         label = metric.model.label
-        if all(failure.model != label for failure in results[name].failures):
-            with guarded(results[name], label, "compute"):
-                empty = {spec.name: spec.build([]) for spec in metric.tables}
-                tables[name] = empty if name in without_values else tables_of(metric)
-                for message in _non_finite_warnings(tables[name]):
-                    metric.warn(message)
+        with guarded(results[name], label, "compute"):
+            empty = {spec.name: spec.build([]) for spec in metric.tables}
+            tables[name] = empty if name in without_values else tables_of(metric)
+            for message in _non_finite_warnings(tables[name]):
+                metric.warn(message)
         warnings.extend(MetricWarning(warning).prefixed(f"{name}: {label}") for warning in metric.warnings)
     return tables, warnings
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.errors import InputError, close_matches
@@ -193,6 +194,8 @@ class Run:
     #: Requested models that were not measured. A run that ended early is the `run` attribute of its exception.
     errors: list[ModelFailure] = field(default_factory=list)
     renderer: Callable[[Run], str] | None = field(default=None, repr=False, compare=False)
+    #: The directory that holds the run; None for one that is only in memory.
+    directory: Path | None = field(default=None, compare=False)
 
     @property
     def failed(self) -> list[str]:
@@ -211,6 +214,25 @@ class Run:
             versions=dict(self.versions),
             errors=list(self.errors),
         )
+
+    def add_model(
+        self,
+        model: ModelRecord,
+        n_tokens: Sequence[int],
+        cut: Sequence[bool],
+        tables: Mapping[str, Mapping[str, Table]],
+        warnings: Iterable[str],
+    ) -> None:
+        """Add what was measured on a model: its facts, its tokens by text, its tables by metric, and its warnings."""
+        label = model.info.label
+        text_order = {text.id: index for index, text in enumerate(self.texts)}
+        for metric_name, metric_tables in tables.items():
+            for table_name, table in metric_tables.items():
+                self.metrics[metric_name].add(label, table_name, table, text_order)
+        for record, n_tokens_of_text, is_cut in zip(self.texts, n_tokens, cut, strict=True):
+            record.n_tokens[label], record.cut[label] = n_tokens_of_text, is_cut
+        self.models.append(model)
+        self.warnings.extend(warnings)
 
     def end_early(self, error: BaseException, labels: Sequence[str]) -> None:
         """Keep the finished models, and record why the other models of `labels` are missing."""

@@ -29,12 +29,14 @@ DEFAULT_BATCH_TOKENS = 8192
 class SequencePlan:
     """The sequences of one metric, as tokenized texts, and the batches in which they are read.
 
-    `batches` hold indices of `tokenized`; `rotation_modes` has the rotation mode of each sequence.
+    `batches` hold indices of `tokenized`; `rotation_modes` has the rotation mode of each sequence, `segments` the
+    segments of its keys.
     """
 
     tokenized: Sequence[TokenizedText]
     batches: Sequence[Sequence[int]]
     rotation_modes: Sequence[str]
+    segments: Sequence[Sequence[int] | None]
 
     @property
     def n_tokens(self) -> int:
@@ -62,6 +64,23 @@ class SequencePlan:
             for number, batches in enumerate(groups)
         ]
 
+    @contextmanager
+    def segmented(self, lens: HookedTransformer, indices: Sequence[int]) -> Iterator[None]:
+        """Let `hook_segments` measure the segments of these sequences inside the context; pads are in none."""
+        import torch
+
+        if all(segments is None for segments in self.segments):
+            yield
+            return
+        length = max(len(self.tokenized[index].ids) for index in indices)
+        labels = torch.full((len(indices), length), -1)
+        for row, index in enumerate(indices):
+            n_tokens, segments = len(self.tokenized[index].ids), self.segments[index]
+            labels[row, :n_tokens] = torch.tensor([0] * n_tokens if segments is None else list(segments))
+        n_segments = 1 + max(max(segments, default=0) for segments in self.segments if segments is not None)
+        with lens.segmented(labels, max(1, n_segments)):
+            yield
+
     def _size(self, batch: Sequence[int]) -> int:
         return sum(len(self.tokenized[index].ids) for index in batch)
 
@@ -87,7 +106,8 @@ def plan_sequences(
         for sequence in sequences
     ]
     batches = list(pack_groups(sequences, batch_tokens))
-    return SequencePlan(tokenized, batches, [sequence.rotation_mode for sequence in sequences])
+    rotation_modes = [sequence.rotation_mode for sequence in sequences]
+    return SequencePlan(tokenized, batches, rotation_modes, [sequence.segments for sequence in sequences])
 
 
 def plan_all_sequences(
@@ -122,7 +142,8 @@ def read_sequences(
     for mode, same_mode in itertools.groupby(batches, key=lambda batch: plan.rotation_modes[batch[0]]):
         with guarded(active.result, lens.info.label, "sequences"), in_rotation_mode(lens, mode):
             for indices in same_mode:
-                forward(lens, make_batch(lens, plan.tokenized, indices), [active], active.sink_position)
+                with plan.segmented(lens, indices):
+                    forward(lens, make_batch(lens, plan.tokenized, indices), [active], active.sink_position)
                 observer.advance(sum(len(plan.tokenized[index].ids) for index in indices))
 
 

@@ -117,8 +117,10 @@ class ShardCollector:
 
     def add(self, parts: Mapping[str, ShardPart]) -> None:
         """Merge the parts of the next shard. A metric that failed in it, or that cannot be merged, is dropped."""
-        for name, merger in list(self._mergers.items()):
-            part = parts[name]
+        for name, part in parts.items():
+            merger = self._mergers.get(name)
+            if merger is None:
+                continue  # it failed in an earlier shard
             result = self._results[name]
             n_failures = len(result.failures)
             if part.failure is not None:

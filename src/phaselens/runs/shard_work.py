@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from phaselens.data import TokenizedText
-from phaselens.plugin import CausalMetric, Condition, ConditionKey, Metric, NestedState
-from phaselens.plugin.return_checks import require_definition
+from phaselens.plugin import CausalMetric, Metric
+from phaselens.plugin.state_codec import encode_state
 from phaselens.plugin.states import changes
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch
@@ -16,206 +16,164 @@ from phaselens.runs.condition_passes import ConditionsTask, prepare, run_conditi
 from phaselens.runs.layer_pass import activate, forward, group_by_pass
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.observer import Observer
+from phaselens.runs.prepared_tasks import PreparedMetric, PreparedPhase, PreparedTask, require_same_plan
 from phaselens.runs.result import MetricResult
 from phaselens.runs.sequences import SequencePlan, plan_all_sequences, read_sequences
 from phaselens.runs.shard_parts import ShardCollector, ShardPart
-from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, ShardStore, WorkUnit
-from phaselens.runs.shards import Shard, cut_shards
+from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, ShardStore, TaskPlan, WorkUnit
+from phaselens.runs.shards import Shard, cut_shards, digest_of
 
 if TYPE_CHECKING:
     from phaselens.lens import HookedTransformer
 
 
-@dataclass
-class PreparedMetric:
-    """A causal metric with its conditions, which records one shard after the other.
-
-    `state` is its state before the first shard; None if there is one shard only, whose result is the metric itself.
-    """
-
-    metric: CausalMetric[Any]
-    conditions: dict[ConditionKey, Condition]
-    attributes: frozenset[str]
-    state: NestedState | None = None
-    is_used: bool = False
-
-    @classmethod
-    def of(cls, metric: CausalMetric[Any], *, keeps_state: bool) -> PreparedMetric:
-        """Return the metric after its conditions were chosen."""
-        state = NestedState(metric.state()) if keeps_state else None
-        return cls(metric, metric.losses.conditions, frozenset(vars(metric)), state)
-
-    def reset(self) -> None:
-        """Forget everything that was recorded since the conditions were chosen."""
-        if self.is_used and self.state is not None:
-            for name in vars(self.metric).keys() - self.attributes:
-                delattr(self.metric, name)
-            self.metric.load_state(self.state)
-            self.metric.losses.conditions = self.conditions
-        self.is_used = True
-
-    def part(self) -> ShardPart:
-        """Return what was recorded since the last reset."""
-        if self.state is None:
-            return ShardPart(self.metric)
-        return ShardPart(changed=changes(self.metric.state(), self.state))
-
-
-@dataclass(frozen=True)
-class ShardedTask:
-    """Texts or prompts in shards, and the metrics whose conditions are run on them.
-
-    `prompts_of` names the metric whose prompts they are; it is empty for the run's texts.
-    """
-
-    task: ConditionsTask
-    shards: Sequence[Shard]
-    prompts_of: str = ""
-    metrics: dict[str, PreparedMetric] = field(default_factory=dict)
+class MeasuredModel(Protocol):
+    """A model and the run's texts as its tokens; both may be made at their first use."""
 
     @property
-    def n_tokens(self) -> int:
-        """Tokens of all forwards, the baseline's included."""
-        n_forwards = 1 + sum(len(prepared.conditions) for prepared in self.metrics.values())
-        return n_forwards * sum(shard.n_tokens for shard in self.shards)
+    def lens(self) -> HookedTransformer:
+        """The loaded model."""
+
+    @property
+    def tokenized_texts(self) -> Sequence[TokenizedText]:
+        """The texts as tokens."""
 
 
 class ShardWork:
     """The work on one model.
 
     Args:
-        lens: the model.
-        tokenized_texts: the run's texts.
+        model: the model and the texts; they are used only where a shard is not stored.
         factory: creates the metrics.
-        shard_tokens: tokens in a shard.
-        batch_tokens: tokens in a batch, pads included.
+        shards: the shards of the texts.
+        sizes: tokens in a shard and in a batch, for the prompts of metrics.
         observer: receives the progress.
         store: keeps the results of shards.
     """
 
     def __init__(
         self,
-        lens: HookedTransformer,
-        tokenized_texts: Sequence[TokenizedText],
+        model: MeasuredModel,
         factory: MetricFactory,
+        shards: Sequence[Shard],
+        sizes: tuple[int, int],
         *,
-        shard_tokens: int,
-        batch_tokens: int,
         observer: Observer,
         store: ShardStore | None = None,
+        keys: Sequence[str] | None = None,
     ) -> None:
-        self._lens = lens
-        self._texts = tokenized_texts
+        self._model = model
         self._factory = factory
-        self._sizes = (shard_tokens, batch_tokens)
+        self._sizes = sizes
         self._observer = observer
         self._store = ShardStore() if store is None else store
-        self.shards = cut_shards(tokenized_texts, *self._sizes)
-        #: Names of metrics whose hook points the model lacks.
-        self.without_values: set[str] = set()
+        self.units = [
+            WorkUnit(OBSERVATIONS, shard, key="" if keys is None else keys[shard.index]) for shard in shards
+        ]
 
     @property
     def _label(self) -> str:
-        return self._lens.info.label
+        return self._factory.model.label
 
-    def measure(self, results: Mapping[str, MetricResult]) -> dict[str, Metric[Any]]:
-        """Return an instance of each metric that has measured all texts; record the failures of others."""
-        active_metrics = self._construct(results)
-        self.without_values = {name for name, active in active_metrics.items() if not active.has_values}
-        plans = self._plan_sequences(active_metrics, results)
-        reading_texts = {
-            name: active for name, active in active_metrics.items() if name not in plans and active.works
-        }
-        metrics = self._observe_all(reading_texts, results)
-        for name, plan in plans.items():
-            metrics |= self._observe_sequences(active_metrics[name], plan, results)
-        tasks = self._prepare_all(metrics, results)
-        #: Metrics whose conditions have run on the texts, and still run on their prompts.
-        on_both: dict[str, Metric[Any]] = {}
-        for task in tasks:
-            self._observer.measuring(f"{self._label}, conditions", task.n_tokens)
-            for name, metric in self._run_task(task, results).items():
-                if name in on_both:
-                    metric.merge(on_both[name])
-                elif task.metrics[name].metric.also_on_texts:
-                    on_both[name] = metric
-                metrics[name] = metric
-        return {name: metrics[name] for name in active_metrics if name in metrics}
-
-    def _construct(self, results: Mapping[str, MetricResult]) -> dict[str, ActiveMetric]:
+    def construct(self, results: Mapping[str, MetricResult]) -> dict[str, ActiveMetric]:
         """Return an instance of each metric that can be made for this model; record why others cannot."""
         active_metrics = {}
-        for name, selected in self._factory.selected.items():
+        for name in self._factory.selected:
             with guarded(results[name], self._label, "construct"):
                 # First, so that no metric is constructed from parameters that it cannot define.
-                require_definition(selected.metric, selected.params)
-                metric = self._factory.new(name)
-                active_metrics[name] = activate(self._lens, metric, self._factory.empty_result(name))
+                self._factory.require_definition(name)
+                active_metrics[name] = self.new(name)
         return active_metrics
 
+    def new(self, name: str) -> ActiveMetric:
+        """Return a new instance of a metric, with the hook points that it reads."""
+        return activate(self._model.lens, self._factory.new(name), self._factory.empty_result(name))
+
+    def measure(
+        self,
+        names: Iterable[str],
+        results: Mapping[str, MetricResult],
+        *,
+        observes: bool,
+        without_values: Collection[str] = (),
+        unused: Mapping[str, ActiveMetric] | None = None,
+    ) -> dict[str, Metric[Any]]:
+        """Return an instance of each metric that has measured all texts; record the failures of others.
+
+        Args:
+            names: the metrics.
+            results: receives the failures.
+            observes: whether any metric reads the unedited model.
+            without_values: metrics whose hook points the model lacks.
+            unused: instances that were made already; the first shard that is observed takes them.
+        """
+        names = list(names)
+        unused = dict(unused or {})
+        metrics = {
+            name: unused[name].metric if name in unused else self._factory.new(name)
+            for name in without_values
+        }
+        measured = [name for name in names if name not in metrics]
+        own_sequences = self._read_all_sequences(measured, results, unused)
+        metrics |= own_sequences
+        on_texts = [
+            name for name in measured if name not in own_sequences and not self._has_failed(name, results)
+        ]
+        if observes and on_texts:
+            metrics |= self._observe_all(on_texts, results, unused)
+        else:
+            metrics |= {
+                name: unused[name].metric if name in unused else self._factory.new(name) for name in on_texts
+            }
+        with_values = {name: metric for name, metric in metrics.items() if name not in without_values}
+        metrics |= self._run_all_conditions(with_values, results)
+        return {name: metrics[name] for name in names if not self._has_failed(name, results)}
+
+    def _has_failed(self, name: str, results: Mapping[str, MetricResult]) -> bool:
+        return any(failure.model == self._label for failure in results[name].failures)
+
+    def _read_all_sequences(
+        self, names: Sequence[str], results: Mapping[str, MetricResult], unused: Mapping[str, ActiveMetric]
+    ) -> dict[str, Metric[Any]]:
+        """Return the metrics that read sequences of their own, after they have read them."""
+        candidates = [name for name in names if self._factory.selected[name].metric.reads_own_sequences()]
+        if not candidates:
+            return {}
+        basis = digest_of([[unit.key, unit.shard.members] for unit in self.units])
+
+        def prepare_sequences() -> PreparedPhase:
+            return self.prepare_sequences([unused.get(name) or self.new(name) for name in candidates])
+
+        return self._run_phase(OBSERVATIONS, basis, prepare_sequences, results)
+
     def _observe_all(
-        self, active_metrics: Mapping[str, ActiveMetric], results: Mapping[str, MetricResult]
+        self, names: Sequence[str], results: Mapping[str, MetricResult], unused: dict[str, ActiveMetric]
     ) -> dict[str, Metric[Any]]:
         """Return the metrics after they have observed all shards."""
-        n_passes = len(group_by_pass(list(active_metrics.values())))
-        if not n_passes:
-            return {name: active.metric for name, active in active_metrics.items()}
-        self._observer.measuring(self._label, n_passes * sum(shard.n_tokens for shard in self.shards))
-        collector = ShardCollector(self._factory, active_metrics, results)
-        unused = dict(active_metrics)  # the first shard that is observed needs no further instances
-        for shard in self.shards:
-            unit = WorkUnit(OBSERVATIONS, shard)
+        collector = ShardCollector(self._factory, names, results)
+        missing = [unit for unit in self.units if not self._store.has(unit)]
+        if missing:
+            probes = [unused.get(name) or self.new(name) for name in names]
+            n_passes = len(group_by_pass(probes))
+            self._observer.measuring(self._label, n_passes * sum(unit.shard.n_tokens for unit in missing))
+        for unit in self.units:
             parts = self._store.load(unit)
             if parts is None or not parts.keys() >= set(collector.working):
                 instances = [
-                    unused.pop(name) if name in unused else self._new(name) for name in collector.working
+                    unused.pop(name) if name in unused else self.new(name) for name in collector.working
                 ]
-                parts = self.observe(shard, instances)
+                parts = self.observe(unit.shard, instances)
                 self._store.save(unit, parts)
             collector.add(parts)
         return collector.finish()
 
-    def _plan_sequences(
-        self, active_metrics: Mapping[str, ActiveMetric], results: Mapping[str, MetricResult]
-    ) -> dict[str, SequencePlan]:
-        """Return the sequences of the metrics that read their own; they are made from all texts."""
-        plans = plan_all_sequences(
-            self._lens, active_metrics.values(), self._texts, range(len(self._texts)), self._sizes[1]
-        )
-        for name, active in active_metrics.items():
-            results[name].failures.extend(active.result.failures)
-        return plans
-
-    def _observe_sequences(
-        self, active: ActiveMetric, plan: SequencePlan, results: Mapping[str, MetricResult]
-    ) -> dict[str, Metric[Any]]:
-        """Return the metric after it has read all its sequences."""
-        name = active.metric.name
-        shards = plan.shards(self._sizes[0])
-        self._observer.measuring(self._label, plan.n_tokens)
-        collector = ShardCollector(self._factory, [name], results)
-        unused: ActiveMetric | None = active
-        for shard in shards:
-            unit = WorkUnit(OBSERVATIONS, shard, name)
-            parts = self._store.load(unit)
-            if parts is None and collector.working:
-                reader, unused = unused or self._new(name), None
-                read_sequences(self._lens, reader, plan, shard.batches, self._observer)
-                parts = {name: self._part(reader, self._observed)}
-                self._store.save(unit, parts)
-            if parts is not None:
-                collector.add(parts)
-        return collector.finish()
-
-    def _new(self, name: str) -> ActiveMetric:
-        return activate(self._lens, self._factory.new(name), self._factory.empty_result(name))
-
     def observe(self, shard: Shard, active_metrics: Sequence[ActiveMetric]) -> dict[str, ShardPart]:
         """Measure the unedited model on one shard with new instances of metrics."""
+        lens, texts = self._model.lens, self._model.tokenized_texts
         for sink_position, members in group_by_pass(active_metrics).items():
             for indices in shard.batches:
-                forward(self._lens, make_batch(self._lens, self._texts, indices), members, sink_position)
-                self._observer.advance(sum(len(self._texts[index].ids) for index in indices))
+                forward(lens, make_batch(lens, texts, indices), members, sink_position)
+                self._observer.advance(sum(len(texts[index].ids) for index in indices))
         return {active.metric.name: self._part(active, self._observed) for active in active_metrics}
 
     def _observed(self, metric: Metric[Any]) -> ShardPart:
@@ -233,49 +191,133 @@ class ShardWork:
             part = ShardPart(failure=failure)
         return part
 
-    def _prepare_all(
+    def _run_all_conditions(
         self, metrics: Mapping[str, Metric[Any]], results: Mapping[str, MetricResult]
-    ) -> list[ShardedTask]:
-        """Choose the conditions of the causal metrics, and return the texts and prompts to run them on."""
-        on_texts = ShardedTask(ConditionsTask.of_texts(self._texts), self.shards)
-        tasks = [on_texts]
-        for name, metric in metrics.items():
-            if not isinstance(metric, CausalMetric) or name in self.without_values:
-                continue
-            with guarded(results[name], self._label, "conditions"):
-                prompts = prepare(self._lens, metric)
-                chosen_tasks = [on_texts] if prompts is None or metric.also_on_texts else []
-                if prompts:
-                    own_texts = ConditionsTask.of_prompts(prompts)
-                    shards = cut_shards(own_texts.tokenized_texts, *self._sizes)
-                    tasks.append(ShardedTask(own_texts, shards, name))
-                    chosen_tasks.append(tasks[-1])
-                for task in chosen_tasks:
-                    keeps_state = self._store.keeps or len(task.shards) > 1 or len(chosen_tasks) > 1
-                    task.metrics[name] = PreparedMetric.of(metric, keeps_state=keeps_state)
-        return [task for task in tasks if task.metrics]
+    ) -> dict[str, Metric[Any]]:
+        """Return the causal metrics after their conditions were run on all shards."""
+        observed = {
+            name: metric
+            for name, metric in metrics.items()
+            if isinstance(metric, CausalMetric) and not self._has_failed(name, results)
+        }
+        if not observed:
+            return {}
+        basis = ""
+        if self._store.keeps:
+            basis = digest_of(
+                [[name, encode_state(metric.state()).digest] for name, metric in observed.items()]
+            )
+        return self._run_phase(CONDITIONS, basis, lambda: self.prepare_conditions(observed), results)
 
-    def _run_task(self, task: ShardedTask, results: Mapping[str, MetricResult]) -> dict[str, Metric[Any]]:
-        """Return the metrics of a task after their conditions were run on all its shards."""
-        states = {name: prepared.state for name, prepared in task.metrics.items()}
-        collector = ShardCollector(self._factory, states, results, states)
-        for shard in task.shards:
-            unit = WorkUnit(CONDITIONS, shard, task.prompts_of)
-            parts = self._store.load(unit)
-            if parts is None or not parts.keys() >= set(collector.working):
-                parts = self.run_conditions(task, shard, collector.working)
-                self._store.save(unit, parts)
-            collector.add(parts)
+    def _run_phase(
+        self,
+        phase: str,
+        basis: str,
+        prepare_phase: Callable[[], PreparedPhase],
+        results: Mapping[str, MetricResult],
+    ) -> dict[str, Metric[Any]]:
+        """Run all tasks of a phase, and return their metrics; prepare it only if a part is not stored.
+
+        `basis` is a digest of what the phase follows from.
+        """
+        plan = self._store.load_plan(phase, basis)
+        tasks: dict[str, PreparedTask] = {}
+        if plan is None or not all(self._store.has(unit) for task in plan.tasks for unit in task.units):
+            prepared = prepare_phase()
+            tasks, new_plan = prepared.tasks, prepared.plan
+            if plan is not None:
+                require_same_plan(plan, new_plan)
+            self._store.save_plan(phase, new_plan)
+            plan = new_plan
+        for name, failure in plan.failures.items():
+            results[name].failures.append(failure)
+        names = dict.fromkeys(name for task in plan.tasks for name in task.names)
+        collector = ShardCollector(self._factory, names, results, plan.states)
+        for task in plan.tasks:
+            self._run_task(task, tasks.get(task.texts_of), collector)
         return collector.finish()
 
-    def run_conditions(self, task: ShardedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
-        """Run the conditions of these metrics on one shard."""
+    def prepare_sequences(self, active_metrics: Iterable[ActiveMetric]) -> PreparedPhase:
+        """Ask metrics for the sequences that they read, which they make from all texts."""
+        lens, texts = self._model.lens, self._model.tokenized_texts
+        phase = PreparedPhase({}, {})
+        for active in active_metrics:
+            name = active.metric.name
+            plans = plan_all_sequences(lens, [active], texts, range(len(texts)), self._sizes[1])
+            with guarded(active.result, self._label, "state"):
+                for plan in plans.values():
+                    phase.tasks[name] = self._sequences_task(active, plan)
+            if active.result.failures:
+                phase.failures[name] = active.result.failures[0]
+                phase.tasks.pop(name, None)
+        return phase
+
+    def _sequences_task(self, active: ActiveMetric, plan: SequencePlan) -> PreparedTask:
+        def run(active_metrics: Sequence[ActiveMetric], shard: Shard) -> None:
+            for reader in active_metrics:
+                read_sequences(self._model.lens, reader, plan, shard.batches, self._observer)
+
+        name, shards = active.metric.name, plan.shards(self._sizes[0])
+        keeps_state = self._store.keeps or len(shards) > 1
+        metrics = {name: PreparedMetric.of(active, keeps_state=keeps_state)}
+        return PreparedTask(OBSERVATIONS, plan.tokenized, shards, run, name, metrics)
+
+    def prepare_conditions(self, observed: Mapping[str, CausalMetric[Any]]) -> PreparedPhase:
+        """Choose the conditions of causal metrics that have observed all texts."""
+        phase = PreparedPhase(
+            {"": self._conditions_task(ConditionsTask.of_texts(self._model.tokenized_texts))}, {}
+        )
+        for name, metric in observed.items():
+            result = self._factory.empty_result(name)
+            with guarded(result, self._label, "conditions"):
+                prompts = prepare(self._model.lens, metric)
+                chosen = [phase.tasks[""]] if prompts is None or metric.also_on_texts else []
+                if prompts or (prompts is not None and self._store.keeps):
+                    phase.tasks[name] = self._conditions_task(ConditionsTask.of_prompts(prompts), name)
+                    chosen.append(phase.tasks[name])
+                n_shards = sum(len(task.shards) for task in chosen)
+                keeps_state = self._store.keeps or n_shards > 1
+                for task in chosen:  # one after the other, with the same instance
+                    task.metrics[name] = PreparedMetric.of(
+                        ActiveMetric(metric, result), keeps_state=keeps_state
+                    )
+            if result.failures:
+                phase.failures[name] = result.failures[0]
+        return phase
+
+    def _conditions_task(self, texts: ConditionsTask, prompts_of: str = "") -> PreparedTask:
+        def run(active_metrics: Sequence[ActiveMetric], shard: Shard) -> None:
+            run_conditions(self._model.lens, texts, active_metrics, shard.batches, self._observer)
+
+        shards = [unit.shard for unit in self.units]
+        if prompts_of:
+            shards = cut_shards(texts.tokenized_texts, *self._sizes)
+        return PreparedTask(CONDITIONS, texts.tokenized_texts, shards, run, prompts_of)
+
+    def _run_task(self, task: TaskPlan, prepared: PreparedTask | None, collector: ShardCollector) -> None:
+        """Run the metrics of a task on all its shards, and add the parts to the collector."""
+        missing = [unit for unit in task.units if not self._store.has(unit)]
+        if missing:
+            n_tokens = task.n_forwards * sum(unit.shard.n_tokens for unit in missing)
+            suffix = ", conditions" if task.phase == CONDITIONS else ""
+            self._observer.measuring(f"{self._label}{suffix}", n_tokens)
+        for unit in task.units:
+            parts = self._store.load(unit)
+            working = [name for name in task.names if name in collector.working]
+            if parts is None or not parts.keys() >= set(working):
+                assert prepared is not None
+                parts = self.run_shard(prepared, unit.shard, working)
+                self._store.save(unit, parts)
+            collector.add(parts)
+
+    def run_shard(self, task: PreparedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
+        """Run these metrics of a task on one shard."""
         active_metrics = []
         for name in names:
             prepared = task.metrics[name]
             prepared.reset()
-            active_metrics.append(ActiveMetric(prepared.metric, self._factory.empty_result(name)))
-        run_conditions(self._lens, task.task, active_metrics, shard.batches, self._observer)
+            active_metrics.append(replace(prepared.active, result=self._factory.empty_result(name)))
+        task.run(active_metrics, shard)
         return {
             active.metric.name: self._part(active, lambda metric: task.metrics[metric.name].part())
             for active in active_metrics

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,3 +50,17 @@ def _shard(number: int, members: Sequence[int], texts: Sequence[TokenizedText], 
     lengths = [len(texts[index].ids) for index in members]
     batches = tuple(tuple(members[position] for position in batch) for batch in pack(lengths, batch_tokens))
     return Shard(number, tuple(members), batches, sum(lengths))
+
+
+def shard_key(texts: Sequence[TokenizedText], shard: Shard) -> str:
+    """Return a digest of the texts of a shard: their indices, ids, content and tokens."""
+    digest = hashlib.sha256()
+    for index in shard.members:
+        text = texts[index]
+        digest.update(repr((index, text.text.id, text.text.sha256, text.ids)).encode())
+    return digest.hexdigest()
+
+
+def digest_of(value: object) -> str:
+    """Return the sha256 of a value of plain JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

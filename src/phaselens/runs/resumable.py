@@ -1,0 +1,197 @@
+"""Measure a run whose shards are kept in a directory, and continue one that was interrupted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from phaselens.data import Text
+from phaselens.errors import InputError
+from phaselens.plugin import MetricWarning
+from phaselens.runs.directory_store import DirectoryStore, ModelKey
+from phaselens.runs.metric_factory import MetricFactory
+from phaselens.runs.model_description import ModelDescription
+from phaselens.runs.model_session import ModelSession
+from phaselens.runs.model_tables import tables_of_metrics
+from phaselens.runs.observer import Observer
+from phaselens.runs.result import Run
+from phaselens.runs.run_directory import RECORD, RunDirectory
+from phaselens.runs.run_options import RunOptions, SelectedMetric
+from phaselens.runs.run_record import differences, now, record_request, record_run
+from phaselens.runs.shard_work import ShardWork
+from phaselens.runs.shards import digest_of
+
+
+class ResumableRun:
+    """A run in a directory. `begin` records it, or checks that it is the one that was recorded; `measure` measures the
+    shards that are missing and merges all; `finish` writes the results.
+
+    Args:
+        directory: the run's directory.
+        sessions: the models.
+        selected_metrics: the metrics.
+        options: the run's options.
+        texts: the run's texts.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        sessions: Sequence[ModelSession],
+        selected_metrics: Sequence[SelectedMetric],
+        options: RunOptions,
+        texts: Sequence[Text],
+    ) -> None:
+        self.directory = directory
+        self._sessions = list(sessions)
+        self._selected = list(selected_metrics)
+        self._options = options
+        self._texts = texts
+        self._started = time.monotonic()
+        self._request: dict[str, Any] = {}
+        self._descriptions: dict[str, ModelDescription] = {}
+        self._n_saved = 0
+
+    def begin(self, result: Run, command: Sequence[str] | None) -> None:
+        """Record the run, or check that it is the recorded one.
+
+        Raises:
+            InputError: for a run that was recorded with something else; names what has changed.
+        """
+        self._request = record_request(self._sessions, self._texts, self._selected, self._options)
+        if not self.directory.has_record:
+            # The first model last, so that it is loaded when it is measured.
+            for session in self._sessions[::-1]:
+                self._descriptions[session.label] = ModelDescription.of(
+                    session, self._selected, self._options
+                )
+                if session is not self._sessions[0]:
+                    session.release()
+            record = record_run(
+                self._request,
+                {session.label: self._descriptions[session.label] for session in self._sessions},
+                self._selected,
+                options=result.options,
+                versions=result.versions,
+                notes=result.warnings,
+                command=command,
+            )
+            if self.directory.write_record(record):
+                return
+        self._continue(self.directory.read_record())
+
+    def _continue(self, record: Mapping[str, Any]) -> None:
+        """Take the models' descriptions from the record of a run with the same request."""
+        changed = differences(record["request"], self._request)
+        for model in record["models"] if not changed else []:
+            description = ModelDescription.from_dict(model)
+            self._descriptions[description.record.info.label] = description
+            changed += self._changed_metrics(description)
+        if changed:
+            raise InputError(
+                f"the run in {str(self.directory.path)!r} was made with something else: {'; '.join(changed)}; give the "
+                f"command in its {RECORD}, another --out, or --fresh to start over in a new directory"
+            )
+
+    def _changed_metrics(self, description: ModelDescription) -> list[str]:
+        """Return the metrics that start in another state, because a file that they read has changed."""
+        from phaselens.plugin.state_codec import encode_state
+
+        factory = self._factory(description)
+        return [
+            f"metric {name}: a file that it reads has changed"
+            for name, digest in description.empty_states.items()
+            if encode_state(factory.empty_state(name)).digest != digest
+        ]
+
+    def _factory(self, description: ModelDescription) -> MetricFactory:
+        record = description.record
+        return MetricFactory(record.info, self._selected, seed=self._options.seed, bos=record.bos)
+
+    def measure(self, result: Run, observer: Observer) -> None:
+        """Measure the shards that are missing, and add the tables of all models to `result`."""
+        for number, session in enumerate(self._sessions):
+            description = self._descriptions[session.label]
+            store = DirectoryStore(self.directory, self._key(number, session.label, description))
+            work = self.work(session, description, store, observer)
+            for name, failure in description.failures.items():
+                result.metrics[name].failures.append(failure)
+            without_values = description.without_values
+            metrics = work.measure(
+                description.names,
+                result.metrics,
+                observes=description.observes,
+                without_values=without_values,
+            )
+            for name in without_values.keys() & metrics.keys():
+                for text, code in without_values[name]:
+                    metrics[name].warn(text, code or None)
+            tables, warnings = tables_of_metrics(metrics, result.metrics, without_values)
+            notes = [f"{name} was damaged, and was computed again" for name in store.damaged]
+            result.add_model(
+                description.record,
+                description.n_tokens,
+                description.cut,
+                tables,
+                [*description.warnings, *warnings, *notes],
+            )
+            self._n_saved += store.n_saved
+            session.release()
+
+    def work(
+        self, session: ModelSession, description: ModelDescription, store: DirectoryStore, observer: Observer
+    ) -> ShardWork:
+        """Return the work on one model."""
+        sizes = (self._options.shard_tokens, self._options.batch_tokens)
+        return ShardWork(
+            session,
+            self._factory(description),
+            description.shards,
+            sizes,
+            observer=observer,
+            store=store,
+            keys=description.keys,
+        )
+
+    def _key(self, number: int, label: str, description: ModelDescription) -> ModelKey:
+        digest = digest_of(
+            {
+                "model": self._request["models"][label],
+                "positions": list(description.record.info.positions),
+                "dtype": description.record.info.dtype,
+                "bos": description.record.bos,
+                "label": label,
+                "metrics": self._request["metrics"],
+                "empty_states": description.empty_states,
+                "options": self._request["options"],
+                "versions": self._request["versions"],
+            }
+        )
+        return ModelKey(number, label, digest)
+
+    def finish(self, result: Run) -> None:
+        """Write tables, errors, and at last the file that marks the run as complete."""
+        failures = {
+            name: [failure.as_dict() for failure in metric.failures]
+            for name, metric in result.metrics.items()
+            if metric.failures
+        }
+        for name, metric in result.metrics.items():
+            for table_name, table in metric.tables.items():
+                self.directory.write_table(name, metric.metric.version, table_name, table)
+            for failure in metric.failures:
+                file = f"{name}.{failure.model}".replace("/", "_")
+                self.directory.write(f"errors/{file}.txt", f"{failure}\n\n{failure.traceback}".encode())
+        self.directory.write_result(
+            {
+                "times": {"finished": now(), "seconds": round(time.monotonic() - self._started, 3)},
+                "n_shards_computed": self._n_saved,
+                "warnings": [[str(warning), MetricWarning(warning).code] for warning in result.warnings],
+                "failures": failures,
+                "tables": {
+                    name: {table_name: table.not_finite for table_name, table in metric.tables.items()}
+                    for name, metric in result.metrics.items()
+                },
+            }
+        )
