@@ -195,6 +195,7 @@ def _statistics(attention: RecordedAttention) -> dict[str, Tensor]:
         "hook_entropy": torch.special.entr(pattern).sum(-1),
         "hook_received": pattern.sum(-2),
         "hook_distance": _by_distance(pattern),
+        "hook_segments": pattern.sum(-1, keepdim=True),  # one segment of all keys
     }
 
 

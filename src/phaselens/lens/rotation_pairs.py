@@ -87,7 +87,8 @@ def _attention_factor(attention: StreamingAttention) -> float | None:
     """Return the factor of cos and sin, which cos has at position 0; None if there is no such one number."""
     if attention.origin is None:
         return None
-    cos, sin = attention.origin
+    is_complex = len(attention.origin) == 1  # cos + i·sin (DeepSeek V2)
+    cos, sin = torch.view_as_real(attention.origin[0]).unbind(-1) if is_complex else attention.origin
     factors = cos.unique().tolist()
     return float(factors[0]) if len(factors) == 1 and not bool(sin.any()) else None
 
