@@ -244,7 +244,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.Observer: dict,
     runs.RunOptions: lambda: {
         "max_tokens": 3, "n_texts": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto", "device": "auto",
-        "dtype": "auto", "positions": {}, "seed": 0,
+        "dtype": "auto", "positions": {}, "seed": 0, "adapter_scale": 0.5,
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.open_run: lambda: {"path": "no-such-folder"},
@@ -259,12 +259,13 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.guarded: lambda: {"result": runs.MetricResult(ValidMetric, Params(), "a"), "label": "a", "stage": "update"},
     runs.load_model: lambda: {
         "spec": runs.ModelSpec("rope"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "check": True,
+        "dtype": "auto", "adapter_scale": None, "check": True,
     },
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
-        "seed": 0, "observer": runs.Observer(), "out": None, "fresh": False, "command": ["phaselens", "run"],
+        "seed": 0, "adapter_scale": None, "observer": runs.Observer(), "out": None, "fresh": False,
+        "command": ["phaselens", "run"],
     },
     runs.compare: lambda: {
         "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
@@ -290,8 +291,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     phaselens.open_run: lambda: CALLS[runs.open_run](),
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "revision": None, "tokenizer": None, "check": False, "trust_remote_code": False,
-        "allow_pickle": False,
+        "dtype": "auto", "revision": None, "tokenizer": None, "adapter_scale": None, "check": False,
+        "trust_remote_code": False, "allow_pickle": False,
     },
 }  # fmt: skip
 

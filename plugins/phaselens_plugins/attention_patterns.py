@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phaselens.plugin import (
@@ -42,6 +41,7 @@ from phaselens_plugins._common import (
     rows_by_index,
     store_by_text,
 )
+from phaselens_plugins._gates import GATE, gate_points, has_other_step, mean_gates
 from phaselens_plugins._layer_metric import (
     NO_PROBLEM,
     NOT_FINITE,
@@ -51,6 +51,7 @@ from phaselens_plugins._layer_metric import (
     layer_tables,
     missing_record,
 )
+from phaselens_plugins._uniform_patterns import uniform_pattern
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,7 @@ QUANTITIES = (
     Quantity("local", SHARE, "on the keys just before the query, position 0 left out, mean over queries ≥ 1", UNIFORM),
     Quantity("itself", SHARE, "on the query's own position, mean over queries ≥ 1", UNIFORM),
     Quantity("local_with_bos", SHARE, "as local, with position 0 counted if it is among these keys", UNIFORM),
+    GATE,
 )  # fmt: skip
 CLASSES = ("sink", "local", "distributed", "mixed")
 
@@ -201,8 +203,8 @@ class AttentionPatterns(LayerMetric[PatternParams]):
         )
 
     def hooks(self) -> Sequence[str]:
-        """Return the points of row entropy, received mass, mass on position 0 and mass by distance."""
-        return [in_layer("{layer}", f"attn.{point}") for point in POINTS]
+        """Return the points of row entropy, received mass, mass on position 0, mass by distance, and gates."""
+        return [*(in_layer("{layer}", f"attn.{point}") for point in POINTS), *gate_points(self.model)]
 
     @property
     def n_distances(self) -> int:
@@ -212,11 +214,13 @@ class AttentionPatterns(LayerMetric[PatternParams]):
     def update(self, layer: LayerView) -> None:
         """Measure the patterns of this layer for the texts of the batch."""
         entropy, sink, received, profile = (layer.float64(f"attn.{point}") for point in POINTS)
-        index = layer.index or 0
+        index, gates = layer.index or 0, mean_gates(layer, self.model)
         records = [
             self._measure(index, entropy[row, :, :n], sink[row, :, :n], received[row, :, :n], profile[row])
             for row, n in enumerate(layer.batch.lengths)
         ]
+        for record, gate in zip(records, gates, strict=True):
+            record |= {"gate": gate.tolist(), "gate_null": 1.0}
         store_by_text(self, layer, records)
 
     def _measure(
@@ -257,7 +261,7 @@ class AttentionPatterns(LayerMetric[PatternParams]):
         null_profile = torch.where(counts.cpu() > 0, profile_sums / counts.cpu(), torch.nan)
         return {
             **{name: values.tolist() for name, values in heads.items()},
-            **{f"{quantity.name}_null": float(null[quantity.name]) for quantity in QUANTITIES},
+            **{f"{name}_null": float(null[name]) for name in null if name != "profile"},
             "profile": mean_profile[: self.params.distances].tolist(),
             "profile_null": null_profile[: self.params.distances].tolist(),
             "problem": NO_PROBLEM,
@@ -266,7 +270,7 @@ class AttentionPatterns(LayerMetric[PatternParams]):
     def compute(self) -> Mapping[str, Table]:
         """Return all tables of this model."""
         self.explain("entropy")
-        self._explain_windows()
+        self._explain_layers()
         classes = list(self._classes())
         return {
             "texts": self.texts_table(),
@@ -278,13 +282,19 @@ class AttentionPatterns(LayerMetric[PatternParams]):
             "summary": self.table("summary", [self._summary(classes)]),
         }
 
-    def _explain_windows(self) -> None:
-        """Warn of the values that are missing in layers with a window of 1."""
+    def _explain_layers(self) -> None:
+        """Warn of the values that are missing in layers with a window of 1, or with another step than a gate."""
         single = [str(layer) for layer, window in enumerate(self.model.windows) if window == 1]
         if single:
             self.warn(
                 f"sink, entropy_normalised and class are missing in layer {', '.join(single)}: with a window of 1, a "
                 "query sees itself only"
+            )
+        ungated = [str(layer) for layer in self.model.attention_layers if has_other_step(self.model, layer)]
+        if ungated:
+            self.warn(
+                f"gate is missing in layer {', '.join(ungated)}: what follows the heads there is not a gate but a norm "
+                "or another operation"
             )
 
     def _classes(self) -> Iterator[HeadClass]:
@@ -348,39 +358,6 @@ class AttentionPatterns(LayerMetric[PatternParams]):
             *(head_classes.count(name) / n_heads if n_heads else None for name in CLASSES),
             self.n_texts("entropy"),
         )
-
-
-@lru_cache(maxsize=1024)
-def uniform_pattern(n_tokens: int, window: int | None, width: int) -> dict[str, Tensor]:
-    """Return all quantities of uniform attention over 2 or more tokens; `profile` [distance] is a sum over queries."""
-    import torch
-
-    from phaselens.attention import (
-        concentration,
-        uniform_distance,
-        uniform_entropy,
-        uniform_received,
-        uniform_sink,
-        uniform_window,
-    )
-
-    profile = uniform_distance(n_tokens, window)
-    received = uniform_received(n_tokens, window)[None, None]
-    local, local_with_bos = (
-        uniform_window(n_tokens, width, exclude_first=exclude_bos, window=window).sum() / (n_tokens - 1)
-        for exclude_bos in (True, False)
-    )
-    sees_one_key = window == 1
-    return {
-        "entropy": torch.tensor(uniform_entropy(n_tokens, window)),
-        "entropy_normalised": torch.tensor(torch.nan if sees_one_key else 1.0),
-        "concentration": concentration(received, torch.tensor([n_tokens]))[0, 0],
-        "sink": torch.tensor(torch.nan if sees_one_key else uniform_sink(n_tokens, window=window)),
-        "local": local,
-        "itself": (profile[0] - 1.0) / (n_tokens - 1),
-        "local_with_bos": local_with_bos,
-        "profile": profile,
-    }
 
 
 def _missing_record(problem: int, n_heads: int, n_distances: int) -> dict[str, Numbers]:

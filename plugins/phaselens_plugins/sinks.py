@@ -13,26 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import (
     TOO_FEW_TEXTS,
-    Column,
     Display,
     FigurePanel,
     LayerView,
     Metric,
     Params,
     Table,
-    TableSpec,
     hookimpl,
+    in_layer,
     param,
 )
 from phaselens_plugins._common import (
-    HEAD,
-    LAYER,
-    N_TEXTS,
-    N_TOKENS,
     STUDY,
-    TEXT,
     TableRow,
-    interval_columns,
     mean_intervals,
     mean_or_none,
     most_frequent,
@@ -42,12 +35,11 @@ from phaselens_plugins._common import (
     rows_by_index,
     rows_by_text,
 )
+from phaselens_plugins._sink_tables import SHARE, SINK_TABLES
 from phaselens_plugins._strongest import MIN_QUERIES, strongest_position, uniform_scores
 
 if TYPE_CHECKING:
     import numpy as np
-
-SHARE = "share of attention"
 
 
 @dataclass(frozen=True)
@@ -87,99 +79,7 @@ class Sinks(Metric[SinkParams]):
     description = "share of heads that put at least a threshold of their attention on one position"
     citation = "Gu et al. 2024, arXiv:2410.10781"
     Params = SinkParams
-    tables = (
-        TableSpec(
-            "texts",
-            (
-                TEXT,
-                LAYER,
-                HEAD,
-                Column(
-                    "score",
-                    float,
-                    SHARE,
-                    "mean over the queries that see the key (from it on, within the window), without query 0",
-                ),
-                Column("score_all", float, SHARE, "score with query 0 included"),
-                Column("null", float, SHARE, "score of uniform attention at this text's length and window"),
-                Column(
-                    "null_all",
-                    float,
-                    SHARE,
-                    "score_all of uniform attention at this text's length and window",
-                ),
-                N_TOKENS,
-            ),
-            "one row per text, layer and head",
-        ),
-        TableSpec(
-            "heads",
-            (
-                LAYER,
-                HEAD,
-                Column("score", float, SHARE, "mean over texts"),
-                *interval_columns(SHARE),
-                Column("null", float, SHARE, "score of uniform attention, mean over texts"),
-                N_TEXTS,
-            ),
-            "one row per layer and head",
-        ),
-        TableSpec(
-            "layers",
-            (
-                LAYER,
-                Column("sink_rate", float, "share of heads", "heads whose score reaches the threshold"),
-                *interval_columns("share of heads"),
-                Column("null_rate", float, "share of heads", "sink_rate if all attention were uniform"),
-                Column("mean_score", float, SHARE, "mean over texts and heads"),
-            ),
-            "one row per layer",
-        ),
-        TableSpec(
-            "summary",
-            (
-                Column("sink_rate", float, "share of heads", "mean over layers"),
-                Column("mean_score", float, SHARE, "mean over texts, layers and heads"),
-                N_TEXTS,
-            ),
-            "one row per model",
-        ),
-        TableSpec(
-            "positions",
-            (
-                LAYER,
-                HEAD,
-                Column("position", int, "index", "the key other than 0 that is most often the strongest"),
-                Column("share", float, "share of texts", "texts in which it is the strongest"),
-                Column("score", float, SHARE, "score of each text's strongest such key, mean over texts"),
-                Column("null", float, SHARE, "score of uniform attention at the same keys, mean over texts"),
-                N_TEXTS,
-            ),
-            "the strongest position other than 0, by layer and head",
-        ),
-        TableSpec(
-            "strongest",
-            (
-                TEXT,
-                LAYER,
-                HEAD,
-                Column(
-                    "position",
-                    int,
-                    "index",
-                    "the key other than 0 with the highest score, of those that `min_queries` see",
-                ),
-                Column(
-                    "score",
-                    float,
-                    SHARE,
-                    "attention that it receives, mean over the queries that see it, itself included",
-                ),
-                Column("null", float, SHARE, "score of uniform attention at this key"),
-            ),
-            "the strongest position other than 0, by text, layer and head",
-        ),
-    )
+    tables = SINK_TABLES
     display = Display(
         value="sink_rate",
         title="sink rate",
@@ -221,11 +121,12 @@ class Sinks(Metric[SinkParams]):
     def hooks(self) -> Sequence[str]:
         """Return the point `hook_sink`, and `hook_received` for the strongest position."""
         received = ["blocks.{layer}.attn.hook_received"] if self.params.strongest else []
-        return ["blocks.{layer}.attn.hook_sink", *received]
+        learned = [in_layer(layer, "attn.hook_learned_sink") for layer in self.model.learned_sinks]
+        return ["blocks.{layer}.attn.hook_sink", *received, *learned]
 
     def update(self, layer: LayerView) -> None:
         """Compute the scores of this layer for the texts of the batch."""
-        from phaselens.attention import sink_score
+        from phaselens.attention import query_mean, sink_score
 
         sink, key = layer.float64("attn.hook_sink"), self.params.sink_position
         sink = sink.masked_fill(sink.isinf(), float("nan"))
@@ -235,6 +136,9 @@ class Sinks(Metric[SinkParams]):
             for include in (False, True)
         )
         self.per_text.add(layer, score=score, score_all=score_all)
+        if "attn.hook_learned_sink" in layer:
+            learned = query_mean(layer.float64("attn.hook_learned_sink"), lengths, first=self._first_query)
+            self.per_text.add(layer, learned=learned)
         if self.params.strongest:
             position, strength = strongest_position(
                 layer.float64("attn.hook_received"), lengths, window, self.params.min_queries
@@ -248,12 +152,49 @@ class Sinks(Metric[SinkParams]):
         self._explain(score)
         chosen_score, chosen_null = (score_all, null_all) if self.params.include_query0 else (score, null)
         order = self.per_text.by_content
+        learned, learned_null = self._learned(score.shape), self._learned_null()
+        columns = [score, score_all, null, null_all, learned, learned_null]
         tables = {
-            "texts": self.table("texts", rows_by_text(self, [score, score_all, null, null_all])),
-            "heads": self._heads(chosen_score, chosen_null),
-            **self._rates(chosen_score[order], chosen_null[order]),
+            "texts": self.table("texts", rows_by_text(self, columns)),
+            "heads": self._heads(chosen_score, chosen_null, learned, learned_null),
+            **self._rates(chosen_score[order], chosen_null[order], learned[order]),
         }
         return tables | (self._strongest() if self.params.strongest else {})
+
+    @property
+    def _first_query(self) -> int:
+        """The first query that means over all queries count."""
+        return 0 if self.params.include_query0 else 1
+
+    def _learned(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the attention on learned sink logits [text, layer, head]; 0 in a layer without them."""
+        import numpy as np
+
+        learned = np.zeros(shape)
+        if self.per_text.layers("learned"):
+            measured = self.per_text.stack("learned")
+            layers = list(self.model.learned_sinks)
+            learned[:, layers] = measured[:, layers]
+        learned[np.array(self.per_text.lengths) <= self._first_query] = np.nan
+        learned[:, ~self._has_attention()] = np.nan
+        return learned
+
+    def _learned_null(self) -> np.ndarray:
+        """Return the attention on a sink logit if it and all keys that a query sees had the same, [text, layer]."""
+        import numpy as np
+
+        from phaselens.attention import uniform_learned_sink
+
+        rows = [
+            [
+                uniform_learned_sink(length, self.params.include_query0, window)
+                if layer in self.model.learned_sinks
+                else 0.0
+                for layer, window in enumerate(self.model.windows)
+            ]
+            for length in self.per_text.lengths
+        ]
+        return np.array(rows, dtype=np.float64)
 
     def _null(self, *, include_query0: bool) -> np.ndarray:
         """Return the scores of uniform attention, [text, layer]; NaN where no query counts."""
@@ -308,15 +249,20 @@ class Sinks(Metric[SinkParams]):
                 ids = quoted_ids(text_ids, is_unknown.any((1, 2)))
                 self.warn(f"the strongest position is missing: attention is NaN or infinite for text {ids}")
 
-    def _heads(self, score: np.ndarray, null: np.ndarray) -> Table:
+    def _heads(
+        self, score: np.ndarray, null: np.ndarray, learned: np.ndarray, learned_null: np.ndarray
+    ) -> Table:
         import numpy as np
 
         present = ~np.isnan(score)
-        nulls = null_means(self, repeated_over_heads(null, score.shape), where=present)
-        columns = [*mean_intervals(self, score), nulls, present.sum(0)]
+        columns = []
+        for values, nulls in ((score, null), (learned, learned_null)):
+            means = null_means(self, repeated_over_heads(nulls, score.shape), where=~np.isnan(values))
+            columns += [*mean_intervals(self, values), means]
+        columns.append(present.sum(0))
         return self.table("heads", rows_by_index(columns))
 
-    def _rates(self, score: np.ndarray, null: np.ndarray) -> dict[str, Table]:
+    def _rates(self, score: np.ndarray, null: np.ndarray, learned: np.ndarray) -> dict[str, Table]:
         """Return the tables `layers` and `summary`. A text counts for a layer if all its heads have a score."""
         import numpy as np
 
@@ -326,12 +272,14 @@ class Sinks(Metric[SinkParams]):
             texts = is_complete[:, layer]
             rate, low, high = self._rate(score[texts, layer])
             null_rate, _, _ = self._rate(null[texts, layer, None])
-            rows.append((layer, rate, low, high, null_rate, mean_or_none(score[texts, layer])))
+            means = [mean_or_none(values[texts, layer]) for values in (score, learned)]
+            rows.append((layer, rate, low, high, null_rate, *means))
         scored_layers = (~self._is_unseen() | self.params.include_query0) & self._has_attention()
         scored_texts = is_complete[:, scored_layers].all(1) & bool(scored_layers.any())
         n_texts, n_cells = int(scored_texts.sum()), int(scored_layers.sum()) * score.shape[2]
         by_cell = score[scored_texts][:, scored_layers].reshape(n_texts, n_cells)
-        summary = (self._rate(by_cell)[0], mean_or_none(by_cell), n_texts)
+        learned_mean = mean_or_none(learned[scored_texts][:, scored_layers])
+        summary = (self._rate(by_cell)[0], mean_or_none(by_cell), learned_mean, n_texts)
         if n_texts == 1:
             self.warn("fewer than 2 texts with a score: intervals are missing", TOO_FEW_TEXTS)
         return {"layers": self.table("layers", rows), "summary": self.table("summary", [summary])}

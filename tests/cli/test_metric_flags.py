@@ -112,13 +112,14 @@ def test_all_options_reach_the_run(phaselens: Phaselens, run_calls: list[Any]) -
     phaselens(
         "run", "a=rope", "drope@x", "-p", "sinks", "--texts", "t.txt", "--max-tokens", 7, "--n-texts", 3,
         "--batch-tokens", 99, "--bos", "never", "--device", "cpu", "--dtype", "fp16", "--positions", "a=nope",
-        "--seed", 5, "--quiet",
+        "--adapter-scale", "a=0.5", "--seed", 5, "--quiet",
     )  # fmt: skip
     call = run_calls.pop()
     del call["observer"]
     assert call == {
         "models": ("a=rope", "drope@x"), "metrics": [("sinks", {})], "texts": "t.txt", "max_tokens": 7, "n_texts": 3,
         "batch_tokens": 99, "bos": "never", "device": "cpu", "dtype": "fp16", "positions": {"a": "nope"}, "seed": 5,
+        "adapter_scale": {"a": 0.5},
     }  # fmt: skip
 
 

@@ -70,6 +70,31 @@ RECIPES = {
         "shared_expert_intermediate_size": 16,
     },
     "mamba": {"state_size": 8},
+    # Layers that rotate and attend in chunks, and layers that do neither, with a temperature by position.
+    "llama4_text": {
+        "head_dim": 8,
+        "attention_chunk_size": 32,
+        "no_rope_layers": [1, 0],
+        "layer_types": ["chunked_attention", "full_attention"],
+        "floor_scale": 8,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 48,
+        "interleave_moe_layer_step": 2,
+        "moe_layers": [1],
+    },
+    # Latent attention to the keys that an indexer selects.
+    "deepseek_v32": {
+        **_LATENT,
+        "index_topk": 32,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "moe_intermediate_size": 16,
+        "first_k_dense_replace": 2,
+    },
     # A residual is not all that its layers receive: an embedding of each token for each layer.
     "gemma4_text": {
         "head_dim": 8,

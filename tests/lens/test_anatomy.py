@@ -158,3 +158,16 @@ def test_a_model_whose_layers_run_twice_is_refused_with_that_reason():
     body.layers[0].forward = run_twice
     with pytest.raises(phaselens.RefusedModel, match="run 3 times"):
         measure_anatomy(model)
+
+
+@pytest.mark.parametrize("model_type", ["llama4_text", "deepseek_v32"])
+def test_texts_beyond_a_chunk_or_the_selected_keys_are_refused(model_type):
+    lens = lens_of(model_type)
+    assert lens.info.longest == 32
+    lens.stream(text(length=32))
+    with pytest.raises(phaselens.InputError, match="measured up to 32: beyond, it attends in chunks"):
+        lens.stream(text(length=33))
+
+
+def test_layers_that_rotate_and_layers_that_do_not_are_told_apart():
+    assert lens_of("llama4_text").info.positions == ("rope", "nope")

@@ -483,10 +483,10 @@ def test_an_interrupted_forward_is_forgotten():
 
 def test_an_interrupted_generation_or_probe_is_forgotten():
     from phaselens.lens.checks import run_checks
+    from phaselens.lens.head_outputs import read_head_outputs
     from phaselens.lens.rotation import detect_rotation
     from phaselens.lens.rotation_pairs import read_rotated_pairs
     from phaselens.lens.visibility import measure_windows
-    from phaselens.lens.weights import read_head_outputs
     from phaselens.testing import tiny_tokenizer
 
     lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer())

@@ -12,7 +12,7 @@ from phaselens.errors import RefusedModel
 from phaselens.lens.interface_options import require_served
 
 
-@pytest.mark.parametrize("option", ["indices", "block_indices", "sinks"])
+@pytest.mark.parametrize("option", ["block_indices", "sinks"])
 def test_an_option_that_changes_attention_is_refused_by_its_effect(option: str) -> None:
     with pytest.raises(
         RefusedModel, match=r"^Linear (attends only to|adds) .* PhaseLens measures one softmax"
@@ -32,7 +32,6 @@ def test_options_without_a_value_and_others_are_served() -> None:
 @pytest.mark.parametrize(
     ("model_type", "effect"),
     [
-        ("deepseek_v32", "DeepseekV32Attention attends only to the keys that an indexer selects"),
         ("minimax_m3_vl_text", "MiniMaxM3VLAttention attends only to the blocks of keys that an indexer"),
     ],
 )

@@ -120,7 +120,8 @@ def test_memory_that_ran_out_is_not_a_refusal() -> None:
 def test_a_failed_check_advises_another_dtype_only_where_there_is_a_better_one(
     dtype: torch.dtype, advice: str
 ) -> None:
-    from phaselens.lens.checks import CheckResult, require
+    from phaselens.lens.check_results import CheckResult
+    from phaselens.lens.checks import require
 
     lens = phaselens.load(tiny_model("llama", dtype=dtype), check=False)
     with pytest.raises(RefusedModel, match="failed its check 'logits'") as refused:

@@ -288,9 +288,9 @@ def test_a_text_of_one_token_is_missing_with_the_reason_and_left_out_of_rates() 
 def test_only_texts_of_one_token_leave_everything_null() -> None:
     metric = feed(sinks(), [[causal(2, 1, 0)] * 2] * 2)
     tables = metric.compute()
-    assert tables["summary"].rows == [(None, None, 0)]
-    assert tables["layers"].rows == [(layer, None, None, None, None, None) for layer in range(2)]
-    assert {row[2:] for row in tables["heads"].rows} == {(None, None, None, None, 0)}
+    assert tables["summary"].rows == [(None, None, None, 0)]
+    assert tables["layers"].rows == [(layer, *(None,) * 6) for layer in range(2)]
+    assert {row[2:] for row in tables["heads"].rows} == {(*(None,) * 8, 0)}
 
 
 def test_a_text_too_short_for_the_position_is_missing_with_the_reason() -> None:

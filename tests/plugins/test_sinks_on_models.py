@@ -94,3 +94,28 @@ def test_weights_that_are_not_finite_give_a_missing_value_and_not_zero() -> None
     assert cells(run, "summary", "sink_rate", "n_texts") == [(None, 0)]
     assert any("NaN or infinite in layer 1" in warning for warning in run.warnings)
     assert run.metrics["sinks"].status == "ok"
+
+
+def test_the_share_of_a_learned_sink_logit_is_what_the_keys_lack() -> None:
+    """GPT-OSS' rows sum to less than 1; a family without sink logits has 0 there."""
+    lens, texts = toy_lens("gpt-oss", dtype=torch.float64), [letters(9), letters(15, 3)]
+    result = phaselens.run(lens, metrics="sinks", texts=texts)
+    assert lens.info.learned_sinks == (0, 1)
+    for layer in range(2):
+        shares, nulls = [], []
+        for text in texts:
+            ids = torch.tensor([lens.text_tokenizer(text)["input_ids"]])
+            _, cache = lens.run_with_cache(ids)
+            pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0]
+            shares.append(1 - pattern.sum(-1)[:, 1:].mean(-1))
+            n_keys = (pattern[0] > 0).sum(-1)[1:]
+            nulls.append((1 / (n_keys + 1)).mean())
+        heads = [r for r in result.rows("sinks", "heads").records() if r["layer"] == layer]
+        expected = torch.stack(shares).mean(0).tolist()
+        assert [head["learned_sink"] for head in heads] == pytest.approx(expected, abs=1e-9)
+        assert [head["learned_sink_null"] for head in heads] == pytest.approx([float(sum(nulls) / 2)] * 4)
+        (record,) = [r for r in result.rows("sinks", "layers").records() if r["layer"] == layer]
+        assert record["learned_sink"] == pytest.approx(sum(expected) / 4, abs=1e-9)
+    without = phaselens.run(toy_lens("llama"), metrics="sinks", texts=texts)
+    assert without.rows("sinks", "summary").records()[0]["learned_sink"] == 0.0
+    assert {r["learned_sink_null"] for r in without.rows("sinks", "texts").records()} == {0.0}

@@ -31,9 +31,9 @@ def made_run(*labels: str, rows: tuple[Row, ...] = ROWS, failed: bool = False, *
         facts = replace(toy_info(n_layers=len(rows), label=label), positions=("rope",) * len(rows), **info)
         models.append(ModelRecord(facts, "auto", 0, True, 20_480))
         if not failed:
-            layers = Sinks.table("layers", [(layer, *row, 0.25) for layer, row in enumerate(rows)])
+            layers = Sinks.table("layers", [(layer, *row, 0.25, 0.0) for layer, row in enumerate(rows)])
             result.add(label, "layers", layers, {})
-            result.add(label, "summary", Sinks.table("summary", [(0.543, 0.4123, 60)]), {})
+            result.add(label, "summary", Sinks.table("summary", [(0.543, 0.4123, 0.0, 60)]), {})
     if failed:
         result.failures.append(
             Failure(models[0].info.label, "update", "ValueError", "no [bold]way[/]", "trace")

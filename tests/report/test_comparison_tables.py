@@ -29,7 +29,7 @@ def test_each_metric_has_a_table_of_its_displayed_value(comparison: Any) -> None
         "massive-values: count_global, cells",
     ]
     assert [table.row_title for table in tables] == ["layer", "condition", "group"]
-    assert "1 more value with --format json or csv" in tables[0].caption
+    assert "2 more values with --format json or csv" in tables[0].caption
 
 
 def test_marked_rows_are_those_whose_interval_excludes_zero(comparison: Any) -> None:

@@ -32,6 +32,7 @@ def test_csv_is_one_table_with_empty_fields_for_missing_values() -> None:
         "ci_high": "0.75",
         "null_rate": "0.02",
         "mean_score": "0.25",
+        "learned_sink": "0.0",
     }
     assert rows[2]["sink_rate"] == ""
 
@@ -86,7 +87,8 @@ def test_markdown_names_the_bos_policy_above_its_warnings() -> None:
 
 def test_markdown_of_one_table() -> None:
     lines = written_table(made_run(), "markdown", "layers").splitlines()
-    assert lines[0] == "| model | layer | sink\\_rate | ci\\_low | ci\\_high | null\\_rate | mean\\_score |"
+    names = ["model", "layer", "sink_rate", "ci_low", "ci_high", "null_rate", "mean_score", "learned_sink"]
+    assert lines[0] == f"| {' | '.join(names)} |".replace("_", "\\_")
     assert len(lines) == 2 + 6
 
 

@@ -53,7 +53,7 @@ def test_the_numbers_are_those_of_the_terminal() -> None:
 def test_one_table_is_written_in_full() -> None:
     types, rows = tabulars(written_table(made_run(), "latex"))[0]
     assert len(rows) == 7
-    assert len(types) == 7
+    assert len(types) == 8
     assert r"sink\_rate" in rows[0]
     assert r"\label{tab:sinks.layers}" in written_table(made_run(), "latex")
 

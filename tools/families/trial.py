@@ -155,7 +155,7 @@ def measure(lens: HookedTransformer, own_logits: Tensor, attentions: list[Record
     fired: dict[str, list[Tensor]] = defaultdict(list)
     hooks = []
     for layer in range(lens.info.n_layers):
-        for name in STATISTICS:
+        for name in _statistics(attentions[0]) if attentions else STATISTICS:
             point = in_layer(layer, f"attn.{name}")
             if lens.find_hook(point) is not None:
                 hooks.append((point, lambda value, hook, name=name: fired[name].append(value.double())))
@@ -185,7 +185,7 @@ def _logits(model: PreTrainedModel) -> Tensor:
 
 
 def _statistics(attention: RecordedAttention) -> dict[str, Tensor]:
-    """Return each statistic of a dense attention."""
+    """Return the statistics of a dense attention that are compared with the lens'."""
     pattern = attention.pattern
     return {
         "hook_lse": attention.lse,

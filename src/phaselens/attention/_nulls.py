@@ -44,6 +44,25 @@ def _uniform_sink(n_tokens: int, include_query0: bool, position: int, window: in
     )
 
 
+def uniform_learned_sink(
+    n_tokens: int, include_query0: bool = False, window: int | None = None
+) -> float | None:
+    """Return the mean mass on a learned sink logit if it and all keys that a query sees had the same attention.
+
+    None where no query counts: in a text of one token without query 0.
+
+    >>> round(uniform_learned_sink(3), 4), uniform_learned_sink(1)
+    (0.2917, None)
+    """
+    _check(n_tokens, window)
+    require_flag("include_query0", include_query0)
+    first_query = 0 if include_query0 else 1
+    if first_query >= n_tokens:
+        return None
+    shares = [1 / (n_keys + 1) for n_keys in _n_visible(first_query, n_tokens, window)]
+    return math.fsum(shares) / len(shares)
+
+
 def n_seeing(n_tokens: int, window: int | None = None) -> Tensor:
     """Return the number of queries that see each key, [key], float64: those from the key on, at most `window`.
 

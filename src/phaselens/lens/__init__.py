@@ -11,13 +11,14 @@ from phaselens.lens.info import ModelInfo
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
-    from phaselens.lens.checks import CheckResult, run_checks
+    from phaselens.lens.check_results import CheckResult
+    from phaselens.lens.checks import run_checks
     from phaselens.lens.loading import load
 
 __all__ = ["CheckResult", "HookedTransformer", "ModelInfo", "load", "run_checks"]
 
 _MODULES = {
-    "CheckResult": "phaselens.lens.checks",
+    "CheckResult": "phaselens.lens.check_results",
     "HookedTransformer": "phaselens.lens.bridge",
     "load": "phaselens.lens.loading",
     "run_checks": "phaselens.lens.checks",

@@ -14,6 +14,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from phaselens.lens.attention_owner import AttentionOwner, is_hooked
 from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
 from phaselens.lens.key_edits import fire_key_scores
 from phaselens.lens.lazy_masks import LazyMask
-from phaselens.lens.masks import build_mask, note_mask
+from phaselens.lens.masks import build_mask, note_mask, selected_keys
 from phaselens.lens.matrix import (
     at_positions,
     fire_matrix,
@@ -68,6 +69,8 @@ def attend_hooked(
         key, value: [batch, n_kv_heads, n_keys, d_head].
         attention_mask: None for causal attention; else bool, True where visible, or additive.
         bias: [batch | 1, head | 1, 1 | query, key], added to the scores; `position_bias` is transformers' name for it.
+        kwargs: `indices` [batch, n_queries, choice] are the keys that an indexer selects for each query (sparse
+            attention); other keys are hidden.
 
     Returns:
         The output [batch, n_queries, n_heads, d_head] and, where it was built, the pattern.
@@ -91,6 +94,9 @@ def attend_hooked(
     reference = module.__dict__.get(_OWNER)
     owner: AttentionOwner | None = reference() if reference is not None else None
     note_mask(module, attention_mask)
+    indices = kwargs.pop("indices", None)
+    if isinstance(indices, Tensor):
+        options["mask"] = selected_keys(attention_mask, indices, key.shape[2])
     attend_as_model = functools.partial(_attend_as_model, module, dropout, is_causal, kwargs)
     if owner is None:
         if attention_mask is None and query.shape[2] > 1:
@@ -102,7 +108,8 @@ def attend_hooked(
                 options["bias"] = options["bias"][..., :n_filled]
         output = attend_as_model(query, key, value, options)
         if is_recording():
-            note_call(InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output))
+            call = InterfaceCall(module, query, key, value, scaling, softcap, s_aux, output)
+            note_call(replace(call, selects=indices is not None))
         return output, None
 
     slots = KeySlots.of_call(owner.streaming_options.rows, key)

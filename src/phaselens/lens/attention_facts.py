@@ -16,7 +16,8 @@ class AttentionFacts:
 
     ``d_head`` is the size of one head's query, ``d_value`` that of its value. ``scale`` is the factor of q·k,
     ``softcap`` the bound c of scores c·tanh(score / c), and ``sink_logits`` [n_heads] are one more term each of the
-    softmax's sum; the last two are None without one.
+    softmax's sum; the last two are None without one. ``selects`` tells whether an indexer
+    selects the keys of each query.
     """
 
     n_heads: int
@@ -26,6 +27,7 @@ class AttentionFacts:
     scale: float
     softcap: float | None
     sink_logits: Tensor | None
+    selects: bool = False
 
     @classmethod
     def of_call(cls, call: InterfaceCall) -> AttentionFacts:
@@ -38,6 +40,7 @@ class AttentionFacts:
             scale=call.scale,
             softcap=call.softcap,
             sink_logits=call.sink_logits,
+            selects=call.selects,
         )
 
     @classmethod

@@ -233,7 +233,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
                 if unembed:
                     logits: Tensor = model(**inputs, use_cache=False).logits
                     return logits
-                final: Tensor = model.base_model(**inputs, use_cache=False).last_hidden_state
+                final: Tensor = families.body_of(model)(**inputs, use_cache=False).last_hidden_state
                 return final
         except StopAtLayerException as stopped:
             reached: Tensor = stopped.layer_output
@@ -275,6 +275,11 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
             raise InputError(
                 f"tokens: ids from {low} to {high}, but {self.info.label} has 0 to {self.info.d_vocab - 1}; "
                 "encode the text with this model's tokenizer"
+            )
+        if (longest := self.info.longest) is not None and tokens.shape[1] > longest:
+            raise InputError(
+                f"{tokens.shape[1]} tokens, but {self.info.label} is measured up to {longest}: beyond, it attends in "
+                f"chunks or to selected keys; shorten the texts (--max-tokens {longest})"
             )
         if "learned" in self.info.positions and self.info.n_ctx and tokens.shape[1] > self.info.n_ctx:
             raise InputError(
@@ -330,7 +335,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
         super()._check_hook_fireable(*names)
 
     def _generate_tokens(self, current_tokens: Tensor, *args: object, **kwargs: object) -> Any:
-        """Run TransformerLens' loop over new tokens, without a cache if the rotation would change during it."""
+        """Run TransformerLens' loop, without a cache if the rotation would change during it."""
         padded = kwargs.get("_is_batched_list") or kwargs.get("initial_attention_mask") is not None
         self._switch_off_stale_cache(kwargs, current_tokens, padded=bool(padded))
         return super()._generate_tokens(current_tokens, *args, **kwargs)

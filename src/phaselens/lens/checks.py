@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens.captures import capture, keeper
+from phaselens.lens.check_results import CheckResult, difference, worst
 from phaselens.lens.choices import Choices, recorded_choices, repeated_choices
 from phaselens.lens.components import attention_layers, attention_of
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
@@ -28,17 +28,6 @@ from phaselens.lens.weights import projection
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """The result of one check: `measured` must not exceed `limit`; `detail` names the worst layer or the finding."""
-
-    name: str
-    ok: bool
-    measured: float
-    limit: float
-    detail: str = ""
 
 
 def require(lens: HookedTransformer, results: list[CheckResult]) -> None:
@@ -90,31 +79,6 @@ def _results(lens: HookedTransformer, full: bool) -> list[CheckResult]:
     return results
 
 
-def _difference(measured: Tensor, expected: Tensor, *, relative: bool = True) -> float:
-    """Return the largest difference, relative to the largest expected magnitude; inf if their finite entries differ."""
-    measured, expected = measured.detach().double(), expected.detach().double().to(measured.device)
-    finite = expected.isfinite()
-    if not torch.equal(finite, measured.isfinite()):
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    gap = float((measured[finite] - expected[finite]).abs().max())
-    scale = float(expected[finite].abs().max()) if relative else 1.0
-    return gap / scale if scale > 0 else gap
-
-
-def _worst(
-    name: str, limit: float, by_layer: dict[int, float], prefix: str = "worst in layer"
-) -> CheckResult:
-    """Return the result of a check by the layer with the largest difference."""
-    if not by_layer:
-        return CheckResult(name, True, 0.0, limit, "no layer has attention")
-    layer = max(by_layer, key=lambda index: by_layer[index])
-    gap = by_layer[layer]
-    detail = f"{prefix} {layer}" if gap > 0 else "no difference"
-    return CheckResult(name, gap <= limit, gap, limit, detail)
-
-
 def _per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
     """Return the names of a point by layer, of the layers that have it."""
     names = {layer: in_layer(layer, point) for layer in range(lens.info.n_layers)}
@@ -131,8 +95,8 @@ def _same_as_reference(lens: HookedTransformer, reference: Reference) -> list[Ch
     ):
         with _as_in(lens, reference.forward.residuals, reference.forward.choices) as entering:
             logits, _ = capture(lens, reference.tokens, points, unembed=True)
-        gaps = list(map(_difference, entering, reference.forward.residuals))
-        gap = max(*gaps, _difference(logits, reference.forward.logits))
+        gaps = list(map(difference, entering, reference.forward.residuals))
+        gap = max(*gaps, difference(logits, reference.forward.logits))
         detail = "no difference" if gap == 0 else "within rounding"
         if gap > limit:
             first_layer = next((layer for layer, value in enumerate(gaps) if value > limit), None)
@@ -177,15 +141,13 @@ def _rows_sum_to_one(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
             lse = activations[layer, "hook_lse"].double()
             row_sums = row_sums + (sink_logits.double()[None, :, None] - lse).exp()
         # Rows that are not finite come from the model (NaN weights); its logits were compared above.
-        by_layer[layer] = _difference(
-            row_sums, torch.ones_like(row_sums).where(row_sums.isfinite(), row_sums)
-        )
-    return _worst("rows of attention sum to one", STATISTICS_LIMITS[lens.dtype] / 2, by_layer)
+        by_layer[layer] = difference(row_sums, torch.ones_like(row_sums).where(row_sums.isfinite(), row_sums))
+    return worst("rows of attention sum to one", STATISTICS_LIMITS[lens.dtype] / 2, by_layer)
 
 
 def _windows_match_the_masks(lens: HookedTransformer) -> CheckResult:
     """Compare the window of each layer with the masks of the forward, at positions far beyond the probe's."""
-    return _worst("each layer sees exactly the keys in its window", 0.0, disagreements(lens))
+    return worst("each layer sees exactly the keys in its window", 0.0, disagreements(lens))
 
 
 def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckResult:
@@ -226,10 +188,10 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
             *STATISTICS,
             "hook_key_scores",
         ):  # one without a reference in float64 fails here, rather than pass unchecked
-            gap = _difference(activations[layer, name].cpu(), expected[name], relative=not _can_be_zero(name))
+            gap = difference(activations[layer, name].cpu(), expected[name], relative=not _can_be_zero(name))
             by_layer[layer] = max(by_layer[layer], gap)
     name = "streamed statistics equal those of the scores in float64"
-    return _worst(name, STATISTICS_LIMITS[lens.dtype], by_layer)
+    return worst(name, STATISTICS_LIMITS[lens.dtype], by_layer)
 
 
 def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
@@ -249,8 +211,8 @@ def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers:
                 (in_layer(layer, "attn.hook_attended"), keeper(outputs, point)),
             ]
             lens.stream(tokens, hooks, stop_at_layer=layer + 1)
-        by_layer[layer] = _difference(*outputs.values())
-    return _worst("an edit of named keys equals the same edit of the matrix", lens.arithmetic.limit, by_layer)
+        by_layer[layer] = difference(*outputs.values())
+    return worst("an edit of named keys equals the same edit of the matrix", lens.arithmetic.limit, by_layer)
 
 
 def _consistent_top(pattern: Tensor, top: Tensor) -> Tensor:
@@ -312,15 +274,14 @@ def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: 
         edited: dict[int | str, Tensor] = {}
         hooks = [(name, keeper(edited, key)) for key, name in points.items()]
         lens.stream(tokens, [*hooks, (edited_point, raise_first)])
-        gap_below = max(_difference(edited[index], clean[index]) for index in range(layer + 1))
+        gap_below = max(difference(edited[index], clean[index]) for index in range(layer + 1))
         point_above = layer + 1 if layer + 1 in clean else "out"
         # Where NaN weights left nothing finite, no edit can be detected.
         changed = (
-            _difference(edited[point_above], clean[point_above]) > 0
-            or not clean[point_above].isfinite().any()
+            difference(edited[point_above], clean[point_above]) > 0 or not clean[point_above].isfinite().any()
         )
         moved[layer] = gap_below if changed else float("inf")
-    return _worst("an edit changes the layers above it and none below", 0.0, moved, "edit in layer")
+    return worst("an edit changes the layers above it and none below", 0.0, moved, "edit in layer")
 
 
 def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> list[CheckResult]:
@@ -340,9 +301,9 @@ def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: lis
             continue
         z = output.multiplied(activations[layer, "hook_z"]).flatten(-2).double()
         head_sum = z @ output.weight.flatten(0, 1).double() + output.bias.double()
-        gaps[layer] = _difference(head_sum, activations[layer, "hook_out"])
+        gaps[layer] = difference(head_sum, activations[layer, "hook_out"])
     name = "the heads' outputs add up to the output of attention"
-    return [_worst(name, lens.arithmetic.limit, gaps)] if gaps else []
+    return [worst(name, lens.arithmetic.limit, gaps)] if gaps else []
 
 
 def _mid_edit_reaches_skip_path(
@@ -368,8 +329,8 @@ def _mid_edit_reaches_skip_path(
             (in_layer(layer, "hook_mlp_out"), keeper(edited, "mlp")),
         ]
         lens.stream(tokens, [(mid, lambda value, hook: torch.zeros_like(value)), *hooks])
-        gaps[layer] = max(_difference(copied["out"], clean["out"]), _difference(edited["out"], edited["mlp"]))
-    return [_worst("an edit of hook_resid_mid reaches the skip path", limit, gaps)] if gaps else []
+        gaps[layer] = max(difference(copied["out"], clean["out"]), difference(edited["out"], edited["mlp"]))
+    return [worst("an edit of hook_resid_mid reaches the skip path", limit, gaps)] if gaps else []
 
 
 def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
@@ -380,8 +341,8 @@ def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: li
         inputs_below: dict[int, Tensor] = {}
         hooks = [(in_layer(lower, "hook_in"), keeper(inputs_below, lower)) for lower in range(layer)]
         resumed = lens.stream(residual=residuals[layer], start_at_layer=layer, hooks=hooks)
-        gaps[layer] = float("inf") if inputs_below else _difference(resumed, final)
-    return _worst("start_at_layer gives the same output and skips the layers below", 0.0, gaps)
+        gaps[layer] = float("inf") if inputs_below else difference(resumed, final)
+    return worst("start_at_layer gives the same output and skips the layers below", 0.0, gaps)
 
 
 def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
@@ -399,7 +360,7 @@ def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Referenc
         with _as_in(lens, forward.residuals, forward.choices) as entering:
             logits = model(tokens, position_ids=positions, use_cache=False).logits
         pairs = zip((*entering, logits), (*expected.residuals, expected.logits), strict=True)
-        return max(_difference(measured[text : text + 1], own) for measured, own in pairs)
+        return max(difference(measured[text : text + 1], own) for measured, own in pairs)
 
     both_texts, both_positions = tokens.expand(2, -1), torch.cat([near_positions, far_positions])
     with torch.no_grad(), lens.rows.with_lengths(None):
@@ -444,11 +405,11 @@ def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckRe
     with _as_in(lens, residuals, choices.of_text(0, length)) as entering:
         _, alone = capture(lens, short_text, _statistics(lens))
     _subtract_own_bias(lens, alone)
-    by_layer = dict(enumerate(map(_difference, entering, residuals)))
+    by_layer = dict(enumerate(map(difference, entering, residuals)))
     for (layer, statistic), value in alone.items():
         same_text = in_batch[layer, statistic][:1, :, : value.shape[2]]
-        gap = _difference(same_text, value, relative=not _can_be_zero(statistic))
+        gap = difference(same_text, value, relative=not _can_be_zero(statistic))
         by_layer[layer] = max(by_layer[layer], gap)
-    return _worst(
+    return worst(
         "a text alone equals the same text in a padded batch", max(1e-5, lens.arithmetic.limit), by_layer
     )

@@ -319,4 +319,4 @@ def probe(lens: HookedTransformer, tokens: Tensor, hooks: Sequence[Hook] = (), *
         options: more arguments of the model, such as position_ids.
     """
     with torch.no_grad(), lens.hooks(fwd_hooks=list(hooks)), lens.rows.with_lengths(None):
-        lens.original_model.base_model(input_ids=tokens, use_cache=False, **options)
+        families.body_of(lens.original_model)(input_ids=tokens, use_cache=False, **options)

@@ -39,6 +39,8 @@ _D_MODEL = ("hidden_size",)
 _BOS = ("bos_token_id",)
 _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
+_N_SELECTED_KEYS = ("index_topk",)
+_CHUNK = ("attention_chunk_size",)
 _N_CTX_TRAINED = "original_max_position_embeddings"
 _ROPE_PARAMETERS = ("rope_parameters",)
 # A field of the configuration, and its value for attention on random blocks of keys.
@@ -241,6 +243,18 @@ def n_ctx_of(model: PreTrainedModel) -> int | None:
     return None if n_ctx is None or int(n_ctx) < 1 else int(n_ctx)
 
 
+def n_selected_keys_of(model: PreTrainedModel) -> int | None:
+    """Return the number of keys that an indexer selects for each query; None without an indexer."""
+    n_keys = _attribute(text_config_of(model), _N_SELECTED_KEYS)
+    return n_keys if isinstance(n_keys, int) else None
+
+
+def probe_length(model: PreTrainedModel, n_tokens: int) -> int:
+    """Return a number of tokens, at most `n_tokens`, in which the model's attention is causal or windowed."""
+    limits = [_attribute(text_config_of(model), names) for names in (_N_CTX, _N_SELECTED_KEYS, _CHUNK)]
+    return min([n_tokens, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
+
+
 def n_ctx_trained_of(model: PreTrainedModel) -> int | None:
     """Return the number of positions before a rope type extended it, as the configuration states; else `n_ctx_of`.
 
@@ -292,6 +306,17 @@ def linear_width_of(module: nn.Module) -> int | None:
     """Return the width of a linear module's input; None for a module that states none."""
     width = _attribute(module, _LINEAR_WIDTH)
     return width if isinstance(width, int) else None
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """Return the part of a model that computes the final norm's output from tokens."""
+    embedding, children = model.get_input_embeddings(), list(model.children())
+    body: nn.Module = model.base_model
+    if body is not model:
+        return body
+    # The class names as its base a module that it does not have (Llama 4).
+    holders = [child for child in children if any(module is embedding for module in child.modules())]
+    return holders[0] if holders else body
 
 
 def rotary_modules(model: nn.Module) -> Iterator[nn.Module]:

@@ -78,6 +78,12 @@ class ModelInfo:
     * ``head_outputs``: the step between a head's output and the output projection: ``same`` none, ``scaled`` every
       entry is multiplied by a factor (a gate, an RMS norm), ``mixed`` anything else.
 
+    ``learned_sinks`` are the layers whose heads have a learned sink logit, ``gates`` those in which a gate multiplies
+    the heads' outputs: factors that do not depend on these outputs.
+
+    ``longest`` is the length of the longest text in which each layer sees all keys before a query or a window of them;
+    None without a limit. Attention in chunks of a text, or to keys that an indexer selects, has one.
+
     ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
 
     ``n_ctx_trained`` is the number of positions that the model was trained for, where a rope type extended them to
@@ -118,8 +124,11 @@ class ModelInfo:
     quantisation: str | None = None
     rotations: tuple[RotatedPairs | None, ...] = ()
     head_outputs: tuple[str, ...] = ()
+    learned_sinks: tuple[int, ...] = ()
+    gates: tuple[int, ...] = ()
     kinds: tuple[str, ...] = ()
     absent: dict[str, str] = field(default_factory=dict)
+    longest: int | None = None
     protocol: str | None = None
     note: str | None = None
     adapter: str | None = None
@@ -130,7 +139,7 @@ class ModelInfo:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, in the order of the fields."""
         fields = asdict(self)
-        for name in ("positions", "windows", "scales", "head_outputs", "kinds"):
+        for name in ("positions", "windows", "scales", "head_outputs", "learned_sinks", "gates", "kinds"):
             fields[name] = list(fields[name])
         fields["rotations"] = [rotation and str(rotation) for rotation in self.rotations]
         return fields

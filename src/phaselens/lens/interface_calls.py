@@ -17,6 +17,7 @@ class InterfaceCall:
     ``query`` [batch, n_heads, n_queries, d_head], ``key`` [batch, n_kv_heads, n_keys, d_head] and ``value``
     [batch, n_kv_heads, n_keys, d_value] are as the interface received them; ``scale``, ``softcap`` and ``sink_logits``
     [n_heads] are the options of its softmax. ``output`` [batch, n_queries, n_heads, d_value] is what it returned.
+    ``selects`` tells whether an indexer selected the keys of each query.
     """
 
     module: nn.Module
@@ -27,6 +28,7 @@ class InterfaceCall:
     softcap: float | None
     sink_logits: Tensor | None
     output: Tensor
+    selects: bool = False
 
 
 _CALLS: ContextVar[list[InterfaceCall] | None] = ContextVar("phaselens_interface_calls", default=None)

@@ -9,7 +9,6 @@ from torch import nn
 from phaselens.errors import RefusedModel
 
 _UNSERVED = {
-    "indices": "attends only to the keys that an indexer selects for each query",
     "block_indices": "attends only to the blocks of keys that an indexer selects for each query",
     "sinks": "adds sink logits that depend on the text to each row",
 }

@@ -18,6 +18,7 @@ from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import attention_layers
 from phaselens.lens.digests import hash_source
 from phaselens.lens.experts import use_runnable_experts
+from phaselens.lens.head_outputs import read_gates, read_head_outputs
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.pretrained import as_model_errors
@@ -27,7 +28,6 @@ from phaselens.lens.resuming import find_problem
 from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.visibility import measure_windows
-from phaselens.lens.weights import read_head_outputs
 from phaselens.lens.wrapping import has_own_adapter, measure_anatomy, require_served, wrap
 
 if TYPE_CHECKING:
@@ -292,9 +292,11 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
     model: PreTrainedModel = lens.original_model
     config = model.config
     encodings = detect_rotation(lens)
+    windows, longest = measure_windows(lens)
     facts = {layer: attention.facts for layer, attention in attention_layers(lens).items()}
     first = next(iter(facts.values()), None)
     package = source.package if source is not None else None
+    head_outputs = read_head_outputs(lens)
     plans = [getattr(block, "plan", None) for block in lens.blocks]
     tokenizer = options.tokenizer
     bos_token_id = (
@@ -313,7 +315,8 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         d_vocab=families.d_vocab_of(model),
         n_ctx=families.n_ctx_of(model),
         positions=encodings,
-        windows=measure_windows(lens),
+        windows=windows,
+        longest=longest,
         scales=tuple(facts[layer].scale if layer in facts else None for layer in range(len(lens.blocks))),
         softcap=None if first is None else first.softcap,
         dtype=str(lens.dtype).removeprefix("torch."),
@@ -328,7 +331,9 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         softmax_scale=getattr(config, "softmax_scale", None),
         quantisation=_quantisation_of(model, source),
         rotations=read_rotated_pairs(lens, encodings),
-        head_outputs=read_head_outputs(lens),
+        head_outputs=head_outputs,
+        learned_sinks=tuple(layer for layer in facts if facts[layer].sink_logits is not None),
+        gates=read_gates(lens, head_outputs),
         kinds=tuple(plan.kind for plan in plans if plan is not None),
         absent=absent_points(plans),
         protocol=package.protocol if package is not None else None,

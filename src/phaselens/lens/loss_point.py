@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from phaselens.errors import InputError
+from phaselens.lens import families
 from phaselens.lens.attention_owner import is_hooked
 from phaselens.lens.points import read_only_reason
 from phaselens.lens.token_losses import unembedding_of
@@ -31,7 +32,7 @@ def fire_losses(lens: HookedTransformer) -> None:
         if owner is not None and is_hooked(owner.hook_loss):
             _fire(owner, output.last_hidden_state)
 
-    lens.original_model.base_model.register_forward_hook(fire)
+    families.body_of(lens.original_model).register_forward_hook(fire)
 
 
 def _fire(lens: HookedTransformer, final: Tensor) -> None:

@@ -119,3 +119,23 @@ def recording() -> Iterator[MaskRecorder]:
         yield recorder
     finally:
         _RECORDER.reset(token)
+
+
+def selected_keys(mask: Tensor | None, indices: Tensor, n_keys: int) -> Tensor:
+    """Return a mask that hides the keys that were not selected as well.
+
+    Args:
+        mask: [batch, 1, query, key], bool (True where visible) or additive; None for causal attention.
+        indices: [batch, query, choice], the keys that were selected for each query.
+        n_keys: the number of keys.
+    """
+    shape = (*indices.shape[:2], n_keys)
+    selected = torch.zeros(shape, dtype=torch.bool, device=indices.device).scatter(-1, indices.long(), True)
+    selected = selected[:, None]
+    if mask is None:
+        n_queries = shape[1]
+        causal = torch.ones(n_queries, n_keys, dtype=torch.bool, device=indices.device)
+        return selected & causal.tril(n_keys - n_queries)
+    if mask.dtype == torch.bool:
+        return mask & selected
+    return mask.masked_fill(~selected, torch.finfo(mask.dtype).min)

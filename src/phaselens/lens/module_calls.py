@@ -157,3 +157,10 @@ class _AttentionNoter(TorchDispatchMode):
 def noting_attention(calls: list[ModuleCall], n_tokens: int) -> _AttentionNoter:
     """Return a context that notes which of the running `calls` attend, in a forward of one text of `n_tokens`."""
     return _AttentionNoter(calls, n_tokens)
+
+
+def pass_on(_module: object, inputs: tuple[Any, ...], output: object) -> Any:
+    """Replace what a module returns by its input, if it has the same shape; a forward hook."""
+    if isinstance(output, Tensor):
+        return inputs[0] if output.shape == inputs[0].shape else None
+    return inputs if isinstance(output, tuple) and len(output) == len(inputs) else None

@@ -34,12 +34,21 @@ def at_origin(rotation: Any) -> tuple[Tensor, ...] | None:
     parts = (rotation,) if isinstance(rotation, Tensor) and rotation.is_complex() else rotation
     if not isinstance(parts, tuple) or not parts or not all(isinstance(part, Tensor) for part in parts):
         return None
-    return tuple(part[..., :1, :].detach().clone() for part in parts) if len(parts) <= 2 else None
+    is_rotation = len(parts) == 2 or (len(parts) == 1 and parts[0].is_complex())
+    return tuple(part[..., :1, :].detach().clone() for part in parts) if is_rotation else None
+
+
+def cos_and_sin(origin: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines at the first position, in whichever form the model holds them."""
+    if len(origin) == 1:
+        return origin[0].real, origin[0].imag
+    cos, sin = origin
+    return cos, sin
 
 
 def rotates(origin: tuple[Tensor, ...]) -> bool:
     """Return whether the rotation at the first position has an angle."""
-    return bool(origin[-1].imag.any() if origin[-1].is_complex() else origin[1].any())
+    return bool(cos_and_sin(origin)[1].any())
 
 
 def held_at(origin: tuple[Tensor, ...], rotation: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from phaselens.lens import families
 from phaselens.lens.interface_calls import InterfaceCall
 from phaselens.lens.layer_stack import LayerStack, layer_modules, probe_ids
-from phaselens.lens.module_calls import recording_modules
+from phaselens.lens.module_calls import pass_on, recording_modules
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -101,7 +101,7 @@ def measure_projections(
         for layer, attention in attention_names.items()
         for norm in families.norms_in(stack.layers[layer].module.get_submodule(attention))
     ]
-    handles = [norm.register_forward_hook(_pass_on) for norm in norms]
+    handles = [norm.register_forward_hook(pass_on) for norm in norms]
     calls: list[InterfaceCall] = []
     try:
         with recording_modules(modules, on_output=code, interface_calls=calls):
@@ -121,11 +121,6 @@ def measure_projections(
             _map_of(call.value, "values", names, widths),
         )
     return parts
-
-
-def _pass_on(_norm: nn.Module, inputs: tuple[Tensor, ...], normed: object) -> Tensor | None:
-    """Replace a norm's output by its input; a forward hook."""
-    return inputs[0] if isinstance(normed, Tensor) and normed.shape == inputs[0].shape else None
 
 
 def is_linear(module: nn.Module) -> bool:

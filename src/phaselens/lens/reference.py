@@ -56,7 +56,7 @@ class Reference:
 
 def probe_tokens(model: PreTrainedModel) -> Tensor:
     """Return a few ids [1, pos], the same for every model with a vocabulary of this size."""
-    length = min(_PROBE, families.n_ctx_of(model) or _PROBE)
+    length = families.probe_length(model, _PROBE)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(families.d_vocab_of(model), (1, length), generator=generator).to(model.device)
 

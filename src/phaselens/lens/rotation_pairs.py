@@ -23,6 +23,8 @@ from phaselens.errors import RefusedModel
 from phaselens.lens import drope, families
 from phaselens.lens.components import StreamingAttention, attention_layers, probe
 from phaselens.lens.info import RotatedPairs
+from phaselens.lens.module_calls import pass_on
+from phaselens.lens.null_rotation import cos_and_sin
 from phaselens.lens.points import ROTATED_POINTS, Hook, HookFunction, in_layer
 
 if TYPE_CHECKING:
@@ -87,8 +89,7 @@ def _attention_factor(attention: StreamingAttention) -> float | None:
     """Return the factor of cos and sin, which cos has at position 0; None if there is no such one number."""
     if attention.origin is None:
         return None
-    is_complex = len(attention.origin) == 1  # cos + i·sin (DeepSeek V2)
-    cos, sin = torch.view_as_real(attention.origin[0]).unbind(-1) if is_complex else attention.origin
+    cos, sin = cos_and_sin(attention.origin)
     factors = cos.unique().tolist()
     return float(factors[0]) if len(factors) == 1 and not bool(sin.any()) else None
 
@@ -240,7 +241,7 @@ def _drope_rotation(lens: HookedTransformer) -> RotatedPairs | None:
 def _without_norms(attentions: Sequence[StreamingAttention]) -> Iterator[None]:
     """Skip the norms inside attention, which act on queries and keys before the rotation."""
     norms = [norm for attention in attentions for norm in families.norms_in(attention.original_component)]
-    handles = [module.register_forward_hook(lambda _module, inputs, _normed: inputs[0]) for module in norms]
+    handles = [module.register_forward_hook(pass_on) for module in norms]
     try:
         yield
     finally:

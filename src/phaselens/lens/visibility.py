@@ -9,6 +9,7 @@ which needs no long forward.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from phaselens.lens import families
 from phaselens.lens.components import attention_layers, probe
 from phaselens.lens.masks import MaskFunction, recording
 from phaselens.lens.points import HookFunction, in_layer
+from phaselens.lens.reference import probe_tokens
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
@@ -30,9 +32,12 @@ _LONGEST_TEXT = 64
 """Windows shorter than this are also tested on a text that is longer than they are."""
 
 
-def measure_windows(lens: HookedTransformer) -> tuple[int | None, ...]:
-    """Return the number of keys that a query of each layer sees, its own included; None if it sees all before it, and
-    for a layer without attention.
+def measure_windows(lens: HookedTransformer) -> tuple[tuple[int | None, ...], int | None]:
+    """Return the number of keys that a query of each layer sees, its own included, and the longest text for which that
+    holds.
+
+    The number is None for a layer that sees all keys before a query, and for one without attention. The length is None
+    if it holds for every text.
 
     Raises:
         RefusedModel: for a layer that sees other keys, such as a chunk of the text or keys after the query, and for one
@@ -40,12 +45,18 @@ def measure_windows(lens: HookedTransformer) -> tuple[int | None, ...]:
     """
     rules = _rules(lens)
     window_by_rule: dict[int, int | None] = {}
+    limits: list[int | None] = []
+    shortest = probe_tokens(lens.original_model).shape[1]
     for layer, rule in rules.items():
         if id(rule) not in window_by_rule:
-            window_by_rule[id(rule)] = _measured_window(rule, _label(lens, layer))
-    return tuple(
+            window_by_rule[id(rule)], limit = _measured_window(rule, _label(lens, layer), shortest)
+            limits.append(limit)
+    if any(attention.facts.selects for attention in attention_layers(lens).values()):
+        limits.append(families.n_selected_keys_of(lens.original_model))
+    windows = tuple(
         window_by_rule[id(rules[layer])] if layer in rules else None for layer in range(len(lens.blocks))
     )
+    return windows, min((limit for limit in limits if limit is not None), default=None)
 
 
 def disagreements(lens: HookedTransformer) -> dict[int, float]:
@@ -60,7 +71,8 @@ def disagreements(lens: HookedTransformer) -> dict[int, float]:
     for layer, rule in _rules(lens).items():
         window = windows[layer]
         if (id(rule), window) not in share_by_rule:
-            query, key = _pairs([*windows, _measured_window(rule, _label(lens, layer))])
+            query, key = _pairs([*windows, _measured_window(rule, _label(lens, layer), 1)[0]])
+            query, key = _within(query, key, lens.info.longest)
             disagrees = rule(query, key) != visible(query, key, window)
             share_by_rule[id(rule), window] = float(disagrees.double().mean())
         shares[layer] = share_by_rule[id(rule), window]
@@ -102,8 +114,13 @@ def _label(lens: HookedTransformer, layer: int) -> str:
     return f"{lens.original_model.config.model_type}: attention of layer {layer}"
 
 
-def _measured_window(rule: MaskFunction, label: str) -> int | None:
-    """Return the window that explains a rule completely, at positions near and far."""
+def _measured_window(rule: MaskFunction, label: str, shortest: int) -> tuple[int | None, int | None]:
+    """Return the window that explains a rule completely, at positions near and far; and the length of the longest text
+    for which it does, None for every text.
+
+    Args:
+        shortest: texts of this length must be explained, since the self-check uses one.
+    """
 
     def sees(query: int, key: int) -> bool:
         return bool(rule(torch.tensor([query]), torch.tensor([key])))
@@ -128,6 +145,12 @@ def _measured_window(rule: MaskFunction, label: str) -> int | None:
             "docs/families.md"
         ) from error
     mismatches = (sees_pair != visible(query, key, window)).nonzero()
+    limit = _first_query(lambda query: not sees(query, 0))
+    if len(mismatches) and limit >= max(2, shortest):
+        query, key = _within(query, key, limit)
+        if bool((rule(query, key) == visible(query, key, None)).all()):
+            return None, limit
+        query, key = _pairs([window])
     if len(mismatches):
         row, column = mismatches[0].tolist()
         verb = "sees" if bool(sees_pair[row, column]) else "does not see"
@@ -136,7 +159,27 @@ def _measured_window(rule: MaskFunction, label: str) -> int | None:
             f"{int(key[row, column])}, as in chunks of a text, or in both directions. PhaseLens measures causal "
             "attention and sliding windows only; use a family listed in docs/families.md"
         )
-    return window
+    return window, None
+
+
+def _first_query(is_beyond: Callable[[int], bool]) -> int:
+    """Return the first position for which a condition holds that holds from there on; `_FAR` if there is none."""
+    low, high = 0, _FAR
+    while low < high:
+        middle = (low + high) // 2
+        if is_beyond(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _within(query: Tensor, key: Tensor, limit: int | None) -> tuple[Tensor, Tensor]:
+    """Return the pairs of which both positions are in a text of that length; None for every text."""
+    if limit is None:
+        return query, key
+    is_within = query[:, 0] < limit
+    return query[is_within], key[is_within].clamp(max=limit - 1)
 
 
 def _pairs(windows: list[int | None]) -> tuple[Tensor, Tensor]:
@@ -163,7 +206,7 @@ def _hidden_cells(lens: HookedTransformer) -> dict[int, float]:
     short_windows = [window for window in lens.info.windows if window is not None and window < _LONGEST_TEXT]
     length = max(short_windows, default=_N_PROBE_TOKENS) + 2
     limit = lens.info.n_ctx if "learned" in lens.info.positions else None
-    length = min(length, limit or length)
+    length = min(length, limit or length, lens.info.longest or length)
     vocabulary = lens.info.d_vocab
     tokens = torch.arange(length)[None] % vocabulary
     shares: dict[int, float] = {}

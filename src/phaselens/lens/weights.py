@@ -20,8 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import families
 from phaselens.lens.blocks import original_module
-from phaselens.lens.components import StreamingAttention, attention_layers, attention_of, probe
-from phaselens.lens.points import Hook, HookFunction, in_layer
+from phaselens.lens.components import StreamingAttention, attention_of
 from phaselens.lens.precision import LIMITS
 from phaselens.lens.projection import ROUNDINGS, Projection
 
@@ -167,55 +166,6 @@ def weight_of(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
             "computes with"
         )
     return target.detach()
-
-
-def read_head_outputs(lens: HookedTransformer) -> tuple[str, ...]:
-    """Return the step of each layer between the heads' outputs and the output projection; see `ModelInfo.head_outputs`.
-
-    Random numbers, half of them zero, replace the heads' outputs. A factor of each entry, whatever it depends on,
-    leaves exactly those at zero.
-    """
-    n_layers = len(lens.blocks)
-    attentions = attention_layers(lens)
-    attended: dict[int, Tensor] = {}
-    inputs: dict[int, Tensor] = {}
-    generator = torch.Generator().manual_seed(0)
-
-    def put(layer: int) -> HookFunction:
-        def replace(value: Tensor, hook: object) -> Tensor:
-            values = torch.randn(value.shape, generator=generator)
-            values *= torch.rand(value.shape, generator=generator) < 0.5
-            attended[layer] = values.to(value.device, value.dtype)
-            return attended[layer]
-
-        return replace
-
-    def keep(layer: int) -> HookFunction:
-        return lambda value, hook: inputs.__setitem__(layer, value)
-
-    hooks: list[Hook] = []
-    for layer in range(n_layers):
-        if layer not in attentions:
-            continue
-        hooks.append((in_layer(layer, "attn.hook_attended"), put(layer)))
-        if lens.find_hook(in_layer(layer, "attn.hook_z")) is not None:
-            hooks.append((in_layer(layer, "attn.hook_z"), keep(layer)))
-    tokens = torch.zeros((1, 2), dtype=torch.long, device=lens.device)
-    probe(lens, tokens, hooks)
-    relations = []
-    for layer in range(n_layers):
-        if layer not in attentions:
-            relations.append("none")
-            continue
-        head_output, projected = attended[layer], inputs.get(layer)
-        if projected is None or projected.numel() != head_output.numel():
-            relations.append("mixed")
-            continue
-        projected = projected.reshape(head_output.shape)
-        is_same = torch.equal(projected, head_output)
-        keeps_zeros = bool((projected[head_output == 0] == 0).all())
-        relations.append("same" if is_same else "scaled" if keeps_zeros else "mixed")
-    return tuple(relations)
 
 
 def _weight_source(lens: HookedTransformer, layer: int | None, name: str) -> _WeightSource | None:

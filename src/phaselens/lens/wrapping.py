@@ -86,7 +86,7 @@ def wrap(
     options = bridge._streaming_options = StreamingOptions()
     bridge.hook_loss = HookPoint()
     fire_losses(bridge)  # before the rows forget the tokens of the call
-    options.rows.follow(model.base_model)
+    options.rows.follow(families.body_of(model))
     make_independent(model, options.rows)
     bridge._points = {}
     bridge.position_axes = {}
