@@ -89,7 +89,7 @@ def test_an_error_in_a_model_is_measured() -> None:
     with torch.no_grad():
         own_logits = model(text()).logits.double()
         model.model.layers[1].self_attn.q_proj.weight *= 1.001
-    measurement = measure(phaselens.load(model), own_logits, attentions)
+    measurement = measure(phaselens.load(model), text(), own_logits, attentions)
     assert measurement.worst > 1e-5
     assert measurement.logits > 1e-5
 
