@@ -21,13 +21,16 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "a type for annotations": (
         attention.SoftmaxOptions, uncertainty.Interval, plugin.FinishedRun, plugin.ConditionKey, plugin.CellValue,
     ),
-    "results of attention": (attention.Summary, attention.Writes),
+    "results of attention": (
+        attention.KeyGeometry, attention.LargestProduct, attention.Remainder, attention.Summary, attention.Writes,
+    ),
     "results of spectrum": (
         spectrum.Balance, spectrum.BosNormRows, spectrum.Bound, spectrum.MassiveActivationRows,
         spectrum.NullSpectrum, spectrum.Spectrum,
     ),
     "results of uncertainty": (
         uncertainty.ArmComparison, uncertainty.LossComparison, uncertainty.PairedComparison, uncertainty.Proportion,
+        uncertainty.RankCorrelation,
     ),
     "made by compare": (runs.Comparison,),
     "made by the functions and methods of patching": (
@@ -91,7 +94,7 @@ CELLS, X, W_O = torch.ones(2, 8), torch.arange(12.0).view(4, 3), torch.ones(2, 8
 LAST_KEYS = {"n_tokens": 4, "window": 2}
 SOFTMAX = {
     "scale": 1.0, "mask": torch.ones(1, 1, 4, 4, dtype=torch.bool), "window": 3, "softcap": 5.0,
-    "sink_logits": torch.zeros(2),
+    "sink_logits": torch.zeros(2), "bias": torch.zeros(1, 1, 1, 4),
 }  # fmt: skip
 QKV, QK_LSE = {"q": Q, "k": Q, "v": Q, **SOFTMAX}, {"q": Q, "k": Q, "lse": LSE, **SOFTMAX}
 DRAWS = {"confidence": 0.9, "n_resamples": 100, "seed": 0}
@@ -111,6 +114,20 @@ def tokens() -> list[data.TokenizedText]:
 #: A valid call of each public callable, with every argument by keyword.
 CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.attend: lambda: QKV,
+    attention.attend_without: lambda: {**QKV, "keys": torch.tensor([[0]])},
+    attention.key_geometry: lambda: {"q": Q[0], "k": Q[0], "scale": 1.0, "position": 0, "window": 3},
+    attention.key_scores: lambda: {
+        **{key: value for key, value in QKV.items() if key != "v"}, "keys": torch.tensor([[0]]),
+    },
+    attention.largest_product: lambda: {"q": Q[0], "k": Q[0], "window": 3},
+    attention.rows_changed: lambda: {
+        "rest": attention.Remainder(Q, LSE), "scores": torch.zeros(1, 2, 4, 1),
+        "edited": torch.zeros(1, 2, 4, 1), "dtype": torch.float32,
+    },
+    attention.reweighted: lambda: {
+        "own": Q, "rest": attention.Remainder(Q, LSE), "v": Q, "keys": torch.tensor([[0]]),
+        "scores": torch.zeros(1, 2, 4, 1), "edited": torch.zeros(1, 2, 4, 1),
+    },
     attention.concentration: lambda: {"received": LSE, "lengths": LENGTHS},
     attention.distance_mass: lambda: {**QK_LSE, "longest": 2, "lengths": LENGTHS},
     attention.explicit: lambda: QKV,
@@ -140,7 +157,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "sink": LSE, "lengths": LENGTHS, "include_query0": False, "position": 0, "window": 3,
     },
     attention.summarise: lambda: {
-        **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "refine": True,
+        **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "itself": True, "refine": True,
         "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True,
         "lengths": LENGTHS, "real": None,
     },
@@ -148,6 +165,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.triangular: lambda: {"w_o": W_O},
     attention.uniform_distance: lambda: LAST_KEYS,
     attention.uniform_entropy: lambda: LAST_KEYS,
+    attention.uniform_learned_sink: lambda: {"n_tokens": 4, "include_query0": False, "window": 2},
     attention.uniform_received: lambda: LAST_KEYS,
     attention.uniform_sink: lambda: {**LAST_KEYS, "include_query0": False, "position": 0},
     attention.uniform_sink_rows: lambda: LAST_KEYS,
@@ -176,9 +194,14 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     spectrum.row_norms: lambda: {"x": X},
     spectrum.spectra: lambda: {"x": X, "left_out": torch.tensor([True, False, False, False])},
     spectrum.spectrum: lambda: {"x": X},
+    spectrum.row_cosines: lambda: {"x": X, "row": X[0]},
     uncertainty.compare_arms: lambda: {
         "treated": [1.0, 2.0], "control": [[1.0, 2.0], [2.0, 3.0]], "n_predicted": [1, 2], **PAIRED,
     },
+    uncertainty.rank_correlation: lambda: {
+        "first": [1.0, 2.0], "second": [2.0, 1.0], "n_permutations": 10, "seed": 0,
+    },
+    uncertainty.spearman: lambda: {"first": [1.0, 2.0], "second": [2.0, 1.0]},
     uncertainty.compare_paired: lambda: {"first": [[1.0], [2.0]], "second": [[2.0], [4.0]], **PAIRED},
     uncertainty.compare_conditions: lambda: {
         "baseline": [1.0, 2.0], "conditions": [[1.0], [2.0]], "n_predicted": [1, 2], "lengths": [2, 3], **PAIRED,
@@ -205,14 +228,16 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     plugin.CausalTables: lambda: {"losses": Losses(), "seed": 0, "warn": print},
     plugin.Column: lambda: {"name": "a", "type": float, "unit": "nats", "help": "a"},
     plugin.Condition: lambda: {
-        "name": "a", "edits": [Edit("a", 0.0)], "layer": 0, "seed": 0, "control_for": "b", "params": {},
+        "name": "a", "edits": [Edit("a", 0.0)], "layer": 0, "seed": 0, "control_for": "b", "params": {}, "head": 0,
     },
     plugin.Display: lambda: {
         "value": "a", "title": "a", "table": "a", "rows": "layer", "low": "a", "high": "a", "null": "a",
         "percent": False, "strong": 0.1, "strong_means": "a", "also": (("a", "b"),), "summary": (), "digits": 3,
-        "by_head": "a", "before": (),
+        "by_head": "a", "before": (), "row_title": "a",
     },
-    plugin.Edit: lambda: {"point": "a", "to": 0.0, "positions": [0], "heads": [0]},
+    plugin.Edit: lambda: {
+        "point": "a", "to": 0.0, "positions": [0], "heads": [0], "keys": [0], "entries": [0],
+    },
     plugin.Encoder: lambda: {"tokenizer": testing.tiny_tokenizer(), "bos": "auto", "bos_token_id": 0},
     plugin.FigurePanel: lambda: {
         "figure_set": FigureSet("a", ("b",)), "name": "b", "display": Display("a", "a"), "summary_only": True,
@@ -244,7 +269,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.Observer: dict,
     runs.RunOptions: lambda: {
         "max_tokens": 3, "n_texts": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto", "device": "auto",
-        "dtype": "auto", "positions": {}, "seed": 0, "adapter_scale": 0.5,
+        "dtype": "auto", "positions": {}, "seed": 0, "adapter_scale": 0.5, "softmax_scale": {}, "rope_scaling": {},
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.open_run: lambda: {"path": "no-such-folder"},
@@ -259,13 +284,13 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.guarded: lambda: {"result": runs.MetricResult(ValidMetric, Params(), "a"), "label": "a", "stage": "update"},
     runs.load_model: lambda: {
         "spec": runs.ModelSpec("rope"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "adapter_scale": None, "check": True,
+        "dtype": "auto", "check": True, "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
     },
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
-        "seed": 0, "adapter_scale": None, "observer": runs.Observer(), "out": None, "fresh": False,
-        "command": ["phaselens", "run"],
+        "seed": 0, "observer": runs.Observer(), "out": None, "fresh": False, "command": ["phaselens", "run"],
+        "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
     },
     runs.compare: lambda: {
         "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
@@ -291,8 +316,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     phaselens.open_run: lambda: CALLS[runs.open_run](),
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "revision": None, "tokenizer": None, "adapter_scale": None, "check": False,
-        "trust_remote_code": False, "allow_pickle": False,
+        "dtype": "auto", "revision": None, "tokenizer": None, "check": False, "trust_remote_code": False,
+        "allow_pickle": False, "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
     },
 }  # fmt: skip
 

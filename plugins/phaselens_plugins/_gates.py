@@ -14,7 +14,7 @@ ATTENDED, Z = "attn.hook_attended", "attn.hook_z"
 GATE = Quantity(
     "gate",
     "factor",
-    "mean over tokens and dimensions of the gate that multiplies the head's output; 1 in a layer without a gate",
+    "mean over all queries and dimensions of the gate that multiplies the head's output; 1 in a layer without a gate",
     "1: a head without a gate",
 )
 

@@ -14,8 +14,8 @@ from tests.cli.conftest import ErrorLine, Phaselens
         (["run", "-p", "sink"], "no plugin 'sink'; did you mean sinks?"),
         (["run", "-p", "sinks,other"], "no plugin 'other'; known: "),
         (["run", "-p"], "Option '-p' requires an argument." ),
-        (["run", "-p", "sinks", "--texts", "none.txt"], "texts file 'none.txt' does not exist; name a .txt"),
-        (["run", "-p", "sinks", "--texts", "/"], "texts '/': expected `bundled`, a .txt file"),
+        (["run", "-p", "sinks", "--texts", "none.txt"], "texts file 'none.txt' does not exist; name a file"),
+        (["run", "-p", "sinks", "--texts", "/"], "texts '/': the folder holds none of a .txt file"),
         (["run", "-p", "sinks", "--max-tokens", "0"], "Invalid value for '--max-tokens': 0 is not in the range x>=1."),
         (["run", "-p", "sinks", "--n-texts", "-3"], "Invalid value for '--n-texts': -3 is not in the range x>=1."),
         (["run", "-p", "sinks", "--batch-tokens", "many"], "Invalid value for '--batch-tokens': 'many'"),
@@ -64,7 +64,7 @@ def test_bad_usage_exits_with_code_2(error_line: ErrorLine, arguments: list[str]
         ("a.txt", b"fine\nbad \xff\n", "line 2: not valid UTF-8"),
         ("a.txt", b"\n\n", "holds no text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not valid JSON"),
-        ("a.jsonl", b'{"txt": "a"}\n', "line 1: expected an object with a non-empty `text`"),
+        ("a.jsonl", b'{"txt": "a"}\n', "line 1 has no 'text'; its keys are 'txt' (--text-field)"),
     ],
 )
 def test_unusable_texts_exit_with_code_2(

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from phaselens.cli.shared_options import by_metric, split_names
+from phaselens.data import TextFields
 from phaselens.plugin import Params, Plugins, param
 from tests.cli.conftest import ErrorLine, Phaselens
 from tests.runs.metrics import probe
@@ -112,14 +113,17 @@ def test_all_options_reach_the_run(phaselens: Phaselens, run_calls: list[Any]) -
     phaselens(
         "run", "a=rope", "drope@x", "-p", "sinks", "--texts", "t.txt", "--max-tokens", 7, "--n-texts", 3,
         "--batch-tokens", 99, "--bos", "never", "--device", "cpu", "--dtype", "fp16", "--positions", "a=nope",
-        "--adapter-scale", "a=0.5", "--seed", 5, "--quiet",
+        "--seed", 5, "--quiet", "--shard-tokens", 999, "--out", "folder", "--text-field", "body",
+        "--adapter-scale", "a=0.5",
     )  # fmt: skip
     call = run_calls.pop()
     del call["observer"]
+    assert call.pop("command")[:3] == ["phaselens", "run", "a=rope"]
     assert call == {
         "models": ("a=rope", "drope@x"), "metrics": [("sinks", {})], "texts": "t.txt", "max_tokens": 7, "n_texts": 3,
         "batch_tokens": 99, "bos": "never", "device": "cpu", "dtype": "fp16", "positions": {"a": "nope"}, "seed": 5,
-        "adapter_scale": {"a": 0.5},
+        "shard_tokens": 999, "out": "folder", "fresh": False, "adapter_scale": {"a": 0.5},
+        "text_fields": TextFields(text="body"),
     }  # fmt: skip
 
 

@@ -61,7 +61,16 @@ def test_the_table_compares_models_side_by_side(phaselens: Phaselens, checkpoint
 def test_csv_and_markdown_hold_the_same_layers(phaselens: Phaselens, checkpoint: Path, texts: Path) -> None:
     arguments = ("run", checkpoint, "-p", "sinks", "--texts", texts, "--table", "sinks.layers", "--format")
     rows = list(csv.reader(io.StringIO(phaselens(*arguments, "csv").out)))
-    assert rows[0] == ["model", "layer", "sink_rate", "ci_low", "ci_high", "null_rate", "mean_score"]
+    assert rows[0] == [
+        "model",
+        "layer",
+        "sink_rate",
+        "ci_low",
+        "ci_high",
+        "null_rate",
+        "mean_score",
+        "learned_sink",
+    ]
     assert [row[:2] for row in rows[1:]] == [["tiny", "0"], ["tiny", "1"]]
     markdown = phaselens(*arguments, "markdown").out.splitlines()
     assert len(markdown) == 2 + 2
@@ -208,3 +217,47 @@ def test_texts_come_from_the_named_fields_or_from_stdin(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\ncd\n\nabc de f\n")))
     result = phaselens(*arguments, "-", "--paragraphs")
     assert [text["id"] for text in json.loads(result.out)["texts"]] == ["stdin:1", "stdin:4"]
+
+
+def test_scale_and_rope_type_are_set_by_label_and_recorded(
+    phaselens: Phaselens, checkpoint: Path, texts: Path
+) -> None:
+    arguments = (
+        "run",
+        f"a={checkpoint}",
+        f"b={checkpoint}",
+        "-p",
+        "sinks",
+        "--texts",
+        texts,
+        "--format",
+        "json",
+    )
+    result = phaselens(*arguments, "--softmax-scale", "a=0.5", "--rope-scaling", "b=linear:2")
+    assert result.code == 0, result.err
+    run = json.loads(result.out)
+    assert [(model["softmax_scale"], model["rope_scaling"]) for model in run["models"]] == [
+        (0.5, None),
+        (None, "linear:2"),
+    ]
+    assert run["options"]["softmax_scale"] == {"a": 0.5}
+    assert run["options"]["rope_scaling"] == {"b": "linear:2"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--softmax-scale", "a", "--softmax-scale 'a': write LABEL=NUMBER"),
+        ("--softmax-scale", "tiny=x", "--softmax-scale tiny=x: write LABEL=NUMBER"),
+        ("--softmax-scale", "tiny=0", "softmax_scale is 0.0; give the factor of q·k"),
+        ("--softmax-scale", "other=1", "softmax_scale: no model is labelled 'other'"),
+        ("--rope-scaling", "tiny=yarn", "rope_scaling is 'yarn'; write linear:FACTOR"),
+        ("--rope-scaling", "yarn:4", "--rope-scaling 'yarn:4': write LABEL=yarn:4"),
+    ],
+)
+def test_a_wrong_scale_or_rope_type_is_one_line(
+    error_line: ErrorLine, checkpoint: Path, texts: Path, option: str, value: str, message: str
+) -> None:
+    assert error_line(2, "run", checkpoint, "-p", "sinks", "--texts", texts, option, value).startswith(
+        message
+    )

@@ -210,9 +210,8 @@ def test_a_folder_is_read_file_by_file_in_order(tmp_path: Path) -> None:
         ("mine", "two"),
         ("b:1", "three"),
         ("b:2", "four"),
-        ("sub/c:1", "five"),
     ]
-    assert corpus.notes == [f"texts {str(tmp_path)!r}: files of other formats skipped: 'notes.md'"]
+    assert corpus.notes == [f"texts {str(tmp_path)!r}: not read: 'notes.md', 'sub/'"]
     assert [text.text for text in read_texts(str(tmp_path), limit=3)] == ["one", "two", "three"]
 
 
@@ -224,6 +223,8 @@ def test_nothing_outside_the_folder_is_read(tmp_path: Path) -> None:
     (folder / "link.txt").symlink_to(tmp_path / "outside.txt")
     (folder / "near.txt").symlink_to(folder / "inside.txt")
     (folder / "loop").symlink_to(folder)
+    (folder / "deep").mkdir()
+    (folder / "deep" / "file.txt").write_text("not read")
     assert [text.id for text in read_texts(str(folder))] == ["inside:1", "near:1"]
 
 

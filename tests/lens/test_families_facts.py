@@ -66,11 +66,15 @@ def test_an_unknown_fused_projection_is_refused_with_those_known():
         families.fused_layout(torch.nn.Linear(2, 2))
 
 
+# Names that tokenizers, arguments of attention and other attributes have too.
+SHARED = {"sinks", "attention_type", "bos_token_id", "scaling"}
+
+
 def test_no_other_file_reads_the_names_of_a_family():
     tables = vars(families).values()
     names = {name for table in tables if type(table) is tuple for name in table if isinstance(name, str)}
     assert {"sinks", "head_dim", "lm_head", "scaling"} < names
-    quoted = re.compile("|".join(f"[\"']{name}[\"']" for name in sorted(names - {"sinks"})))
+    quoted = re.compile("|".join(f"[\"']{name}[\"']" for name in sorted(names - SHARED)))
     reads_sinks = re.compile(r'getattr\(.*"sinks"|original_component\.sinks')
     lens = Path(families.__file__).parent
     # DroPE's classes are a family themselves; they set what families.py reads.

@@ -35,7 +35,7 @@ def offered_completions(shell, text: str) -> list[str]:
         ('sweep("q", by="pos', ["pos", "pos-head"]),
         ('ablate(what="mlp", value="m', ["mean"]),
         ('condition("bos-', ["bos-mlp", "bos-v"]),
-        ('metric("si', ["sinks"]),
+        ('metric("sinks', ["sinks"]),
         ('metric("lo', ["loss"]),
         ('guide("attr', ["attribution"]),
         ('m.prompt("a", bos="ne', ["never"]),

@@ -16,10 +16,11 @@ from tests.toys import letters, save_checkpoint, toy_lens, toy_tokenizer
 
 TEXTS = [letters(length, length) for length in (4, 9, 2)]
 TABLES = {
-    "texts": "model text layer head score score_all null null_all n_tokens",
-    "heads": "model layer head score ci_low ci_high null n_texts",
-    "layers": "model layer sink_rate ci_low ci_high null_rate mean_score",
-    "summary": "model sink_rate mean_score n_texts",
+    "texts": "model text layer head score score_all null null_all learned_sink learned_sink_null n_tokens",
+    "heads": "model layer head score ci_low ci_high null learned_sink learned_sink_low learned_sink_high "
+    "learned_sink_null n_texts",
+    "layers": "model layer sink_rate ci_low ci_high null_rate mean_score learned_sink",
+    "summary": "model sink_rate mean_score learned_sink n_texts",
     "positions": "model layer head position share score null n_texts",
     "strongest": "model text layer head position score null",
 }

@@ -29,8 +29,8 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"max_source_positions|model_max_length", N_POSITIONS),
     (r"sliding_window(_size)?|window_size|attention_window_size|local_attention_window_len", WINDOW),
     (r"local_attention", 2 * WINDOW),
-    # Texts of survey trials are cut to these lengths, which should be no number of heads, experts or dimensions.
-    (r"attention_chunk_size|index_topk", 13),
+    # Longer than the texts, since longer ones are refused.
+    (r"attention_chunk_size|index_topk", 32),
     (r"keep_window_size|block_size|index_block_size", 8),
     (r".*(sparse|moe)_(layer_)?(step|interval|freq)", 1),
     (r"sliding_window_pattern|.*_every_n_layers|.*_interval|.*_period|layer_group_size", 2),

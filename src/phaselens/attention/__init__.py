@@ -23,7 +23,13 @@ from phaselens.attention._cells import (
 )
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
 from phaselens.attention._geometry import KeyGeometry, LargestProduct, key_geometry, largest_product
-from phaselens.attention._named_keys import Remainder, attend_without, key_scores, reweighted
+from phaselens.attention._named_keys import (
+    Remainder,
+    attend_without,
+    key_scores,
+    reweighted,
+    rows_changed,
+)
 from phaselens.attention._nulls import (
     n_seeing,
     uniform_distance,
@@ -79,6 +85,7 @@ __all__ = [
     "refine_lse",
     "reweighted",
     "row_entropy",
+    "rows_changed",
     "scaled_writes",
     "segment_mass",
     "sink_mass",

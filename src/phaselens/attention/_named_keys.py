@@ -19,7 +19,7 @@ from phaselens.attention._attend import check_values
 from phaselens.attention._precision import needs_float64
 from phaselens.attention._problem import Problem, SoftmaxOptions, require_key_indices, require_no_gradient
 from phaselens.attention._statistics import has_exact_lse
-from phaselens.errors import InputError, require_tensor
+from phaselens.errors import InputError, require_kind, require_tensor
 
 
 def key_scores(q: Tensor, k: Tensor, keys: Tensor, **options: Unpack[SoftmaxOptions]) -> Tensor:
@@ -102,8 +102,8 @@ def attend_without(
     """
     sink_logits = options.get("sink_logits")
     require_no_gradient("attend_without", q, k, v, sink_logits, options.get("bias"))
-    hidden_keys = _joined(keys, options.get("hidden_keys"), len(q))
-    problem = replace(Problem(q, k, **options), hidden_keys=hidden_keys)
+    problem = Problem(q, k, **options)
+    problem = replace(problem, hidden_keys=_joined(keys, problem.hidden_keys, len(q)))
     check_values(k, v)
     attend = _kernels.attend if has_exact_lse(problem) else _key_blocks.attend
     out, kernel_lse = attend(problem, v)
@@ -152,8 +152,29 @@ def reweighted(
     >>> reweighted(own, rest, v, keys, scores, edited)[0, 0, :, 0].tolist()
     [8.0, 2.0, 3.0]
     """
-    require_tensor("edited", edited, "batch", "head", "query", "n")
-    precision = torch.float64 if own.dtype == torch.float64 else torch.float32
+    for name, tensor in (("own", own), ("v", v)):
+        require_tensor(name, tensor, "batch", "head", "position", "d_v")
+    require_key_indices("keys", keys, len(own))
+    is_changed = rows_changed(rest, scores, edited, own.dtype)
+    return torch.where(is_changed[..., None], rest.output(v, keys, edited).to(own.dtype), own)
+
+
+def rows_changed(rest: Remainder, scores: Tensor, edited: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return whether the attention on a named key changes, to the precision of `dtype` or float32: bool
+    [batch, head, query].
+
+    Raises:
+        InputError: as `reweighted` does.
+
+    >>> rest, zero = Remainder(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1)), torch.zeros(1, 1, 1, 1)
+    >>> rows_changed(rest, zero, zero + 1e-9, torch.float32).tolist()
+    [[[False]]]
+    """
+    require_kind("rest", rest, Remainder, "made by attend_without")
+    for name, tensor in (("scores", scores), ("edited", edited)):
+        require_tensor(name, tensor, "batch", "head", "query", "n")
+    require_kind("dtype", dtype, torch.dtype, "such as torch.float32")
+    precision = torch.float64 if dtype == torch.float64 else torch.float32
     before, after = (rest.weights(values).to(precision) for values in (scores, edited))
     is_changed = (before != after).any(-1)
     is_empty = is_changed & (rest.lse == -torch.inf) & (edited == -torch.inf).all(-1)
@@ -163,4 +184,4 @@ def reweighted(
             f"head {head} attends to nothing but the edited keys at query {query} of text {text}: without them, it has "
             "no attention left; leave such queries out of the edit"
         )
-    return torch.where(is_changed[..., None], rest.output(v, keys, edited).to(own.dtype), own)
+    return is_changed

@@ -75,6 +75,8 @@ _POSITIVE = click.IntRange(min=1)
 @shared_options.dtype
 @shared_options.positions
 @shared_options.adapter_scale
+@shared_options.softmax_scale
+@shared_options.rope_scaling
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the bootstrap intervals."
 )
@@ -230,6 +232,8 @@ def _measure(
             positions=shared_options.by_label(arguments["positions"]),
             seed=arguments["seed"],
             adapter_scale=shared_options.adapter_scale_by_label(arguments["adapter_scales"]),
+            softmax_scale=shared_options.softmax_scale_by_label(arguments["softmax_scales"]),
+            rope_scaling=shared_options.rope_scaling_by_label(arguments["rope_scalings"]),
             observer=observer,
             out=arguments["out"],
             fresh=arguments["fresh"],

@@ -10,6 +10,7 @@ import click
 from phaselens.data import BOS_POLICIES
 from phaselens.errors import InputError, close_matches
 from phaselens.lens.info import ROTATION_MODES
+from phaselens.lens.scaling import ROPE_TYPES, RopeScaling, require_softmax_scale
 
 #: Key of the command line among the data of a click context.
 COMMAND_LINE = "phaselens.command_line"
@@ -54,6 +55,22 @@ adapter_scale = click.option(
     help="Keep the adapter of BASE+ADAPTER apart and multiply it, by 0 (the base) to 1; default: merged.",
 )
 
+softmax_scale = click.option(
+    "--softmax-scale",
+    "softmax_scales",
+    multiple=True,
+    metavar="LABEL=NUMBER",
+    help="The factor of q·k of that model, in place of its own; can be repeated.",
+)
+
+rope_scaling = click.option(
+    "--rope-scaling",
+    "rope_scalings",
+    multiple=True,
+    metavar=f"LABEL={'|'.join(ROPE_TYPES)}:FACTOR",
+    help="Another rope type for that model, by transformers' own module; can be repeated.",
+)
+
 settings = click.option(
     "-P",
     "settings",
@@ -73,20 +90,44 @@ def split_names(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def by_label(values: Iterable[str]) -> dict[str, str]:
-    """Parse `LABEL=CHOICE` pairs.
+def by_label(values: Iterable[str], option: str = "--positions", forms: str = "") -> dict[str, str]:
+    """Parse the `LABEL=CHOICE` pairs of an option; `forms` says how to write them.
 
     Raises:
         InputError: for a value without a label or without `=`.
     """
+    forms = forms or " or ".join(f"LABEL={mode}" for mode in ROTATION_MODES)
     pairs: dict[str, str] = {}
     for value in values:
         label, sign, choice = value.partition("=")
         if not sign or not label:
-            forms = " or ".join(f"LABEL={mode}" for mode in ROTATION_MODES)
-            raise InputError(f"--positions {value!r}: write {forms}")
+            raise InputError(f"{option} {value!r}: write {forms}")
         pairs[label] = choice
     return pairs
+
+
+def rope_scaling_by_label(values: Iterable[str]) -> dict[str, str]:
+    """Parse `LABEL=TYPE:FACTOR` pairs; InputError for others."""
+    scalings = by_label(values, "--rope-scaling", "LABEL=yarn:4")
+    for scaling in scalings.values():
+        RopeScaling.parse(scaling)
+    return scalings
+
+
+def softmax_scale_by_label(values: Iterable[str]) -> dict[str, float]:
+    """Parse `LABEL=NUMBER` pairs; InputError for others.
+
+    >>> softmax_scale_by_label(["a=0.125"])
+    {'a': 0.125}
+    """
+    scales = {}
+    for label, number in by_label(values, "--softmax-scale", "LABEL=NUMBER").items():
+        try:
+            scales[label] = float(number)
+        except ValueError:
+            raise InputError(f"--softmax-scale {label}={number}: write LABEL=NUMBER") from None
+        require_softmax_scale(scales[label])
+    return scales
 
 
 def adapter_scale_by_label(values: Iterable[str]) -> float | dict[str, float] | None:

@@ -36,9 +36,9 @@ def read_corpus(source: str, limit: int | None = None, fields: TextFields | None
     """Read the texts of `source`: `bundled`, a file, a folder of such files, or `-` for stdin.
 
     A .txt file holds one text per line; .jsonl, .csv, .tsv and .parquet files hold records. A file can be compressed
-    (.gz, .zst). Of a folder, all files of these formats are read, in the order of their paths; links out of it are
-    not followed. Texts without an id are numbered by their lines: `FILE:LINE`. Blank lines and records whose text is
-    empty are skipped, and counted in a note. Only the first `limit` texts are read.
+    (.gz, .zst). Of a folder, the files of these formats in it are read, in the order of their names; links out of it
+    and folders inside it are not followed. Texts without an id are numbered by their lines: `FILE:LINE`. Blank lines
+    and records whose text is empty are skipped, and counted in a note. Only the first `limit` texts are read.
 
     Raises:
         InputError: naming the line that cannot be used.
@@ -86,7 +86,7 @@ class _Reader:
         self.fields = fields
         self.n_left = sys.maxsize if limit is None else limit
         self.n_empty = 0
-        self.other_files: list[str] = []
+        self.left_out: list[str] = []
 
     @property
     def skipped(self) -> str:
@@ -99,10 +99,10 @@ class _Reader:
         notes = []
         if self.n_empty:
             notes.append(f"texts {source!r}: {self.skipped} skipped")
-        if self.other_files:
-            names = ", ".join(map(repr, self.other_files[:3]))
-            more = f" and {len(self.other_files) - 3} more" if len(self.other_files) > 3 else ""
-            notes.append(f"texts {source!r}: files of other formats skipped: {names}{more}")
+        if self.left_out:
+            names = ", ".join(map(repr, self.left_out[:3]))
+            more = f" and {len(self.left_out) - 3} more" if len(self.left_out) > 3 else ""
+            notes.append(f"texts {source!r}: not read: {names}{more}")
         return notes
 
     def texts_of(self, records: Iterator[Record], name: str) -> Iterator[Text]:
@@ -189,19 +189,14 @@ def _file_texts(source: str, fields: TextFields, reader: _Reader) -> Iterator[Te
 
 def _folder_texts(folder: Path, fields: TextFields, reader: _Reader) -> Iterator[Text]:
     root = folder.resolve()
-    paths = sorted(
-        path
-        for path in folder.rglob("*")
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     regular = [path for path in paths if path.is_file() and path.resolve().is_relative_to(root)]
     readable = [path for path in regular if is_text_file(path)]
-    reader.other_files = [str(path.relative_to(folder)) for path in regular if not is_text_file(path)]
+    reader.left_out = [path.name + ("/" if path.is_dir() else "") for path in paths if path not in readable]
     if not readable:
         raise InputError(f"texts {str(folder)!r}: the folder holds none of {FORMATS}")
     for path in readable:
-        name = (path.relative_to(folder).parent / stem(path)).as_posix()
-        yield from reader.texts_of(read_records(path, fields), name)
+        yield from reader.texts_of(read_records(path, fields), stem(path))
 
 
 def texts_from(source: str | Iterable[str | Text], limit: int | None = None) -> list[Text]:

@@ -26,7 +26,7 @@ from phaselens.errors import InputError, RefusedModel
 from phaselens.lens import interface_options
 from phaselens.lens.attention_owner import AttentionOwner, is_hooked
 from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
-from phaselens.lens.key_edits import fire_key_scores
+from phaselens.lens.key_edits import computed_once, fire_key_scores
 from phaselens.lens.lazy_masks import LazyMask
 from phaselens.lens.masks import build_mask, note_mask, selected_keys
 from phaselens.lens.matrix import (
@@ -138,7 +138,9 @@ def _attend_owned(
     statistics = owner.hooked_statistics()
     reads_scores = explicit or is_hooked(owner.hook_key_scores)
     if not reads_scores and not statistics and _is_native(options):
-        return _shared_output(owner, attend_as_model, query, key, value, options), None
+        return computed_once(
+            owner.kernels, "output", lambda: attend_as_model(query, key, value, options)
+        ), None
     key, value, options = slots.crop(key), slots.crop(value), slots.crop_mask(options)
     needs_gradient = _needs_gradient(query, key, value)
     key_edit = fire_key_scores(owner, slots, query, key, options, needs_gradient)
@@ -151,9 +153,9 @@ def _attend_owned(
         if edited or not owner.streaming_options.reads_only or needs_gradient:
             return from_matrix(owner, slots, scores, pattern, value, options)
     if not statistics:
-        output = _shared_output(owner, attend_as_model, query, key, value, options)
         if key_edit is not None:
-            output = key_edit.output(owner, output, query, key, value, options)
+            return key_edit.output(owner, attend_as_model, query, key, value, options), pattern
+        output = computed_once(owner.kernels, "output", lambda: attend_as_model(query, key, value, options))
         return output, pattern
     if needs_gradient:
         # The fused kernel's log-sum-exp carries no gradient. The output keeps its own; the statistics are constants,
@@ -168,23 +170,6 @@ def _attend_owned(
         output, lse = attention.attend(query, key, value, **options)
         _fire_statistics(owner, slots, statistics, query, key, lse, options)
     return output.transpose(1, 2).contiguous(), pattern
-
-
-def _shared_output(
-    owner: AttentionOwner,
-    attend_as_model: Callable[[Tensor, Tensor, Tensor, KernelOptions], Tensor],
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    options: KernelOptions,
-) -> Tensor:
-    """Return the model's own output, computed once for all forwards of a `KernelReplay`."""
-    if owner.kernels is None:
-        return attend_as_model(query, key, value, options)
-    if "output" not in owner.kernels:
-        owner.kernels["output"] = attend_as_model(query, key, value, options)
-    output: Tensor = owner.kernels["output"]
-    return output
 
 
 def _needs_gradient(*tensors: Tensor) -> bool:

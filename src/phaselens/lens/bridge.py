@@ -218,7 +218,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReadsTexts):
         added = []
         try:
             if stop_at_layer == self.info.n_layers:
-                last_residual = in_layer(self.info.n_layers - 1, "hook_resid_post")
+                last_residual = in_layer(self.info.n_layers - 1, "hook_out")
                 pairs.append((self.require_hook(last_residual), _stop))
             for point, function in pairs:
                 added.append((point, point.add_hook(function)))

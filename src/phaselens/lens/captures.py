@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
-from phaselens.lens.points import HookFunction
+from phaselens.lens.points import HookFunction, in_layer
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
@@ -31,3 +31,9 @@ def keeper(activations: dict[Key, Tensor], key: Key) -> HookFunction:
         activations[key] = value.detach().clone()
 
     return keep
+
+
+def per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
+    """Return the names of a point by layer, of the layers that have it."""
+    names = {layer: in_layer(layer, point) for layer in range(lens.info.n_layers)}
+    return {layer: name for layer, name in names.items() if lens.find_hook(name) is not None}

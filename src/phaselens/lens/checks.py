@@ -15,7 +15,8 @@ from torch import Tensor
 
 from phaselens import attention
 from phaselens.errors import InputError, RefusedModel
-from phaselens.lens.captures import capture, keeper
+from phaselens.lens import edit_checks
+from phaselens.lens.captures import capture, keeper, per_layer
 from phaselens.lens.check_results import CheckResult, difference, worst
 from phaselens.lens.choices import Choices, recorded_choices, repeated_choices
 from phaselens.lens.components import attention_layers, attention_of
@@ -71,18 +72,12 @@ def _results(lens: HookedTransformer, full: bool) -> list[CheckResult]:
     results.append(_statistics_match_scores(lens, tokens))
     results.append(_key_edits_match_the_matrix(lens, tokens, layers))
     results += _heads_write_the_output(lens, tokens, layers)
-    results.append(_edit_changes_layers_above(lens, tokens, layers))
-    results += _mid_edit_reaches_skip_path(lens, tokens, layers)
+    results.append(edit_checks.edit_changes_layers_above(lens, tokens, layers))
+    results += edit_checks.mid_edit_reaches_skip_path(lens, tokens, layers)
     if lens.resume_problem is None:
-        results.append(_resuming_gives_the_same(lens, tokens, layers))
+        results.append(edit_checks.resuming_gives_the_same(lens, tokens, layers))
     results.append(_padding_changes_nothing(lens, tokens))
     return results
-
-
-def _per_layer(lens: HookedTransformer, point: str) -> dict[Any, str]:
-    """Return the names of a point by layer, of the layers that have it."""
-    names = {layer: in_layer(layer, point) for layer in range(lens.info.n_layers)}
-    return {layer: name for layer, name in names.items() if lens.find_hook(name) is not None}
 
 
 def _same_as_reference(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
@@ -211,7 +206,9 @@ def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers:
                 (in_layer(layer, "attn.hook_attended"), keeper(outputs, point)),
             ]
             lens.stream(tokens, hooks, stop_at_layer=layer + 1)
-        by_layer[layer] = difference(*outputs.values())
+        # NaN weights leave nothing to compare; the other checks have compared where NaN is.
+        is_nan = bool(outputs["hook_attn_scores"].isnan().any())
+        by_layer[layer] = 0.0 if is_nan else difference(*outputs.values())
     return worst("an edit of named keys equals the same edit of the matrix", lens.arithmetic.limit, by_layer)
 
 
@@ -246,44 +243,6 @@ def _in_attention(layers: Iterable[int], points: Sequence[str]) -> dict[Any, str
     return {(layer, point): in_layer(layer, f"attn.{point}") for layer in layers for point in points}
 
 
-def _edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
-    """Change the first value (or another output) of a layer: the input of layers up to it stays bit-equal, and its own
-    output changes."""
-    points = {**_per_layer(lens, "hook_in"), "out": in_layer(lens.info.n_layers - 1, "hook_out")}
-    _, clean = capture(lens, tokens, points)
-    moved: dict[int, float] = {}
-    for layer in layers:
-        edited_point = next(
-            (
-                name
-                for point in ("attn.hook_v", "attn.hook_attended", "hook_mixer_out", "hook_mlp_out")
-                if lens.find_hook(name := in_layer(layer, point)) is not None
-            ),
-            None,
-        )
-        if edited_point is None:
-            continue
-
-        residual_size = clean[layer].abs().max()
-
-        def raise_first(value: Tensor, hook: object, step: Tensor = residual_size) -> Tensor:
-            value = value.clone()
-            value[:, 0] += step.to(value)  # a smaller step may be lost to rounding beside the residual
-            return value
-
-        edited: dict[int | str, Tensor] = {}
-        hooks = [(name, keeper(edited, key)) for key, name in points.items()]
-        lens.stream(tokens, [*hooks, (edited_point, raise_first)])
-        gap_below = max(difference(edited[index], clean[index]) for index in range(layer + 1))
-        point_above = layer + 1 if layer + 1 in clean else "out"
-        # Where NaN weights left nothing finite, no edit can be detected.
-        changed = (
-            difference(edited[point_above], clean[point_above]) > 0 or not clean[point_above].isfinite().any()
-        )
-        moved[layer] = gap_below if changed else float("inf")
-    return worst("an edit changes the layers above it and none below", 0.0, moved, "edit in layer")
-
-
 def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> list[CheckResult]:
     """Compare the sum over heads of their outputs with attention's output, where W_O can be read."""
     points = _in_attention(layers, ("hook_z", "hook_out"))
@@ -304,45 +263,6 @@ def _heads_write_the_output(lens: HookedTransformer, tokens: Tensor, layers: lis
         gaps[layer] = difference(head_sum, activations[layer, "hook_out"])
     name = "the heads' outputs add up to the output of attention"
     return [worst(name, lens.arithmetic.limit, gaps)] if gaps else []
-
-
-def _mid_edit_reaches_skip_path(
-    lens: HookedTransformer, tokens: Tensor, layers: list[int]
-) -> list[CheckResult]:
-    """Set the mid residual to zero: the block's output must be the MLP's alone. A copy must change no bit."""
-    gaps: dict[int, float] = {}
-    limit = 0.0
-    for layer in layers:
-        block = lens.blocks[layer]
-        points = ("hook_resid_mid", "hook_mlp_out")
-        if any(block.find_point(point) is None for point in points) or not block.adds_mid_again():
-            continue
-        limit = limit if block.adds_mlp_out_exactly() else lens.arithmetic.limit
-        block_output = in_layer(layer, "hook_out")
-        mid = in_layer(layer, "hook_resid_mid")
-        _, clean = capture(lens, tokens, {"out": block_output})
-        copied: dict[str, Tensor] = {}
-        lens.stream(tokens, [(mid, lambda value, hook: value.clone()), (block_output, keeper(copied, "out"))])
-        edited: dict[str, Tensor] = {}
-        hooks = [
-            (block_output, keeper(edited, "out")),
-            (in_layer(layer, "hook_mlp_out"), keeper(edited, "mlp")),
-        ]
-        lens.stream(tokens, [(mid, lambda value, hook: torch.zeros_like(value)), *hooks])
-        gaps[layer] = max(difference(copied["out"], clean["out"]), difference(edited["out"], edited["mlp"]))
-    return [worst("an edit of hook_resid_mid reaches the skip path", limit, gaps)] if gaps else []
-
-
-def _resuming_gives_the_same(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
-    """Start at a layer from its cached residual: the result is the same, and no lower layer runs."""
-    final, residuals = capture(lens, tokens, _per_layer(lens, "hook_in"))
-    gaps: dict[int, float] = {}
-    for layer in layers:
-        inputs_below: dict[int, Tensor] = {}
-        hooks = [(in_layer(lower, "hook_in"), keeper(inputs_below, lower)) for lower in range(layer)]
-        resumed = lens.stream(residual=residuals[layer], start_at_layer=layer, hooks=hooks)
-        gaps[layer] = float("inf") if inputs_below else difference(resumed, final)
-    return worst("start_at_layer gives the same output and skips the layers below", 0.0, gaps)
 
 
 def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Reference) -> list[CheckResult]:
@@ -397,7 +317,7 @@ def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckRe
     length = short_text.shape[1]
     padded = torch.cat([torch.nn.functional.pad(short_text, (0, tokens.shape[1] - length)), tokens])
     lengths = torch.tensor([length, tokens.shape[1]])
-    points = {**_per_layer(lens, "hook_in"), **_statistics(lens)}
+    points = {**per_layer(lens, "hook_in"), **_statistics(lens)}
     with recorded_choices(padded) as choices:
         _, in_batch = capture(lens, padded, points, lengths=lengths)
     _subtract_own_bias(lens, in_batch)

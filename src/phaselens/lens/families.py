@@ -96,6 +96,17 @@ def scale_of(attention: nn.Module) -> float:
     return float(scale) if scale is not None else d_head_of(attention) ** -0.5
 
 
+def set_scales(model: PreTrainedModel, scale: float) -> bool:
+    """Set the factor of q·k in every module of the model that states one; return whether any does."""
+    is_set = False
+    for module in model.modules():
+        for name in _SCALE:
+            if isinstance(vars(module).get(name), int | float):
+                setattr(module, name, float(scale))
+                is_set = True
+    return is_set
+
+
 def softcap_of(attention: nn.Module) -> float | None:
     """Return the bound c of scores c·tanh(score / c), whatever the configuration says; None without one."""
     softcap = _attribute(attention, _SOFTCAP)
@@ -223,6 +234,17 @@ def has_sparse_blocks(model: PreTrainedModel) -> bool:
 def text_config_of(model: PreTrainedModel) -> PreTrainedConfig:
     """Return the configuration of the text decoder; of a model of several modalities, a part of its configuration."""
     return model.config.get_text_config(decoder=True)
+
+
+def rope_parameters_of(model: PreTrainedModel) -> dict[str, Any] | None:
+    """Return the rope parameters of the configuration; None without any."""
+    parameters = _attribute(text_config_of(model), _ROPE_PARAMETERS)
+    return None if parameters is None else dict(parameters)
+
+
+def set_rope_parameters(model: PreTrainedModel, parameters: dict[str, Any]) -> None:
+    """Set the rope parameters of the configuration, which its rotary modules read when they are made."""
+    setattr(text_config_of(model), _ROPE_PARAMETERS[0], parameters)
 
 
 def needs_eager(model: PreTrainedModel) -> bool:

@@ -89,6 +89,9 @@ class ModelInfo:
     ``n_ctx_trained`` is the number of positions that the model was trained for, where a rope type extended them to
     ``n_ctx``; None if the checkpoint states neither.
 
+    ``softmax_scale`` is the factor of q·k that the checkpoint, or the user, set in place of the model's own, and
+    ``rope_scaling`` the rope type and factor that the user set, such as ``yarn:4``.
+
     ``bos`` is the policy by which the lens reads texts, ``bos_policy`` what its tokenizer does by itself. ``files``
     maps the checkpoint's files, and those of its adapter, to their sha256. ``protocol`` says what the model is and with
     which settings it should be measured (the caption of its tables), ``note`` how it was made. ``adapter`` describes an
@@ -121,6 +124,7 @@ class ModelInfo:
     revision: str | None = None
     attention_type: str | None = None
     softmax_scale: float | None = None
+    rope_scaling: str | None = None
     quantisation: str | None = None
     rotations: tuple[RotatedPairs | None, ...] = ()
     head_outputs: tuple[str, ...] = ()

@@ -52,14 +52,14 @@ class KeyEdit:
     indices: Tensor
     scores: Tensor
     edited: Tensor
-    #: Whether the matrix gets all of the columns, not only the edited cells, so that gradients reach them.
+    #: Whether gradients reach all of the columns through the matrix, not only the edited cells.
     keeps_gradient: bool = False
 
     def written_to(self, matrix: Tensor) -> Tensor:
         """Return the scores [batch, head, query, key] with the edited columns in place of their own."""
         index = torch.where(self.indices < 0, 0, self.indices)[:, None, None, :].expand(self.edited.shape)
         is_key = (self.indices >= 0)[:, None, None, :]
-        unchanged = ~is_key.expand(self.edited.shape) if self.keeps_gradient else self._is_unchanged()
+        unchanged = ~is_key | self._is_unchanged()
         # Cells that keep their score keep its rounding, and columns that stand for no key write nothing.
         for column in range(index.shape[-1]):
             cells = index[..., column : column + 1]
@@ -69,6 +69,12 @@ class KeyEdit:
                 own,
                 self.edited[..., column : column + 1].to(matrix.dtype),
             )
+            if self.keeps_gradient:
+                # The matrix's own number, with the gradient of the edited column.
+                scores = self.edited[..., column : column + 1]
+                carried = own.detach() + (scores - scores.detach()).to(matrix.dtype)
+                is_carried = unchanged[..., column : column + 1] & is_key[..., column : column + 1]
+                new = torch.where(is_carried & own.isfinite(), carried, new)
             matrix = matrix.scatter(-1, cells, new)
         return matrix
 
@@ -78,39 +84,57 @@ class KeyEdit:
     def output(
         self,
         owner: AttentionOwner,
-        own: Tensor,
+        attend: Callable[[Tensor, Tensor, Tensor, KernelOptions], Tensor],
         query: Tensor,
         key: Tensor,
         value: Tensor,
         options: KernelOptions,
     ) -> Tensor:
-        """Return attention's output [batch, query, head, d_head] after the edits, from `own`, the output before them.
+        """Return attention's output [batch, query, head, d_head] after the edits; `attend` computes that before them.
 
-        What heads read from the other keys is computed in the groups of heads that the edits change.
+        What heads read from the other keys is computed in the groups of heads that the edits change, and the output
+        before the edits only if some of its rows stay.
         """
         group = query.shape[1] // key.shape[1]
         by_head = (~self._is_unchanged()).any(-1).any(-1).any(0)
         kv_heads = by_head.view(-1, group).any(-1).nonzero()[:, 0]
         heads = (kv_heads[:, None] * group + torch.arange(group, device=kv_heads.device)).flatten()
-        query, key, value = query[:, heads], key[:, kv_heads], value[:, kv_heads]
-        options = _of_heads(options, heads)
+        subset = query[:, heads], key[:, kv_heads], value[:, kv_heads]
+        scores, edited = self.scores[:, heads], self.edited[:, heads]
 
         def attend_without() -> attention.Remainder:
-            return attention.attend_without(query, key, value, self.indices, **options)
+            return attention.attend_without(*subset, self.indices, **_of_heads(options, heads))
 
         memo_key = ("without", tuple(kv_heads.tolist()), tuple(map(tuple, self.indices.tolist())))
         with torch.no_grad():
-            rest = _computed_once(owner.kernels, memo_key, attend_without)
-            of_heads = own[:, :, heads].transpose(1, 2)
+            rest = computed_once(owner.kernels, memo_key, attend_without)
             try:
-                changed = attention.reweighted(
-                    of_heads, rest, value, self.indices, self.scores[:, heads], self.edited[:, heads]
-                )
+                is_changed = attention.rows_changed(rest, scores, edited, query.dtype)
             except InputError as error:
                 raise InputError(f"{owner.name}.hook_key_scores: {error}") from error
-        output = own.clone()
-        output[:, :, heads] = changed.transpose(1, 2)
+            changed = rest.output(subset[2], self.indices, edited).to(query.dtype).transpose(1, 2)
+            if owner.kernels is None and self._keeps_first_row_only(is_changed, query, key, options):
+                changed[:, :1] = attend(query[:, :, :1], key[:, :, :1], value[:, :, :1], options)
+                return changed.contiguous()
+            own = computed_once(owner.kernels, "output", lambda: attend(query, key, value, options))
+            output: Tensor = own.clone()
+            output[:, :, heads] = torch.where(
+                is_changed.transpose(1, 2)[..., None], changed, own[:, :, heads]
+            )
         return output
+
+    def _keeps_first_row_only(
+        self, is_changed: Tensor, query: Tensor, key: Tensor, options: KernelOptions
+    ) -> bool:
+        """Return whether the edits change all rows of all heads but that of query 0, which sees key 0 alone."""
+        is_causal = options["mask"] is None and query.shape[2] == key.shape[2]
+        has_all_heads = is_changed.shape[1] == query.shape[1]
+        return (
+            is_causal
+            and has_all_heads
+            and bool((self.indices == 0).all())
+            and bool(is_changed[:, :, 1:].all())
+        )
 
 
 def _of_heads(options: KernelOptions, heads: Tensor) -> KernelOptions:
@@ -123,7 +147,8 @@ def _of_heads(options: KernelOptions, heads: Tensor) -> KernelOptions:
     }
 
 
-def _computed_once(memo: dict[Hashable, Any] | None, key: Hashable, compute: Callable[[], Any]) -> Any:
+def computed_once(memo: dict[Hashable, Any] | None, key: Hashable, compute: Callable[[], Any]) -> Any:
+    """Return the value under `key`, computed on first use; without a memo, compute it."""
     if memo is None:
         return compute()
     if key not in memo:

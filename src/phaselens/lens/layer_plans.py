@@ -34,7 +34,7 @@ class LayerPlan:
     * ``absent``: the reason for each hook point that the layer does not have.
     * ``mlp``: the names, in the MLP, of its projections (``in``, ``gate``, ``out``).
     * ``flat``: parts that receive the residual as [batch · pos, d_model].
-    * ``result``: the length of the tuple that the layer returns; None where it returns a tensor.
+    * ``result``: the length of the tuple or list that the layer returns; None where it returns a tensor.
     """
 
     kind: str
@@ -111,7 +111,7 @@ class LayerPlanner:
             projections,
             self._mlp_projections(),
             tuple(part for part, name in self._parts.items() if self._is_flat(name)),
-            len(result) if isinstance(result := self._sums.result, tuple) else None,
+            len(result) if isinstance(result := self._sums.result, tuple | list) else None,
         )
 
     def _leave_out_attention(self, kind: str) -> None:

@@ -74,6 +74,7 @@ def find_stack(model: PreTrainedModel, family: str) -> LayerStack:
 
     unembedding = name_of(model.get_output_embeddings())
     after = [call for call in calls if call.began > last.ended and call.input is not None]
+    body = next(call for call in calls if call.began <= last.began and call.ended >= last.ended)
     if unembedding is None:
         d_vocab = model.get_input_embeddings().weight.shape[0]
         heads = [call for call in after if call.output is not None and call.output.shape[-1] == d_vocab]
@@ -81,7 +82,7 @@ def find_stack(model: PreTrainedModel, family: str) -> LayerStack:
     norms = [
         call.path
         for call in after
-        if not list(call.module.children()) and same(call.input, last.output) and call.path != unembedding
+        if call.ended < body.ended and not list(call.module.children()) and same(call.input, last.output)
     ]
     return LayerStack(
         path,
@@ -91,13 +92,12 @@ def find_stack(model: PreTrainedModel, family: str) -> LayerStack:
         _positions(calls, layers[0]),
         norms[0] if norms else None,
         unembedding,
-        _heads(model, calls, last),
+        _heads(model, calls, body),
     )
 
 
-def _heads(model: PreTrainedModel, calls: Sequence[ModuleCall], last_layer: ModuleCall) -> tuple[str, ...]:
+def _heads(model: PreTrainedModel, calls: Sequence[ModuleCall], body: ModuleCall) -> tuple[str, ...]:
     """Return the outermost modules that the model calls after its body, up to the one that computes logits."""
-    body = next(call for call in calls if call.began <= last_layer.began and call.ended >= last_layer.ended)
     n_ids = model.get_input_embeddings().weight.shape[0]
     end, names = body.ended, []
     for call in calls:

@@ -21,17 +21,19 @@ from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.head_outputs import read_gates, read_head_outputs
 from phaselens.lens.info import ROTATION_MODES, ModelInfo
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
+from phaselens.lens.overrides import override_rope_scaling, override_softmax_scale
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
 from phaselens.lens.refusals import refusing
 from phaselens.lens.resuming import find_problem
 from phaselens.lens.rotation import detect_rotation
 from phaselens.lens.rotation_pairs import read_rotated_pairs
+from phaselens.lens.scaling import RopeScaling, require_softmax_scale
 from phaselens.lens.visibility import measure_windows
 from phaselens.lens.wrapping import has_own_adapter, measure_anatomy, require_served, wrap
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load(
@@ -45,6 +47,8 @@ def load(
     revision: str | None = None,
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     adapter_scale: float | None = None,
+    softmax_scale: float | None = None,
+    rope_scaling: str | None = None,
     check: bool | Literal["report"] = True,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -68,6 +72,9 @@ def load(
         tokenizer: a tokenizer, or a folder or hub id to load it from, instead of the checkpoint's own.
         adapter_scale: None merges an adapter into the weights. A number from 0 to 1 keeps it apart and multiplies it: 0
             is the base, 1 the adapted model.
+        softmax_scale: the factor of q·k in every layer, in place of the model's own; None keeps that.
+        rope_scaling: ``"linear:4"``, ``"dynamic:4"`` or ``"yarn:4"`` gives a model of the default rope type another
+            one, with this factor, by transformers' own module; None keeps the checkpoint's.
         check: compare the hooked forward with the model's own, and refuse the model on a difference; ``"report"`` keeps
             the reference for `run_checks`, and refuses nothing.
         trust_remote_code, allow_pickle: run code, or read pickles, that come with a checkpoint. No family that is
@@ -99,7 +106,11 @@ def load(
             f"{short_form(tokenizer)}"
         )
     require_adapter_scale(adapter_scale)
-    options = _Options(label, positions, bos, device, dtype, tokenizer, check, adapter_scale)
+    require_softmax_scale(softmax_scale)
+    scaling = None if rope_scaling is None else RopeScaling.parse(rope_scaling)
+    options = _Options(
+        label, positions, bos, device, dtype, tokenizer, check, adapter_scale, softmax_scale, scaling
+    )
     if isinstance(source, ModelSource):
         _require_unused("a ModelSource, which has its own", revision=revision)
     elif isinstance(source, str | os.PathLike):
@@ -128,6 +139,8 @@ class _Options:
     tokenizer: PreTrainedTokenizerBase | str | None
     check: bool | Literal["report"]
     adapter_scale: float | None = None
+    softmax_scale: float | None = None
+    rope_scaling: RopeScaling | None = None
 
 
 def _require_types(
@@ -239,6 +252,10 @@ def _build(
     model: PreTrainedModel, source: ModelSource | None, options: _Options, tokenizer_note: str | None
 ) -> HookedTransformer:
     require_served(model)
+    if options.softmax_scale is not None:
+        override_softmax_scale(model, options.softmax_scale)
+    if options.rope_scaling is not None:
+        override_rope_scaling(model, options.rope_scaling)
     use_runnable_experts(model)
     nulled = options.rotation_mode == "nope"
     tokenizer = options.tokenizer
@@ -267,6 +284,14 @@ def _build(
     if options.check is True:
         checks.require(lens, checks.run_checks(lens, full=False))
     return lens
+
+
+def _softmax_scale_of(config: PreTrainedConfig, options: _Options) -> float | None:
+    """Return the scale that the user or the checkpoint set in place of the model's own."""
+    if options.softmax_scale is not None:
+        return float(options.softmax_scale)
+    scale: float | None = getattr(config, "softmax_scale", None)
+    return scale
 
 
 def _copy_for_transformer_lens(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
@@ -328,7 +353,8 @@ def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, op
         n_ctx_trained=families.n_ctx_trained_of(model),
         revision=source.base.revision if source is not None else None,
         attention_type=getattr(config, "attention_type", None),
-        softmax_scale=getattr(config, "softmax_scale", None),
+        softmax_scale=_softmax_scale_of(config, options),
+        rope_scaling=None if options.rope_scaling is None else str(options.rope_scaling),
         quantisation=_quantisation_of(model, source),
         rotations=read_rotated_pairs(lens, encodings),
         head_outputs=head_outputs,

@@ -100,10 +100,10 @@ class ConditionEditor:
         mask = _broadcast_mask(edit, tensor, axis or 1, rows.expand(tensor.shape[0], -1))
         if edit.entries is not None:
             mask = mask & _edited_entries(edit, tensor)
-        if is_key_scores(edit.point):
-            mask = mask & (tensor != -torch.inf)  # a key that the query does not see cannot be edited
-        elif edit.keys is not None:
+        if edit.keys is not None and not is_key_scores(edit.point):
             mask = mask & self._edited_columns(edit, tensor, key_positions)
+        if edit.keys is not None or is_key_scores(edit.point):
+            mask = mask & (tensor != -torch.inf)  # a key that the query does not see cannot be edited
         if not bool(mask.any()):
             return None
         edited = torch.where(mask, self._replacement(edit, tensor, positions), tensor)

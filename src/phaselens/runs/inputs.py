@@ -25,6 +25,8 @@ def load_model(
     device: str = "auto",
     dtype: str = "auto",
     adapter_scale: float | None = None,
+    softmax_scale: float | None = None,
+    rope_scaling: str | None = None,
     check: bool | Literal["report"] = True,
 ) -> HookedTransformer:
     """Load the model that `spec` names; ModelError names the plugin if the plugin's loading fails."""
@@ -36,6 +38,8 @@ def load_model(
         "bos": bos,
         "device": device,
         "dtype": dtype,
+        "softmax_scale": softmax_scale,
+        "rope_scaling": rope_scaling,
         "check": check,
     }
     plugin_model = _plugin_model(spec)

@@ -62,6 +62,8 @@ def run(
     positions: Mapping[str, str] | None = None,
     seed: int = 0,
     adapter_scale: float | Mapping[str, float] | None = None,
+    softmax_scale: Mapping[str, float] | None = None,
+    rope_scaling: Mapping[str, str] | None = None,
     observer: Observer | None = None,
     out: Source | None = None,
     fresh: bool = False,
@@ -88,6 +90,7 @@ def run(
             that is already loaded must agree with them.
         seed: seed of the bootstrap intervals.
         adapter_scale: as in `phaselens.load`, for all models of the form `BASE+ADAPTER`, or by label.
+        softmax_scale, rope_scaling: as in `phaselens.load`, by label, for models named by text.
         observer: receives the progress of the run.
         out: a directory for the run: its record, the results of finished shards, and its tables. A run that was
             interrupted continues there, if nothing that determines its numbers has changed. None writes nothing.
@@ -117,6 +120,8 @@ def run(
         positions={} if positions is None else positions,
         seed=seed,
         adapter_scale=adapter_scale,
+        softmax_scale={} if softmax_scale is None else softmax_scale,
+        rope_scaling={} if rope_scaling is None else rope_scaling,
     )
     selected_metrics = select_metrics(metrics)
     parsed_models = _parsed_models(models)

@@ -66,6 +66,8 @@ class ModelSession:
             device=self._options.device,
             dtype=self._options.dtype,
             adapter_scale=self._options.adapter_scale_of(self.label, spec),
+            softmax_scale=self._options.softmax_scale.get(self.label),
+            rope_scaling=self._options.rope_scaling.get(self.label),
         )
 
     @cached_property

@@ -60,8 +60,13 @@ def lowest_layer(edit: Edit, n_layers: int) -> int:
     return n_layers if is_in_final_norm(edit.point) else FROM_TOKENS
 
 
-def run_branches(lens: HookedTransformer, batch: Batch, branches: Sequence[Branch]) -> Tensor:
-    """Run every branch, and return the unedited model's final norm output [batch, pos, d_model]."""
+def run_branches(
+    lens: HookedTransformer, batch: Batch, branches: Sequence[Branch], final: Tensor | None = None
+) -> Tensor:
+    """Run every branch, and return the unedited model's final norm output [batch, pos, d_model].
+
+    That output is not computed again if the caller has it already, as `final`.
+    """
     baseline = BaselinePass(lens, batch)
     n_layers = lens.info.n_layers
     branches_by_layer: dict[int, list[Branch]] = {}
@@ -71,7 +76,7 @@ def run_branches(lens: HookedTransformer, batch: Batch, branches: Sequence[Branc
     for lowest in sorted(branches_by_layer):
         for branch, forward in baseline.forwards(lowest, branches_by_layer[lowest]):
             branch.guard(lambda branch=branch, forward=forward: branch.receive(forward()))  # type: ignore[misc]
-    return baseline.final_output()
+    return baseline.final_output() if final is None else final
 
 
 def _edited_points(branch: Branch, layer: int) -> list[str]:

@@ -12,6 +12,7 @@ from phaselens.data.tokens import require_bos
 from phaselens.errors import InputError, close_matches, require_text
 from phaselens.lens.info import ROTATION_MODES
 from phaselens.lens.model_source import BUNDLED, ModelSource, require_adapter_scale
+from phaselens.lens.scaling import RopeScaling, require_softmax_scale
 from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.author_errors import describe_value
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
@@ -107,6 +108,8 @@ class RunOptions:
     positions: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
     adapter_scale: float | Mapping[str, float] | None = None
+    softmax_scale: Mapping[str, float] = field(default_factory=dict)
+    rope_scaling: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         minimums = {"max_tokens": 1, "n_texts": 1, "batch_tokens": 1, "shard_tokens": 1, "seed": 0}
@@ -137,11 +140,26 @@ class RunOptions:
         )
         for scale in scales:
             require_adapter_scale(scale)
+        for name, example in (("softmax_scale", {"rope": 0.125}), ("rope_scaling", {"rope": "yarn:4"})):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InputError(
+                    f"{name} is {describe_value(getattr(self, name))}; give a dict by label, such as {example}"
+                )
+        for softmax_scale in self.softmax_scale.values():
+            require_softmax_scale(softmax_scale)
+        for scaling in self.rope_scaling.values():
+            RopeScaling.parse(scaling)
 
     def require_labels(self, labels: Sequence[str]) -> None:
-        """Raise InputError if `positions` or `adapter_scale` names a model that the run does not have."""
+        """Raise InputError if an option by label names a model that the run does not have."""
         scales = self.adapter_scale if isinstance(self.adapter_scale, Mapping) else {}
-        for option, by_label in (("positions", self.positions), ("adapter_scale", scales)):
+        options = {
+            "positions": self.positions,
+            "adapter_scale": scales,
+            "softmax_scale": self.softmax_scale,
+            "rope_scaling": self.rope_scaling,
+        }
+        for option, by_label in options.items():
             for label in by_label:
                 if label not in labels:
                     raise InputError(
@@ -162,7 +180,11 @@ class RunOptions:
         same_device = device == info.device or f"{device}:0" == info.device
         same_dtype = str(DTYPES.get(dtype)) == f"torch.{info.dtype}"
         nulled = self.positions.get(info.label) == "nope" and set(info.positions) != {"nope"}
+        scale, scaling = self.softmax_scale.get(info.label), self.rope_scaling.get(info.label)
+        same_scaling = scaling is None or str(RopeScaling.parse(scaling)) == info.rope_scaling
         for name, requested, agrees, actual in (
+            ("softmax_scale", scale, scale in (None, info.softmax_scale), info.softmax_scale),
+            ("rope_scaling", scaling, same_scaling, info.rope_scaling),
             ("device", device, device == "auto" or same_device, info.device),
             ("dtype", dtype, dtype == "auto" or same_dtype, info.dtype),
             ("positions", "nope", not nulled, ", ".join(sorted(set(info.positions)))),
@@ -179,6 +201,8 @@ class RunOptions:
         return asdict(self) | {
             "positions": dict(self.positions),
             "adapter_scale": dict(scale) if isinstance(scale, Mapping) else scale,
+            "softmax_scale": dict(self.softmax_scale),
+            "rope_scaling": dict(self.rope_scaling),
         }
 
 
