@@ -72,6 +72,16 @@ def test_the_dense_reference_undoes_the_shift_of_learned_sink_logits() -> None:
         torch.testing.assert_close(attention.pattern.sum(-1) + missing, torch.ones_like(missing))
 
 
+def test_the_dense_reference_knows_sink_logits_that_scale_the_output() -> None:
+    """Granite multiplies each row's output by sigmoid(lse − sink), which is 1 minus the sink logit's share."""
+    model = tiny_model("granite_swa", attention="eager").double()
+    _, attentions = dense_attention(model, text())
+    for attention in attentions:
+        sinks = model.model.layers[attention.layer].self_attn.sinks.detach()
+        share = torch.sigmoid(attention.scores.logsumexp(-1) - sinks[None, :, None])
+        torch.testing.assert_close(attention.pattern.sum(-1), share)
+
+
 def test_an_error_in_a_model_is_measured() -> None:
     """The lens of a model whose queries are scaled by 1.001 differs from the dense attention of the model without."""
     _, attentions = dense_attention(tiny_model("llama", attention="eager").double(), text())
@@ -79,7 +89,7 @@ def test_an_error_in_a_model_is_measured() -> None:
     with torch.no_grad():
         own_logits = model(text()).logits.double()
         model.model.layers[1].self_attn.q_proj.weight *= 1.001
-    measurement = measure(phaselens.load(model), own_logits, attentions)
+    measurement = measure(phaselens.load(model), text(), own_logits, attentions)
     assert measurement.worst > 1e-5
     assert measurement.logits > 1e-5
 

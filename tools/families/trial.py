@@ -76,7 +76,7 @@ def try_model_type(model_type: str, dtypes: tuple[str, ...] = DTYPES) -> Trial:
     with tempfile.TemporaryDirectory() as parent:
         try:
             checkpoint = Checkpoint(model_type, Path(parent) / model_type)
-            _logits(checkpoint.load(torch.float32))
+            _logits(checkpoint.load(torch.float32), text())
         except Exception as error:  # noqa: BLE001 - transformers raises whatever a model type causes
             trial.unbuildable = f"{type(error).__name__}: {one_line(error)}"
             return trial
@@ -94,11 +94,16 @@ def _try_dtype(trial: Trial, checkpoint: Checkpoint, dtype_name: str) -> None:
     """Load and measure a model in one dtype, and add the result to `trial`."""
     dtype = getattr(torch, dtype_name)
     lens = phaselens.load(checkpoint.source(dtype), device="cpu", dtype=dtype)
-    own_logits = _logits(checkpoint.load(dtype))
-    _, attentions = dense_attention(checkpoint.load(dtype, attention="eager").double(), text())
-    trial.measurements[dtype_name] = measure(lens, own_logits, attentions)
+    tokens = text(lens.info.longest)
+    own_logits = _logits(checkpoint.load(dtype), tokens)
+    _, attentions = dense_attention(checkpoint.load(dtype, attention="eager").double(), tokens)
+    trial.measurements[dtype_name] = measure(lens, tokens, own_logits, attentions)
     if not trial.positions:
         trial.positions, trial.absent = lens.info.positions, absent_points(lens)
+        if lens.info.longest is not None:
+            trial.absent["longer texts"] = (
+                "a query then sees chunks of a text, or keys that an indexer selects"
+            )
 
 
 class Checkpoint:
@@ -140,14 +145,17 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def text() -> Tensor:
-    """Return the texts of every trial, [batch, pos]."""
+def text(longest: int | None = None) -> Tensor:
+    """Return the texts of every trial, [batch, pos], of at most `longest` tokens."""
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(TEXT_IDS.start, TEXT_IDS.stop, (_N_TEXTS, _N_TOKENS), generator=generator)
+    tokens = torch.randint(TEXT_IDS.start, TEXT_IDS.stop, (_N_TEXTS, _N_TOKENS), generator=generator)
+    return tokens[:, :longest]
 
 
-def measure(lens: HookedTransformer, own_logits: Tensor, attentions: list[RecordedAttention]) -> Measurement:
-    """Return the errors of a lens against the model's own logits and dense attention.
+def measure(
+    lens: HookedTransformer, tokens: Tensor, own_logits: Tensor, attentions: list[RecordedAttention]
+) -> Measurement:
+    """Return the errors of a lens on `tokens`, against the model's own logits and dense attention.
 
     Raises:
         ValueError: if the lens measured another number of attentions than the model computed.
@@ -155,12 +163,12 @@ def measure(lens: HookedTransformer, own_logits: Tensor, attentions: list[Record
     fired: dict[str, list[Tensor]] = defaultdict(list)
     hooks = []
     for layer in range(lens.info.n_layers):
-        for name in STATISTICS:
+        for name in _statistics(attentions[0]) if attentions else STATISTICS:
             point = in_layer(layer, f"attn.{name}")
             if lens.find_hook(point) is not None:
                 hooks.append((point, lambda value, hook, name=name: fired[name].append(value.double())))
-    logits = lens.stream(text(), unembed=True)
-    lens.stream(text(), hooks)
+    logits = lens.stream(tokens, unembed=True)
+    lens.stream(tokens, hooks)
     expected = [_statistics(attention) for attention in attentions]
     errors: dict[str, float] = {}
     for name, values in fired.items():
@@ -182,14 +190,14 @@ def measure(lens: HookedTransformer, own_logits: Tensor, attentions: list[Record
     return Measurement(errors, _error(logits.double() / scale, own_logits / scale))
 
 
-def _logits(model: PreTrainedModel) -> Tensor:
+def _logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Return the logits [batch, pos, d_vocab] of the model's own forward."""
     with torch.no_grad():
-        return model(text(), use_cache=False).logits.double()
+        return model(tokens, use_cache=False).logits.double()
 
 
 def _statistics(attention: RecordedAttention) -> dict[str, Tensor]:
-    """Return each statistic of a dense attention."""
+    """Return the statistics of a dense attention that are compared with the lens'."""
     pattern = attention.pattern
     return {
         "hook_lse": attention.lse,

@@ -114,7 +114,9 @@ class KeyEdit:
                 raise InputError(f"{owner.name}.hook_key_scores: {error}") from error
             changed = rest.output(subset[2], self.indices, edited).to(query.dtype).transpose(1, 2)
             if owner.kernels is None and self._keeps_first_row_only(is_changed, query, key, options):
-                changed[:, :1] = attend(query[:, :, :1], key[:, :, :1], value[:, :, :1], options)
+                bias = options["bias"]
+                of_first: KernelOptions = {**options, "bias": None if bias is None else bias[:, :, :1, :1]}
+                changed[:, :1] = attend(query[:, :, :1], key[:, :, :1], value[:, :, :1], of_first)
                 return changed.contiguous()
             own = computed_once(owner.kernels, "output", lambda: attend(query, key, value, options))
             output: Tensor = own.clone()
