@@ -123,7 +123,7 @@ def test_all_options_reach_the_run(phaselens: Phaselens, run_calls: list[Any]) -
         "models": ("a=rope", "drope@x"), "metrics": [("sinks", {})], "texts": "t.txt", "max_tokens": 7, "n_texts": 3,
         "batch_tokens": 99, "bos": "never", "device": "cpu", "dtype": "fp16", "positions": {"a": "nope"}, "seed": 5,
         "shard_tokens": 999, "out": "folder", "fresh": False, "adapter_scale": {"a": 0.5},
-        "text_fields": TextFields(text="body"),
+        "rope_scaling": {}, "softmax_scale": {}, "text_fields": TextFields(text="body"),
     }  # fmt: skip
 
 

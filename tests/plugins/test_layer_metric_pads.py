@@ -39,6 +39,7 @@ def activations(n_texts: int) -> dict[str, Tensor]:
     }
     tensors["attn.hook_out"] = tensors["hook_attn_out"]
     tensors |= {f"attn.hook_{name}": random(N_HEADS, D_HEAD) for name in ("q", "k", "v", "z")}
+    tensors["attn.hook_attended"] = tensors["attn.hook_z"]
     tensors |= {"attn.hook_rot_q": tensors["attn.hook_q"], "attn.hook_rot_k": tensors["attn.hook_k"]}
     q, k = (tensors[f"attn.hook_{name}"].transpose(1, 2) for name in "qk")
     _, lse = attend(q, k, k, scale=1.0)

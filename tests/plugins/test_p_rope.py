@@ -157,13 +157,13 @@ def test_passkeys_are_those_of_the_passkey_metric_under_the_same_conditions() ->
     params = {
         "p": "1, 0.5, 0",
         "ends": "low",
-        "passkey_lengths": "48, 64",
+        "passkey_lengths": "64, 80",
         "passkey_depths": "0.5",
         "passkey_n": 2,
     }
     result = ablations.run(METRIC, lens, TEXTS, params=params)
     conditions = "p-rope p=0.5,0 ends=low passkey-lengths=''"
-    options = {"lengths": "48, 64", "depths": "0.5", "n": 2, "null": "none", "conditions": conditions}
+    options = {"lengths": "64, 80", "depths": "0.5", "n": 2, "null": "none", "conditions": conditions}
     passkey_run = phaselens.run(lens, metrics=("passkey", options), texts=TEXTS)
     accuracy = {
         (row["of"].removeprefix("p-rope: "), row["length"]): row["exact"]

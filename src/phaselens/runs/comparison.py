@@ -129,8 +129,9 @@ def compare(
     >>> import phaselens
     >>> run = phaselens.run(metrics=["sinks"], texts=["Call me Ishmael.", "It was a dark night."])
     >>> comparison = phaselens.compare(run)
-    >>> comparison.first, comparison.second, len(comparison.differences.rows)
-    ('rope', 'drope', 12)
+    >>> scores = [row for row in comparison.differences.records() if row["value"] == "score"]
+    >>> comparison.first, comparison.second, [row["layer"] for row in scores]
+    ('rope', 'drope', [0, 1, 2, 3, 4, 5])
     """
     require_kind("first", first, Run, "made by phaselens.run or phaselens.open_run")
     if second is not None:
