@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import Batch, Column, InputError, Site, Table, TableSpec, interval_help
+from phaselens.plugin import Batch, Column, Site, Table, TableSpec, interval_help
 from phaselens_plugins._causal import content_keys, draw_other_position, paired_interval_columns
 from phaselens_plugins._drawing import DASHES, INK, Record, bare, escaped, numbers, records_by_model, styles
+from phaselens_plugins._number_lists import parse_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,21 +89,12 @@ def parse_shifts(text: str) -> list[float]:
     >>> parse_shifts("-inf, −4, 0, 2")
     [-inf, -4.0, 0.0, 2.0]
     """
-    shifts: list[float] = []
-    for entry in text.split(","):
-        written = entry.strip().replace("−", "-").replace("∞", "inf")
-        try:
-            shift = float(written)
-        except ValueError:
-            shift = math.nan
-        if math.isnan(shift) or shift == math.inf:
-            raise InputError(
-                f"shifts: {entry.strip()!r} is neither a finite number nor -inf; write numbers separated by commas, "
-                "such as -inf,-4,2"
-            )
-        if shift not in shifts:
-            shifts.append(shift)
-    return shifts
+    return parse_numbers(
+        text.split(","),
+        lambda shift: shift < math.inf,
+        "shifts: {entry!r} is neither a finite number nor -inf; write numbers separated by commas, such as -inf,-4,2",
+        read=lambda entry: float(entry.replace("−", "-").replace("∞", "inf")),
+    )
 
 
 def shift_text(shift: float) -> str:

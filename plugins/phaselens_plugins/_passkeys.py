@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from phaselens.plugin import InputError
 from phaselens_plugins._encoding import PromptEncoder, TextFitter, shared_prefix_length
+from phaselens_plugins._number_lists import parse_numbers
 
 OPENING = "Somewhere in this text there is a secret number. Keep it in mind."
 NEEDLE = "The secret number is {key}."
@@ -91,18 +92,11 @@ def parse_lengths(text: str, n_ctx: int | None) -> list[int]:
 
 def parse_depths(text: str) -> list[float]:
     """Parse shares of the filler that precede the key, such as `0, 0.5, 1`."""
-    depths = []
-    for entry in _split_list(text, "depths"):
-        try:
-            depth = float(entry)
-        except ValueError:
-            depth = -1.0
-        if not 0 <= depth <= 1:
-            raise InputError(
-                f"depths: {entry!r}; write numbers from 0 (the beginning) to 1 (the end), separated by commas"
-            )
-        depths.append(depth)
-    return list(dict.fromkeys(depths))
+    return parse_numbers(
+        _split_list(text, "depths"),
+        lambda depth: 0 <= depth <= 1,
+        "depths: {entry!r}; write numbers from 0 (the beginning) to 1 (the end), separated by commas",
+    )
 
 
 def _split_list(text: str, name: str) -> list[str]:

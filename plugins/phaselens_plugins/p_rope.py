@@ -31,6 +31,7 @@ from phaselens.plugin import (
 )
 from phaselens_plugins._causal import merge_nested
 from phaselens_plugins._common import TableRow
+from phaselens_plugins._number_lists import parse_numbers
 from phaselens_plugins._p_rope_tables import ENDS, TABLES, draw_steps
 from phaselens_plugins._passkeys import parse_depths, parse_lengths
 from phaselens_plugins.passkey import Passkey
@@ -88,15 +89,11 @@ def parse_shares(text: str) -> list[float]:
     >>> parse_shares("0, 1, .5")
     [1.0, 0.5, 0.0]
     """
-    shares = set()
-    for entry in text.split(","):
-        try:
-            share = float(entry)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            raise InputError(f"p has {entry.strip()!r}; give shares from 0 to 1, separated by commas")
-        shares.add(share)
+    shares = parse_numbers(
+        text.split(","),
+        lambda share: 0 <= share <= 1,
+        "p has {entry!r}; give shares from 0 to 1, separated by commas",
+    )
     return sorted(shares, reverse=True)
 
 

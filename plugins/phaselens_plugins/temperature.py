@@ -31,6 +31,7 @@ from phaselens.plugin import (
 )
 from phaselens_plugins._causal import layer_ranges, merge_nested, parse_layers
 from phaselens_plugins._common import TableRow
+from phaselens_plugins._number_lists import parse_numbers
 from phaselens_plugins._position_bins import PositionBins, pooled_means
 from phaselens_plugins._temperature_tables import TABLES, draw_temperature
 
@@ -76,16 +77,12 @@ def parse_betas(text: str) -> list[float]:
     >>> parse_betas("1.2, .9")
     [0.9, 1.0, 1.2]
     """
-    betas = {1.0}
-    for entry in text.split(","):
-        try:
-            beta = float(entry)
-        except ValueError:
-            beta = 0.0
-        if not 0 < beta < math.inf:
-            raise InputError(f"betas has {entry.strip()!r}; give numbers above 0, separated by commas")
-        betas.add(beta)
-    return sorted(betas)
+    betas = parse_numbers(
+        text.split(","),
+        lambda beta: 0 < beta < math.inf,
+        "betas has {entry!r}; give numbers above 0, separated by commas",
+    )
+    return sorted({1.0, *betas})
 
 
 @dataclass(frozen=True)
