@@ -337,7 +337,7 @@ class Combined(CausalMetric[CombinedParams]):
         """Return the row of `interactions` of one combination."""
         from phaselens.uncertainty import compare_arms, compare_conditions
 
-        indices = [index for index in self.losses.by_content if self.losses.has_predictions(index)]
+        indices = self.losses.predicted_by_content
         n_predicted = self.losses.n_predicted(indices)
         base = self.losses.by_text(BASELINE, indices)
         alone = [self.losses.by_text(member, indices) for member in combination.members]

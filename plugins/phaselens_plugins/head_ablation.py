@@ -235,7 +235,7 @@ class HeadAblation(CausalMetric[HeadAblationParams]):
         import numpy as np
 
         losses, n_heads = self.losses, self.model.n_heads
-        indices = [index for index in losses.by_content if losses.has_predictions(index)]
+        indices = losses.predicted_by_content
         records = {(record["layer"], record["head"]): record for record in conditions.records()}
         base = losses.by_text(BASELINE, indices)
         changes = np.full((len(indices), len(self.layers), n_heads), np.nan)

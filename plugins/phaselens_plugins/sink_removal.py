@@ -350,7 +350,7 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
         repeats = self.losses.repeats[group]
         if any(self.losses.no_effect_reason(repeat) for repeat in repeats):
             return None, None, None
-        indices = [index for index in self.losses.by_content if self.losses.has_predictions(index)]
+        indices = self.losses.predicted_by_content
         by_repeat = np.array(
             [[self.divergences[repeat.key][index] for index in indices] for repeat in repeats]
         )

@@ -236,17 +236,13 @@ class Temperature(CausalMetric[TemperatureParams]):
                 if row is not None:
                     yield layer, beta, *(row[column] for column in columns)
 
-    def _indices(self) -> list[int]:
-        """Return the texts with a loss, in the order of their content."""
-        return [index for index in self.losses.by_content if self.losses.has_predictions(index)]
-
     def _losses_of(self, condition: Condition, bins: Sequence[int]) -> np.ndarray:
         """Return the mean loss [text] over the positions of these bins; NaN where a text has none."""
         import numpy as np
 
         by_text = self.binned.get(condition.key, {})
         missing = np.full((2, self.bins.n), np.nan)
-        stacked = np.stack([by_text.get(index, missing) for index in self._indices()])
+        stacked = np.stack([by_text.get(index, missing) for index in self.losses.predicted_by_content])
         losses: np.ndarray = pooled_means(
             stacked[:, 0], np.where(np.isnan(stacked[:, 1]), 0.0, stacked[:, 1]), bins
         )
@@ -255,14 +251,16 @@ class Temperature(CausalMetric[TemperatureParams]):
     @property
     def _n_bins(self) -> int:
         """The number of bins that a text reaches."""
-        return self.bins.n_reached(max((self.losses.lengths[index] for index in self._indices()), default=0))
+        return self.bins.n_reached(
+            max((self.losses.lengths[index] for index in self.losses.predicted_by_content), default=0)
+        )
 
     def _length_rows(self) -> Iterator[TableRow]:
         import numpy as np
 
         from phaselens.uncertainty import paired_interval
 
-        if not self._indices():
+        if not self.losses.predicted_by_content:
             return
         reported = [BASELINE, *self.losses.effective_conditions]
         for condition in reported:
@@ -284,7 +282,7 @@ class Temperature(CausalMetric[TemperatureParams]):
                 )  # fmt: skip
 
     def _best_rows(self) -> Iterator[TableRow]:
-        if not self._indices():
+        if not self.losses.predicted_by_content:
             return
         conditions = {condition.key: condition for condition in self.losses.effective_conditions}
         for layer in self._sites:

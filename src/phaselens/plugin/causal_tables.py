@@ -180,7 +180,7 @@ class CausalTables:
         """Yield one row per condition, the baseline first."""
         from phaselens.uncertainty import compare_conditions
 
-        indices = [index for index in self._losses.by_content if self._losses.has_predictions(index)]
+        indices = self._losses.predicted_by_content
         n_predicted = self._losses.n_predicted(indices)
         lengths = [self._losses.lengths[index] for index in indices]
         baseline = self._losses.by_text(BASELINE, indices)
@@ -221,7 +221,7 @@ class CausalTables:
         """Yield one row per condition and control."""
         from phaselens.uncertainty import compare_arms
 
-        indices = [index for index in self._losses.by_content if self._losses.has_predictions(index)]
+        indices = self._losses.predicted_by_content
         n_predicted = self._losses.n_predicted(indices)
         groups = self._losses.repeats
         for (name, layer, head), controls in groups.items():

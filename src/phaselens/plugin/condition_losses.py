@@ -125,6 +125,11 @@ class Losses:
         """Indices of the texts in an order that depends only on their content; random draws use this order."""
         return sorted(self.names, key=lambda index: (self.contents[index], self.names[index]))
 
+    @property
+    def predicted_by_content(self) -> list[int]:
+        """Indices of the texts that have a predicted token, in the order of `by_content`."""
+        return [index for index in self.by_content if self.has_predictions(index)]
+
     def by_text(self, condition: Condition, indices: Sequence[int]) -> np.ndarray:
         """Return the loss [text] of these texts in nats per predicted token; NaN for a text without one."""
         import numpy as np

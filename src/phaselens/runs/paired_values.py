@@ -12,8 +12,6 @@ _COUNTS = ("n_tokens", "n_predicted")
 _OF_BASELINE, _OVER_BASELINE = " of the baseline", " over the baseline"
 #: The column of what a condition costs.
 LOSS_OVER_BASELINE = f"loss{_OVER_BASELINE}"
-#: Dimensions of a text's values that are averaged: their number differs between models.
-_AVERAGED = ("head", "seed")
 
 
 class ValueKey(NamedTuple):
