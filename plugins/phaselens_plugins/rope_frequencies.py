@@ -129,13 +129,16 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
     def _measure(self, text: LayerText, content: str) -> dict[str, Numbers]:
         import torch
 
+        from phaselens.attention import all_finite
+
         layer = text.layer.index or 0
         rotation = self.rotation(layer)
         if rotation is None:
             return self._missing(UNROTATED_LAYER)
-        q, k = (text[POINTS[tensor]].double() for tensor in ("q", "k"))
-        if not bool(q.isfinite().all()) or not bool(k.isfinite().all()):
+        q, k = (text[POINTS[tensor]] for tensor in ("q", "k"))
+        if not (all_finite(q) and all_finite(k)):
             return self._missing(NOT_FINITE)
+        q, k = q.double(), k.double()
         group = q.shape[1] // k.shape[1]
         low, high = torch.tensor(rotation.pairs, device=q.device).T
         norms = {
