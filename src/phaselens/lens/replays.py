@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
 from phaselens.errors import InputError, require_whole
 from phaselens.lens.components import AttentionReplay, KernelReplay, StreamingAttention, attention_of
+from phaselens.lens.ownership import OwnedContext
 
 if TYPE_CHECKING:
     from phaselens.lens.info import ModelInfo
+
+
+class ReplayContext:
+    """A replay that can be entered again and again, one time after the other."""
+
+    def __init__(self, lens: Any, replay: AttentionReplay | KernelReplay) -> None:
+        self._lens = lens
+        self._replay = replay
+        self._entered: OwnedContext[Any] | None = None
+
+    def __enter__(self) -> ReplayContext:
+        self._entered = OwnedContext(self._lens, self._replay.active())
+        self._entered.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._entered is not None:
+            self._entered.__exit__(*exception)
 
 
 class ReplaysAttention(TransformerBridge):
@@ -18,7 +37,7 @@ class ReplaysAttention(TransformerBridge):
 
     info: ModelInfo
 
-    def attention_replay(self, layer: int) -> AttentionReplay:
+    def attention_replay(self, layer: int) -> ReplayContext:
         """Return a context that computes the attention of `layer` once and reuses its output in all later forwards.
 
         Use it for forwards that start from one residual and change nothing before that output. It can be entered again.
@@ -36,11 +55,12 @@ class ReplaysAttention(TransformerBridge):
         True
         """
         attention = self._attention_of("attention_replay", layer)
-        return AttentionReplay(attention if self.blocks[layer].returns_attn_out() else None)
+        replay = AttentionReplay(attention if self.blocks[layer].returns_attn_out() else None)
+        return ReplayContext(self, replay)
 
-    def kernel_replay(self, layer: int) -> KernelReplay:
+    def kernel_replay(self, layer: int) -> ReplayContext:
         """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
-        return KernelReplay(self._attention_of("kernel_replay", layer))
+        return ReplayContext(self, KernelReplay(self._attention_of("kernel_replay", layer)))
 
     def _attention_of(self, method: str, layer: int) -> StreamingAttention | None:
         """Return the attention of a layer, None if it has something else; InputError for a layer out of range."""

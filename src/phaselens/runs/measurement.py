@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -158,7 +159,11 @@ def run(
         ModelSession(model, label, corpus.texts, options, observer)
         for model, label in zip(parsed_models, labels, strict=True)
     ]
+    reserved = ExitStack()
     try:
+        for model in parsed_models:
+            if not isinstance(model, ModelSpec):
+                reserved.enter_context(model.reserved())
         if directory is not None:
             resumable = ResumableRun(directory, sessions, selected_metrics, options, corpus.texts)
             resumable.begin(result, command)
@@ -181,6 +186,8 @@ def run(
         if result.models:
             vars(error)["run"] = result
         raise
+    finally:
+        reserved.close()
     return result
 
 
