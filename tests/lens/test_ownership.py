@@ -159,9 +159,13 @@ def test_interrupts_at_any_bytecode_of_the_bookkeeping_leave_the_model_what_it_w
     for index in range(200):
         number = index % len(counts)
         tracer = InterruptAt(rng.randrange(1, counts[number]))
-        with pytest.raises(KeyboardInterrupt):
-            tracer.run(subject.jobs[number])
+        retained = None
+        try:
+            tracer.run(subject.jobs[number])  # in a finaliser, Python loses the interrupt
+        except KeyboardInterrupt as error:
+            retained = error if index % 2 else None  # as IPython keeps the last traceback
         subject.require_unchanged()
+        del retained
 
 
 def test_a_call_whose_end_was_lost_is_undone_at_the_start_of_the_next(

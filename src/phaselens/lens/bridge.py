@@ -93,9 +93,9 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
     run_with_cache = owned_call(TransformerBridge.run_with_cache)
     hooks = owned_context(TransformerBridge.hooks)
 
-    def reserved(self) -> OwnedContext[None]:
+    def reserved(self) -> OwnedContext:
         """Return a context inside which no other thread can use the lens."""
-        return OwnedContext(self, nullcontext())
+        return OwnedContext(self, nullcontext)
 
     @owned_context
     @contextmanager

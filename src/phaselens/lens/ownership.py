@@ -15,9 +15,9 @@ import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -145,27 +145,43 @@ def _frame_of_with(frame: FrameType) -> FrameType | None:
     return frame if dis.opname[code.co_code[frame.f_lasti]] == "BEFORE_WITH" else None
 
 
-class OwnedContext(Generic[T]):
-    """A context on a lens whose changes are undone even if its own end is interrupted."""
+class OwnedContext:
+    """A context on a lens whose changes are undone even if its own end is interrupted.
 
-    def __init__(self, lens: HookedTransformer, inner: AbstractContextManager[T]) -> None:
+    Args:
+        lens: the lens.
+        make_inner: makes the context that changes the lens, each time that this one is entered.
+        yields_itself: whether `with … as` gets this object, which can be entered again, instead of the inner one's.
+    """
+
+    def __init__(
+        self,
+        lens: HookedTransformer,
+        make_inner: Callable[[], AbstractContextManager[Any]],
+        *,
+        yields_itself: bool = False,
+    ) -> None:
         self._lens = lens
-        self._inner = inner
+        self._make_inner = make_inner
+        self._yields_itself = yields_itself
+        self._inner: AbstractContextManager[Any] | None = None
         self._use: Use | None = None
 
-    def __enter__(self) -> T:
+    def __enter__(self) -> Any:
         lens = self._lens
         self._use = lens.ownership.begin(lens, _frame_of_with(sys._getframe(1)), self)
         try:
-            return self._inner.__enter__()
+            self._inner = self._make_inner()
+            yielded = self._inner.__enter__()
+            return self if self._yields_itself else yielded
         except BaseException:
-            lens.ownership.end(self._use)
+            lens.ownership.undo(lens, self._use)
             raise
 
     def __exit__(self, *exception: Any) -> bool | None:
         if self._use is not None:
             self._use.closed = True
-        suppressed = self._inner.__exit__(*exception)
+        suppressed = None if self._inner is None else self._inner.__exit__(*exception)
         self._lens.ownership.end(self._use)
         return suppressed
 
@@ -187,13 +203,11 @@ def owned_call(method: Callable[..., T]) -> Callable[..., T]:
     return call
 
 
-def owned_context(
-    method: Callable[..., AbstractContextManager[T]],
-) -> Callable[..., AbstractContextManager[T]]:
+def owned_context(method: Callable[..., AbstractContextManager[Any]]) -> Callable[..., OwnedContext]:
     """Let the context that a method of the lens returns own what it installs while it is open."""
 
     @wraps(method)
-    def context(self: HookedTransformer, *args: object, **kwargs: object) -> AbstractContextManager[T]:
-        return OwnedContext(self, method(self, *args, **kwargs))
+    def context(self: HookedTransformer, *args: object, **kwargs: object) -> OwnedContext:
+        return OwnedContext(self, partial(method, self, *args, **kwargs))
 
     return context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -14,30 +14,12 @@ if TYPE_CHECKING:
     from phaselens.lens.info import ModelInfo
 
 
-class ReplayContext:
-    """A replay that can be entered again and again, one time after the other."""
-
-    def __init__(self, lens: Any, replay: AttentionReplay | KernelReplay) -> None:
-        self._lens = lens
-        self._replay = replay
-        self._entered: OwnedContext[Any] | None = None
-
-    def __enter__(self) -> ReplayContext:
-        self._entered = OwnedContext(self._lens, self._replay.active())
-        self._entered.__enter__()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        if self._entered is not None:
-            self._entered.__exit__(*exception)
-
-
 class ReplaysAttention(TransformerBridge):
     """The part of `HookedTransformer` that keeps results of a layer's attention between forwards."""
 
     info: ModelInfo
 
-    def attention_replay(self, layer: int) -> ReplayContext:
+    def attention_replay(self, layer: int) -> OwnedContext:
         """Return a context that computes the attention of `layer` once and reuses its output in all later forwards.
 
         Use it for forwards that start from one residual and change nothing before that output. It can be entered again.
@@ -56,11 +38,12 @@ class ReplaysAttention(TransformerBridge):
         """
         attention = self._attention_of("attention_replay", layer)
         replay = AttentionReplay(attention if self.blocks[layer].returns_attn_out() else None)
-        return ReplayContext(self, replay)
+        return OwnedContext(self, replay.active, yields_itself=True)
 
-    def kernel_replay(self, layer: int) -> ReplayContext:
+    def kernel_replay(self, layer: int) -> OwnedContext:
         """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
-        return ReplayContext(self, KernelReplay(self._attention_of("kernel_replay", layer)))
+        replay = KernelReplay(self._attention_of("kernel_replay", layer))
+        return OwnedContext(self, replay.active, yields_itself=True)
 
     def _attention_of(self, method: str, layer: int) -> StreamingAttention | None:
         """Return the attention of a layer, None if it has something else; InputError for a layer out of range."""

@@ -269,7 +269,8 @@ def applied(
         require_kind("batch", batch, Batch, "as a run makes it")
     from phaselens.lens.ownership import OwnedContext
 
-    return OwnedContext(lens, _editing(lens, ConditionEditor(lens, condition.edits, batch)))
+    editor = ConditionEditor(lens, condition.edits, batch)
+    return OwnedContext(lens, functools.partial(_editing, lens, editor))
 
 
 @contextmanager
