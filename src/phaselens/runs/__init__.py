@@ -7,8 +7,18 @@ from phaselens.runs.condition_editor import applied
 from phaselens.runs.engine import feed_losses, feed_metric
 from phaselens.runs.inputs import load_model
 from phaselens.runs.measurement import run
+from phaselens.runs.merging import merge
 from phaselens.runs.observer import Observer
-from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelFailure, ModelRecord, Run, TextRecord
+from phaselens.runs.result import (
+    SCHEMA,
+    FailedShard,
+    Failure,
+    MetricResult,
+    ModelFailure,
+    ModelRecord,
+    Run,
+    TextRecord,
+)
 from phaselens.runs.run_options import DEFAULT_MODELS, ModelSpec, RunOptions, SelectedMetric, select_metrics
 from phaselens.runs.stored_run import open_run
 
@@ -17,6 +27,7 @@ __all__ = [
     "DIFFERENCES",
     "SCHEMA",
     "Comparison",
+    "FailedShard",
     "Failure",
     "MetricResult",
     "ModelFailure",
@@ -33,6 +44,7 @@ __all__ = [
     "feed_metric",
     "guarded",
     "load_model",
+    "merge",
     "open_run",
     "run",
     "select_metrics",
