@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from phaselens.cli import shared_options
-from phaselens.cli.output import Output, format_option, table_option
+from phaselens.cli.output import Output, format_option, report_failures, table_option
 from phaselens.cli.streams import only_results_on_stdout, print_message
 from phaselens.plugin import plugins
-
-if TYPE_CHECKING:
-    from phaselens.runs import Run
 
 
 @click.command(context_settings={"show_default": True})
@@ -42,9 +37,12 @@ def merge(
         plugins().add_file(path)
     from phaselens.report.figures import draw_in_directory
     from phaselens.runs import merge as merge_run
-    from phaselens.runs import metrics_of
+    from phaselens.runs.run_directory import RunDirectory
 
-    output = Output.choose(format_name, metrics_of(directory), table, quiet=quiet)
+    names = RunDirectory(directory).read_record()["metrics"]
+    metrics = {name: plugins().metric(name) for name in names}
+    output = Output.choose(format_name, metrics, table, quiet=quiet)
+    output.require_file()
     with only_results_on_stdout(debug=debug):
         run = merge_run(directory, allow_missing=allow_missing)
         draw_in_directory(run)
@@ -52,20 +50,3 @@ def merge(
     if not quiet:
         print_message("note", f"the run is in {run.directory}")
     return report_failures(run, debug=debug)
-
-
-def report_failures(run: Run, *, debug: bool) -> int:
-    """Print one line per failure on stderr, with `debug` after its traceback, and return the exit code."""
-    from phaselens.cli.output import traceback_options
-
-    for name in run.failed:
-        for failure in run.metrics[name].failures:
-            if debug:
-                click.echo(failure.traceback.rstrip("\n"), err=True)
-            print_message(
-                "error",
-                f"metric {name} failed: {failure}; the other results are complete ({traceback_options()})",
-            )
-    for shard in run.failed_shards:
-        print_message("error", f"{shard}; the same command tries again")
-    return 1 if run.failed or run.failed_shards else 0
