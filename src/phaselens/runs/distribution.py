@@ -127,7 +127,9 @@ class Distribution:
         """Return what workers have to know; None without any. `values` are further fields of `WorkerJob`."""
         if not self.uses_workers:
             return None
-        from phaselens.runs.worker_job import WorkerJob, require_specs
+        from phaselens.runs.worker_job import WorkerJob, reference_to, require_specs
 
         values["models"] = require_specs(values["models"])
+        for metric in values["metrics"]:
+            reference_to(metric)
         return WorkerJob(out=str(directory.path.resolve()), verifies=self.engine == "ray", **values)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from phaselens.errors import InputError, PhaseLensError
-from phaselens.plugin.author_errors import describe_error, describe_value
+from phaselens.errors import InputError, PhaseLensError, short_form
+from phaselens.plugin.author_errors import describe_error
 from phaselens.runs.batches import BatchTooLarge
 from phaselens.runs.crew import Crew, UnitJob
 from phaselens.runs.result import FailedShard
@@ -38,7 +38,7 @@ class Part:
         number, n_parts = map(int, match.groups()) if match else (0, 0)
         if not 1 <= number <= n_parts:
             raise InputError(
-                f"--shards {describe_value(text)}: write PART/PARTS, such as 3/8; parts count from 1"
+                f"--shards {short_form(text)}: write PART/PARTS, such as 3/8; parts count from 1"
             )
         return cls(number, n_parts)
 

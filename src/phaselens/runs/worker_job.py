@@ -85,7 +85,7 @@ class WorkerJob:
             "labels": list(self.labels),
             "texts": [[text.id, text.text, text.label] for text in self.texts],
             "options": self.options.as_dict(),
-            "metrics": [[_reference(metric), metric.params.as_dict()] for metric in self.metrics],
+            "metrics": [[reference_to(metric), metric.params.as_dict()] for metric in self.metrics],
             "verifies": self.verifies,
             "path": [str(Path(entry).resolve()) for entry in sys.path],
             "folder": os.getcwd(),
@@ -130,8 +130,12 @@ def require_specs(models: Sequence[object]) -> list[ModelSpec]:
     return specs
 
 
-def _reference(metric: SelectedMetric) -> dict[str, str]:
-    """Return where another process finds a metric: a plugin's name, a file, or a class in a module."""
+def reference_to(metric: SelectedMetric) -> dict[str, str]:
+    """Return where another process finds a metric: a plugin's name, a file, or a class in a module.
+
+    Raises:
+        InputError: for a class that no other process can import.
+    """
     if metric.is_plugin:
         origin = plugins().origin(metric.name)
         path = str(Path(origin.version).resolve()) if origin.distribution in _BY_PATH else ""
