@@ -67,6 +67,10 @@ class CausalMetric(Metric[P]):
     #: the unedited model.
     needs_divergence: ClassVar[bool] = False
 
+    #: Values of parameters, as text, where another metric runs this one's conditions and its user gives none: such as
+    #: those that leave out conditions which are there for a table of this metric only.
+    nested_defaults: ClassVar[Mapping[str, str]] = {}
+
     #: The run's BOS policy (auto, always or never), for use in `prompts`; the run sets it.
     bos: str = "auto"
 
