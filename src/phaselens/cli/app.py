@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from phaselens.cli.check_command import check
+from phaselens.cli.compare_command import compare
 from phaselens.cli.hooks_command import hooks
 from phaselens.cli.new_plugin_command import new_plugin
 from phaselens.cli.plugins_command import plugin_commands
@@ -50,5 +51,5 @@ def app() -> None:
     """
 
 
-for _command in (run, show, export, runs, plugin_commands, hooks, check, new_plugin, repl):
+for _command in (run, show, export, runs, compare, plugin_commands, hooks, check, new_plugin, repl):
     app.add_command(_command)
