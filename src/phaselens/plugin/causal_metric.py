@@ -40,6 +40,9 @@ class CausalMetric(Metric[P]):
     text once unedited and once under each condition, from the lowest edited layer upwards, and calls `record` with the
     loss of each token.
 
+    Where another metric runs the conditions, as `passkey` and `combined` do, `nested_defaults` has the values of
+    parameters that its user does not give.
+
     >>> from phaselens.plugin import CausalMetric, Condition, Edit
     >>> class NoFirstValue(CausalMetric):
     ...     name, version = "no-first-value", "1"
