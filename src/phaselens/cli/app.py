@@ -11,6 +11,7 @@ from phaselens.cli.hooks_command import hooks
 from phaselens.cli.new_plugin_command import new_plugin
 from phaselens.cli.plugins_command import plugin_commands
 from phaselens.cli.repl_command import repl
+from phaselens.cli.report_command import report
 from phaselens.cli.run_command import run
 from phaselens.errors import MetricError, PhaseLensError
 from phaselens.plugin import plugins
@@ -49,5 +50,5 @@ def app() -> None:
     """
 
 
-for _command in (run, plugin_commands, hooks, check, new_plugin, repl):
+for _command in (run, plugin_commands, hooks, check, new_plugin, repl, report):
     app.add_command(_command)

@@ -37,7 +37,10 @@ class RunDocument:
 
 
 def run_document(run: Run, *, main_tables_only: bool = False) -> RunDocument:
-    """Build all tables. `main_tables_only` shortens metrics without a display to their tables by layer and model."""
+    """Build all tables of the metrics that printed runs show.
+
+    `main_tables_only` shortens metrics without a display to their tables by layer and model.
+    """
     sections = [
         MetricSection(
             name,
@@ -47,6 +50,7 @@ def run_document(run: Run, *, main_tables_only: bool = False) -> RunDocument:
             [str(failure) for failure in result.failures],
         )
         for name, result in run.metrics.items()
+        if result.metric.prints or result.failures
     ]
     return RunDocument(sections, bos_line(run) if run.models else "", list(run.warnings))
 
