@@ -11,7 +11,7 @@ import click
 from phaselens.cli import shared_options
 from phaselens.cli.interrupts import stop_repeating
 from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
-from phaselens.cli.output import Output, format_option, table_option, traceback_options
+from phaselens.cli.output import Output, format_option, report_failures, table_option
 from phaselens.cli.report_command import report_target, write_report
 from phaselens.cli.streams import only_results_on_stdout, print_message
 from phaselens.data import TextFields
@@ -135,14 +135,16 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
             f"no metric was named; add -p NAME, one of: {', '.join(plugins().names) or 'none is installed'}"
         )
     settings = shared_options.merge_settings(shared_options.by_metric(arguments["settings"], names), flags)
-    output = Output.choose(arguments["format_name"], names, arguments["table"], quiet=arguments["quiet"])
+    classes = {name: plugins().metric(name) for name in names}
+    output = Output.choose(arguments["format_name"], classes, arguments["table"], quiet=arguments["quiet"])
+    output.require_file()
     heatmaps = _heatmaps(arguments["heatmaps"], names, output)
     report_path = report_target(arguments["report_file"])
-    metrics = [(name, settings[name]) for name in names]
+    requests = [(name, settings[name]) for name in names]
     details = _details(names, arguments)
     command = ctx.meta.get(shared_options.COMMAND_LINE)
     try:
-        result = _measure(models, [*metrics, *details.items()], arguments, command)
+        result = _measure(models, [*requests, *details.items()], arguments, command)
     except BaseException as error:
         _print_finished_models(error, output, arguments["out"], debug=arguments["debug"])
         raise
@@ -157,7 +159,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     _print_heatmaps(result, heatmaps)
     if not arguments["quiet"]:
         _mention_unusable_plugins()
-    return _report_failures(result, debug=arguments["debug"])
+    return report_failures(result, debug=arguments["debug"])
 
 
 def _details(names: Sequence[str], arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -188,7 +190,7 @@ def _print_finished_models(error: BaseException, output: Output, out: str | None
     if partial_run is None:
         return
     output.write(partial_run)
-    _report_failures(partial_run, debug=debug)
+    report_failures(partial_run, debug=debug)
 
 
 def _heatmaps(targets: tuple[str, ...], names: Sequence[str], output: Output) -> list[HeadQuantity]:
@@ -279,16 +281,3 @@ def _text_fields(arguments: dict[str, Any]) -> TextFields | None:
         arguments["text_field"], arguments["id_field"], arguments["label_field"], arguments["paragraphs"]
     )
     return None if fields == TextFields() else fields
-
-
-def _report_failures(run: Run, *, debug: bool) -> int:
-    """Print one line per failure on stderr, with `debug` after its traceback, and return the exit code."""
-    for name in run.failed:
-        for failure in run.metrics[name].failures:
-            if debug:
-                click.echo(failure.traceback.rstrip("\n"), err=True)
-            print_message(
-                "error",
-                f"metric {name} failed: {failure}; the other results are complete ({traceback_options()})",
-            )
-    return 1 if run.failed else 0

@@ -17,6 +17,7 @@ from phaselens.errors import (
     RefusedModel,
     close_matches,
     require_flag,
+    require_text,
     require_whole,
     type_unless_whole,
 )
@@ -33,6 +34,7 @@ from phaselens.lens.replays import ReplaysAttention
 from phaselens.lens.rotation import SwitchesRotation
 from phaselens.lens.rows import Rows
 from phaselens.lens.segment_labels import LabelsSegments
+from phaselens.lens.stream_inputs import LARGEST_SIZE, model_inputs, require_lengths, require_range
 from phaselens.lens.texts import ReadsTexts, options_of, signed_as
 from phaselens.lens.weights import projection, weight_of
 
@@ -107,6 +109,8 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
             raise InputError(f"sink position {sink_position}: positions are counted from 0")
         require_whole("sink_position", sink_position, 0)
         require_whole("n_distances", n_distances, 1)
+        if n_distances > LARGEST_SIZE:
+            raise InputError(f"n_distances {n_distances}: give at most {LARGEST_SIZE}")
         require_flag("reads_only", reads_only)
         if lengths is not None:
             received = type_unless_whole(lengths) or ("" if lengths.dim() == 1 else str(list(lengths.shape)))
@@ -171,12 +175,11 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         ((1, 4, 32), (1, 4, 4))
         """
         require_flag("unembed", unembed)
-        for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
-            if layer is not None:
-                require_whole(name, layer)
         if unembed and stop_at_layer is not None:
             raise InputError("stream: with stop_at_layer there are no logits; omit unembed")
-        inputs = self._model_inputs(tokens, residual, start_at_layer)
+        inputs = model_inputs(self, tokens, residual, start_at_layer)
+        require_range(self, start_at_layer, stop_at_layer)
+        require_lengths(lengths, next(iter(inputs.values())))
         model = self.original_model
         pairs = resolve_hooks(self, hooks)
         added = []
@@ -186,6 +189,8 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
                 pairs.append((self.require_hook(last_residual), _stop))
             for point, function in pairs:
                 added.append((point, point.add_hook(function)))
+            if start_at_layer == stop_at_layer == self.info.n_layers and residual is not None:
+                return residual
             if start_at_layer == self.info.n_layers and not unembed and "ln_final" in self._modules:
                 with torch.no_grad():
                     normed: Tensor = self.ln_final(residual)
@@ -207,51 +212,6 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
                 handle.hook.remove()
                 point.fwd_hooks = [hook for hook in point.fwd_hooks if hook is not handle]
 
-    def _model_inputs(
-        self, tokens: Tensor | None, residual: Tensor | None, start: int | None
-    ) -> dict[str, Tensor]:
-        """Return the arguments of the model's forward, or raise InputError for inputs that do not fit."""
-        if start is not None:
-            if self.resume_problem is not None:
-                raise InputError(f"{self.info.label}: start_at_layer cannot be served: {self.resume_problem}")
-            if residual is None or tokens is not None:
-                raise InputError(
-                    "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
-                )
-            # The layers' input is replaced; a model may project narrower embeddings to d_model.
-            width = families.embedding_of(self.original_model).shape[1]
-            is_wide = residual.shape[-1] == width
-            return {"inputs_embeds": residual if is_wide else residual.new_zeros(*residual.shape[:-1], width)}
-        if tokens is None or residual is not None:
-            raise InputError("stream needs `tokens`; give `residual` only with start_at_layer")
-        if not isinstance(tokens, Tensor):
-            raise InputError(
-                f"expected tokens as a tensor [batch, pos] of ids, received {type(tokens).__name__}"
-            )
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise InputError(
-                f"expected tokens as a tensor [batch, pos] of ids, received {tokens.dtype} {list(tokens.shape)}"
-            )
-        if tokens.numel() == 0:
-            raise InputError(f"expected tokens with at least one id, received shape {list(tokens.shape)}")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.info.d_vocab:
-            raise InputError(
-                f"tokens: ids from {low} to {high}, but {self.info.label} has 0 to {self.info.d_vocab - 1}; "
-                "encode the text with this model's tokenizer"
-            )
-        if (longest := self.info.longest) is not None and tokens.shape[1] > longest:
-            raise InputError(
-                f"{tokens.shape[1]} tokens, but {self.info.label} is measured up to {longest}: beyond, it attends in "
-                f"chunks or to selected keys; shorten the texts (--max-tokens {longest})"
-            )
-        if "learned" in self.info.positions and self.info.n_ctx and tokens.shape[1] > self.info.n_ctx:
-            raise InputError(
-                f"{tokens.shape[1]} tokens, but {self.info.label} has learned positions for {self.info.n_ctx}; "
-                "shorten the texts (--max-tokens)"
-            )
-        return {"input_ids": tokens.to(self.device)}
-
     @contextmanager
     def _between(
         self, residual: Tensor | None = None, start: int | None = None, stop: int | None = None
@@ -261,8 +221,6 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         The outer range is restored on exit, since a hook can run a forward inside one that runs some layers only.
         """
         n_layers = self.info.n_layers
-        if stop is not None and not -n_layers <= stop <= n_layers:
-            raise InputError(f"stop_at_layer {stop}: {self.info.label} has {n_layers} layers")
         outer = layer_range(self.blocks)
         try:
             set_layer_range(self.blocks, (None, None, stop if stop is None or stop >= 0 else stop + n_layers))
@@ -352,6 +310,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
 
     def find_hook(self, name: str) -> HookPoint | None:
         """Return the hook point with this name, or None."""
+        require_text("the name of a hook point", name)
         if name not in self._points:
             self._points[name] = super().hook_dict.get(name)
         return self._points[name]

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from phaselens.data import Encoder
-from phaselens.errors import InputError
+from phaselens.errors import InputError, require_flag, short_form
 from phaselens.lens.info import ModelInfo
 
 signed_as = partial(wraps, assigned=())
@@ -169,6 +169,10 @@ class ReadsTexts(TransformerBridge):
             raise InputError(
                 f"expected a text or a list of texts, received {type(input).__name__}: {input!r:.60}"
             )
+        if prepend_bos is not None:
+            require_flag("prepend_bos", prepend_bos)
+        if padding_side not in (None, "left", "right"):
+            raise InputError(f"padding_side is {short_form(padding_side)}; give 'left' or 'right'")
         encode = self._encoder_for(prepend_bos)
         rows = [encode(text)[: self.cfg.n_ctx if truncate else None] for text in texts]
         if prepend_bos is not False and not all(rows):

@@ -10,6 +10,7 @@ from phaselens.runs.measurement import run
 from phaselens.runs.observer import Observer
 from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelFailure, ModelRecord, Run, TextRecord
 from phaselens.runs.run_options import DEFAULT_MODELS, ModelSpec, RunOptions, SelectedMetric, select_metrics
+from phaselens.runs.run_summary import RunSummary, find_runs
 from phaselens.runs.stored_run import open_run
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "Observer",
     "Run",
     "RunOptions",
+    "RunSummary",
     "SelectedMetric",
     "TextRecord",
     "applied",
     "compare",
     "feed_losses",
     "feed_metric",
+    "find_runs",
     "guarded",
     "load_model",
     "open_run",

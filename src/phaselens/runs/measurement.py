@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text, TextFields, corpus_from
+from phaselens.data.reading import BUNDLED
 from phaselens.errors import InputError, is_list_like, require_flag, require_kind
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_value
@@ -129,13 +130,17 @@ def run(
     options.require_labels(labels)
     for model in parsed_models:
         if not isinstance(model, ModelSpec):
-            options.require_agreement(model.info)
+            options.require_agreement(model.info, model.nulled_layers)
+    options.require_adapters(_specs(parsed_models))
     plugins().require_working()
     texts = os.fspath(texts) if isinstance(texts, os.PathLike) else texts
     plugin_texts = find_texts(texts)
     source = texts if plugin_texts is None else read_texts_of_plugin(plugin_texts)
     if text_fields is not None:
         require_kind("text_fields", text_fields, TextFields, "such as TextFields(text='body')")
+        if not isinstance(source, str) or source == BUNDLED:
+            kind = "a list of texts" if not isinstance(texts, str) else f"{texts!r}, which is not a file"
+            raise InputError(f"text_fields has no effect on {kind}; leave it out (--text-field and the like)")
     corpus = corpus_from(source, n_texts, text_fields)
     directory = _directory(out, fresh, command)
     _require_loadable(parsed_models, options)
@@ -192,6 +197,12 @@ def _directory(out: Source | None, fresh: bool, command: object) -> RunDirectory
         return None
     if not isinstance(out, str | os.PathLike) or not os.fspath(out):
         raise InputError(f"out is {describe_value(out)}; give the name of a directory, or None")
+    try:
+        is_name = b"\0" not in os.fsencode(out)
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise InputError(f"out is {os.fspath(out)!r}, which no directory can be called; give another name")
     return RunDirectory.to_write(out, fresh=fresh)
 
 

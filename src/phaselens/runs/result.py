@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phaselens.errors import InputError, close_matches
+from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import MODEL, Metric, ModelInfo, Params, Table, TableSpec
 from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
 
@@ -252,6 +252,7 @@ class Run:
 
     def result(self, metric: str) -> MetricResult:
         """Return one metric's result; raise InputError with close matches for another name."""
+        require_text("metric", metric)
         if metric not in self.metrics:
             raise InputError(f"the run has no metric {metric!r}; {close_matches(metric, self.metrics)}")
         return self.metrics[metric]
@@ -259,6 +260,7 @@ class Run:
     def rows(self, metric: str, name: str) -> Table:
         """Return a result table as plain rows; raise InputError with close matches for another name."""
         tables = self.result(metric).tables
+        require_text("name", name)
         if name not in tables:
             raise InputError(f"metric {metric!r} has no table {name!r}; {close_matches(name, tables)}")
         return tables[name]
