@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,7 +18,7 @@ from phaselens.errors import InputError
 from phaselens.plugin import plugins
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from phaselens.report.run_heatmap import HeadQuantity
     from phaselens.runs import Run
@@ -155,7 +154,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         if report_path is not None:
             write_report(result, report_path, command=command, quiet=arguments["quiet"])
     finally:
-        output.write(_without(result, details))
+        output.write(result)
     _print_heatmaps(result, heatmaps)
     if not arguments["quiet"]:
         _mention_unusable_plugins()
@@ -168,12 +167,6 @@ def _details(names: Sequence[str], arguments: dict[str, Any]) -> dict[str, dict[
     if not is_kept or not arguments["token_texts"] or TOKENS in names or TOKENS not in plugins().names:
         return {}
     return {TOKENS: {"n_texts": arguments["token_texts"]}}
-
-
-def _without(run: Run, metrics: Collection[str]) -> Run:
-    """Return the run without metrics that were not named, for printing; one that failed stays."""
-    shown = {name: result for name, result in run.metrics.items() if name not in metrics or result.failures}
-    return replace(run, metrics=shown)
 
 
 def _print_finished_models(error: BaseException, output: Output, out: str | None, *, debug: bool) -> None:

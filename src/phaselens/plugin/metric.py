@@ -52,7 +52,8 @@ class Metric(ABC, Generic[P]):
     #: Whether `update` also gets layers of which the model lacks some of the points (a hybrid's layer without
     #: attention). By default such a layer is left out, and its values are missing.
     partial_layers: ClassVar[bool] = False
-    #: Whether a printed run shows the metric. One that only supplies reports and files with rows sets it to False.
+    #: Whether a printed run shows the metric beside others. One that only supplies details to reports and files sets it
+    #: to False; `--table` prints its tables.
     prints: ClassVar[bool] = True
     #: Panels that the metric contributes to figure sets, which several metrics make up together.
     figure_panels: ClassVar[tuple[FigurePanel, ...]] = ()

@@ -24,7 +24,7 @@ _EXACT = NumberFormat("compact", 3)
 
 
 @dataclass(frozen=True)
-class Finding:
+class StandOut:
     """A sentence about one metric. `size` is between 0 and 1 and ranks findings of different units."""
 
     metric: str
@@ -34,7 +34,7 @@ class Finding:
     size: float
 
 
-def find(run: Run, comparisons: Sequence[Comparison]) -> list[Finding]:
+def find(run: Run, comparisons: Sequence[Comparison]) -> list[StandOut]:
     """Return up to four findings, the largest first; no two of one metric unless there is no other."""
     candidates = [
         *(finding for comparison in comparisons for finding in _differences(run, comparison)),
@@ -42,7 +42,7 @@ def find(run: Run, comparisons: Sequence[Comparison]) -> list[Finding]:
         *_effects(run),
     ]
     candidates.sort(key=lambda finding: -finding.size)
-    chosen: list[Finding] = []
+    chosen: list[StandOut] = []
     for may_repeat in (False, True):
         for finding in candidates:
             kinds = [other.kind for other in chosen]
@@ -54,7 +54,7 @@ def find(run: Run, comparisons: Sequence[Comparison]) -> list[Finding]:
     return chosen
 
 
-def _differences(run: Run, comparison: Comparison) -> Iterator[Finding]:
+def _differences(run: Run, comparison: Comparison) -> Iterator[StandOut]:
     """Yield the largest difference of each metric's compared column, of those whose interval excludes 0."""
     records = comparison.differences.records()
     controls = {name: set(conditions_by_control(result)) for name, result in run.metrics.items()}
@@ -73,7 +73,7 @@ def _differences(run: Run, comparison: Comparison) -> Iterator[Finding]:
         first, second = printable(comparison.first), printable(comparison.second)
         unit = f" ({record['unit']})" if record["unit"] and record["unit"] != column else ""
         where = _site(record)
-        yield Finding(
+        yield StandOut(
             metric,
             _title(run, metric),
             "difference",
@@ -114,7 +114,7 @@ def _title(run: Run, metric: str) -> str:
     return printable(run.metrics[metric].metric.title or metric)
 
 
-def _above_null(run: Run) -> Iterator[Finding]:
+def _above_null(run: Run) -> Iterator[StandOut]:
     """Yield, for each metric with nulls, the value that is farthest from its null, if its interval excludes it."""
     for name, result in run.metrics.items():
         display = result.metric.display
@@ -136,7 +136,7 @@ def _above_null(run: Run) -> Iterator[Finding]:
         size, label, layer, cell = max(cells, key=lambda candidate: candidate[0])
         column = table.columns[0]
         value, interval, null = (printed.text for printed in column.printed(cell))
-        yield Finding(
+        yield StandOut(
             name,
             _title(run, name),
             "null",
@@ -165,7 +165,7 @@ def _excludes(cell: DisplayCell, reference: object) -> bool:
     return not low <= reference <= high
 
 
-def _effects(run: Run) -> Iterator[Finding]:
+def _effects(run: Run) -> Iterator[StandOut]:
     """Yield the largest effect of each metric's marked conditions."""
     for name, result in run.metrics.items():
         display = result.metric.display
@@ -185,7 +185,7 @@ def _effects(run: Run) -> Iterator[Finding]:
             continue
         size, label, row, cell = max(cells, key=lambda candidate: candidate[0])
         texts = [printed.text for printed in main.printed(cell)]
-        yield Finding(
+        yield StandOut(
             name,
             _title(run, name),
             "effect",
