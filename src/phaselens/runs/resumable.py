@@ -12,10 +12,11 @@ from phaselens.plugin import Metric, MetricWarning
 from phaselens.runs.crew import Crew
 from phaselens.runs.directory_store import DirectoryStore, ModelKey
 from phaselens.runs.metric_factory import MetricFactory
-from phaselens.runs.model_description import ModelDescription
+from phaselens.runs.model_description import ModelDescription, as_json
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.observer import Observer
+from phaselens.runs.report_sections import report_sections
 from phaselens.runs.result import Run
 from phaselens.runs.run_directory import RECORD, RunDirectory
 from phaselens.runs.run_options import RunOptions, SelectedMetric
@@ -230,6 +231,10 @@ class ResumableRun:
         """Write tables, errors, and at last the file that marks the run as complete."""
         if self.directory.is_complete:  # without the shards that have been computed by now
             self.directory.set_aside_results()
+        sections = {
+            name: [as_json(section) for section in report_sections(metric)]
+            for name, metric in result.metrics.items()
+        }
         failures = {
             name: [failure.as_dict() for failure in metric.failures]
             for name, metric in result.metrics.items()
@@ -248,6 +253,7 @@ class ResumableRun:
                 "failed_shards": [shard.as_dict() for shard in result.failed_shards],
                 "warnings": [[str(warning), MetricWarning(warning).code] for warning in result.warnings],
                 "failures": failures,
+                "sections": sections,
                 "tables": {
                     name: {table_name: table.not_finite for table_name, table in metric.tables.items()}
                     for name, metric in result.metrics.items()
