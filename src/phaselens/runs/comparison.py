@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, close_matches, is_list_like, require_kind, require_whole, short_form
 from phaselens.plugin import Column, Table, TableSpec, interval_help
 from phaselens.runs.comparability import (
     Obstacle,
+    obstacles_of_cuts,
     obstacles_of_metric,
     obstacles_of_models,
+    obstacles_of_options,
     obstacles_of_texts,
     require_comparable,
 )
@@ -66,8 +69,9 @@ class Comparison:
     """The differences between two models on the same texts; `print` shows them by metric and layer.
 
     `displayed` holds the column that is printed of each metric: that of its display, else the first. `allowed`
-    describes what else differs between the measurements, and was allowed to. `renderer` returns the text of
-    `str(comparison)`; without one it is one line.
+    describes what else differs between the measurements, and was allowed to, as `NAME: message`. `directories` are
+    those of the two runs, None for a run in memory. `renderer` returns the text of `str(comparison)`; without one it
+    is one line.
     """
 
     first: str
@@ -76,7 +80,18 @@ class Comparison:
     displayed: dict[str, str]
     notes: list[str]
     allowed: list[str]
+    directories: tuple[str | None, str | None] = (None, None)
     renderer: Callable[[Comparison], str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """The models' labels; with the runs that they come from where the labels are equal."""
+        if self.first != self.second:
+            return self.first, self.second
+        first, second = (directory and Path(directory).name for directory in self.directories)
+        if not first or not second or first == second:
+            first, second = "first run", "second run"
+        return f"{self.first} ({first})", f"{self.second} ({second})"
 
     @property
     def n_differences(self) -> int:
@@ -93,6 +108,7 @@ class Comparison:
             "schema": SCHEMA,
             "first": self.first,
             "second": self.second,
+            "directories": list(self.directories),
             "differences": self.differences.as_dict(),
             "n_differences": self.n_differences,
             "notes": list(self.notes),
@@ -145,7 +161,7 @@ def compare(
             f"the runs have no metric in common: {', '.join(first.metrics)} and {', '.join(second_run.metrics)}"
         )
     allowed = require_comparable(
-        list(_obstacles(first, second_run, first_model, second_model, metrics)), allow
+        list(_obstacles((first, second_run), (first_model, second_model), metrics)), allow
     )
     notes: list[str] = []
     left_out = [name for name in [*first.metrics, *second_run.metrics] if name not in metrics]
@@ -159,7 +175,12 @@ def compare(
     if not rows:
         raise InputError(f"the metrics {', '.join(metrics)} have no table with a row for each text")
     differences = DIFFERENCES_TABLE.build(rows)
-    return Comparison(*labels, differences, _displayed(differences, first), notes, allowed)
+    directories = _directory(first), _directory(second_run)
+    return Comparison(*labels, differences, _displayed(differences, first), notes, allowed, directories)
+
+
+def _directory(run: Run) -> str | None:
+    return None if run.directory is None else str(run.directory)
 
 
 def _models(first: Run, second: Run | None, labels: Sequence[str] | None) -> tuple[ModelRecord, ModelRecord]:
@@ -195,14 +216,16 @@ def _model(run: Run, label: str) -> ModelRecord:
 
 
 def _obstacles(
-    first: Run, second: Run, first_model: ModelRecord, second_model: ModelRecord, metrics: Sequence[str]
+    runs: tuple[Run, Run], models: tuple[ModelRecord, ModelRecord], metrics: Sequence[str]
 ) -> Iterator[Obstacle]:
-    yield from obstacles_of_models(first_model, second_model)
-    if first is second:
+    yield from obstacles_of_models(*models)
+    yield from obstacles_of_cuts(runs, (models[0].info.label, models[1].info.label))
+    if runs[0] is runs[1]:
         return
-    yield from obstacles_of_texts(first, second)
+    yield from obstacles_of_texts(*runs)
+    yield from obstacles_of_options(*runs)
     for name in metrics:
-        yield from obstacles_of_metric(name, first.metrics[name], second.metrics[name])
+        yield from obstacles_of_metric(name, runs[0].metrics[name], runs[1].metrics[name])
 
 
 def _common_texts(first: Run, second: Run) -> list[str]:
