@@ -123,7 +123,9 @@ class Output:
         output_format = self.output_format
         if self.table is None:
             if isinstance(output_format, RunFormat):
-                output_format.write_run(run, file)
+                from phaselens.report.document import printed_run
+
+                output_format.write_run(printed_run(run), file)
             return
         metric, _, name = self.table.partition(".")
         tables = run.result(metric).tables
@@ -155,4 +157,6 @@ def report_failures(run: Run, *, debug: bool = False) -> int:
                 "error",
                 f"metric {name} failed: {failure}; the other results are complete ({traceback_options()})",
             )
-    return 1 if run.failed else 0
+    for shard in run.failed_shards:
+        print_message("error", f"{shard}; the same command tries again")
+    return 1 if run.failed or run.failed_shards else 0

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from phaselens.errors import InputError
-from phaselens.plugin import MODEL, Column, LayerView, Metric, MetricWarning, Params, Table, TableSpec
+from phaselens.plugin import (
+    MODEL,
+    Column,
+    LayerView,
+    Metric,
+    MetricWarning,
+    Params,
+    ReportSection,
+    Table,
+    TableSpec,
+)
 from phaselens.runs.model_description import ModelDescription, from_json
-from phaselens.runs.result import Failure, MetricResult, Run, TextRecord
+from phaselens.runs.result import FailedShard, Failure, MetricResult, Run, TextRecord
 from phaselens.runs.run_directory import RunDirectory
 
 _CELL_TYPES = {"str": str, "int": int, "float": float}
@@ -30,6 +40,14 @@ class StoredMetric(Metric[StoredParams]):
     """Base of the classes that stand for the metrics of a run directory. They describe tables; they measure nothing."""
 
     definition = ""
+    sections: ClassVar[tuple[ReportSection, ...]] = ()
+    #: Whether the metric drew a figure of its own into the run directory.
+    has_own_figure: ClassVar[bool] = False
+
+    @classmethod
+    def report(cls, tables: Mapping[str, Table], params: StoredParams) -> Sequence[ReportSection]:
+        """Return the sections that the run recorded."""
+        return cls.sections
 
     @classmethod
     def define(cls, params: Any) -> str:
@@ -75,7 +93,17 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     warnings = [MetricWarning(text, code) for text, code in result["warnings"]]
     versions = {name: version for name, version in record["versions"].items() if name != "plugins"}
     models = [description.record for description in descriptions]
-    return Run(models, texts, metrics, list(warnings), record["options"], versions, directory=directory.path)
+    failed_shards = [FailedShard.from_dict(shard) for shard in result.get("failed_shards", [])]
+    return Run(
+        models,
+        texts,
+        metrics,
+        list(warnings),
+        record["options"],
+        versions,
+        failed_shards=failed_shards,
+        directory=directory.path,
+    )
 
 
 def _cut(text_index: int, descriptions: Sequence[ModelDescription]) -> dict[str, bool]:
@@ -96,6 +124,9 @@ def _metric_result(
         "tables": specs,
         "display": from_json(stored["display"]),
         "figure_panels": from_json(stored["figure_panels"]),
+        "prints": stored.get("prints", True),
+        "has_own_figure": stored.get("plots", False),
+        "sections": tuple(map(from_json, result.get("sections", {}).get(name, []))),
         "__module__": __name__,
     }
     metric = type(f"Stored_{name}", (StoredMetric,), attributes)
