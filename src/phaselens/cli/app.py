@@ -8,6 +8,7 @@ import click
 
 from phaselens.cli.check_command import check
 from phaselens.cli.compare_command import compare
+from phaselens.cli.completion_command import completion
 from phaselens.cli.hooks_command import hooks
 from phaselens.cli.merge_command import merge
 from phaselens.cli.new_plugin_command import new_plugin
@@ -66,5 +67,6 @@ for _command in (
     check,
     new_plugin,
     repl,
+    completion,
 ):
     app.add_command(_command)

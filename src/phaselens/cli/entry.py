@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import click
 
 from phaselens.cli.app import app
+from phaselens.cli.completion_command import complete
 from phaselens.cli.interrupts import insistent_interrupt
 from phaselens.cli.shared_options import COMMAND_LINE
 from phaselens.cli.streams import discard_stdout, print_message
@@ -50,6 +51,9 @@ def run_to_exit_code(arguments: Sequence[str]) -> int:
 
 def _invoke(arguments: Sequence[str]) -> int:
     """Return the command's exit code. (`app.main` would print a line of its own on Ctrl-C.)"""
+    completed = complete(app)
+    if completed is not None:
+        return completed
     try:
         with app.make_context("phaselens", list(arguments)) as context:
             context.meta[COMMAND_LINE] = ["phaselens", *arguments]

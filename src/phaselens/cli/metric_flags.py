@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from phaselens.cli.shared_options import split_names
+from phaselens.cli.metric_names import metrics_named
 from phaselens.plugin import Metric, ParamSpec, plugins
 
 _KEY = "phaselens.flags"
@@ -62,7 +62,7 @@ class MetricCommand(click.Command):
         """Find the metrics in `args`, then parse with their flags."""
         in_files = [name for path in _values(args, "--plugin-file") for name in plugins().add_file(path)]
         metrics = [
-            plugins().metric(name) for name in split_names(_values(args, "--plugin", "-p")) or in_files
+            plugins().metric(name) for name in metrics_named(_values(args, "--plugin", "-p")) or in_files
         ]
         ctx.meta[_FILES] = in_files
         reserved = {opt for param in super().get_params(ctx) for opt in (*param.opts, *param.secondary_opts)}

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from phaselens.cli import shared_options
+from phaselens.cli.completion_command import metric_names, model_names
 from phaselens.cli.interrupts import stop_repeating
 from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
+from phaselens.cli.metric_names import metrics_named
 from phaselens.cli.output import Output, format_option, report_failures, table_option
 from phaselens.cli.report_command import report_target, write_report
 from phaselens.cli.streams import only_results_on_stdout, print_message
@@ -30,14 +32,16 @@ _POSITIVE = click.IntRange(min=1)
 
 
 @click.command(cls=MetricCommand, context_settings={"show_default": True})
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", nargs=-1, metavar="[MODEL]...", shell_complete=model_names)
 @click.option(
     "-p",
     "--plugin",
     "names",
     multiple=True,
     metavar="NAME",
-    help="A metric to run; can be repeated, or list names separated by commas.",
+    shell_complete=metric_names,
+    help="A metric to run; can be repeated, or list names separated by commas. all, observational, causal and task "
+    "are all metrics of that kind.",
 )
 @shared_options.plugin_file
 @shared_options.settings
@@ -47,6 +51,9 @@ _POSITIVE = click.IntRange(min=1)
     metavar="bundled|FILE|FOLDER|-|NAME",
     help="A .txt file (one text per line), records (.jsonl, .csv, .tsv, .parquet), any of them as .gz or .zst, a "
     "folder of such files, - for stdin, or a plugin's texts.",
+)
+@click.option(
+    "--text", "given_texts", multiple=True, metavar="TEXT", help="A text to measure; can be repeated."
 )
 @click.option(
     "--text-field", metavar="NAME", default="text", help="The field of a record that holds its text."
@@ -130,7 +137,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     -p; `phaselens run -p NAME --help` shows its parameters, `phaselens plugins` lists all metrics.
     """
     flags = metric_flags(ctx).values(arguments)
-    names = shared_options.split_names(arguments["names"]) or metrics_in_files(ctx)
+    names = metrics_named(arguments["names"]) or metrics_in_files(ctx)
     if not names:
         raise InputError(
             f"no metric was named; add -p NAME, one of: {', '.join(plugins().names) or 'none is installed'}"
@@ -259,7 +266,7 @@ def _measure(
         return measure(
             models or DEFAULT_MODELS,
             metrics=metrics,
-            texts=arguments["texts"],
+            texts=_texts(arguments),
             text_fields=_text_fields(arguments),
             max_tokens=arguments["max_tokens"],
             n_texts=arguments["n_texts"],
@@ -279,6 +286,16 @@ def _measure(
             command=command,
             **worker_choices(arguments),
         )
+
+
+def _texts(arguments: dict[str, Any]) -> str | list[str]:
+    """Return the texts of --text, or else the name of a file or a plugin's texts."""
+    given: tuple[str, ...] = arguments["given_texts"]
+    if given and arguments["texts"] != "bundled":
+        raise InputError(
+            "--text and --texts were both given; write the texts into the file, or leave one out"
+        )
+    return list(given) or str(arguments["texts"])
 
 
 def _text_fields(arguments: dict[str, Any]) -> TextFields | None:
