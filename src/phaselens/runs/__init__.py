@@ -7,8 +7,18 @@ from phaselens.runs.condition_editor import applied
 from phaselens.runs.engine import feed_losses, feed_metric
 from phaselens.runs.inputs import load_model
 from phaselens.runs.measurement import run
+from phaselens.runs.merging import merge
 from phaselens.runs.observer import Observer
-from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelFailure, ModelRecord, Run, TextRecord
+from phaselens.runs.result import (
+    SCHEMA,
+    FailedShard,
+    Failure,
+    MetricResult,
+    ModelFailure,
+    ModelRecord,
+    Run,
+    TextRecord,
+)
 from phaselens.runs.run_options import DEFAULT_MODELS, ModelSpec, RunOptions, SelectedMetric, select_metrics
 from phaselens.runs.run_summary import RunSummary, find_runs
 from phaselens.runs.stored_run import open_run
@@ -18,6 +28,7 @@ __all__ = [
     "DIFFERENCES",
     "SCHEMA",
     "Comparison",
+    "FailedShard",
     "Failure",
     "MetricResult",
     "ModelFailure",
@@ -36,6 +47,7 @@ __all__ = [
     "find_runs",
     "guarded",
     "load_model",
+    "merge",
     "open_run",
     "run",
     "select_metrics",

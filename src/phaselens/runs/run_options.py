@@ -95,7 +95,8 @@ class RunOptions:
     """Options of a run.
 
     `bos` None keeps each lens' own policy; `positions` maps labels to rotation modes, and `adapter_scale` to numbers,
-    unless it is one number for every model with an adapter.
+    unless it is one number for every model with an adapter. `threads` None takes the number of threads that PyTorch
+    uses.
     """
 
     max_tokens: int = 512
@@ -110,12 +111,20 @@ class RunOptions:
     adapter_scale: float | Mapping[str, float] | None = None
     softmax_scale: Mapping[str, float] = field(default_factory=dict)
     rope_scaling: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
 
     def __post_init__(self) -> None:
-        minimums = {"max_tokens": 1, "n_texts": 1, "batch_tokens": 1, "shard_tokens": 1, "seed": 0}
+        minimums = {
+            "max_tokens": 1,
+            "n_texts": 1,
+            "batch_tokens": 1,
+            "shard_tokens": 1,
+            "seed": 0,
+            "threads": 1,
+        }
         for name, minimum in minimums.items():
             value = getattr(self, name)
-            if name == "n_texts" and value is None:
+            if name in ("n_texts", "threads") and value is None:
                 continue
             if not is_whole(value) or not minimum <= value <= LARGEST_WHOLE:
                 raise InputError(
