@@ -114,7 +114,7 @@ def test_all_options_reach_the_run(phaselens: Phaselens, run_calls: list[Any]) -
         "run", "a=rope", "drope@x", "-p", "sinks", "--texts", "t.txt", "--max-tokens", 7, "--n-texts", 3,
         "--batch-tokens", 99, "--bos", "never", "--device", "cpu", "--dtype", "fp16", "--positions", "a=nope",
         "--seed", 5, "--quiet", "--shard-tokens", 999, "--out", "folder", "--text-field", "body",
-        "--adapter-scale", "a=0.5",
+        "--adapter-scale", "a=0.5", "--window", 6, "--stride", 2,
     )  # fmt: skip
     call = run_calls.pop()
     del call["observer"]
@@ -124,6 +124,7 @@ def test_all_options_reach_the_run(phaselens: Phaselens, run_calls: list[Any]) -
         "batch_tokens": 99, "bos": "never", "device": "cpu", "dtype": "fp16", "positions": {"a": "nope"}, "seed": 5,
         "shard_tokens": 999, "out": "folder", "fresh": False, "adapter_scale": {"a": 0.5},
         "rope_scaling": {}, "softmax_scale": {}, "text_fields": TextFields(text="body"),
+        "window": 6, "stride": 2,
     }  # fmt: skip
 
 

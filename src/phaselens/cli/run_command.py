@@ -12,7 +12,7 @@ from phaselens.cli.interrupts import stop_repeating
 from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
 from phaselens.cli.output import Output, format_option, report_failures, table_option
 from phaselens.cli.streams import only_results_on_stdout, print_message
-from phaselens.data import TextFields
+from phaselens.cli.text_options import require_labels, require_window_within, text_fields, text_options
 from phaselens.errors import InputError
 from phaselens.plugin import plugins
 
@@ -37,25 +37,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @shared_options.plugin_file
 @shared_options.settings
-@click.option(
-    "--texts",
-    default="bundled",
-    metavar="bundled|FILE|FOLDER|-|NAME",
-    help="A .txt file (one text per line), records (.jsonl, .csv, .tsv, .parquet), any of them as .gz or .zst, a "
-    "folder of such files, - for stdin, or a plugin's texts.",
-)
-@click.option(
-    "--text-field", metavar="NAME", default="text", help="The field of a record that holds its text."
-)
-@click.option("--id-field", metavar="NAME", default="id", help="The field that holds its id, if it has one.")
-@click.option("--label-field", metavar="NAME", help="A field whose values group the texts.")
-@click.option(
-    "--paragraphs", is_flag=True, help="A text of a .txt file ends at a blank line, not at each line's end."
-)
-@click.option(
-    "--max-tokens", type=_POSITIVE, metavar="N", default=512, help="Cut longer texts to this many tokens."
-)
-@click.option("--n-texts", type=_POSITIVE, metavar="N", help="Use only the first texts.")
+@text_options
 @click.option(
     "--batch-tokens",
     type=_POSITIVE,
@@ -82,6 +64,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @format_option
 @table_option
+@shared_options.by
 @click.option(
     "--figures",
     metavar="DIR",
@@ -111,6 +94,8 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     plugin's model, a hub id, BASE+ADAPTER, or an adapter's folder. The default is rope drope. Name a metric with
     -p; `phaselens run -p NAME --help` shows its parameters, `phaselens plugins` lists all metrics.
     """
+    require_window_within(ctx)
+    require_labels(arguments)
     flags = metric_flags(ctx).values(arguments)
     names = shared_options.split_names(arguments["names"]) or metrics_in_files(ctx)
     if not names:
@@ -119,7 +104,13 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         )
     settings = shared_options.merge_settings(shared_options.by_metric(arguments["settings"], names), flags)
     metrics = {name: plugins().metric(name) for name in names}
-    output = Output.choose(arguments["format_name"], metrics, arguments["table"], quiet=arguments["quiet"])
+    output = Output.choose(
+        arguments["format_name"],
+        metrics,
+        arguments["table"],
+        quiet=arguments["quiet"],
+        by_label=arguments["by"] is not None,
+    )
     output.require_file()
     heatmaps = _heatmaps(arguments["heatmaps"], names, output)
     try:
@@ -137,11 +128,17 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
             _draw(result, arguments["figures"], quiet=arguments["quiet"])
         _draw_in_directory(result, quiet=arguments["quiet"])
     finally:
-        output.write(result)
+        output.write(result if arguments["by"] is None else _grouped(result))
     _print_heatmaps(result, heatmaps)
     if not arguments["quiet"]:
         _mention_unusable_plugins()
     return report_failures(result, debug=arguments["debug"])
+
+
+def _grouped(run: Run) -> Run:
+    from phaselens.runs import group_by_label
+
+    return group_by_label(run)
 
 
 def _print_finished_models(error: BaseException, output: Output, out: str | None, *, debug: bool) -> None:
@@ -223,9 +220,11 @@ def _measure(
             models or DEFAULT_MODELS,
             metrics=metrics,
             texts=arguments["texts"],
-            text_fields=_text_fields(arguments),
+            text_fields=text_fields(arguments),
             max_tokens=arguments["max_tokens"],
             n_texts=arguments["n_texts"],
+            window=arguments["window"],
+            stride=arguments["stride"],
             batch_tokens=arguments["batch_tokens"],
             shard_tokens=arguments["shard_tokens"],
             bos=arguments["bos"],
@@ -241,11 +240,3 @@ def _measure(
             fresh=arguments["fresh"],
             command=command,
         )
-
-
-def _text_fields(arguments: dict[str, Any]) -> TextFields | None:
-    """Return where the texts of a file stand; None for the defaults."""
-    fields = TextFields(
-        arguments["text_field"], arguments["id_field"], arguments["label_field"], arguments["paragraphs"]
-    )
-    return None if fields == TextFields() else fields

@@ -6,6 +6,7 @@ from phaselens.runs.comparison import Comparison, compare
 from phaselens.runs.condition_editor import applied
 from phaselens.runs.engine import feed_losses, feed_metric
 from phaselens.runs.inputs import load_model
+from phaselens.runs.label_groups import BY_LABEL, group_by_label
 from phaselens.runs.measurement import run
 from phaselens.runs.observer import Observer
 from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelFailure, ModelRecord, Run, TextRecord
@@ -14,6 +15,7 @@ from phaselens.runs.run_summary import RunSummary, find_runs
 from phaselens.runs.stored_run import open_run
 
 __all__ = [
+    "BY_LABEL",
     "DEFAULT_MODELS",
     "DIFFERENCES",
     "SCHEMA",
@@ -34,6 +36,7 @@ __all__ = [
     "feed_losses",
     "feed_metric",
     "find_runs",
+    "group_by_label",
     "guarded",
     "load_model",
     "open_run",

@@ -134,6 +134,10 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         raise InputError(f"expected paths as a list of directories, received {short_form(paths)}")
     directories: dict[Path, None] = {}
     for name in paths:
+        if not isinstance(name, str | os.PathLike):
+            raise InputError(
+                f"expected each of paths as the name of a directory, received {short_form(name)}"
+            )
         path = Path(name)
         if not path.is_dir():
             problem = "is not a directory" if path.exists() else "does not exist"
