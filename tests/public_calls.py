@@ -114,6 +114,7 @@ def tokens() -> list[data.TokenizedText]:
 
 #: A valid call of each public callable, with every argument by keyword.
 CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
+    attention.all_finite: lambda: {"states": Q},
     attention.attend: lambda: QKV,
     attention.attend_without: lambda: {**QKV, "keys": torch.tensor([[0]])},
     attention.key_geometry: lambda: {"q": Q[0], "k": Q[0], "scale": 1.0, "position": 0, "window": 3},

@@ -12,6 +12,7 @@ from phaselens.cli.hooks_command import hooks
 from phaselens.cli.new_plugin_command import new_plugin
 from phaselens.cli.plugins_command import plugin_commands
 from phaselens.cli.repl_command import repl
+from phaselens.cli.report_command import report
 from phaselens.cli.run_command import run
 from phaselens.cli.stored_run_commands import export, runs, show
 from phaselens.errors import MetricError, PhaseLensError
@@ -51,5 +52,5 @@ def app() -> None:
     """
 
 
-for _command in (run, show, export, runs, compare, plugin_commands, hooks, check, new_plugin, repl):
+for _command in (run, show, export, runs, compare, report, plugin_commands, hooks, check, new_plugin, repl):
     app.add_command(_command)

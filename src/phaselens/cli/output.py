@@ -136,7 +136,9 @@ class Output:
         output_format = self.output_format
         if self.table is None:
             if isinstance(output_format, RunFormat):
-                output_format.write_run(run, file)
+                from phaselens.report.document import printed_run
+
+                output_format.write_run(printed_run(run), file)
             return
         metric, _, name = self.table.partition(".")
         tables = run.result(metric).tables

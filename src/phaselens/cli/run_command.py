@@ -11,6 +11,7 @@ from phaselens.cli import shared_options
 from phaselens.cli.interrupts import stop_repeating
 from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
 from phaselens.cli.output import Output, format_option, report_failures, table_option
+from phaselens.cli.report_command import report_target, write_report
 from phaselens.cli.streams import only_results_on_stdout, print_message
 from phaselens.cli.text_options import require_labels, require_window_within, text_fields, text_options
 from phaselens.errors import InputError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from phaselens.report.run_heatmap import HeadQuantity
     from phaselens.runs import Run
 
+#: The metric that supplies the text view of a report.
+TOKENS = "tokens"
 _POSITIVE = click.IntRange(min=1)
 
 
@@ -84,6 +87,19 @@ _POSITIVE = click.IntRange(min=1)
     metavar="METRIC[.COLUMN]",
     help="Also draw a value by layer and head in the terminal; can be repeated.",
 )
+@click.option(
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    help="Also write the run as one HTML file (extra `report`).",
+)
+@click.option(
+    "--token-texts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=6,
+    help="With --out or --report, keep the tokens of the first N texts for the report's text view; 0 keeps none.",
+)
 @click.option("--quiet", is_flag=True, help="Show no progress bar and no notes on stderr.")
 @shared_options.debug
 @click.pass_context
@@ -103,23 +119,22 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
             f"no metric was named; add -p NAME, one of: {', '.join(plugins().names) or 'none is installed'}"
         )
     settings = shared_options.merge_settings(shared_options.by_metric(arguments["settings"], names), flags)
-    metrics = {name: plugins().metric(name) for name in names}
+    classes = {name: plugins().metric(name) for name in names}
     output = Output.choose(
         arguments["format_name"],
-        metrics,
+        classes,
         arguments["table"],
         quiet=arguments["quiet"],
         by_label=arguments["by"] is not None,
     )
     output.require_file()
     heatmaps = _heatmaps(arguments["heatmaps"], names, output)
+    report_path = report_target(arguments["report_file"])
+    requests = [(name, settings[name]) for name in names]
+    details = _details(names, arguments)
+    command = ctx.meta.get(shared_options.COMMAND_LINE)
     try:
-        result = _measure(
-            models,
-            [(name, settings[name]) for name in names],
-            arguments,
-            ctx.meta.get(shared_options.COMMAND_LINE),
-        )
+        result = _measure(models, [*requests, *details.items()], arguments, command)
     except BaseException as error:
         _print_finished_models(error, output, arguments["out"], debug=arguments["debug"])
         raise
@@ -127,6 +142,8 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         if arguments["figures"]:
             _draw(result, arguments["figures"], quiet=arguments["quiet"])
         _draw_in_directory(result, quiet=arguments["quiet"])
+        if report_path is not None:
+            write_report(result, report_path, command=command, quiet=arguments["quiet"])
     finally:
         output.write(result if arguments["by"] is None else _grouped(result))
     _print_heatmaps(result, heatmaps)
@@ -139,6 +156,14 @@ def _grouped(run: Run) -> Run:
     from phaselens.runs import group_by_label
 
     return group_by_label(run)
+
+
+def _details(names: Sequence[str], arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the metric that keeps tokens for a report, with its parameters, unless it is named or not wanted."""
+    is_kept = arguments["out"] is not None or arguments["report_file"] is not None
+    if not is_kept or not arguments["token_texts"] or TOKENS in names or TOKENS not in plugins().names:
+        return {}
+    return {TOKENS: {"n_texts": arguments["token_texts"]}}
 
 
 def _print_finished_models(error: BaseException, output: Output, out: str | None, *, debug: bool) -> None:

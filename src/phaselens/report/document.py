@@ -38,7 +38,10 @@ class RunDocument:
 
 
 def run_document(run: Run, *, main_tables_only: bool = False) -> RunDocument:
-    """Build all tables. `main_tables_only` shortens metrics without a display to their tables by layer and model."""
+    """Build all tables of the metrics that printed runs show.
+
+    `main_tables_only` shortens metrics without a display to their tables by layer and model.
+    """
     sections = [
         MetricSection(
             name,
@@ -47,9 +50,17 @@ def run_document(run: Run, *, main_tables_only: bool = False) -> RunDocument:
             _tables(run, name, result, main_tables_only),
             [str(failure) for failure in result.failures],
         )
-        for name, result in run.metrics.items()
+        for name, result in printed_run(run).metrics.items()
     ]
     return RunDocument(sections, bos_line(run) if run.models else "", list(run.warnings))
+
+
+def printed_run(run: Run) -> Run:
+    """Return the run without the metrics that only supply details, unless they failed or there is no other metric."""
+    metrics = {
+        name: result for name, result in run.metrics.items() if result.metric.prints or result.failures
+    }
+    return replace(run, metrics=metrics) if any(result.metric.prints for result in metrics.values()) else run
 
 
 def _tables(run: Run, name: str, result: MetricResult, main_tables_only: bool) -> list[DisplayTable]:

@@ -162,7 +162,7 @@ def compare(
         raise InputError(f"by is {short_form(by)}; give 'label', or None")
     second_run = first if second is None else second
     first_model, second_model = _models(first, second, models)
-    metrics = [name for name in first.metrics if name in second_run.metrics]
+    metrics = [name for name in _compared(first) if name in second_run.metrics]
     if not metrics:
         raise InputError(
             f"the runs have no metric in common: {', '.join(first.metrics)} and {', '.join(second_run.metrics)}"
@@ -172,7 +172,7 @@ def compare(
         obstacles += obstacles_of_labels(first, second_run)
     allowed = require_comparable(obstacles, allow)
     notes: list[str] = []
-    left_out = [name for name in [*first.metrics, *second_run.metrics] if name not in metrics]
+    left_out = [name for name in [*_compared(first), *_compared(second_run)] if name not in metrics]
     if left_out:
         notes.append(f"in one run only: {', '.join(left_out)}")
     rows: list[tuple[Any, ...]] = []
@@ -187,6 +187,11 @@ def compare(
     differences = DIFFERENCES_TABLE.build(rows)
     directories = _directory(first), _directory(second_run)
     return Comparison(*labels, differences, _displayed(differences, first), notes, allowed, directories)
+
+
+def _compared(run: Run) -> list[str]:
+    """Return the names of the metrics that measure something, rather than only supply details to reports."""
+    return [name for name, result in run.metrics.items() if result.metric.prints]
 
 
 def _directory(run: Run) -> str | None:

@@ -55,7 +55,7 @@ def group_by_label(run: Run) -> Run:
     texts = texts_by_label(run)
     grouped = run.copy()
     for result in grouped.metrics.values():
-        if BY_LABEL in result.tables:
+        if BY_LABEL in result.tables or not result.metric.prints:
             continue
         rows = list(_rows(run, result, texts))
         if rows:

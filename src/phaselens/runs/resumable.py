@@ -11,10 +11,11 @@ from phaselens.errors import InputError
 from phaselens.plugin import MetricWarning
 from phaselens.runs.directory_store import DirectoryStore, ModelKey
 from phaselens.runs.metric_factory import MetricFactory
-from phaselens.runs.model_description import ModelDescription
+from phaselens.runs.model_description import ModelDescription, as_json
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.observer import Observer
+from phaselens.runs.report_sections import report_sections
 from phaselens.runs.result import Run
 from phaselens.runs.run_directory import RECORD, RunDirectory
 from phaselens.runs.run_options import RunOptions, SelectedMetric
@@ -172,6 +173,10 @@ class ResumableRun:
 
     def finish(self, result: Run) -> None:
         """Write tables, errors, and at last the file that marks the run as complete."""
+        sections = {
+            name: [as_json(section) for section in report_sections(metric)]
+            for name, metric in result.metrics.items()
+        }
         failures = {
             name: [failure.as_dict() for failure in metric.failures]
             for name, metric in result.metrics.items()
@@ -189,6 +194,7 @@ class ResumableRun:
                 "n_shards_computed": self._n_saved,
                 "warnings": [[str(warning), MetricWarning(warning).code] for warning in result.warnings],
                 "failures": failures,
+                "sections": sections,
                 "tables": {
                     name: {table_name: table.not_finite for table_name, table in metric.tables.items()}
                     for name, metric in result.metrics.items()

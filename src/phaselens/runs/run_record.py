@@ -212,6 +212,8 @@ def _metric_record(selected: SelectedMetric) -> dict[str, Any]:
         "display": as_json(metric.display),
         "figure_panels": as_json(metric.figure_panels),
         "causal": hasattr(metric, "conditions"),
+        "prints": metric.prints,
+        "plots": metric.plots,
     }
 
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from phaselens.errors import InputError
-from phaselens.plugin import MODEL, Column, LayerView, Metric, MetricWarning, Params, Table, TableSpec
+from phaselens.plugin import (
+    MODEL,
+    Column,
+    LayerView,
+    Metric,
+    MetricWarning,
+    Params,
+    ReportSection,
+    Table,
+    TableSpec,
+)
 from phaselens.runs.model_description import ModelDescription, from_json
 from phaselens.runs.result import Failure, MetricResult, Run, TextRecord, labelled_spec
 from phaselens.runs.run_directory import RunDirectory
@@ -30,6 +40,14 @@ class StoredMetric(Metric[StoredParams]):
     """Base of the classes that stand for the metrics of a run directory. They describe tables; they measure nothing."""
 
     definition = ""
+    sections: ClassVar[tuple[ReportSection, ...]] = ()
+    #: Whether the metric drew a figure of its own into the run directory.
+    has_own_figure: ClassVar[bool] = False
+
+    @classmethod
+    def report(cls, tables: Mapping[str, Table], params: StoredParams) -> Sequence[ReportSection]:
+        """Return the sections that the run recorded."""
+        return cls.sections
 
     @classmethod
     def define(cls, params: Any) -> str:
@@ -105,6 +123,9 @@ def _metric_result(
         "tables": specs,
         "display": from_json(stored["display"]),
         "figure_panels": from_json(stored["figure_panels"]),
+        "prints": stored.get("prints", True),
+        "has_own_figure": stored.get("plots", False),
+        "sections": tuple(map(from_json, result.get("sections", {}).get(name, []))),
         "__module__": __name__,
     }
     metric = type(f"Stored_{name}", (StoredMetric,), attributes)
