@@ -104,10 +104,9 @@ class Output:
         from phaselens.report.table_names import default_table, find_table
         from phaselens.runs import BY_LABEL
 
-        added_tables = [BY_LABEL] if by_label else []
-        declared = {
-            name: [*(spec.name for spec in metric.tables), *added_tables] for name, metric in metrics.items()
-        }
+        declared = {name: [spec.name for spec in metric.tables] for name, metric in metrics.items()}
+        for name, metric in metrics.items():
+            declared[name] += [BY_LABEL] if by_label and metric.prints else []
         default = BY_LABEL if by_label else default_table(metrics.values())
         chosen = find_table(declared, table or default)
         return cls(output_format, ".".join(chosen), quiet)

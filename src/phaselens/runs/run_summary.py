@@ -22,7 +22,7 @@ class RunSummary:
         path: the directory.
         started: when it began, in UTC and ISO 8601.
         models: labels of the models.
-        metrics: names of the metrics.
+        metrics: names of the metrics, without those that only supply details to reports.
         n_texts: the number of texts.
         texts: the file, folder or name that they come from.
         state: `complete`, `failed` with the metrics that failed, or the number of finished shards, `12 of 40 shards`.
@@ -50,7 +50,7 @@ class RunSummary:
                 directory.path,
                 record["times"]["started"],
                 tuple(model["label"] for model in record["models"]),
-                tuple(record["metrics"]),
+                tuple(name for name, metric in record["metrics"].items() if metric.get("prints", True)),
                 len(record["texts"]),
                 record["options"]["texts"],
                 _state(directory, record),
