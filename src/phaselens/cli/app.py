@@ -9,6 +9,7 @@ import click
 from phaselens.cli.check_command import check
 from phaselens.cli.compare_command import compare
 from phaselens.cli.hooks_command import hooks
+from phaselens.cli.merge_command import merge
 from phaselens.cli.new_plugin_command import new_plugin
 from phaselens.cli.plugins_command import plugin_commands
 from phaselens.cli.repl_command import repl
@@ -52,5 +53,18 @@ def app() -> None:
     """
 
 
-for _command in (run, show, export, runs, compare, report, plugin_commands, hooks, check, new_plugin, repl):
+for _command in (
+    run,
+    merge,
+    show,
+    export,
+    runs,
+    compare,
+    report,
+    plugin_commands,
+    hooks,
+    check,
+    new_plugin,
+    repl,
+):
     app.add_command(_command)

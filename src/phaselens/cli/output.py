@@ -169,4 +169,6 @@ def report_failures(run: Run, *, debug: bool = False) -> int:
                 "error",
                 f"metric {name} failed: {failure}; the other results are complete ({traceback_options()})",
             )
-    return 1 if run.failed else 0
+    for shard in run.failed_shards:
+        print_message("error", f"{shard}; the same command tries again")
+    return 1 if run.failed or run.failed_shards else 0

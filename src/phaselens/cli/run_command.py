@@ -14,6 +14,7 @@ from phaselens.cli.output import Output, format_option, report_failures, table_o
 from phaselens.cli.report_command import report_target, write_report
 from phaselens.cli.streams import only_results_on_stdout, print_message
 from phaselens.cli.text_options import require_labels, require_window_within, text_fields, text_options
+from phaselens.cli.worker_options import worker_choices, worker_options
 from phaselens.errors import InputError
 from phaselens.plugin import plugins
 
@@ -80,6 +81,7 @@ _POSITIVE = click.IntRange(min=1)
     help="Keep the run in this directory: its record, finished shards, tables and figures. The same command continues.",
 )
 @click.option("--fresh", is_flag=True, help="Start over in a new directory beside --out if that holds a run.")
+@worker_options
 @click.option(
     "--heatmap",
     "heatmaps",
@@ -138,6 +140,8 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     except BaseException as error:
         _print_finished_models(error, output, arguments["out"], debug=arguments["debug"])
         raise
+    if arguments["shards"] is not None and not result.models:
+        return _report_part(result, quiet=arguments["quiet"], debug=arguments["debug"])
     try:  # failures while drawing are among the errors that are printed
         if arguments["figures"]:
             _draw(result, arguments["figures"], quiet=arguments["quiet"])
@@ -156,6 +160,14 @@ def _grouped(run: Run) -> Run:
     from phaselens.runs import group_by_label
 
     return group_by_label(run)
+
+
+def _report_part(result: Run, *, quiet: bool, debug: bool) -> int:
+    """Print what a part has done, and return the exit code. It has no tables."""
+    if not quiet:
+        for warning in result.warnings:
+            print_message("note", warning)
+    return report_failures(result, debug=debug)
 
 
 def _details(names: Sequence[str], arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -264,4 +276,5 @@ def _measure(
             out=arguments["out"],
             fresh=arguments["fresh"],
             command=command,
+            **worker_choices(arguments),
         )

@@ -8,8 +8,18 @@ from phaselens.runs.engine import feed_losses, feed_metric
 from phaselens.runs.inputs import load_model
 from phaselens.runs.label_groups import BY_LABEL, group_by_label
 from phaselens.runs.measurement import run
+from phaselens.runs.merging import merge
 from phaselens.runs.observer import Observer
-from phaselens.runs.result import SCHEMA, Failure, MetricResult, ModelFailure, ModelRecord, Run, TextRecord
+from phaselens.runs.result import (
+    SCHEMA,
+    FailedShard,
+    Failure,
+    MetricResult,
+    ModelFailure,
+    ModelRecord,
+    Run,
+    TextRecord,
+)
 from phaselens.runs.run_options import DEFAULT_MODELS, ModelSpec, RunOptions, SelectedMetric, select_metrics
 from phaselens.runs.run_summary import RunSummary, find_runs
 from phaselens.runs.stored_run import open_run
@@ -20,6 +30,7 @@ __all__ = [
     "DIFFERENCES",
     "SCHEMA",
     "Comparison",
+    "FailedShard",
     "Failure",
     "MetricResult",
     "ModelFailure",
@@ -39,6 +50,7 @@ __all__ = [
     "group_by_label",
     "guarded",
     "load_model",
+    "merge",
     "open_run",
     "run",
     "select_metrics",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text, TextFields, corpus_from
@@ -12,6 +12,7 @@ from phaselens.data.reading import BUNDLED
 from phaselens.errors import InputError, is_list_like, require_flag, require_kind
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_value
+from phaselens.runs.distribution import Distribution
 from phaselens.runs.document_windows import cut_documents
 from phaselens.runs.engine import measure_loaded
 from phaselens.runs.inputs import (
@@ -39,6 +40,7 @@ from phaselens.runs.run_options import (
 )
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 from phaselens.runs.stored_run import open_run
+from phaselens.runs.threads import current_threads, fixed_threads
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +74,12 @@ def run(
     out: Source | None = None,
     fresh: bool = False,
     command: Sequence[str] | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    engine: str = "processes",
+    address: str | None = None,
+    shards: str | None = None,
+    phase: str | None = None,
 ) -> Run:
     """Measure all metrics on all models, on the same texts, with one forward pass per model and batch.
 
@@ -103,6 +111,14 @@ def run(
             interrupted continues there, if nothing that determines its numbers has changed. None writes nothing.
         fresh: start over, in a new directory beside `out` if that holds a run.
         command: the command line, for the record.
+        threads: CPU threads of each process that computes; None for as many as PyTorch uses. They are part of the
+            record, because another number changes results by rounding.
+        workers: number of processes that compute shards; None computes them in this one. Models must be named by text.
+        engine: `"processes"` of this machine, or `"ray"` for actors of a Ray cluster, which needs `out`.
+        address: the address of a Ray cluster.
+        shards: `"3/8"` computes the third of eight parts of the shards only, into `out`, and makes no tables;
+            `phaselens.merge` does.
+        phase: `"observations"` or `"conditions"`: compute only this phase of the part.
 
     Returns:
         The run. A metric that fails is marked as failed; the others are complete.
@@ -131,7 +147,9 @@ def run(
         adapter_scale=adapter_scale,
         softmax_scale={} if softmax_scale is None else softmax_scale,
         rope_scaling={} if rope_scaling is None else rope_scaling,
+        threads=threads,
     )
+    distribution = Distribution.parse(workers, engine, address, shards, phase, out)
     selected_metrics = select_metrics(metrics)
     parsed_models = _parsed_models(models)
     labels = _labels(parsed_models)
@@ -151,6 +169,7 @@ def run(
             raise InputError(f"text_fields has no effect on {kind}; leave it out (--text-field and the like)")
     corpus = corpus_from(source, n_texts, text_fields)
     directory = _directory(out, fresh, command)
+    options = replace(options, threads=options.threads or _threads_of(directory))
     _require_loadable(parsed_models, options)
 
     results = {
@@ -168,22 +187,39 @@ def run(
     )
     result.warnings.extend(corpus.notes)
     try:
-        if directory is not None:
-            resumable = ResumableRun(directory, sessions, selected_metrics, options, corpus.texts)
-            resumable.begin(result, command)
-            if directory.is_complete:
-                return open_run(directory.path)
-            resumable.measure(result, observer)
-            result.directory = directory.path
-        else:
-            for session in sessions:
-                _measure_model(session, selected_metrics, options, result)
-                session.release()
+        with fixed_threads(options.threads or 1), distribution.directory(directory) as work_directory:
+            if work_directory is None:
+                for session in sessions:
+                    _measure_model(session, selected_metrics, options, result)
+                    session.release()
+                resumable = None
+            else:
+                job = distribution.job(
+                    work_directory,
+                    models=parsed_models,
+                    labels=labels,
+                    texts=corpus.texts,
+                    options=options,
+                    metrics=selected_metrics,
+                )
+                with distribution.crew(job, selected_metrics, observer) as crew:
+                    resumable = ResumableRun(
+                        work_directory, sessions, selected_metrics, options, corpus.texts, crew
+                    )
+                    resumable.begin(result, command)
+                    if work_directory.is_complete and not work_directory.lacks_shards:
+                        return open_run(work_directory.path)
+                    resumable.measure(result, observer)
+        result.directory = None if directory is None else directory.path
+        if distribution.part is not None and resumable is not None:
+            resumable.record_failed_shards(result)
+            result.warnings.append(distribution.describe_part(resumable.n_saved, out))
+            return result
         used_plugins = [*_plugin_names(selected_metrics), *plugins_of_models(_specs(parsed_models))]
         if plugin_texts is not None:
             used_plugins.append(plugin_texts.name)
         result.warnings.extend(plugins().notify_run_finished(result.copy(), used_plugins))
-        if directory is not None:
+        if directory is not None and resumable is not None:
             resumable.finish(result)
     except BaseException as error:
         result.end_early(error, labels)
@@ -213,6 +249,12 @@ def _directory(out: Source | None, fresh: bool, command: object) -> RunDirectory
     if not is_name:
         raise InputError(f"out is {os.fspath(out)!r}, which no directory can be called; give another name")
     return RunDirectory.to_write(out, fresh=fresh)
+
+
+def _threads_of(directory: RunDirectory | None) -> int:
+    """Return the number of threads of the run that has begun in the directory, or the one that PyTorch uses."""
+    recorded = None if directory is None else directory.recorded_threads
+    return recorded or current_threads()
 
 
 def _checked_observer(observer: Observer | None) -> Observer:

@@ -106,6 +106,56 @@ class ModelFailure:
         return {"model": self.model, "type": self.type, "message": self.message}
 
 
+@dataclass(frozen=True)
+class FailedShard:
+    """A shard that could not be computed.
+
+    Attributes:
+        model: the model's label.
+        phase: `observations` or `conditions`.
+        shard: the number of the shard.
+        texts: ids of its texts; empty for the prompts or sequences of a metric.
+        reason: what happened each time.
+        texts_of: the metric whose prompts or sequences the shard has; empty for the run's texts.
+    """
+
+    model: str
+    phase: str
+    shard: int
+    texts: tuple[str, ...]
+    reason: str
+    texts_of: str = ""
+
+    @property
+    def name(self) -> tuple[str, str, int]:
+        """What names the shard among those of its model."""
+        return self.phase, self.texts_of, self.shard
+
+    def __str__(self) -> str:
+        owner = f" of the prompts of {self.texts_of}" if self.texts_of else ""
+        named = ", ".join(map(repr, self.texts[:5])) + (", …" if len(self.texts) > 5 else "")
+        texts = f"; {len(self.texts)} texts are missing: {named}" if self.texts else ""
+        return (
+            f"{self.model}: shard {self.shard}{owner} ({self.phase}) was not computed: {self.reason}{texts}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the shard as plain JSON values."""
+        return {
+            "model": self.model,
+            "phase": self.phase,
+            "shard": self.shard,
+            "texts": list(self.texts),
+            "reason": self.reason,
+            "texts_of": self.texts_of,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FailedShard:
+        """Return the shard that `as_dict` returned."""
+        return cls(**{**values, "texts": tuple(values["texts"])})
+
+
 class NotMeasured(str):
     """The warning that a model was not measured; a type, so that the command line can leave out its own error."""
 
@@ -220,6 +270,8 @@ class Run:
     #: Requested models that were not measured. A run that ended early is the `run` attribute of its exception.
     errors: list[ModelFailure] = field(default_factory=list)
     renderer: Callable[[Run], str] | None = field(default=None, repr=False, compare=False)
+    #: Shards that could not be computed; the tables lack their texts.
+    failed_shards: list[FailedShard] = field(default_factory=list)
     #: The directory that holds the run; None for one that is only in memory.
     directory: Path | None = field(default=None, compare=False)
 
@@ -239,6 +291,7 @@ class Run:
             options=deepcopy(self.options),
             versions=dict(self.versions),
             errors=list(self.errors),
+            failed_shards=list(self.failed_shards),
         )
 
     def add_model(
@@ -309,6 +362,11 @@ class Run:
             "versions": dict(self.versions),
             # Present only where the run ended early, so that it is not mistaken for a complete one.
             **({"errors": [failure.as_dict() for failure in self.errors]} if self.errors else {}),
+            **(
+                {"failed_shards": [shard.as_dict() for shard in self.failed_shards]}
+                if self.failed_shards
+                else {}
+            ),
         }
 
     def __str__(self) -> str:

@@ -95,7 +95,8 @@ class RunOptions:
     """Options of a run.
 
     `bos` None keeps each lens' own policy; `positions` maps labels to rotation modes, and `adapter_scale` to numbers,
-    unless it is one number for every model with an adapter. `max_tokens` is at least `window`.
+    unless it is one number for every model with an adapter. `max_tokens` is at least `window`. `threads` None takes
+    the number of threads that PyTorch uses.
     """
 
     max_tokens: int = 512
@@ -112,6 +113,7 @@ class RunOptions:
     adapter_scale: float | Mapping[str, float] | None = None
     softmax_scale: Mapping[str, float] = field(default_factory=dict)
     rope_scaling: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         minimums = {
@@ -121,10 +123,12 @@ class RunOptions:
             "stride": 1,
             "batch_tokens": 1,
             "shard_tokens": 1,
+            "seed": 0,
+            "threads": 1,
         }
-        for name, minimum in (*minimums.items(), ("seed", 0)):
+        for name, minimum in minimums.items():
             value = getattr(self, name)
-            if name in ("n_texts", "window", "stride") and value is None:
+            if name in ("n_texts", "window", "stride", "threads") and value is None:
                 continue
             if not is_whole(value) or not minimum <= value <= LARGEST_WHOLE:
                 raise InputError(

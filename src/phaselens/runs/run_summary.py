@@ -73,7 +73,9 @@ class RunSummary:
 
 def _state(directory: RunDirectory, record: Mapping[str, Any]) -> str:
     if directory.is_complete:
-        failed = list(directory.read_result()["failures"])
+        result = directory.read_result()
+        n_failed = len(result.get("failed_shards", []))
+        failed = [*result["failures"], *([f"{n_failed} shards"] if n_failed else [])]
         return f"failed: {', '.join(failed)}" if failed else "complete"
     shards = list(_shard_files(directory, record))
     n_finished = sum(is_finished for is_finished in shards)

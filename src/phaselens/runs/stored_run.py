@@ -19,7 +19,7 @@ from phaselens.plugin import (
     TableSpec,
 )
 from phaselens.runs.model_description import ModelDescription, from_json
-from phaselens.runs.result import Failure, MetricResult, Run, TextRecord, labelled_spec
+from phaselens.runs.result import FailedShard, Failure, MetricResult, Run, TextRecord, labelled_spec
 from phaselens.runs.run_directory import RunDirectory
 
 _CELL_TYPES = {"str": str, "int": int, "float": float}
@@ -97,7 +97,17 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     warnings = [MetricWarning(text, code) for text, code in result["warnings"]]
     versions = {name: version for name, version in record["versions"].items() if name != "plugins"}
     models = [description.record for description in descriptions]
-    return Run(models, texts, metrics, list(warnings), record["options"], versions, directory=directory.path)
+    failed_shards = [FailedShard.from_dict(shard) for shard in result.get("failed_shards", [])]
+    return Run(
+        models,
+        texts,
+        metrics,
+        list(warnings),
+        record["options"],
+        versions,
+        failed_shards=failed_shards,
+        directory=directory.path,
+    )
 
 
 def _cut(text_index: int, descriptions: Sequence[ModelDescription]) -> dict[str, bool]:
