@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +188,11 @@ def run(
     )
     result.warnings.extend(corpus.notes)
     try:
-        with fixed_threads(options.threads or 1), distribution.directory(directory) as work_directory:
+        with (
+            fixed_threads(options.threads or 1),
+            _reserved(parsed_models),
+            distribution.directory(directory) as work_directory,
+        ):
             if work_directory is None:
                 for session in sessions:
                     _measure_model(session, selected_metrics, options, result)
@@ -303,6 +308,16 @@ def _labels(models: Sequence[ModelSpec | HookedTransformer]) -> list[str]:
     labels = [next(spec_labels) if isinstance(model, ModelSpec) else model.info.label for model in models]
     require_distinct(labels)
     return labels
+
+
+@contextmanager
+def _reserved(models: Sequence[ModelSpec | HookedTransformer]) -> Iterator[None]:
+    """Refuse the lenses among `models` to other threads."""
+    with ExitStack() as stack:
+        for model in models:
+            if not isinstance(model, ModelSpec):
+                stack.enter_context(model.reserved())
+        yield
 
 
 def _require_loadable(models: Sequence[ModelSpec | HookedTransformer], options: RunOptions) -> None:
