@@ -36,6 +36,7 @@ from phaselens_plugins._common import (
     null_means,
     store_by_text,
 )
+from phaselens_plugins._frequency_figure import draw_frequencies
 from phaselens_plugins._frequency_tables import (
     BANDS,
     QUANTITIES,
@@ -48,6 +49,7 @@ from phaselens_plugins._layer_metric import NO_PROBLEM, NOT_FINITE, ZERO, LayerM
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 POINTS = {"q": "attn.hook_rot_q", "k": "attn.hook_rot_k"}
@@ -91,6 +93,7 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         summary=(("low", "low"), ("middle", "middle"), ("high", "high"), ("rotation", "pairs")),
         by_head="low",
     )
+    plots = True
 
     @classmethod
     def define(cls, params: FrequencyParams) -> str:
@@ -339,6 +342,11 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
 
         values: np.ndarray = self.per_text.stack("use")
         return int((~np.isnan(values)).any((1, 2)).sum())
+
+    @classmethod
+    def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:
+        """Draw use and score by period, and massive cells by band, one line per model."""
+        draw_frequencies(tables, figure)
 
 
 def _shares(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from phaselens.runs.comparison import Comparison, compare
 from phaselens.runs.condition_editor import applied
 from phaselens.runs.engine import feed_losses, feed_metric
 from phaselens.runs.inputs import load_model
+from phaselens.runs.label_groups import BY_LABEL, group_by_label
 from phaselens.runs.measurement import run
 from phaselens.runs.merging import merge
 from phaselens.runs.observer import Observer
@@ -26,6 +27,7 @@ from phaselens.runs.study_file import Study, read_study, require_measurable, shi
 from phaselens.runs.study_result import StudyResult, run_study
 
 __all__ = [
+    "BY_LABEL",
     "DEFAULT_MODELS",
     "DIFFERENCES",
     "SCHEMA",
@@ -49,6 +51,7 @@ __all__ = [
     "feed_losses",
     "feed_metric",
     "find_runs",
+    "group_by_label",
     "guarded",
     "load_model",
     "merge",
