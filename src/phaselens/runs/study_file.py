@@ -266,7 +266,8 @@ def _values(entry: _Entry, runs: Sequence[str], models: Sequence[str]) -> Iterat
         raise InputError(f"{entry.name}: layer is {layer!r}; give the index of a layer, from 0")
     is_list = is_list_like(published, list)
     numbers: list[Any] = list(published) if is_list else [published]
-    if not numbers or not all(is_number(number) and isfinite(number) for number in numbers) or (is_list and layer is not None):
+    fits = bool(numbers) and all(is_number(number) and isfinite(number) for number in numbers)
+    if not fits or (is_list and layer is not None):
         raise InputError(
             f"{entry.name}: published is {published!r}; give a number, or without `layer` a list of numbers by layer"
         )
