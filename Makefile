@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo real test check format lint types contract quick pair families bench clean
+.PHONY: demo real test check format lint types contract quick pair families bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
@@ -46,6 +46,10 @@ pair: $(STAMP)
 # Tries a tiny model of every type that transformers has, and writes docs/families.md.
 families: $(STAMP)
 	$(BIN)/python -m tools.families --processes 2
+
+# The documentation as a site in build/site, without a network; warnings are errors.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(STAMP)
 	$(BIN)/python tools/bench/sinks.py

@@ -168,7 +168,10 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
             start_at_layer: the first layer to run, on `residual`; n_layers for the final norm alone.
             stop_at_layer: the layer to stop before; n_layers to stop before the final norm.
             unembed: return logits [batch, pos, d_vocab].
-            lengths, sink_position, n_distances, reads_only: as in `streaming`.
+            lengths: as in `streaming`.
+            sink_position: as in `streaming`.
+            n_distances: as in `streaming`.
+            reads_only: as in `streaming`.
 
         Returns:
             The final norm's output [batch, pos, d_model]; with `stop_at_layer`, the residual entering that layer; with

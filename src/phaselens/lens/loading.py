@@ -77,8 +77,8 @@ def load(
             one, with this factor, by transformers' own module; None keeps the checkpoint's.
         check: compare the hooked forward with the model's own, and refuse the model on a difference; ``"report"`` keeps
             the reference for `run_checks`, and refuses nothing.
-        trust_remote_code, allow_pickle: run code, or read pickles, that come with a checkpoint. No family that is
-            served needs either.
+        trust_remote_code: run code that comes with a checkpoint. No family that is served needs it.
+        allow_pickle: read pickles that come with a checkpoint. No family that is served needs it.
 
     Returns:
         A TransformerLens bridge with `info`, `stream` and the statistics' hook points.

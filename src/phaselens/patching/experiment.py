@@ -50,7 +50,8 @@ class Experiment(OldNames):
     can be replaced under it.
 
     Args:
-        clean, corrupt: prompts of one model and of one length; see `prompt`.
+        clean: the prompt, whose run supplies the patches; see `prompt`.
+        corrupt: another prompt of the same model and of the same length, whose run is edited.
         metric: the number that `run`, `sweep` and `attribution` report: `logit_diff(…)`, `loss`, or a function of
             logits [batch, pos, d_vocab] that returns [batch]. By default the loss of the prompt's tokens.
 
@@ -176,7 +177,8 @@ class Experiment(OldNames):
         Args:
             name: a causal metric, installed or built in.
             which: the name of one of its conditions; by default the first that is not a control.
-            layer, head: the layer and the head of the condition.
+            layer: the layer of the condition.
+            head: its head.
             params: parameters of the metric.
 
         Raises:

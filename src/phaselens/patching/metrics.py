@@ -85,7 +85,8 @@ def logit_diff(lens: HookedTransformer, a: str | int, b: str | int, pos: int = -
 
     Args:
         lens: the model whose tokens `a` and `b` are.
-        a, b: each a text of one token (mind the leading space), or a token id.
+        a: a text of one token (mind the leading space), or a token id.
+        b: the same, for the token whose logit is subtracted.
         pos: the position whose next token is predicted; negative from the end.
 
     Raises:
