@@ -23,7 +23,8 @@ def module_names(folder: Path) -> set[str]:
 def subjects(folder: str) -> set[str]:
     """Names of which each test file in a folder of tests/ has one."""
     if folder == "docs":
-        return {path.stem.lower() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))}
+        pages = (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "mkdocs.yml")
+        return {path.stem.lower() for path in pages}
     if folder == "plugins":
         return {
             *module_names(ROOT / "plugins" / "phaselens_plugins"),

@@ -43,5 +43,7 @@ def test_the_site_builds_without_a_warning_or_a_network_address(tmp_path: Path) 
     assert built.returncode == 0, built.stdout + built.stderr
     start = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "make demo" in start
-    loaded = [part.split('"')[0] for part in start.split('src="')[1:] + start.split('rel="stylesheet" href="')[1:]]
+    loaded = [
+        part.split('"')[0] for part in start.split('src="')[1:] + start.split('rel="stylesheet" href="')[1:]
+    ]
     assert [address for address in loaded if address.startswith(("http", "//"))] == []
