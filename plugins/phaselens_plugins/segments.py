@@ -25,7 +25,14 @@ from phaselens.plugin import (
     in_layer,
     param,
 )
-from phaselens_plugins._common import TableRow, mean_intervals, mean_over_texts, null_means
+from phaselens_plugins._common import (
+    TableRow,
+    head_exists,
+    mean_intervals,
+    mean_over_heads,
+    mean_over_texts,
+    null_means,
+)
 from phaselens_plugins._encoding import PromptEncoder
 from phaselens_plugins._passkeys import PasskeyCase, parse_depths, parse_lengths
 from phaselens_plugins._segment_prompts import (
@@ -218,7 +225,8 @@ class Segments(Metric[SegmentsParams]):
             hits.append((largest == key).double().masked_fill(is_missing, torch.nan))
             ties.append((count > 1).double().masked_fill(is_missing, torch.nan))
             nulls.append(1 / n_visible(query, window))
-        missing = torch.full((self.model.n_heads,), torch.nan, dtype=torch.float64)
+        n_heads = self.model.n_heads_in(layer.index or 0)
+        missing = torch.full((n_heads,), torch.nan, dtype=torch.float64)
         return {
             "mass": mass.mean(1).cpu(),
             "mass_null": null.double().mean(0),
@@ -282,7 +290,7 @@ class Segments(Metric[SegmentsParams]):
 
         mass, nulls = self.per_text.stack("mass"), self.per_text.stack("mass_null")
         if not by_head:
-            mass = mass.mean(2)
+            mass = np.moveaxis(mean_over_heads(self, np.moveaxis(mass, 3, 0)), 0, 2)
         shape = mass.shape[:-1]
         of_needle = self._interval(mass[..., NEEDLE], chosen)
 
@@ -307,7 +315,7 @@ class Segments(Metric[SegmentsParams]):
         null, ties = self._retrieval_null(chosen), self._mean(self.per_text.stack("ties"), chosen)
         n_copied = (retrieval == retrieval)[chosen].sum(0)
         for layer in range(self.model.n_layers):
-            for head in range(self.model.n_heads):
+            for head in range(self.model.n_heads_in(layer)):
                 yield (
                     layer, head, *(column[layer][head] for column in columns), null[layer], ties[layer][head],
                     int(chosen.sum()), int(n_copied[layer, head]),
@@ -364,7 +372,8 @@ class Segments(Metric[SegmentsParams]):
         """Warn of each reason for which numbers are missing."""
         import numpy as np
 
-        is_missing = np.isnan(self.per_text.stack("mass")).any((0, 2, 3))
+        mass = self.per_text.stack("mass")
+        is_missing = (np.isnan(mass).any(3) & head_exists(self, mass.shape[1:3])).any((0, 2))
         if is_missing.any():
             layers = ", ".join(map(str, np.flatnonzero(is_missing)))
             self.warn(f"attention of some prompts is missing: it is NaN in layer {layers}")

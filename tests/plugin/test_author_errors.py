@@ -88,7 +88,7 @@ MISTAKES: list[tuple[type[Metric[Any]], str]] = [
      "mean has 5 rows for a batch of 2 texts"),
     (using(lambda self, layer: self.per_text.add(layer, mean=np.zeros(2))), r"mean is a numpy ndarray of shape \[2\]"),
     (using(lambda self, layer: self.per_text.add(layer, mean=[1.0, 2.0])), r"mean is the list \[1.0, 2.0\]"),
-    (using(lambda self, layer: self.per_text.add(layer, x=torch.zeros(2, 1 + layer.index))), "give one shape in all"),
+    (using(lambda self, layer: self.per_text.add(layer, x=torch.zeros(2, *[1] * layer.index))), "give one shape in all"),
     (using(lambda self, layer: self.per_text.add(None, x=1)), "layer is None; give the layer that update receives"),
     (probe(compute=lambda self: self.per_text.stack("maen")), r"per_text.stack\('maen'\): it holds mean;"),
     (having(hooks=POINT), "hooks.. returned the str 'blocks.{layer}.hook_resid_post'; return a list of hook names"),

@@ -73,6 +73,8 @@ class ModelInfo:
     * ``kinds``: ``attention``, or what the layer has instead of it, such as ``mamba``. Empty where all have attention.
     * ``windows``: the number of keys a query can see, itself included; None where it sees all.
     * ``scales``: the factor of q·k; None in a layer without attention.
+    * ``heads``: the number of heads of queries, 0 in a layer without attention. Empty where all layers with attention
+      have ``n_heads``, which is the largest number.
     * ``rotations``: the dimensions of queries and keys that the rotation mixes, or would mix where it was nulled or
       dropped; None without rotation.
     * ``head_outputs``: the step between a head's output and the output projection: ``same`` none, ``scaled`` every
@@ -128,6 +130,7 @@ class ModelInfo:
     quantisation: str | None = None
     rotations: tuple[RotatedPairs | None, ...] = ()
     head_outputs: tuple[str, ...] = ()
+    heads: tuple[int, ...] = ()
     learned_sinks: tuple[int, ...] = ()
     gates: tuple[int, ...] = ()
     kinds: tuple[str, ...] = ()
@@ -143,7 +146,16 @@ class ModelInfo:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, in the order of the fields."""
         fields = asdict(self)
-        for name in ("positions", "windows", "scales", "head_outputs", "learned_sinks", "gates", "kinds"):
+        for name in (
+            "positions",
+            "windows",
+            "scales",
+            "head_outputs",
+            "heads",
+            "learned_sinks",
+            "gates",
+            "kinds",
+        ):
             fields[name] = list(fields[name])
         fields["rotations"] = [rotation and str(rotation) for rotation in self.rotations]
         return fields
@@ -156,6 +168,10 @@ class ModelInfo:
     def kind_of(self, layer: int) -> str:
         """Return `attention`, or what a layer has instead of it."""
         return self.kinds[layer] if self.kinds else "attention"
+
+    def n_heads_in(self, layer: int) -> int:
+        """Return the number of heads of queries in a layer with attention; those of the largest one in another."""
+        return (self.heads[layer] if self.heads else 0) or self.n_heads
 
     def absence(self, name: str) -> str | None:
         """Return the reason why the model lacks a hook point, given its whole name; None if no reason is known."""
