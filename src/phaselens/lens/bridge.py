@@ -218,10 +218,11 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
                 raise InputError(
                     "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
                 )
-            # The layers' input is replaced; a model may project narrower embeddings to d_model.
+            # The layers' input is replaced; a model may project narrower embeddings to d_model, or write into them (GIT).
             width = families.embedding_of(self.original_model).shape[1]
             is_wide = residual.shape[-1] == width
-            return {"inputs_embeds": residual if is_wide else residual.new_zeros(*residual.shape[:-1], width)}
+            embeddings = residual.clone() if is_wide else residual.new_zeros(*residual.shape[:-1], width)
+            return {"inputs_embeds": embeddings}
         if tokens is None or residual is not None:
             raise InputError("stream needs `tokens`; give `residual` only with start_at_layer")
         if not isinstance(tokens, Tensor):

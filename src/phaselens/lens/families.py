@@ -39,7 +39,7 @@ _D_MODEL = ("hidden_size",)
 _BOS = ("bos_token_id",)
 _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
-_N_SELECTED_KEYS = ("index_topk",)
+_N_SELECTED_KEYS = ("index_topk", "indexer_budget", "keep_window_size")
 _CHUNK = ("attention_chunk_size",)
 _N_CTX_TRAINED = "original_max_position_embeddings"
 _ROPE_PARAMETERS = ("rope_parameters",)
@@ -266,7 +266,7 @@ def n_ctx_of(model: PreTrainedModel) -> int | None:
 
 
 def n_selected_keys_of(model: PreTrainedModel) -> int | None:
-    """Return the number of keys that an indexer selects for each query; None without an indexer."""
+    """Return the number of keys that attention selects for each query; None where each sees all."""
     n_keys = _attribute(text_config_of(model), _N_SELECTED_KEYS)
     return n_keys if isinstance(n_keys, int) else None
 

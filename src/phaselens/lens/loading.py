@@ -277,7 +277,12 @@ def _wrapped(
         anatomy = measure_anatomy(model) if measured else None
         layers = None if anatomy is None else anatomy.layers
         eager = anatomy is not None and anatomy.needs_eager
-        reference = reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
+        streams_first = anatomy is not None and anatomy.stack.streams_first
+        reference = (
+            reference_of(model, nulled=nulled, layers=layers, eager=eager, streams_first=streams_first)
+            if options.check
+            else None
+        )
     with refusing(model, "add hook points to its modules"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
