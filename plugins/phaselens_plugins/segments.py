@@ -180,9 +180,8 @@ class Segments(Metric[SegmentsParams]):
         ]
 
     def _reason_to_skip(self, length: int) -> str:
-        n_ctx = self.model.n_ctx
-        if "learned" in self.model.positions and n_ctx is not None and length > n_ctx:
-            return f"the model has learned positions for {n_ctx} tokens only"
+        if reason := self.model.reason_against(length):
+            return reason
         if length > self.params.longest:
             return f"more than -P segments.longest={self.params.longest}"
         return ""

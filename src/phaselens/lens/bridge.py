@@ -218,7 +218,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
                 raise InputError(
                     "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
                 )
-            # The layers' input is replaced; a model may project narrower embeddings to d_model, or write into them (GIT).
+            # The layers' input is replaced. A model may project narrower embeddings to d_model, or write into them.
             width = families.embedding_of(self.original_model).shape[1]
             is_wide = residual.shape[-1] == width
             embeddings = residual.clone() if is_wide else residual.new_zeros(*residual.shape[:-1], width)
@@ -241,15 +241,10 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
                 f"tokens: ids from {low} to {high}, but {self.info.label} has 0 to {self.info.d_vocab - 1}; "
                 "encode the text with this model's tokenizer"
             )
-        if (longest := self.info.longest) is not None and tokens.shape[1] > longest:
+        if reason := self.info.reason_against(tokens.shape[1]):
             raise InputError(
-                f"{tokens.shape[1]} tokens, but {self.info.label} is measured up to {longest}: beyond, it attends in "
-                f"chunks or to selected keys; shorten the texts (--max-tokens {longest})"
-            )
-        if "learned" in self.info.positions and self.info.n_ctx and tokens.shape[1] > self.info.n_ctx:
-            raise InputError(
-                f"{tokens.shape[1]} tokens, but {self.info.label} has learned positions for {self.info.n_ctx}; "
-                "shorten the texts (--max-tokens)"
+                f"{tokens.shape[1]} tokens, but {reason.replace('the model', self.info.label, 1)}; shorten the texts "
+                "(--max-tokens)"
             )
         return {"input_ids": tokens.to(self.device)}
 

@@ -29,6 +29,8 @@ _QUERIES_PER_KEY = ("num_key_value_groups",)
 _SCALE = ("scaling",)
 _SOFTCAP = ("attn_logit_softcapping",)
 _SINK_LOGITS = ("sinks",)
+# A buffer of attention modules with the sines and cosines of each position (GPT-J, CodeGen).
+_ROTATION_TABLE = "embed_positions"
 # Attributes of the model: its unembedding, and a factor of the logits.
 _UNEMBEDDING = ("lm_head", "embed_out")
 _LOGIT_FACTOR = ("logit_scale",)
@@ -190,6 +192,21 @@ def fused_layout(attention: nn.Module) -> FusedLayout:
             f"and hook_v cannot be served; known: {supported}. hook_rot_q and hook_rot_k can be hooked instead"
         )
     return FusedLayout(n_heads_of(attention), n_kv_heads_of(attention), d_head_of(attention), by_head)
+
+
+def has_position_table(attention: nn.Module, model: PreTrainedModel) -> bool:
+    """Return whether an attention module holds a table with a row for each position that the model was made for."""
+    n_ctx = n_ctx_of(model)
+    return any(buffer.dim() >= 2 and buffer.shape[-2] == n_ctx for buffer in attention.buffers())
+
+
+def rotation_tables(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Return the modules that rotate by a table of sines and cosines [pos, d_rotary], and the table's name."""
+    return (
+        (module, _ROTATION_TABLE)
+        for module in model.modules()
+        if isinstance(module._buffers.get(_ROTATION_TABLE), Tensor)
+    )
 
 
 # Facts of one rotary module

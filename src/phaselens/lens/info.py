@@ -86,6 +86,9 @@ class ModelInfo:
     ``longest`` is the length of the longest text in which each layer sees all keys before a query or a window of them;
     None without a limit. Attention in chunks of a text, or to keys that an indexer selects, has one.
 
+    ``has_position_table``: attention reads a table with an entry for each of the ``n_ctx`` positions and no other (the
+    rotation of GPT-J). Learned positions always have that limit.
+
     ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
 
     ``n_ctx_trained`` is the number of positions that the model was trained for, where a rope type extended them to
@@ -125,6 +128,7 @@ class ModelInfo:
     n_ctx_trained: int | None = None
     revision: str | None = None
     attention_type: str | None = None
+    has_position_table: bool = False
     softmax_scale: float | None = None
     rope_scaling: str | None = None
     quantisation: str | None = None
@@ -168,6 +172,17 @@ class ModelInfo:
     def kind_of(self, layer: int) -> str:
         """Return `attention`, or what a layer has instead of it."""
         return self.kinds[layer] if self.kinds else "attention"
+
+    def reason_against(self, n_tokens: int) -> str:
+        """Return the reason why the model cannot be measured on a text of so many tokens; "" if it can."""
+        if self.longest is not None and n_tokens > self.longest:
+            limit = f"the model is measured up to {self.longest} tokens"
+            return f"{limit}: beyond, it attends in chunks or to selected keys"
+        is_learned = any("learned" in encoding for encoding in self.positions)
+        if self.n_ctx is not None and n_tokens > self.n_ctx and (is_learned or self.has_position_table):
+            kind = "learned positions" if is_learned else "a table of positions"
+            return f"the model has {kind} for {self.n_ctx} tokens only"
+        return ""
 
     def n_heads_in(self, layer: int) -> int:
         """Return the number of heads of queries in a layer with attention; those of the largest one in another."""

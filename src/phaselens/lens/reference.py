@@ -151,8 +151,16 @@ def _identity_rotation(model: PreTrainedModel, nulled: bool) -> Iterator[None]:
 
     rotary = families.rotary_modules(model) if nulled else ()
     handles = [module.register_forward_hook(null_rotation) for module in rotary]
+    tables = [
+        (module, name, getattr(module, name))
+        for module, name in (families.rotation_tables(model) if nulled else ())
+    ]
+    for module, name, table in tables:
+        setattr(module, name, table[:1].expand_as(table))
     try:
         yield
     finally:
+        for module, name, table in tables:
+            setattr(module, name, table)
         for handle in handles:
             handle.remove()

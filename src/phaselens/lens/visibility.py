@@ -207,8 +207,8 @@ def _hidden_cells(lens: HookedTransformer) -> dict[int, float]:
     """
     short_windows = [window for window in lens.info.windows if window is not None and window < _LONGEST_TEXT]
     length = max(short_windows, default=_N_PROBE_TOKENS) + 2
-    limit = lens.info.n_ctx if "learned" in lens.info.positions else None
-    length = min(length, limit or length, lens.info.longest or length)
+    while lens.info.reason_against(length):
+        length -= 1
     vocabulary = lens.info.d_vocab
     tokens = torch.arange(length)[None] % vocabulary
     shares: dict[int, float] = {}
