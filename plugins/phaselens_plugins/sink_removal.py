@@ -165,7 +165,17 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
             ConditionSource("bos-v", BosV, BosVParams(seeds=0)),
             ConditionSource("bos-mlp", BosMlp, BosMlpParams(seeds=0)),
         ]
+        absence = next(
+            filter(None, (self._absence_of_values(layer) for layer in self.model.attention_layers)), None
+        )
+        if beside and absence is not None:
+            self.warn(f"questions has no rows of bos-v: {absence}")
+            del sources[0]
         self.inner = InnerMetrics(sources if beside else [], self.model, self.seed)
+
+    def _absence_of_values(self, layer: int) -> str | None:
+        """Return the reason why the layer has no point at its values, which bos-v edits."""
+        return self.model.absence(in_layer(layer, "attn.hook_v"))
 
     @property
     def sink_position(self) -> int:

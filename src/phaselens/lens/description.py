@@ -88,9 +88,8 @@ def describe(
         n_ctx_trained=families.n_ctx_trained_of(model),
         revision=source.base.revision if source is not None else None,
         attention_type=getattr(config, "attention_type", None),
-        has_position_table=any(
-            families.has_position_table(attention.original_component, model)
-            for attention in attention_layers(lens).values()
+        has_position_table=families.has_position_table(
+            model, [attention.original_component for attention in attention_layers(lens).values()]
         ),
         softmax_scale=_softmax_scale_of(config, options),
         rope_scaling=None if options.rope_scaling is None else str(options.rope_scaling),

@@ -84,7 +84,8 @@ class ModelInfo:
     the heads' outputs: factors that do not depend on these outputs.
 
     ``longest`` is the length of the longest text in which each layer sees all keys before a query or a window of them;
-    None without a limit. Attention in chunks of a text, or to keys that an indexer selects, has one.
+    None without a limit. Attention in chunks of a text, or to keys that an indexer selects, has one, and so have layers
+    that run on one piece of a text after the other (xLSTM).
 
     ``has_position_table``: attention reads a table with an entry for each of the ``n_ctx`` positions and no other (the
     rotation of GPT-J). Learned positions always have that limit.
@@ -177,7 +178,7 @@ class ModelInfo:
         """Return the reason why the model cannot be measured on a text of so many tokens; "" if it can."""
         if self.longest is not None and n_tokens > self.longest:
             limit = f"the model is measured up to {self.longest} tokens"
-            return f"{limit}: beyond, it attends in chunks or to selected keys"
+            return f"{limit}: beyond, it attends in chunks or to selected keys, or runs on pieces of a text"
         is_learned = any("learned" in encoding for encoding in self.positions)
         if self.n_ctx is not None and n_tokens > self.n_ctx and (is_learned or self.has_position_table):
             kind = "learned positions" if is_learned else "a table of positions"

@@ -201,7 +201,8 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
             for attention in attentions.values()
         ]
         try:
-            probe(lens, tokens, hooks, position_ids=ids)
+            # A layer may read the embeddings as well as the residual (Zamba): they are then the same at all positions.
+            probe(lens, torch.ones_like(tokens) if constant else tokens, hooks, position_ids=ids)
         finally:
             for handle in handles:
                 handle.remove()

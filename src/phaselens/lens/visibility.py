@@ -53,6 +53,7 @@ def measure_windows(lens: HookedTransformer) -> tuple[tuple[int | None, ...], in
             window_by_rule[id(rule)], limit = _measured_window(rule, _label(lens, layer), shortest)
             limits.append(limit)
     limits.append(families.n_selected_keys_of(lens.original_model))
+    limits.append(families.piece_length_of(lens.original_model))
     windows = tuple(
         window_by_rule[id(rules[layer])] if layer in rules else None for layer in range(len(lens.blocks))
     )
