@@ -32,23 +32,37 @@ def with_results(page: str, trials: Sequence[Trial]) -> str:
     return f"{title}\n{pattern.sub(lambda _: table, following)}"
 
 
-def verdict(trial: Trial) -> str:
-    """Return the result of a trial in float32, in one word as it stands on the page."""
+def verdict(trial: Trial, dtype: str = "float32") -> str:
+    """Return the result of a trial in one dtype, in one word as it stands on the page."""
     if trial.unbuildable:
         return UNBUILDABLE
-    if "float32" in trial.refusals:
+    if dtype in trial.refusals:
         return REFUSED
-    return SERVED if trial.is_served else PROBLEM
+    is_served = trial.is_served if dtype == "float32" else dtype in trial.measurements
+    return SERVED if is_served else PROBLEM
 
 
-def verdicts(page: str) -> dict[str, str]:
-    """Return the verdict on each model type by its row of the page."""
-    results = {}
+def verdicts(page: str, dtype: str = "float32") -> dict[str, str]:
+    """Return the verdict on each model type in one dtype by its row of the page."""
+    column = _HEAD.index(dtype)
+    return {name: _verdict_of_cell(cells[column], cells[-1]) for name, cells in _rows_of(page).items()}
+
+
+def errors(page: str, dtype: str) -> dict[str, float]:
+    """Return the error in one dtype of each model type that is served in it, by its row of the page."""
+    column = _HEAD.index(dtype)
+    numbers = {name: re.match(r"[\d.e+-]+", cells[column]) for name, cells in _rows_of(page).items()}
+    return {name: float(number[0]) for name, number in numbers.items() if number is not None}
+
+
+def _rows_of(page: str) -> dict[str, list[str]]:
+    """Return the cells of the row of each model type."""
+    rows = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if line.startswith("| `") and len(cells) == len(_HEAD):
-            results[cells[0].strip("`")] = _verdict_of_cell(cells[2], cells[-1])
-    return results
+            rows[cells[0].strip("`")] = cells
+    return rows
 
 
 def _verdict_of_cell(cell: str, explanation: str) -> str:
