@@ -138,9 +138,15 @@ def test_results_replace_the_count_and_the_rows() -> None:
     trials = [
         Trial("llama", class_name_of("llama"), refusals={"float32": "a | b"}, problems={"float64": "c"})
     ]
-    page = with_results(PAGE.read_text(encoding="utf-8"), trials)
+    old = PAGE.read_text(encoding="utf-8")
+    page = with_results(old, trials, ["llama"])
     assert page.startswith("# Model families: 0 of the 1 causal")
     assert verdicts(page) == {"llama": "refused"}
-    assert with_results(page, trials) == page
+    assert with_results(page, trials, ["llama"]) == page
+    partial = with_results(old, trials, TYPES)
+    assert verdicts(partial) == {**VERDICTS, "llama": "refused"}
+    assert partial.startswith(
+        f"# Model families: {list(verdicts(partial).values()).count(SERVED)} of the 189"
+    )
     with pytest.raises(ValueError, match=r"families\.md lacks the lines"):
-        with_results("# Model families\n", trials)
+        with_results("# Model families\n", trials, ["llama"])

@@ -16,14 +16,20 @@ _HEAD = ("model type", "class", *DTYPES, "positions", "absent, or why it is refu
 SERVED, REFUSED, PROBLEM, UNBUILDABLE = "served", "refused", "problem", "cannot be built"
 
 
-def with_results(page: str, trials: Sequence[Trial]) -> str:
-    """Return the page with the results of `trials` instead of the earlier ones."""
-    n_served = sum(trial.is_served for trial in trials)
+def with_results(page: str, trials: Sequence[Trial], types: Sequence[str]) -> str:
+    """Return the page with the results of `trials` in place of the earlier ones of these model types.
+
+    Args:
+        types: every model type of the page, in order; rows of other types are dropped.
+    """
+    cells = _rows_of(page) | {trial.model_type: _cells(trial) for trial in trials}
+    listed = [cells[model_type] for model_type in types if model_type in cells]
+    rows = [_row(_HEAD), _row(["---"] * len(_HEAD)), *map(_row, listed)]
+    n_served = list(verdicts("\n".join(rows)).values()).count(SERVED)
     title = (
-        f"# Model families: {n_served} of the {len(trials)} causal language models in transformers "
+        f"# Model families: {n_served} of the {len(listed)} causal language models in transformers "
         f"{transformers.__version__} are served"
     )
-    rows = [_row(_HEAD), _row(["---"] * len(_HEAD)), *(_row(_cells(trial)) for trial in trials)]
     _, _, following = page.partition("\n")
     pattern = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
     if not pattern.search(following):
