@@ -29,7 +29,10 @@ LOADS: list[tuple[dict[str, Any], str]] = [
     ({"label": 3}, "label is 3; give text"),
     ({"label": ""}, "label is ''"),
     ({"trust_remote_code": "no"}, "trust_remote_code is 'no'; give True or False"),
+    ({"label": "\ud800"}, "label: symbol 1 is a lone surrogate"),
     ({"positions": "nop"}, "positions 'nop': use auto"),
+    ({"positions": ["nope"]}, r"positions \['nope'\]: use auto"),
+    ({"tokenizer": len}, "expected tokenizer as a tokenizer, or .*, received <built-in function len>"),
     ({"device": 3}, "device is 3; give auto"),
     ({"dtype": 3}, "dtype is 3; give auto"),
     ({"tokenizer": 3}, "expected tokenizer as a tokenizer, or .*, received 3"),
@@ -108,6 +111,10 @@ ENCODINGS: list[tuple[Callable[[Encoder], Any], str]] = [
     (lambda encoder: Encoder(None), "expected tokenizer as a Hugging Face tokenizer, received None"),
     (lambda encoder: Text(3, "a"), "expected id of a Text as a str, received 3"),  # type: ignore[arg-type]
     (lambda encoder: Text("a", None), "expected text of a Text as a str, received None"),  # type: ignore[arg-type]
+    (lambda encoder: Text("\ud800", "a"), "id of a Text: symbol 1 is a lone surrogate"),
+    (lambda encoder: Text("a", "a", "\ud800"), "label of a Text: symbol 1 is a lone surrogate"),
+    (lambda encoder: encoder(3), "expected a text to encode as text, received 3"),  # type: ignore[arg-type]
+    (lambda encoder: encoder("\ud800"), "a text to encode: symbol 1 is a lone surrogate"),
     (lambda encoder: texts_from(["a", "b"], True), "limit as a whole number"),
     (lambda encoder: pack([3, 4], -1), "batch_tokens as a whole number of at least 1"),
 ]

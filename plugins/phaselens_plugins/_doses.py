@@ -135,17 +135,19 @@ class OtherKeys:
 def draw_other_key(length: int, content: str, seed: int, position: int) -> int | None:
     """Return a random position other than 0 and `position` that a later query sees; None in a text without one.
 
-    >>> draw_other_key(4, "a", 0, 2), draw_other_key(2, "a", 0, 0)
-    (1, None)
+    The last query predicts nothing, so the key is drawn among those that an earlier one sees, if there are any.
+
+    >>> draw_other_key(4, "a", 0, 0), draw_other_key(4, "a", 0, 1), draw_other_key(2, "a", 0, 0)
+    (1, 2, None)
     """
-    if length < 3:
-        return None
-    if position == 0 or position > length - 2:
-        return draw_other_position(length, content, seed)
-    if length < 4:
-        return None
-    drawn = draw_other_position(length - 1, content, seed)
-    return None if drawn is None else drawn + (drawn >= position)
+    for last in (length - 3, length - 2):
+        is_among = 1 <= position <= last
+        n_keys = last - is_among
+        if n_keys > 0:
+            drawn = draw_other_position(n_keys + 2, content, seed)
+            assert drawn is not None
+            return drawn + (is_among and drawn >= position)
+    return None
 
 
 def draw_doses(tables: Mapping[str, Table], figure: Figure) -> None:

@@ -313,11 +313,16 @@ def _number(bound: Any) -> float:
 
 
 def draw_heads(tables: Mapping[str, Table], figure: Figure) -> None:
-    """Draw each head's cost against its sink score and against its output share."""
+    """Draw each head's cost against its sink score, its entropy and its output share."""
+    figure.set_size_inches(10.5, 3.8)
     by_model = records_by_model(tables["heads"])
-    panels = figure.subplots(1, 2, squeeze=False)[0]
+    panels = figure.subplots(1, 3, squeeze=False, sharey=True)[0]
     figure.set_layout_engine("constrained")
-    labels = {"sink": "attention on position 0", "output_share": "‖z·W_O‖ over the layer's mean"}
+    labels = {
+        "sink": "attention on position 0",
+        "entropy": "entropy of attention / maximum",
+        "output_share": "‖z·W_O‖ over the layer's mean",
+    }
     for axes, (column, title) in zip(panels, labels.items(), strict=True):
         for label, style in styles(list(by_model)).items():
             records = by_model[label]
@@ -327,6 +332,6 @@ def draw_heads(tables: Mapping[str, Table], figure: Figure) -> None:
             )  # fmt: skip
         axes.axhline(0.0, color=INK, linewidth=0.6)
         axes.set_xlabel(title)
-        axes.set_ylabel("Δ nats per token without the head")
         bare(axes)
+    panels[0].set_ylabel("Δ nats per token without the head")
     panels[0].legend(frameon=False, fontsize=8)

@@ -83,16 +83,16 @@ def _parse_source(words: Sequence[str]) -> ConditionSource:
         raise InputError(
             f"conditions: {name!r} does not change the model; name a causal metric, such as bos-mlp"
         )
-    values: dict[str, str] = {}
+    given: dict[str, str] = {}
     for setting in settings:
         key, sign, value = setting.partition("=")
         if not sign or not key:
             raise InputError(f"conditions: {setting!r} after {name!r}: write PARAMETER=VALUE")
-        if key in values:
+        if key in given:
             raise InputError(f"conditions: {key} of {name!r} is given twice; keep one")
-        values[key.replace("-", "_")] = value
+        given[key.replace("-", "_")] = value
     try:
-        params = metric_class.Params.parse(values)
+        params = metric_class.Params.parse({**metric_class.nested_defaults, **given})
     except InputError as error:
         raise InputError(f"conditions: {name}: {error}") from error
     return ConditionSource(" ".join(words), metric_class, params)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from phaselens.plugin import CAUSAL_TABLES, Column, Table, TableSpec, interval_help
 from phaselens_plugins._common import LAYER, interval_columns
-from phaselens_plugins._drawing import INK, bare, draw_line, numbers, records_by_model, styles
+from phaselens_plugins._drawing import INK, Record, bare, draw_line, numbers, records_by_model, styles
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,10 @@ _CURVE_COLUMNS = (
     Column(
         "n_nulled", int, "pairs", "pairs of a head whose rotation is nulled, in the layer with the most pairs"
     ),
-    Column("ratio", float, "ratio", "perplexity over the unedited model's; exactly 1 at p = 1"),
+    Column("ppl", float, "perplexity", "exp of the mean loss over all predicted tokens"),
+    Column(
+        "ratio", float, "ratio", "perplexity over the unedited model's; exactly 1 where nothing is nulled"
+    ),
     *interval_columns("ratio", "ratio_low", "ratio_high"),
     Column("delta_nats", float, "nats/token", "what is added to the loss"),
     Column("delta_low", float, "nats/token", interval_help(paired=True)),
@@ -47,7 +50,9 @@ _CURVE_COLUMNS = (
 
 TABLES = (
     *CAUSAL_TABLES,
-    TableSpec("curve", _CURVE_COLUMNS, "one row per end and share"),
+    TableSpec(
+        "curve", _CURVE_COLUMNS, "one row per end and share; one, of p = 0, for a model without rotation"
+    ),
     TableSpec(
         "sinks",
         (
@@ -91,7 +96,7 @@ def draw_steps(tables: Mapping[str, Table], figure: Figure) -> None:
         for end in ENDS.values()
     }
     lines = {key: rows for key, rows in lines.items() if rows}
-    names = [f"{label}, {end} nulled first" for label, end in lines]
+    names = [_line_name(label, end, rows) for (label, end), rows in lines.items()]
     for axes, (column, low, high, title) in zip(panels, _PANELS, strict=True):
         for name, rows, style in zip(names, lines.values(), styles(names).values(), strict=True):
             null = {"sink_rate": "sink_null", "passkey": "passkey_chance"}.get(column)
@@ -104,3 +109,9 @@ def draw_steps(tables: Mapping[str, Table], figure: Figure) -> None:
         axes.set_title(title, loc="left", fontsize=9, color=INK)
         bare(axes)
     panels[0].legend(frameon=False, fontsize=7)
+
+
+def _line_name(label: str, end: str, rows: Sequence[Record]) -> str:
+    """Return the name of a line; that of a model without rotation is a point at p = 0."""
+    is_rotated = any(row["n_nulled"] or row["p"] for row in rows)
+    return f"{label}, {end} nulled first" if is_rotated else f"{label}, not rotated"

@@ -92,6 +92,7 @@ SEGMENT_TABLES = (
             Column("null", float, SHARE, UNIFORM),
             *_masses(", heads and prompts", _OTHERS),
             Column("retrieval", float, ROWS, "retrieval of the head that has the largest"),
+            *_interval(ROWS, "retrieval"),
             Column("retrieval_head", int, "index", "that head"),
             Column("retrieval_null", float, ROWS, RETRIEVAL_NULL),
             N_PROMPTS,
@@ -109,6 +110,8 @@ SEGMENT_TABLES = (
             Column("null", float, SHARE, UNIFORM),
             *_masses(", heads and prompts", _OTHERS),
             Column("retrieval", float, ROWS, "retrieval of the layer's `retrieval_head` in these prompts"),
+            *_interval(ROWS, "retrieval"),
+            Column("retrieval_head", int, "index", "the head that has the largest over all prompts"),
             Column("retrieval_null", float, ROWS, RETRIEVAL_NULL),
             N_PROMPTS,
         ),
@@ -165,5 +168,15 @@ SEGMENT_PANELS = (
     _panel("begin", "attention on position 0"),
     _panel("recent", f"attention on the last {N_EDGE} tokens"),
     _panel("distractors", "attention on other keys"),
-    _panel("retrieval", "largest retrieval score"),
+    FigurePanel(
+        _FIGURES,
+        "retrieval",
+        Display(
+            "retrieval",
+            "largest retrieval score",
+            low="retrieval_low",
+            high="retrieval_high",
+            null="retrieval_null",
+        ),
+    ),
 )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import CAUSAL_TABLES, Column, Table, TableSpec
 from phaselens_plugins._causal import paired_interval_columns
 from phaselens_plugins._common import N_TEXTS, interval_columns
-from phaselens_plugins._drawing import INK, bare, draw_line, numbers, records_by_model, styles
+from phaselens_plugins._drawing import INK, Record, bare, draw_line, numbers, records_by_model, styles
 from phaselens_plugins._position_bins import BEYOND, FIRST, LAST
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NATS = "nats/token"
@@ -59,7 +60,12 @@ TABLES = (
             Column("first", int, "position", "first position of the bin; missing: all positions"),
             Column("last", int, "position", "last position of the bin"),
             BEYOND,
-            Column("beta", float, "factor", "the β of the sweep with the smallest mean loss"),
+            Column(
+                "beta",
+                float,
+                "factor",
+                "the β of the sweep with the smallest mean loss; of equals, the nearest to 1",
+            ),
             *interval_columns("factor", "beta_low", "beta_high"),
             Column(
                 "gain",
@@ -95,29 +101,46 @@ TABLES = (
 
 
 def draw_temperature(tables: Mapping[str, Table], figure: Figure) -> None:
-    """Draw the change of the loss against β, and the best β against the position: one line per model, all layers."""
-    figure.set_size_inches(9.0, 3.6)
-    left, right = figure.subplots(1, 2, squeeze=False)[0]
+    """Draw the change of the loss against β, and the best β by position, and by layer if each was edited alone."""
     sweeps, best = records_by_model(tables["sweep"]), records_by_model(tables["best"])
+    has_layers = any(row["layer"] is not None for rows in best.values() for row in rows)
+    n_panels = 3 if has_layers else 2
+    figure.set_size_inches(4.5 * n_panels, 3.6)
+    panels = figure.subplots(1, n_panels, squeeze=False)[0]
     for label, style in styles(list(sweeps)).items():
         rows = [row for row in sweeps[label] if row["layer"] is None]
         betas = numbers(rows, "beta")
-        draw_line(left, betas, rows, "delta_nats", style, label=label, interval=("delta_low", "delta_high"))
+        draw_line(
+            panels[0], betas, rows, "delta_nats", style, label=label, interval=("delta_low", "delta_high")
+        )
         bins = [row for row in best.get(label, []) if row["layer"] is None and row["first"] is not None]
         middles = [
             math.sqrt(first * (last + 1))
             for first, last in zip(numbers(bins, "first"), numbers(bins, "last"), strict=True)
         ]
-        draw_line(right, middles, bins, "beta", style, interval=("beta_low", "beta_high"))
+        _draw_best(panels[1], middles, bins, style)
         for row in records_by_model(tables["summary"]).get(label, []):
             if isinstance(row["n_ctx_trained"], int):
-                right.axvline(row["n_ctx_trained"], color=style["color"], linewidth=1.0, linestyle=":")
-    left.axvline(1.0, color=INK, linewidth=0.8)
-    left.axhline(0.0, color=INK, linewidth=0.8)
-    right.axhline(1.0, color=INK, linewidth=0.8)
-    right.set_xscale("log", base=2)
-    for axes, title, name in ((left, "Δ loss (nats/token)", "β"), (right, "best β", "position")):
+                panels[1].axvline(row["n_ctx_trained"], color=style["color"], linewidth=1.0, linestyle=":")
+        if has_layers:
+            alone = [row for row in best.get(label, []) if row["layer"] is not None and row["first"] is None]
+            _draw_best(panels[2], numbers(alone, "layer"), alone, style)
+    panels[0].axvline(1.0, color=INK, linewidth=0.8)
+    panels[0].axhline(0.0, color=INK, linewidth=0.8)
+    panels[1].set_xscale("log", base=2)
+    titles = (
+        ("Δ loss (nats/token)", "β"),
+        ("best β, all layers at once", "position"),
+        ("best β of each layer alone", "layer"),
+    )
+    for axes, (title, name) in zip(panels, titles, strict=False):
         axes.set_title(title, loc="left", fontsize=9, color=INK)
         axes.set_xlabel(name, fontsize=8)
         bare(axes)
-    left.legend(frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8)
+
+
+def _draw_best(axes: Axes, x: Sequence[float], records: Sequence[Record], style: Mapping[str, Any]) -> None:
+    """Draw the best β against `x` with its interval, and a line at 1, the unedited model."""
+    axes.axhline(1.0, color=INK, linewidth=0.8)
+    draw_line(axes, x, records, "beta", style, interval=("beta_low", "beta_high"))

@@ -26,6 +26,7 @@ from phaselens.plugin import (
     Table,
     TableSpec,
     hookimpl,
+    kind_of,
     param,
 )
 from phaselens_plugins._causal import paired_interval_columns
@@ -105,7 +106,7 @@ def custom_sources(text: str) -> list[ConditionSource]:
             raise InputError(
                 "conditions: combined cannot be combined with itself; name the metrics that it combines"
             )
-        if source.metric_class.prompts is not CausalMetric.prompts:
+        if kind_of(source.metric_class) == "task":
             raise InputError(
                 f"conditions: {source.metric_class.name} measures on prompts of its own; name the metrics whose "
                 "conditions it runs"

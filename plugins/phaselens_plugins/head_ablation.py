@@ -263,7 +263,7 @@ class HeadAblation(CausalMetric[HeadAblationParams]):
 
     @classmethod
     def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:
-        """Draw the cost of each head against its sink score and its output share, one colour per model."""
+        """Draw the cost of each head against its sink score, entropy and output share, one colour per model."""
         draw_heads(tables, figure)
 
 

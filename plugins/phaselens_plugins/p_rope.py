@@ -122,15 +122,18 @@ class PRope(CausalMetric[PRopeParams]):
         )
 
     def setup(self) -> None:
-        """Refuse a model without a rotation that can be nulled in part; start without sinks and passkeys."""
+        """Refuse a rotation that cannot be nulled in part, and positions of another kind; start without values.
+
+        A model without positions is at p = 0 as it is.
+        """
         super().setup()
         self.rotated_layers = [
             layer for layer, encoding in enumerate(self.model.positions) if "rope" in encoding
         ]
-        if not self.rotated_layers:
+        if not self.rotated_layers and set(self.model.positions) != {"nope"}:
             raise InputError(
                 f"{self.model.label} has no rotated layer (positions: {self.model.positions_summary}); p-rope needs a "
-                "rotary model"
+                "rotary model, or one without positions"
             )
         for layer in self.rotated_layers:
             rotation = self.model.rotations[layer] if layer < len(self.model.rotations) else None
@@ -205,6 +208,9 @@ class PRope(CausalMetric[PRopeParams]):
 
     def conditions(self) -> Sequence[Condition]:
         """Return a condition for each share and end; p = 1 is the baseline."""
+        if not self.rotated_layers:
+            self.warn("no rotation is nulled: no layer is rotated, so the unedited model is the one of p = 0")
+            return []
         conditions = []
         for share in parse_shares(self.params.p):
             if share == 1:
@@ -265,20 +271,27 @@ class PRope(CausalMetric[PRopeParams]):
 
     def _curve_rows(self, rows: Mapping[Any, Mapping[str, Any]]) -> Iterator[TableRow]:
         conditions = {condition.name: condition for condition in self.losses.conditions.values()}
-        columns = ("ratio", "ci_low", "ci_high", "delta_nats", "delta_low", "delta_high")
-        n_texts = rows[BASELINE.name]["n_texts"]
-        for end in self.params.end_names:
-            for share in parse_shares(self.params.p):
-                name = condition_name(share, end)
-                condition = BASELINE if share == 1 else conditions.get(name)
-                if condition is None:
-                    continue
-                exactly_one = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0) if n_texts else [None] * 6
-                loss = exactly_one if share == 1 else [rows[name][column] for column in columns]
-                n_nulled = max(len(self.nulled_pairs(layer, share, end)) for layer in self.rotated_layers)
-                yield (
-                    end, share, n_nulled, *loss, *self._sinks(condition), *self._passkey(condition), n_texts
-                )  # fmt: skip
+        columns = ("ppl", "ratio", "ci_low", "ci_high", "delta_nats", "delta_low", "delta_high")
+        unedited = rows[BASELINE.name]
+        n_texts = unedited["n_texts"]
+        exactly_one = (unedited["ppl"], *((1.0, 1.0, 1.0, 0.0, 0.0, 0.0) if n_texts else (None,) * 6))
+        for end, share in self._steps():
+            is_unedited = share == 1 or not self.rotated_layers
+            name = condition_name(share, end)
+            condition = BASELINE if is_unedited else conditions.get(name)
+            if condition is None:
+                continue
+            loss = exactly_one if is_unedited else [rows[name][column] for column in columns]
+            counts = [len(self.nulled_pairs(layer, share, end)) for layer in self.rotated_layers]
+            yield (
+                end, share, max(counts, default=0), *loss, *self._sinks(condition), *self._passkey(condition), n_texts
+            )  # fmt: skip
+
+    def _steps(self) -> Sequence[tuple[str, float]]:
+        """Return each end and share; of a model without rotation, p = 0 alone."""
+        if not self.rotated_layers:
+            return [(self.params.end_names[0], 0.0)]
+        return [(end, share) for end in self.params.end_names for share in parse_shares(self.params.p)]
 
     def _scores(self, condition: Condition) -> np.ndarray:
         """Return the scores [text, layer, head] of the texts in the order of their content; NaN where missing."""

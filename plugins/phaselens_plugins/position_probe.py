@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import (
@@ -141,7 +142,7 @@ class PositionProbe(Metric[ProbeParams]):
         """Return adjacency and prefix spread of the rows without position 0, NaN where there are too few."""
         import torch
 
-        from phaselens.spectrum import adjacency, prefix_spread, random_spread
+        from phaselens.spectrum import adjacency, prefix_spread
 
         n, missing = max(0, sample.n_tokens - 1), float("nan")
         record = dict.fromkeys(
@@ -149,7 +150,7 @@ class PositionProbe(Metric[ProbeParams]):
         )
         if n > 1:
             spread = float(prefix_spread(x[1:])[1:].mean())
-            null = sum(map(random_spread, range(2, n + 1))) / (n - 1)
+            null = _mean_random_spread(n)
             record |= {"prefix_spread": spread, "prefix_spread_null": null if spread == spread else missing}
         if n > 2:
             drawn = generator_for(sample.content, self.seed, "partners").integers(0, n - 2, n - 1)
@@ -311,6 +312,14 @@ def _probe_rows(probes: Mapping[int, LayerProbe]) -> Iterator[TableRow]:
                 # Targets are [target, 1 + permutation], flattened; the first of each is the real one.
                 penalty = result.penalties.reshape(len(TARGETS), -1)[target, 0]
                 yield layer, name, fold, penalty, result.n_fitted, result.n_tested
+
+
+@cache
+def _mean_random_spread(n: int) -> float:
+    """Return the mean spread of the prefixes of 2 … `n` rows in random directions. The same in every layer."""
+    from phaselens.spectrum import random_spread
+
+    return sum(map(random_spread, range(2, n + 1))) / (n - 1)
 
 
 @hookimpl

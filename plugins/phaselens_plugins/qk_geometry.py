@@ -186,7 +186,9 @@ class QkGeometry(LayerMetric[GeometryParams]):
         return {**record, "problem": (problem or ZERO) if is_missing else NO_PROBLEM}
 
     def _problem(self, text: LayerText, *states: Tensor) -> int:
-        if not all(bool(tensor.isfinite().all()) for tensor in states):
+        from phaselens.attention import all_finite
+
+        if not all(map(all_finite, states)):
             return NOT_FINITE
         if text.n_tokens < self.params.sink_position + 2:
             return SHORT

@@ -36,6 +36,7 @@ from phaselens_plugins._common import (
     null_means,
     store_by_text,
 )
+from phaselens_plugins._frequency_figure import draw_frequencies
 from phaselens_plugins._frequency_tables import (
     BANDS,
     QUANTITIES,
@@ -48,6 +49,7 @@ from phaselens_plugins._layer_metric import NO_PROBLEM, NOT_FINITE, ZERO, LayerM
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 POINTS = {"q": "attn.hook_rot_q", "k": "attn.hook_rot_k"}
@@ -91,6 +93,7 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         summary=(("low", "low"), ("middle", "middle"), ("high", "high"), ("rotation", "pairs")),
         by_head="low",
     )
+    plots = True
 
     @classmethod
     def define(cls, params: FrequencyParams) -> str:
@@ -129,17 +132,20 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
     def _measure(self, text: LayerText, content: str) -> dict[str, Numbers]:
         import torch
 
+        from phaselens.attention import all_finite
+
         layer = text.layer.index or 0
         rotation = self.rotation(layer)
         if rotation is None:
             return self._missing(layer, UNROTATED_LAYER)
-        q, k = (text[POINTS[tensor]].double() for tensor in ("q", "k"))
-        if not bool(q.isfinite().all()) or not bool(k.isfinite().all()):
+        q, k = (text[POINTS[tensor]] for tensor in ("q", "k"))
+        if not (all_finite(q) and all_finite(k)):
             return self._missing(layer, NOT_FINITE)
+        q, k = (states if states.dtype == torch.float64 else states.float() for states in (q, k))
         group = q.shape[1] // k.shape[1]
         low, high = torch.tensor(rotation.pairs, device=q.device).T
         norms = {
-            tensor: torch.hypot(states[..., low], states[..., high]).mean(0)
+            tensor: torch.hypot(states[..., low], states[..., high]).mean(0, dtype=torch.float64)
             for tensor, states in (("q", q), ("k", k))
         }
         by_head = norms["q"] * norms["k"].repeat_interleave(group, 0)
@@ -196,9 +202,10 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         first_key = np.maximum(0, query + 1 - window)
         key = generator.integers(first_key, query + 1)
         queries, keys = (
-            states[torch.from_numpy(rows).to(states.device)]
-            for states, rows in ((q, query), (k.repeat_interleave(group, 1), key))
+            states[torch.from_numpy(rows).to(states.device)].double()
+            for states, rows in ((q, query), (k, key))
         )
+        keys = keys.repeat_interleave(group, 1)
         products = queries[..., low] * keys[..., low] + queries[..., high] * keys[..., high]
         return products.abs().mean(0)
 
@@ -335,6 +342,11 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
 
         values: np.ndarray = self.per_text.stack("use")
         return int((~np.isnan(values)).any((1, 2)).sum())
+
+    @classmethod
+    def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:
+        """Draw use and score by period, and massive cells by band, one line per model."""
+        draw_frequencies(tables, figure)
 
 
 def _shares(values: Tensor) -> Tensor:

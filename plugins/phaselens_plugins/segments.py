@@ -35,6 +35,7 @@ from phaselens_plugins._common import (
 )
 from phaselens_plugins._encoding import PromptEncoder
 from phaselens_plugins._passkeys import PasskeyCase, parse_depths, parse_lengths
+from phaselens_plugins._segment_figure import draw_cells
 from phaselens_plugins._segment_prompts import (
     NAMES,
     NEEDLE_SEGMENT,
@@ -48,6 +49,7 @@ from phaselens_plugins._segment_tables import SEGMENT_PANELS, SEGMENT_TABLES
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
 MASS, TOP, LEARNED = "attn.hook_segments", "attn.hook_top_key", "attn.hook_learned_sink"
 NEEDLE = SEGMENTS.index(NEEDLE_SEGMENT)
@@ -126,6 +128,7 @@ class Segments(Metric[SegmentsParams]):
         by_head="retrieval",
     )
     figure_panels = SEGMENT_PANELS
+    plots = True
 
     @classmethod
     def define(cls, params: SegmentsParams) -> str:
@@ -322,21 +325,19 @@ class Segments(Metric[SegmentsParams]):
 
     def _layer_rows(self, chosen: np.ndarray, best: Sequence[int | None]) -> Iterator[TableRow]:
         needle, other_masses = self._masses(chosen, by_head=False)
-        scores, null = self._mean(self.per_text.stack("retrieval"), chosen), self._retrieval_null(chosen)
+        scores, null = self._interval(self.per_text.stack("retrieval"), chosen), self._retrieval_null(chosen)
         for layer in range(self.model.n_layers):
             head = best[layer]
-            retrieval = None if head is None else scores[layer][head]
+            retrieval = [None if head is None else bound[layer][head] for bound in scores]
             cells = (column[layer] for column in [*needle, *other_masses])
-            yield layer, *cells, retrieval, head, null[layer], int(chosen.sum())
+            yield layer, *cells, *retrieval, head, null[layer], int(chosen.sum())
 
     def _cell_rows(self, best: Sequence[int | None]) -> Iterator[TableRow]:
         for length in self._lengths:
             for depth in dict.fromkeys(prompt.case.depth for prompt in self.measured):
                 chosen = self._selection(length, depth)
-                if not chosen.any():
-                    continue
-                for layer, *cells, retrieval, _, null, n in self._layer_rows(chosen, best):
-                    yield length, depth, layer, *cells, retrieval, null, n
+                if chosen.any():
+                    yield from ((length, depth, *row) for row in self._layer_rows(chosen, best))
 
     def _length_rows(self) -> Iterator[TableRow]:
         for length in self._lengths:
@@ -385,6 +386,11 @@ class Segments(Metric[SegmentsParams]):
             )
         if len(self.measured) < 2:
             self.warn("fewer than 2 prompts: intervals are missing", TOO_FEW_TEXTS)
+
+    @classmethod
+    def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:
+        """Draw retrieval and attention on the needle by depth and length, one column per model."""
+        draw_cells(tables, figure)
 
 
 def _best_heads(scores: np.ndarray) -> list[int | None]:

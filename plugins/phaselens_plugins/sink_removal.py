@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from phaselens.plugin import (
     BASELINE,
@@ -112,6 +112,7 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
     Params = SinkRemovalParams
     tables = (*CAUSAL_TABLES, REACH, DOSES, QUESTIONS)
     needs_divergence = True
+    nested_defaults: ClassVar[Mapping[str, str]] = {"beside": "false"}
     display = Display(
         table="doses",
         rows="condition",

@@ -177,7 +177,15 @@ class Temperature(CausalMetric[TemperatureParams]):
             for beta in self._other_betas
         ]
         n_trained, c = self.model.n_ctx_trained, self.params.c
-        if c is not None and c != 0 and n_trained is not None and self.longest > n_trained:
+        if c is None or c == 0:
+            return conditions
+        if n_trained is None:
+            self.warn(f"{DROPE} is missing: the checkpoint does not state the length that it was trained for")
+        elif self.longest <= n_trained:
+            self.warn(
+                f"{DROPE} is missing: no text has more than the {n_trained} tokens that the model was trained for"
+            )
+        else:
             edits = self._edits(ScaleByLength(c, n_trained), None)
             conditions.append(Condition(DROPE, edits, params={"c": c, "n_ctx_trained": n_trained}))
         return conditions
@@ -288,7 +296,9 @@ class Temperature(CausalMetric[TemperatureParams]):
         for layer in self._sites:
             keys = {beta: (condition_name(beta, layer), layer, None, None) for beta in self._other_betas}
             swept = {beta: conditions[key] for beta, key in keys.items() if key in conditions}
-            by_beta = dict(sorted({1.0: BASELINE, **swept}.items()))
+            # Of equal losses the first counts: the β nearest to 1, the unedited model.
+            by_distance = sorted({1.0: BASELINE, **swept}.items(), key=lambda item: abs(math.log(item[0])))
+            by_beta = dict(by_distance)
             yield self._best(layer, None, by_beta)
             for index in range(self._n_bins):
                 yield self._best(layer, index, by_beta)
@@ -329,7 +339,7 @@ class Temperature(CausalMetric[TemperatureParams]):
 
     @classmethod
     def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:
-        """Draw the change of the loss against β, and the best β against the position."""
+        """Draw the change of the loss against β, and the best β against the position, and by layer after a sweep."""
         draw_temperature(tables, figure)
 
 

@@ -18,7 +18,7 @@ from phaselens.errors import InputError, MetricError, ModelError, PhaseLensError
 from phaselens.lens.registration import register_when_imported
 
 if TYPE_CHECKING:
-    from phaselens.api import compare, run
+    from phaselens.api import compare, merge, run
     from phaselens.lens.bridge import HookedTransformer
     from phaselens.lens.info import ModelInfo
     from phaselens.lens.loading import load
@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "compare",
     "load",
+    "merge",
     "open_run",
     "run",
 ]
@@ -46,6 +47,7 @@ _MODULES = {
     "Run": "phaselens.runs",
     "compare": "phaselens.api",
     "load": "phaselens.lens.loading",
+    "merge": "phaselens.api",
     "open_run": "phaselens.api",
     "run": "phaselens.api",
 }

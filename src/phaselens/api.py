@@ -57,7 +57,7 @@ def with_tables(measure: Callable[P, Run], *, draws: bool = False) -> Callable[P
                 partial_run.renderer = tables_text
             raise
         finished_run.renderer = tables_text
-        if finished_run.directory is not None and draws:
+        if finished_run.directory is not None and finished_run.models and draws:
             from phaselens.report.figures import draw_in_directory
 
             draw_in_directory(finished_run)
@@ -67,5 +67,6 @@ def with_tables(measure: Callable[P, Run], *, draws: bool = False) -> Callable[P
 
 
 run = with_tables(runs.run, draws=True)
+merge = with_tables(runs.merge, draws=True)
 compare = with_differences(runs.compare)
 open_run = with_tables(runs.open_run)

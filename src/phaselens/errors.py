@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 FloatArray: TypeAlias = "NDArray[np.float64]"
 
+#: Whole numbers beyond it fit neither into a tensor nor into a table.
+LARGEST_WHOLE = 2**63 - 1
+
 
 class PhaseLensError(Exception):
     """Base of all errors that PhaseLens raises on purpose.
@@ -64,7 +67,7 @@ def close_matches(
     'did you mean sinks?'
     """
     names = sorted(set(candidates))
-    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.6) if isinstance(name, str) else []
     if matches:
         return f"did you mean {' or '.join(matches)}?"
     if otherwise:
@@ -98,8 +101,16 @@ def short_form(value: object) -> str:
     shape = getattr(value, "shape", ())
     if shape != ():
         return f"{type(value).__name__} of shape {tuple(shape)}"
-    text = repr(value)
+    text = repr_of(value)
     return text if len(text) <= 80 and "\n" not in text else type(value).__name__
+
+
+def repr_of(value: object) -> str:
+    """Return the `repr` of `value`; the name of its type where that fails, as for numbers of 5,000 digits."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - a class of the user may raise anything
+        return type(value).__name__
 
 
 def require_whole(name: str, value: object, minimum: int | None = None) -> None:
@@ -109,8 +120,10 @@ def require_whole(name: str, value: object, minimum: int | None = None) -> None:
     Traceback (most recent call last):
     phaselens.errors.InputError: expected width as a whole number of at least 1, received 2.5
     """
-    if not is_whole(value) or (minimum is not None and value < minimum):
+    if not is_whole(value) or (minimum is not None and value < minimum) or abs(value) > LARGEST_WHOLE:
         bound = "" if minimum is None else f" of at least {minimum}"
+        if is_whole(value) and abs(value) > LARGEST_WHOLE:
+            bound = f" of at most {LARGEST_WHOLE}"
         raise InputError(f"expected {name} as a whole number{bound}, received {short_form(value)}")
 
 
@@ -144,6 +157,14 @@ def require_text(name: str, value: object) -> None:
     """Raise InputError unless `value` is a str."""
     if not isinstance(value, str):
         raise InputError(f"expected {name} as text, received {short_form(value)}")
+
+
+def require_unicode(name: str, text: str) -> None:
+    """Raise InputError for half of a surrogate pair, which JSON and Python can hold but UTF-8 cannot encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}: symbol {error.start + 1} is a lone surrogate, not a character") from error
 
 
 def require_flag(name: str, value: object) -> None:

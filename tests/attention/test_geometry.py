@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phaselens.attention import _geometry, key_geometry, largest_product
+from phaselens.attention import key_geometry
 from phaselens.errors import InputError
 
 
@@ -69,36 +69,9 @@ def test_a_key_without_queries_and_states_of_norm_zero_have_no_cosine() -> None:
     assert key_geometry(torch.zeros_like(q), k, scale=1.0).cosine_others.isnan().all()
 
 
-@pytest.mark.parametrize("window", [None, 1, 4])
-@pytest.mark.parametrize(("n_heads", "n_kv"), [(4, 2), (3, 3)])
-def test_the_largest_product_is_that_of_the_visible_pairs(
-    n_heads: int, n_kv: int, window: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_geometry, "_ROWS", 7)
-    q, k = states(23, n_heads, n_kv, seed=1)
-    largest = largest_product(q, k, window=window)
-    keys = k.repeat_interleave(n_heads // n_kv, 1)
-    products = torch.einsum("qhd,khd->hqk", q.double(), keys.double()).abs()
-    query, key = torch.arange(23)[:, None], torch.arange(23)
-    visible = (key <= query) & (key > query - (window or 23))
-    products = products.masked_fill(~visible, -1.0)
-    assert largest.value.tolist() == pytest.approx(products.flatten(1).amax(1).tolist(), rel=1e-6)
-    at = products[torch.arange(n_heads), largest.query, largest.key]
-    assert at.tolist() == pytest.approx(largest.value.tolist(), rel=1e-6)
-
-
-def test_large_products_do_not_overflow_in_half_precision_and_infinities_are_missing() -> None:
-    q = torch.full((4, 2, 8), 2000.0, dtype=torch.float16)
-    assert largest_product(q, q).value.tolist() == [8 * 2000.0**2] * 2
-    q[1, 0, 0] = torch.inf
-    largest = largest_product(q, torch.ones(4, 2, 8, dtype=torch.float16))
-    assert largest.value.isnan().tolist() == [True, False]
-    assert (largest.query.tolist()[0], largest.key.tolist()[0]) == (-1, -1)
-
-
 def test_shapes_that_do_not_fit_are_refused() -> None:
     q, k = states(5, 4, 3)
     with pytest.raises(InputError, match="expected k"):
-        largest_product(q, k)
+        key_geometry(q, k, scale=1.0)
     with pytest.raises(InputError, match="expected q as a tensor"):
         key_geometry(q[0], k[0], scale=1.0)

@@ -118,3 +118,34 @@ def test_ctrl_c_ends_a_run_at_once_with_code_130(checkpoint: Path, tmp_path: Pat
     out, errors = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, "")
     assert errors == "phaselens: error: interrupted\n"
+
+
+@pytest.mark.slow
+def test_ctrl_c_during_the_imports_shows_no_traceback() -> None:
+    """Interrupts in the first tenth of a second, after Python itself has started."""
+    call = "print('begun', flush=True); from phaselens_command import main; main()"
+    for milliseconds in range(0, 100, 10):
+        process = subprocess.Popen(
+            [sys.executable, "-c", call, "plugins"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.002 + milliseconds / 1000)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert "Traceback" not in errors
+        assert process.returncode in (-signal.SIGINT, 130, 0)
+
+
+def test_a_session_without_an_output_is_an_error_of_one_line() -> None:
+    call = "import sys; sys.stdout = None; from phaselens.cli import main; main()"
+    process = subprocess.run(
+        [sys.executable, "-c", call, "repl"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert process.stderr.startswith("phaselens: error: stdout is closed, and a session needs it")
+    assert (process.stderr.count("\n"), process.returncode) == (1, 2)

@@ -26,7 +26,7 @@ from tests.cli.conftest import ErrorLine, Phaselens
         (["run", "-p", "sinks", "--positions", "rope=nop"], "positions of 'rope': 'nop'; did you mean nope?"),
         (["run", "-p", "sinks", "--table", "layer"], "no table 'layer'; did you mean layers?"),
         (["run", "-p", "sinks", "--table", "other.layers"], "--table other.layers: 'other' is not in this run;"),
-        (["run", "-p", "sinks", "--table", "layers", "--format", "json"], "--format json prints all tables; leave"),
+        (["run", "-p", "sinks", "--table", "layer", "--format", "json"], "no table 'layer'; did you mean layers?"),
         (["run", "-p", "sinks", "a=rope", "a=drope"], "two models are labelled 'a'; give each its own label"),
         (["run", "-p", "sinks", "a="], "model 'a=' names no source; write [LABEL=]SOURCE[@REVISION]"),
         (["run", "-p", "sinks", "a@"], "model 'a@': nothing follows the @; write SOURCE@REVISION or SOURCE"),

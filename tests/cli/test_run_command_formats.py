@@ -77,7 +77,9 @@ def test_a_format_without_tables_refuses_the_option_before_it_measures(
     assert phaselens(*arguments).out == "tiny\n"
     refused = phaselens(*arguments, "--table", "layers")
     assert refused.code == 2
-    assert "leave --table out, or choose csv, latex, markdown, parquet, row-counts or table" in refused.err
+    assert (
+        "leave --table out, or choose csv, json, latex, markdown, parquet, row-counts or table" in refused.err
+    )
 
 
 def test_help_and_the_list_of_choices_come_from_the_registry(phaselens: Phaselens) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 import phaselens
+from phaselens.runs import DIFFERENCES
 from tests.toys import letters, toy_lens
 
 PAGE = (Path(__file__).parents[2] / "docs" / "runs.md").read_text(encoding="utf-8")
@@ -22,7 +23,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_file_and_folder_of_a_run_is_on_the_page(study: Path) -> None:
-    listed = {name.rstrip("/") for name in re.findall(r"^\| `([\w./]+)` \|", PAGE, re.MULTILINE)}
+    table = PAGE.partition("| path | contents |")[2].partition("\n\n")[0]
+    listed = {name.rstrip("/") for name in re.findall(r"^\| `([\w./]+)` \|", table, re.MULTILINE)}
     assert {path.name for path in study.iterdir()} == listed - {"errors"}
 
 
@@ -43,3 +45,8 @@ def test_the_first_example_opens_the_run(study: Path, monkeypatch: pytest.Monkey
     frame = names["frame"]
     assert frame.attrs["units"]["sink_rate"] == "share of heads"  # type: ignore[attr-defined]
     assert len(frame) == 2  # type: ignore[arg-type]
+
+
+def test_the_page_lists_everything_that_makes_runs_incomparable() -> None:
+    table = PAGE.partition("| name | what differs |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == list(DIFFERENCES)

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 import phaselens
 from phaselens.errors import InputError, ModelError
 from phaselens.plugin import Plugins, plugins
+from phaselens.runs.inputs import find_texts
 from tests.distributions import Install
 from tests.plugin.test_manager import GOOD
 from tests.toys import letters
@@ -52,6 +53,12 @@ def phaselens_commands(cli):
     def run():
         raise AssertionError("took a name that is taken")
 """
+
+
+def test_texts_of_a_plugin_do_not_replace_the_bundled_ones(install: Install) -> None:
+    install("bundled", TEXTS.format(body="return ['mine']").replace('"mine", read', '"bundled", read'))
+    assert find_texts("bundled") is None
+    assert find_texts("-") is None
 
 
 def test_a_model_is_run_by_name(install: Install) -> None:

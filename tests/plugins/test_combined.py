@@ -214,6 +214,16 @@ def test_conditions_of_several_layers_name_them(lens: Any) -> None:
     }
 
 
+def test_a_metric_brings_its_own_conditions_only(lens: Any) -> None:
+    result = run(NAME, lens, params={"conditions": "bos-v; sink-removal shifts=-inf; p-rope p=0 ends=low"})
+    largest = rows(result, NAME, "interactions")[-1]
+    assert largest["condition"] == "bos-v: all layers + sink-removal: all layers, b = -inf + p-rope: p = 0"
+    assert largest["n_conditions"] == 3
+    assert len(rows(result, NAME, "interactions")) == 4
+    with_table = run(NAME, lens, params={"conditions": "layer-ablation layers=0; sink-removal beside=true"})
+    assert any("sink-removal: bos-v" in row["condition"] for row in rows(with_table, NAME))
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [

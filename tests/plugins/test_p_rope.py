@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import phaselens
@@ -138,10 +139,30 @@ def test_sinks_under_a_condition_are_those_of_its_own_forward() -> None:
     assert row["mean_score"] == pytest.approx(np.mean(scores), abs=1e-9)
 
 
-def test_models_without_a_rotation_and_wrong_shares_are_refused() -> None:
-    for family in ("gpt2", "llama-drope-nope"):
-        with pytest.raises(InputError, match="has no rotated layer"):
-            PRope(toy_lens(family).info, PRope.Params())
+def test_a_model_without_positions_is_at_p_0_as_it_is() -> None:
+    lenses = [toy_lens("llama"), toy_lens("llama-drope-nope")]
+    result = phaselens.run(lenses, metrics=[(METRIC, {"passkey_lengths": "", "p": "1, 0.5"})], texts=TEXTS)
+    assert not result.failed
+    (point,) = [row for row in rows(result, "curve") if row["model"] == "llama-drope-nope"]
+    baseline, *edited = [row for row in rows(result, "conditions") if row["model"] == "llama-drope-nope"]
+    assert edited == []
+    assert (point["p"], point["n_nulled"], point["ratio"], point["delta_nats"]) == (0.0, 0, 1.0, 0.0)
+    assert (point["ppl"], point["n_texts"]) == (baseline["ppl"], baseline["n_texts"])
+    sinks = phaselens.run(lenses[1], metrics=["sinks"], texts=TEXTS).rows("sinks", "summary").records()
+    assert point["mean_score"] == pytest.approx(sinks[0]["mean_score"])
+    assert any("no rotation is nulled" in note for note in result.warnings)
+    figure = Figure()
+    PRope.plot(result.metrics[METRIC].tables, figure)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        "llama, lowest nulled first",
+        "llama, highest nulled first",
+        "llama-drope-nope, not rotated",
+    ]
+
+
+def test_models_with_other_positions_and_wrong_shares_are_refused() -> None:
+    with pytest.raises(InputError, match="has no rotated layer"):
+        PRope(toy_lens("gpt2").info, PRope.Params())
     for text in ("", "2", "-0.1", "a, 0.5"):
         with pytest.raises(InputError, match="give shares from 0 to 1"):
             PRope.Params(p=text)

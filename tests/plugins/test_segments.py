@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import phaselens
 from phaselens.errors import InputError
@@ -170,6 +171,22 @@ def test_tables_by_cell_and_length_are_means_over_their_prompts() -> None:
     assert [row["n_needle"] for row in records(result, "prompts")] == [
         prompt.segments.count(2) for prompt in prompts_of(lens)
     ]
+    best = max(heads, key=lambda row: row["retrieval"])
+    names = ("retrieval", "retrieval_low", "retrieval_high")
+    assert [layer[name] for name in names] == [best[name] for name in names]
+    assert {row["retrieval_head"] for row in cells} == {layer["retrieval_head"]}
+
+
+def test_the_figure_is_a_grid_of_depths_and_lengths_for_each_model() -> None:
+    lenses = [tiny_lens("llama"), tiny_lens("llama-drope-nope")]
+    result = phaselens.run(lenses, metrics=[("segments", PARAMS)], texts=["a"])
+    figure = Figure()
+    Segments.plot(result.metrics["segments"].tables, figure)
+    (summary,) = records(result, "summary", model="llama-drope-nope")
+    cells = records(result, "cells", model="llama-drope-nope", layer=summary["needle_layer"])
+    (image,) = figure.axes[3].images
+    by_depth = [[row["needle"] for row in cells if row["depth"] == depth] for depth in (0.0, 0.5, 1.0)]
+    assert np.asarray(image.get_array()).tolist() == pytest.approx(np.array(by_depth))
 
 
 # --- planted truths

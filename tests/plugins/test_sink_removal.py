@@ -90,6 +90,17 @@ def test_every_dose_equals_a_dense_softmax_in_float64(family: str) -> None:
                 )
 
 
+def test_the_other_key_is_one_that_a_predicting_query_sees() -> None:
+    from phaselens_plugins._doses import draw_other_key
+
+    for length in range(2, 9):
+        for position in range(length):
+            keys = {draw_other_key(length, f"text {seed}", seed, position) for seed in range(60)}
+            # The last query predicts nothing, so the last two keys change no loss.
+            candidates = set(range(1, length - 2)) - {position}
+            assert keys == (candidates or set(range(1, length - 1)) - {position} or {None})
+
+
 def test_the_attention_before_the_edit_is_the_mean_over_later_queries() -> None:
     lens = toy_lens("llama-gqa", dtype=torch.float64)
     result = run(SinkRemoval, lens, params={"at": "layers", "shifts": "-inf", "sink_position": 2, **ALONE})

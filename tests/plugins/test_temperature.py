@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from phaselens.errors import InputError
 from phaselens.plugin import Site
@@ -76,7 +77,7 @@ def test_loss_by_position_and_the_best_beta() -> None:
         assert row["loss"] == pytest.approx(np.mean(means[2.0]), rel=1e-6)
         assert row["delta_nats"] == pytest.approx(np.mean(means[2.0]) - np.mean(means[1.0]), abs=1e-6)
         assert row["n_texts"] == len(means[1.0])
-        best = min(means, key=lambda beta: np.mean(means[beta]))
+        best = min(means, key=lambda beta: (np.mean(means[beta]), abs(math.log(beta))))
         (chosen,) = [row for row in rows(result, "best") if row["first"] == first]
         assert chosen["beta"] == best
         assert chosen["gain"] == pytest.approx(np.mean(means[1.0]) - np.mean(means[best]), abs=1e-6)
@@ -89,6 +90,14 @@ def test_loss_by_position_and_the_best_beta() -> None:
     total = sum(map(len, losses[1.0]))
     delta = sum((a - b).sum() for a, b in zip(losses[2.0], losses[1.0], strict=True)) / total
     assert sweep[2.0]["delta_nats"] == pytest.approx(delta, rel=1e-5)
+
+
+def test_where_no_beta_changes_the_loss_the_best_is_that_of_the_unedited_model() -> None:
+    """The token at position 1 is predicted by query 0, which sees one key."""
+    result = ablations.run(METRIC, toy_lens("llama"), TEXTS, params={"betas": "0.5, 2"})
+    (row,) = [row for row in rows(result, "best") if row["first"] == 1]
+    names = ("beta", "beta_low", "beta_high", "gain", "gain_held_out")
+    assert [row[name] for name in names] == [1.0, 1.0, 1.0, 0.0, 0.0]
 
 
 def test_a_halved_scale_is_restored_by_beta_two() -> None:
@@ -117,6 +126,9 @@ def test_drope_sets_beta_by_the_length_of_each_text() -> None:
         assert losses[str(number)] == pytest.approx(expected, rel=1e-6)
     short = ablations.run(METRIC, lens, TEXTS[:1], params={"betas": "1.1"})
     assert all(row["condition"] != "β = 1 + c ln s" for row in rows(short, "conditions"))
+    assert any("c ln s is missing: no text has more than the 16 tokens" in note for note in short.warnings)
+    off = ablations.run(METRIC, lens, TEXTS[:1], params={"betas": "1.1", "c": "none"})
+    assert not any("c ln s" in note for note in off.warnings)
     with pytest.raises(LookupError, match="depends on the text's length"):
         ScaleByLength(0.4, 16)(
             torch.ones(1, 2, 3, 4), Site("blocks.0.attn.hook_rot_q", 0, torch.arange(2)[None])
@@ -138,6 +150,15 @@ def test_the_figure_is_drawn(tmp_path: Any) -> None:
     result = ablations.run(METRIC, toy_lens(), TEXTS, params={"betas": "0.5, 2"})
     assert [path.name for path in draw(result, tmp_path)] == ["temperature.png", "temperature.svg"]
     assert result.failed == []
+
+
+def test_the_figure_has_the_best_beta_of_each_layer_after_a_sweep() -> None:
+    result = ablations.run(METRIC, toy_lens(), TEXTS, params={"betas": "0.5, 2", "at": "sweep"})
+    figure = Figure()
+    Temperature.plot(result.metrics[METRIC].tables, figure)
+    by_layer = figure.axes[2].lines[-1]
+    best = [row["beta"] for row in rows(result, "best") if row["layer"] is not None and row["first"] is None]
+    assert (list(by_layer.get_xdata()), list(by_layer.get_ydata())) == ([0.0, 1.0], best)
 
 
 @pytest.mark.slow

@@ -8,7 +8,13 @@ from dataclasses import replace
 import pytest
 
 from phaselens.errors import InputError
-from phaselens.report.formats import DEFAULT_FORMAT, formats_with_tracebacks, run_formats, table_formats
+from phaselens.report.formats import (
+    DEFAULT_FORMAT,
+    FORMATS,
+    formats_with_tracebacks,
+    run_formats,
+    table_formats,
+)
 from phaselens.report.table_names import find_table
 from tests.report.runs import made_run, written, written_table
 
@@ -98,10 +104,16 @@ def test_markdown_names_a_failed_metric() -> None:
     )
 
 
+def test_json_of_one_table() -> None:
+    run = made_run()
+    values = json.loads(written_table(run, "json", "layers"))
+    assert values == {"table": "sinks.layers", **run.rows("sinks", "layers").as_dict()}
+
+
 def test_formats_say_what_they_can_represent() -> None:
     assert DEFAULT_FORMAT == "table"
     assert run_formats() == ["table", "json", "markdown", "latex"]
-    assert table_formats() == ["table", "csv", "markdown", "parquet", "latex"]
+    assert table_formats() == list(FORMATS)
 
 
 def test_the_formats_with_tracebacks_are_those_that_write_them() -> None:

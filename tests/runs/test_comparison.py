@@ -205,6 +205,36 @@ def test_other_lengths_parameters_and_versions_are_refused(run: Run) -> None:
         phaselens.compare(run, older, models=("a", "b"))
 
 
+def test_another_seed_or_phaselens_is_refused(run: Run) -> None:
+    other_seed = replace(run.copy(), options={**run.options, "seed": 7})
+    with pytest.raises(InputError, match=r"the seed is 0 in one run and 7 in the other .--allow parameters"):
+        phaselens.compare(run, other_seed, models=("a", "b"))
+    older = replace(run.copy(), versions={**run.versions, "phaselens": "0.0.1"})
+    with pytest.raises(InputError, match=r"with phaselens .* and 0\.0\.1 .--allow numerics"):
+        phaselens.compare(run, older, models=("a", "b"))
+
+
+def test_texts_that_were_cut_for_one_model_only_are_refused(run: Run) -> None:
+    changed_run = run.copy()
+    changed_run.texts[:3] = [replace(text, cut={"a": False, "b": True}) for text in changed_run.texts[:3]]
+    with pytest.raises(
+        InputError, match=r"3 texts were cut for one of a and b only, such as '0' .--allow length"
+    ):
+        phaselens.compare(changed_run)
+    comparison = phaselens.compare(changed_run, allow=["length"])
+    assert comparison.allowed == ["length: 3 texts were cut for one of a and b only, such as '0'"]
+
+
+def test_equal_labels_are_told_apart_by_their_runs(run: Run, tmp_path: Any) -> None:
+    assert phaselens.compare(run).titles == ("a", "b")
+    comparison = phaselens.compare(run, run.copy(), models=("a", "a"))
+    assert comparison.titles == ("a (first run)", "a (second run)")
+    named = [replace(run.copy(), directory=tmp_path / name) for name in ("before", "after")]
+    comparison = phaselens.compare(*named, models=("a", "a"))
+    assert comparison.titles == ("a (before)", "a (after)")
+    assert comparison.to_dict()["directories"] == [str(tmp_path / "before"), str(tmp_path / "after")]
+
+
 def test_models_are_chosen_or_named(run: Run) -> None:
     single_run = phaselens.run(toy_lens(seed=1, label="b"), metrics=METRICS, texts=TEXTS)
     assert phaselens.compare(run, single_run).first == phaselens.compare(run, single_run).second == "b"
@@ -229,6 +259,7 @@ def test_values_that_cannot_be_used_are_refused(run: Run) -> None:
         phaselens.compare(run, allow="texts")
     assert set(DIFFERENCES) == {
         "texts",
+        "labels",
         "length",
         "bos",
         "parameters",

@@ -1,8 +1,10 @@
 """Arguments that would be ignored or cannot be used are refused with a clear message."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +82,24 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"dtype": "bf16"}, "dtype is 'bf16', but llama is already loaded, with float32"),
     ({"dtype": torch.float64}, "dtype is 'float64', but llama is already loaded"),
     ({"dtype": 32}, "dtype is the int 32"),
+    ({"positions": {"llama": ["nope"]}}, r"positions of 'llama': \['nope'\]"),
+    ({"adapter_scale": {"llama": 0.5}}, "adapter_scale is 0.5, but llama is already loaded, with no adapter"),
+    ({"adapter_scale": 0.5}, "no model named by text has an adapter"),
+    ({"seed": 10**5000}, "seed is int; give a whole number of at least 0 and at most 9223372036854775807"),
+    ({"max_tokens": -(10**5000)}, "max_tokens is int; give a whole number of at least 1"),
+    ({"n_texts": 10**26}, "n_texts is 10{26}; give a whole number of at least 1 and at most"),
+    ({"texts": ""}, "texts '': expected `bundled`"),
+    ({"texts": {"a set has no order"}}, "expected texts as"),
+    ({"texts": ["\ud800"]}, "text 0: symbol 1 is a lone surrogate"),
+    ({"texts": "\ud800.txt"}, "does not exist"),
+    ({"text_fields": TextFields("body")}, "text_fields has no effect on a list of texts"),
+    ({"texts": "bundled", "text_fields": TextFields("body")}, "text_fields has no effect on 'bundled'"),
+    ({"metrics": {"sinks": {3: 1}}}, "sinks: no parameter 3"),
+    ({"metrics": {"sinks": {"sink_position": 10**30}}}, "sink_position is 10{30}; give a whole number"),
+    ({"metrics": {"sinks": {"sink_position": 10**5000}}}, "sink_position is int; give a whole number"),
+    ({"metrics": {"sinks": {"threshold": 10**5000}}}, "threshold is int; give a number"),
+    ({"out": "a\0b"}, "out is .*, which no directory can be called"),
+    ({"out": "\ud800"}, "out is .*, which no directory can be called"),
     ({"observer": "loud"}, "observer: the str 'loud' has no method 'loading'"),
 ]  # fmt: skip
 
@@ -103,6 +123,24 @@ def test_a_nulled_lens_agrees_with_nope() -> None:
     lens = phaselens.load(tiny_model("llama"), label="null", positions="nope", check=False)
     lens.text_tokenizer = toy_lens().text_tokenizer
     assert phaselens.run(lens, metrics="sinks", texts=TEXTS, positions={"null": "nope"}).failed == []
+
+
+def test_a_nulled_lens_does_not_agree_with_auto() -> None:
+    lens = toy_lens()
+    lens.set_rotation(1, nulled=True)
+    for mode in ("auto", "nope"):
+        with pytest.raises(
+            InputError, match=f"positions is '{mode}', but llama is already loaded, with nope, rope"
+        ):
+            phaselens.run(lens, metrics="sinks", texts=TEXTS, positions={"llama": mode})
+
+
+def test_a_seed_of_numpy_is_a_whole_number(lens: Any) -> None:
+    run = phaselens.run(
+        lens, metrics={"sinks": {"sink_position": np.int64(1)}}, texts=TEXTS, seed=np.int64(3)
+    )  # type: ignore[arg-type]
+    assert type(run.options["seed"]) is int
+    json.dumps(run.to_dict())
 
 
 def test_a_dtype_object_reaches_models_named_by_text(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_directory_has_the_record_the_tables_and_the_figures(
 ) -> None:
     phaselens.run(lens, out=tmp_path, command=["phaselens", "run"], **OPTIONS)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"run.json", "result.json", "tables", "shards", "figures"}
+    assert names == {"run.json", "result.json", "tables", "shards", "times", "figures"}
     assert (tmp_path / "figures" / "sinks.png").is_file()
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["command"] == ["phaselens", "run"]

@@ -55,7 +55,7 @@ class MemoryStore(ShardStore):
     def load(self, unit: WorkUnit) -> dict[str, ShardPart] | None:
         return self.parts.get((unit.phase, unit.texts_of, unit.shard.index))
 
-    def save(self, unit: WorkUnit, parts: Mapping[str, ShardPart]) -> None:
+    def save(self, unit: WorkUnit, parts: Mapping[str, ShardPart], seconds: float) -> None:
         key = (unit.phase, unit.texts_of, unit.shard.index)
         assert key not in self.parts
         self.parts[key] = {name: self.through_file(part) for name, part in parts.items()}
@@ -105,23 +105,23 @@ def fill_in_random_order(lens: Any, requests: Any, shard_tokens: int, store: Mem
     on_texts = {}
     for name, active in active_metrics.items():
         if active.metric.reads_own_sequences():
-            run_in_random_order(work.prepare_sequences([active]), work, store, shuffle)
+            run_in_random_order(work.tasks.prepare_sequences([active]), work, store, shuffle)
         else:
             on_texts[name] = active
     observes = any(active.points for active in on_texts.values())
     for unit in shuffle.sample(work.units, len(work.units)) if observes else []:
-        store.save(unit, work.observe(unit.shard, [work.new(name) for name in on_texts]))
+        store.save(unit, work.observe(unit.shard, [work.new(name) for name in on_texts]), 0.0)
     metrics = {name: active.metric for name, active in active_metrics.items()}
-    metrics |= work._observe_all(list(on_texts), results, {}) if observes else {}
+    metrics |= work._observe_texts(list(on_texts), results, {}) if observes else {}
     causal_metrics = {name: metric for name, metric in metrics.items() if isinstance(metric, CausalMetric)}
     if causal_metrics:
-        run_in_random_order(work.prepare_conditions(causal_metrics), work, store, shuffle)
+        run_in_random_order(work.tasks.prepare_conditions(causal_metrics), work, store, shuffle)
 
 
 def run_in_random_order(phase: Any, work: ShardWork, store: MemoryStore, shuffle: random.Random) -> None:
     for task in shuffle.sample(list(phase.tasks.values()), len(phase.tasks)):
         for unit in shuffle.sample(task.plan.units, len(task.shards)) if task.metrics else []:
-            store.save(unit, work.run_shard(task, unit.shard, task.metrics))
+            store.save(unit, work.run_shard(task, unit.shard, task.metrics), 0.0)
 
 
 def require_equal(tables: Any, expected: Any, *, exact: bool) -> None:

@@ -14,6 +14,7 @@ enters NaN.
 """
 
 from phaselens.attention._accumulators import TIE
+from phaselens.attention._arguments import all_finite
 from phaselens.attention._attend import attend
 from phaselens.attention._cells import (
     gaussian_massive_share,
@@ -22,7 +23,8 @@ from phaselens.attention._cells import (
     pair_norms,
 )
 from phaselens.attention._explicit import explicit, explicit_pattern, explicit_scores
-from phaselens.attention._geometry import KeyGeometry, LargestProduct, key_geometry, largest_product
+from phaselens.attention._geometry import KeyGeometry, key_geometry
+from phaselens.attention._largest_product import LargestProduct, largest_product
 from phaselens.attention._named_keys import (
     Remainder,
     attend_without,
@@ -63,6 +65,7 @@ __all__ = [
     "SoftmaxOptions",
     "Summary",
     "Writes",
+    "all_finite",
     "attend",
     "attend_without",
     "concentration",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phaselens.errors import InputError, require_whole, type_unless_whole
+from phaselens.errors import InputError, require_tensor, require_whole, type_unless_whole
 
 
 def require_key_indices(name: str, keys: object, n_texts: int) -> None:
@@ -37,3 +37,33 @@ def require_no_gradient(name: str, *tensors: Tensor | None) -> None:
 
 def shape_of(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
+
+
+def require_query_and_key_states(q: Tensor, k: Tensor) -> int:
+    """Return the number of query heads for each key head; raise InputError for shapes that do not fit."""
+    require_tensor("q", q, "pos", "head", "d_head")
+    require_tensor("k", k, "pos", "kv_head", "d_head")
+    if (
+        not q.numel()
+        or not k.numel()
+        or q.shape[0] != k.shape[0]
+        or q.shape[2] != k.shape[2]
+        or q.shape[1] % k.shape[1]
+    ):
+        raise InputError(
+            "expected k [pos, kv_head, d_head] with q's positions and d_head, its heads dividing q's, "
+            f"received q {tuple(q.shape)} and k {tuple(k.shape)}"
+        )
+    return q.shape[1] // k.shape[1]
+
+
+def all_finite(states: Tensor) -> bool:
+    """Return whether every number is finite, also where there are none.
+
+    The extremes are NaN or infinite if any number is, and take a tenth of the time of `isfinite`.
+
+    >>> all_finite(torch.tensor([1.0, torch.inf])), all_finite(torch.zeros(0))
+    (False, True)
+    """
+    require_tensor("states", states)
+    return not states.numel() or bool(torch.stack(states.aminmax()).isfinite().all())

@@ -1,4 +1,4 @@
-"""The command line: parses arguments, calls the library, prints. `main` is the console script.
+"""The command line: parses arguments, calls the library, prints. `phaselens_command` is the console script.
 
 Exit codes: 0 success; 1 a failed metric, or an unforeseen error (a bug); 2 wrong usage or bad input; 3 a model that
 could not be loaded or failed its check; 130 interrupted.

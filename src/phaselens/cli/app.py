@@ -7,11 +7,16 @@ from typing import Any
 import click
 
 from phaselens.cli.check_command import check
+from phaselens.cli.compare_command import compare
 from phaselens.cli.hooks_command import hooks
+from phaselens.cli.merge_command import merge
 from phaselens.cli.new_plugin_command import new_plugin
 from phaselens.cli.plugins_command import plugin_commands
 from phaselens.cli.repl_command import repl
+from phaselens.cli.report_command import report
 from phaselens.cli.run_command import run
+from phaselens.cli.stored_run_commands import export, runs, show
+from phaselens.cli.study_command import study
 from phaselens.errors import MetricError, PhaseLensError
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_error
@@ -49,5 +54,19 @@ def app() -> None:
     """
 
 
-for _command in (run, plugin_commands, hooks, check, new_plugin, repl):
+for _command in (
+    run,
+    merge,
+    show,
+    export,
+    runs,
+    compare,
+    report,
+    study,
+    plugin_commands,
+    hooks,
+    check,
+    new_plugin,
+    repl,
+):
     app.add_command(_command)

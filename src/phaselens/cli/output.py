@@ -1,18 +1,18 @@
-"""The output of `phaselens run` on stdout: the format, and whether it is the whole run or one table."""
+"""The output of a run on stdout: the format, and whether it is the whole run or one table."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from phaselens.cli.interrupts import patient_interrupt
 from phaselens.cli.streams import print_message
 from phaselens.errors import InputError
-from phaselens.plugin import plugins
+from phaselens.plugin import Metric
 from phaselens.report.formats import (
     DEFAULT_FORMAT,
     FORMATS,
@@ -32,14 +32,23 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def format_option(command: F) -> F:
     """Add `--format`, whose choices and help are those of the registry of formats."""
-    option = click.option(
+    return _format_option(FORMATS, default=DEFAULT_FORMAT)(command)
+
+
+def export_format_option(command: F) -> F:
+    """Add `--format` without the terminal's tables, and without a default."""
+    formats = {name: output_format for name, output_format in FORMATS.items() if name != DEFAULT_FORMAT}
+    return _format_option(formats, required=True)(command)
+
+
+def _format_option(formats: Mapping[str, type[OutputFormat]], **settings: Any) -> Callable[[F], F]:
+    return click.option(
         "--format",
         "format_name",
-        type=click.Choice(list(FORMATS)),
-        default=DEFAULT_FORMAT,
-        help="; ".join(f"{name}: {output_format.help}" for name, output_format in FORMATS.items()) + ".",
+        type=click.Choice(list(formats)),
+        help="; ".join(f"{name}: {output_format.help}" for name, output_format in formats.items()) + ".",
+        **settings,
     )
-    return option(command)
 
 
 def table_option(command: F) -> F:
@@ -67,17 +76,23 @@ class Output:
     quiet: bool
 
     @classmethod
-    def choose(cls, format_name: str, metrics: Sequence[str], table: str | None, *, quiet: bool) -> Output:
-        """Return the output that the options ask for, checked before anything is measured.
+    def choose(
+        cls,
+        format_name: str,
+        metrics: Mapping[str, type[Metric[Any]]],
+        table: str | None,
+        *,
+        quiet: bool,
+        by_label: bool = False,
+    ) -> Output:
+        """Return the output of a run of `metrics` that the options ask for, checked before anything is measured.
+
+        With `by_label`, metrics have the table of means by label too, which is then the default table.
 
         Raises:
             InputError: for a table that no metric declares, or a format that cannot write a single table.
         """
         output_format = FORMATS[format_name]()
-        if output_format.is_binary and sys.stdout is not None and sys.stdout.isatty():
-            raise InputError(
-                f"--format {format_name} is binary; redirect it to a file: … > FILE.{format_name}"
-            )
         if table is not None and not isinstance(output_format, TableFormat):
             *format_names, last_name = sorted(table_formats())
             raise InputError(
@@ -87,10 +102,13 @@ class Output:
         if table is None and isinstance(output_format, RunFormat):
             return cls(output_format, None, quiet)
         from phaselens.report.table_names import default_table, find_table
+        from phaselens.runs import BY_LABEL
 
-        classes = {name: plugins().metric(name) for name in metrics}
-        declared = {name: [spec.name for spec in metric.tables] for name, metric in classes.items()}
-        chosen = find_table(declared, table or default_table(classes.values()))
+        declared = {name: [spec.name for spec in metric.tables] for name, metric in metrics.items()}
+        for name, metric in metrics.items():
+            declared[name] += [BY_LABEL] if by_label and metric.prints else []
+        default = BY_LABEL if by_label else default_table(metrics.values())
+        chosen = find_table(declared, table or default)
         return cls(output_format, ".".join(chosen), quiet)
 
     @property
@@ -98,20 +116,28 @@ class Output:
         """Whether the output is the tables of a whole run for a terminal."""
         return self.table is None and isinstance(self.output_format, FORMATS[DEFAULT_FORMAT])
 
+    def require_file(self) -> None:
+        """Raise InputError for a binary format on a terminal."""
+        if self.output_format.is_binary and sys.stdout is not None and sys.stdout.isatty():
+            name = next(name for name, kind in FORMATS.items() if isinstance(self.output_format, kind))
+            raise InputError(f"--format {name} is binary; redirect it to a file: … > FILE.{name}")
+
     def write(self, run: Run) -> None:
         """Write the run or its table in full, even if Ctrl-C is pressed meanwhile."""
-        with patient_interrupt():
-            self._write(run)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-
-    def _write(self, run: Run) -> None:
-        output_format, file = self.output_format, sys.stdout
-        if file is None:
+        if sys.stdout is None:
             return
+        with patient_interrupt():
+            self.write_to(run, sys.stdout)
+            sys.stdout.flush()
+
+    def write_to(self, run: Run, file: IO[str]) -> None:
+        """Write the run or its table to a file, and notes on a table to stderr."""
+        output_format = self.output_format
         if self.table is None:
             if isinstance(output_format, RunFormat):
-                output_format.write_run(run, file)
+                from phaselens.report.document import printed_run
+
+                output_format.write_run(printed_run(run), file)
             return
         metric, _, name = self.table.partition(".")
         tables = run.result(metric).tables
@@ -131,3 +157,18 @@ class Output:
         for warning in run.warnings:
             if warning is not ending:
                 print_message("note", warning)
+
+
+def report_failures(run: Run, *, debug: bool = False) -> int:
+    """Print one line per failure on stderr, with `debug` after its traceback, and return the exit code."""
+    for name in run.failed:
+        for failure in run.metrics[name].failures:
+            if debug:
+                click.echo(failure.traceback.rstrip("\n"), err=True)
+            print_message(
+                "error",
+                f"metric {name} failed: {failure}; the other results are complete ({traceback_options()})",
+            )
+    for shard in run.failed_shards:
+        print_message("error", f"{shard}; the same command tries again")
+    return 1 if run.failed or run.failed_shards else 0

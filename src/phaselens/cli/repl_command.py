@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import click
 
 from phaselens.cli import shared_options
 from phaselens.cli.streams import only_results_on_stdout
+from phaselens.errors import InputError
 
 if TYPE_CHECKING:
     from phaselens.runs import ModelSpec
@@ -42,6 +44,11 @@ def repl(models: tuple[str, ...], **arguments: Any) -> None:
     from phaselens.runs import DEFAULT_MODELS, ModelSpec, RunOptions, load_model
     from phaselens.runs.run_options import distinct_labels
 
+    if sys.stdout is None or sys.stdin is None:
+        stream = "stdin" if sys.stdin is None else "stdout"
+        raise InputError(
+            f"{stream} is closed, and a session needs it; use phaselens.patching in a script instead"
+        )
     specs = [ModelSpec.parse(model) for model in models or DEFAULT_MODELS]
     labels = distinct_labels(specs)
     rotation_modes = shared_options.by_label(arguments["positions"])

@@ -10,9 +10,11 @@ import click
 from phaselens.cli import shared_options
 from phaselens.cli.interrupts import stop_repeating
 from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
-from phaselens.cli.output import Output, format_option, table_option, traceback_options
+from phaselens.cli.output import Output, format_option, report_failures, table_option
+from phaselens.cli.report_command import report_target, write_report
 from phaselens.cli.streams import only_results_on_stdout, print_message
-from phaselens.data import TextFields
+from phaselens.cli.text_options import require_labels, require_window_within, text_fields, text_options
+from phaselens.cli.worker_options import worker_choices, worker_options
 from phaselens.errors import InputError
 from phaselens.plugin import plugins
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from phaselens.report.run_heatmap import HeadQuantity
     from phaselens.runs import Run
 
+#: The metric that supplies the text view of a report.
+TOKENS = "tokens"
 _POSITIVE = click.IntRange(min=1)
 
 
@@ -37,25 +41,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @shared_options.plugin_file
 @shared_options.settings
-@click.option(
-    "--texts",
-    default="bundled",
-    metavar="bundled|FILE|FOLDER|-|NAME",
-    help="A .txt file (one text per line), records (.jsonl, .csv, .tsv, .parquet), any of them as .gz or .zst, a "
-    "folder of such files, - for stdin, or a plugin's texts.",
-)
-@click.option(
-    "--text-field", metavar="NAME", default="text", help="The field of a record that holds its text."
-)
-@click.option("--id-field", metavar="NAME", default="id", help="The field that holds its id, if it has one.")
-@click.option("--label-field", metavar="NAME", help="A field whose values group the texts.")
-@click.option(
-    "--paragraphs", is_flag=True, help="A text of a .txt file ends at a blank line, not at each line's end."
-)
-@click.option(
-    "--max-tokens", type=_POSITIVE, metavar="N", default=512, help="Cut longer texts to this many tokens."
-)
-@click.option("--n-texts", type=_POSITIVE, metavar="N", help="Use only the first texts.")
+@text_options
 @click.option(
     "--batch-tokens",
     type=_POSITIVE,
@@ -82,6 +68,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @format_option
 @table_option
+@shared_options.by
 @click.option(
     "--figures",
     metavar="DIR",
@@ -94,12 +81,26 @@ _POSITIVE = click.IntRange(min=1)
     help="Keep the run in this directory: its record, finished shards, tables and figures. The same command continues.",
 )
 @click.option("--fresh", is_flag=True, help="Start over in a new directory beside --out if that holds a run.")
+@worker_options
 @click.option(
     "--heatmap",
     "heatmaps",
     multiple=True,
     metavar="METRIC[.COLUMN]",
     help="Also draw a value by layer and head in the terminal; can be repeated.",
+)
+@click.option(
+    "--report",
+    "report_file",
+    metavar="FILE.html",
+    help="Also write the run as one HTML file (extra `report`).",
+)
+@click.option(
+    "--token-texts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=6,
+    help="With --out or --report, keep the tokens of the first N texts for the report's text view; 0 keeps none.",
 )
 @click.option("--quiet", is_flag=True, help="Show no progress bar and no notes on stderr.")
 @shared_options.debug
@@ -111,6 +112,8 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     plugin's model, a hub id, BASE+ADAPTER, or an adapter's folder. The default is rope drope. Name a metric with
     -p; `phaselens run -p NAME --help` shows its parameters, `phaselens plugins` lists all metrics.
     """
+    require_window_within(ctx)
+    require_labels(arguments)
     flags = metric_flags(ctx).values(arguments)
     names = shared_options.split_names(arguments["names"]) or metrics_in_files(ctx)
     if not names:
@@ -118,28 +121,61 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
             f"no metric was named; add -p NAME, one of: {', '.join(plugins().names) or 'none is installed'}"
         )
     settings = shared_options.merge_settings(shared_options.by_metric(arguments["settings"], names), flags)
-    output = Output.choose(arguments["format_name"], names, arguments["table"], quiet=arguments["quiet"])
+    classes = {name: plugins().metric(name) for name in names}
+    output = Output.choose(
+        arguments["format_name"],
+        classes,
+        arguments["table"],
+        quiet=arguments["quiet"],
+        by_label=arguments["by"] is not None,
+    )
+    output.require_file()
     heatmaps = _heatmaps(arguments["heatmaps"], names, output)
+    report_path = report_target(arguments["report_file"])
+    requests = [(name, settings[name]) for name in names]
+    details = _details(names, arguments)
+    command = ctx.meta.get(shared_options.COMMAND_LINE)
     try:
-        result = _measure(
-            models,
-            [(name, settings[name]) for name in names],
-            arguments,
-            ctx.meta.get(shared_options.COMMAND_LINE),
-        )
+        result = _measure(models, [*requests, *details.items()], arguments, command)
     except BaseException as error:
         _print_finished_models(error, output, arguments["out"], debug=arguments["debug"])
         raise
+    if arguments["shards"] is not None and not result.models:
+        return _report_part(result, quiet=arguments["quiet"], debug=arguments["debug"])
     try:  # failures while drawing are among the errors that are printed
         if arguments["figures"]:
             _draw(result, arguments["figures"], quiet=arguments["quiet"])
         _draw_in_directory(result, quiet=arguments["quiet"])
+        if report_path is not None:
+            write_report(result, report_path, command=command, quiet=arguments["quiet"])
     finally:
-        output.write(result)
+        output.write(result if arguments["by"] is None else _grouped(result))
     _print_heatmaps(result, heatmaps)
     if not arguments["quiet"]:
         _mention_unusable_plugins()
-    return _report_failures(result, debug=arguments["debug"])
+    return report_failures(result, debug=arguments["debug"])
+
+
+def _grouped(run: Run) -> Run:
+    from phaselens.runs import group_by_label
+
+    return group_by_label(run)
+
+
+def _report_part(result: Run, *, quiet: bool, debug: bool) -> int:
+    """Print what a part has done, and return the exit code. It has no tables."""
+    if not quiet:
+        for warning in result.warnings:
+            print_message("note", warning)
+    return report_failures(result, debug=debug)
+
+
+def _details(names: Sequence[str], arguments: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the metric that keeps tokens for a report, with its parameters, unless it is named or not wanted."""
+    is_kept = arguments["out"] is not None or arguments["report_file"] is not None
+    if not is_kept or not arguments["token_texts"] or TOKENS in names or TOKENS not in plugins().names:
+        return {}
+    return {TOKENS: {"n_texts": arguments["token_texts"]}}
 
 
 def _print_finished_models(error: BaseException, output: Output, out: str | None, *, debug: bool) -> None:
@@ -156,7 +192,7 @@ def _print_finished_models(error: BaseException, output: Output, out: str | None
     if partial_run is None:
         return
     output.write(partial_run)
-    _report_failures(partial_run, debug=debug)
+    report_failures(partial_run, debug=debug)
 
 
 def _heatmaps(targets: tuple[str, ...], names: Sequence[str], output: Output) -> list[HeadQuantity]:
@@ -221,9 +257,11 @@ def _measure(
             models or DEFAULT_MODELS,
             metrics=metrics,
             texts=arguments["texts"],
-            text_fields=_text_fields(arguments),
+            text_fields=text_fields(arguments),
             max_tokens=arguments["max_tokens"],
             n_texts=arguments["n_texts"],
+            window=arguments["window"],
+            stride=arguments["stride"],
             batch_tokens=arguments["batch_tokens"],
             shard_tokens=arguments["shard_tokens"],
             bos=arguments["bos"],
@@ -238,25 +276,5 @@ def _measure(
             out=arguments["out"],
             fresh=arguments["fresh"],
             command=command,
+            **worker_choices(arguments),
         )
-
-
-def _text_fields(arguments: dict[str, Any]) -> TextFields | None:
-    """Return where the texts of a file stand; None for the defaults."""
-    fields = TextFields(
-        arguments["text_field"], arguments["id_field"], arguments["label_field"], arguments["paragraphs"]
-    )
-    return None if fields == TextFields() else fields
-
-
-def _report_failures(run: Run, *, debug: bool) -> int:
-    """Print one line per failure on stderr, with `debug` after its traceback, and return the exit code."""
-    for name in run.failed:
-        for failure in run.metrics[name].failures:
-            if debug:
-                click.echo(failure.traceback.rstrip("\n"), err=True)
-            print_message(
-                "error",
-                f"metric {name} failed: {failure}; the other results are complete ({traceback_options()})",
-            )
-    return 1 if run.failed else 0

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from phaselens.data.text import Text, TextFields, require_unicode
+from phaselens.data.text import Text, TextFields
 from phaselens.data.text_files import FORMATS, STDIN, Record, is_text_file, read_records, read_stdin, stem
-from phaselens.errors import InputError, require_kind, require_whole, short_form
+from phaselens.errors import InputError, require_kind, require_unicode, require_whole, short_form
 
 BUNDLED = "bundled"
 _MAX_KEYS = 8
@@ -52,6 +52,8 @@ def read_corpus(source: str, limit: int | None = None, fields: TextFields | None
     fields = _checked_fields(fields)
     source = os.fspath(source)
     reader = _Reader(fields, limit)
+    if not source:
+        raise InputError("texts '': expected `bundled`, a file, a folder or `-`")
     if source == BUNDLED:
         bundled = Path(str(files("phaselens.data") / "texts" / "bundled.jsonl"))
         texts = list(_Reader(TextFields(), limit).texts_of(read_records(bundled, TextFields()), BUNDLED))
@@ -133,7 +135,7 @@ class _Reader:
             return None
         if not isinstance(text, str):
             raise InputError(f"{record.location}: {fields.text!r} is {short_form(text)}; expected text")
-        require_unicode(text, record.location)
+        require_unicode(record.location, text)
         return Text(self._id(record, values, default_id), text, self._label(record, values))
 
     def _id(self, record: Record, values: Mapping[str, Any], default: str) -> str:
@@ -148,7 +150,7 @@ class _Reader:
             raise InputError(
                 f"{record.location}: {self.fields.id!r} is {short_form(value)}; expected text or a whole number"
             )
-        require_unicode(str(value), record.location)
+        require_unicode(record.location, str(value))
         return str(value)
 
     def _label(self, record: Record, values: Mapping[str, Any]) -> str | None:
@@ -159,7 +161,7 @@ class _Reader:
             raise InputError(f"{record.location} has no {name!r}; {_name_keys(values)} (--label-field)")
         value = values[name]
         if isinstance(value, bool | int | str) and value != "":
-            require_unicode(str(value), record.location)
+            require_unicode(record.location, str(value))
             return str(value)
         raise InputError(f"{record.location}: {name!r} is {short_form(value)}; expected a label")
 
@@ -217,7 +219,7 @@ def corpus_from(
     fields = _checked_fields(fields)
     if isinstance(source, str):
         return read_corpus(source, limit, fields)
-    if isinstance(source, Mapping | bytes | Text) or not isinstance(source, Iterable):
+    if isinstance(source, Mapping | Set | bytes | Text) or not isinstance(source, Iterable):
         raise InputError(
             f"expected texts as `bundled`, a file's name, or a list of strings, received {short_form(source)}"
         )
@@ -227,9 +229,9 @@ def corpus_from(
             raise InputError(
                 f"expected text {index} as a string or a phaselens.data.Text, received {short_form(entry)}"
             )
-        text = Text(str(index), entry) if isinstance(entry, str) else entry
-        require_unicode(text.text, f"text {index}")
-        texts.append(text)
+        if isinstance(entry, str):
+            require_unicode(f"text {index}", entry)
+        texts.append(Text(str(index), entry) if isinstance(entry, str) else entry)
     if not texts:
         raise InputError("no texts were given; give at least one")
     return Corpus(_require_distinct_ids(texts, "the list of texts"))

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
-from phaselens.errors import InputError, require_flag, require_text, short_form
+from phaselens.errors import InputError, require_flag, require_text, require_unicode, short_form
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class Text:
                 raise InputError(
                     f"expected {name} of a Text as a str, received {short_form(getattr(self, name))}"
                 )
+            require_unicode(f"{name} of a Text", getattr(self, name))
         if self.label is not None:
             require_text("label of a Text", self.label)
+            require_unicode("label of a Text", self.label)
 
     @cached_property
     def sha256(self) -> str:
@@ -58,13 +60,3 @@ class TextFields:
     def columns(self) -> list[str]:
         """The named fields, each once."""
         return list(dict.fromkeys([self.text, self.id, *([self.label] if self.label is not None else [])]))
-
-
-def require_unicode(text: str, location: str) -> None:
-    """Raise InputError for half of a surrogate pair, which JSON and Python can hold but UTF-8 cannot encode."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{location}: symbol {error.start + 1} is a lone surrogate, not a character"
-        ) from error

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from phaselens.data.text import Text
-from phaselens.errors import InputError, close_matches, require_whole, short_form
+from phaselens.errors import (
+    InputError,
+    close_matches,
+    require_text,
+    require_unicode,
+    require_whole,
+    short_form,
+)
 
 #: The BOS policies, and what each puts before a text.
 BOS_POLICIES = {
@@ -99,7 +106,9 @@ class Encoder:
         return self.prefix_ids[:1] == [self.bos_token_id]
 
     def __call__(self, text: str) -> list[int]:
-        """Return the ids of a whole text."""
+        """Return the ids of a whole text; InputError for anything but text that UTF-8 can encode."""
+        require_text("a text to encode", text)
+        require_unicode("a text to encode", text)
         return self._encode(text)[0]
 
     def tokenize(self, text: Text, max_tokens: int) -> TokenizedText:
@@ -210,7 +219,7 @@ class Encoder:
 def require_bos(bos: object) -> None:
     """Raise InputError with close matches unless `bos` is one of `BOS_POLICIES`."""
     if not isinstance(bos, str) or bos not in BOS_POLICIES:
-        raise InputError(f"bos is {bos!r}; {close_matches(str(bos), BOS_POLICIES)}")
+        raise InputError(f"bos is {short_form(bos)}; {close_matches(str(bos), BOS_POLICIES)}")
 
 
 def name_texts(ids: Sequence[str]) -> str:

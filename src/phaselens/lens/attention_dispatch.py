@@ -299,6 +299,11 @@ def owning(module: nn.Module, owner: AttentionOwner) -> Iterator[None]:
             module.__dict__[_OWNER] = outer
 
 
+def disown(module: nn.Module) -> None:
+    """Forget the owner of a call of `module` that was interrupted."""
+    module.__dict__.pop(_OWNER, None)
+
+
 AttentionInterface.register(IMPLEMENTATION, attend_hooked)
 # Without this, transformers would silently drop padding masks, as for any attention that it does not know.
 AttentionMaskInterface.register(IMPLEMENTATION, build_mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ from phaselens.errors import (
     RefusedModel,
     close_matches,
     require_flag,
+    require_text,
     require_whole,
     type_unless_whole,
 )
@@ -27,6 +28,7 @@ from phaselens.lens.components import attention_layers
 from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
 from phaselens.lens.memory import is_out_of_memory
+from phaselens.lens.ownership import OwnedContext, Ownership, owned_call, owned_context
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
 from phaselens.lens.pretrained import one_line
 from phaselens.lens.projection import Projection
@@ -35,6 +37,7 @@ from phaselens.lens.replays import ReplaysAttention
 from phaselens.lens.rotation import SwitchesRotation
 from phaselens.lens.rows import Rows
 from phaselens.lens.segment_labels import LabelsSegments
+from phaselens.lens.stream_inputs import LARGEST_SIZE, model_inputs, require_lengths, require_range
 from phaselens.lens.texts import ReadsTexts, options_of, signed_as
 from phaselens.lens.weights import projection, weight_of
 
@@ -66,6 +69,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
     resume_problem: str | None  # see `resuming.find_problem`
     head_paths: tuple[str, ...]  # see `layer_stack.LayerStack`
     reference: Reference | None
+    ownership: Ownership
     _streaming_options: StreamingOptions
     _points: dict[str, HookPoint | None]
     position_axes: dict[str, int | None]
@@ -87,6 +91,15 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         """How its modules compute, which decides what rounding alone can change."""
         return self._arithmetic or Arithmetic(self.dtype)
 
+    run_with_hooks = owned_call(TransformerBridge.run_with_hooks)
+    run_with_cache = owned_call(TransformerBridge.run_with_cache)
+    hooks = owned_context(TransformerBridge.hooks)
+
+    def reserved(self) -> OwnedContext:
+        """Return a context inside which no other thread can use the lens."""
+        return OwnedContext(self, nullcontext)
+
+    @owned_context
     @contextmanager
     def streaming(
         self,
@@ -109,6 +122,8 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
             raise InputError(f"sink position {sink_position}: positions are counted from 0")
         require_whole("sink_position", sink_position, 0)
         require_whole("n_distances", n_distances, 1)
+        if n_distances > LARGEST_SIZE:
+            raise InputError(f"n_distances {n_distances}: give at most {LARGEST_SIZE}")
         require_flag("reads_only", reads_only)
         if lengths is not None:
             received = type_unless_whole(lengths) or ("" if lengths.dim() == 1 else str(list(lengths.shape)))
@@ -130,6 +145,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         """The absolute positions of the running forward's rows."""
         return self._streaming_options.rows
 
+    @owned_call
     def stream(
         self,
         tokens: Tensor | None = None,
@@ -173,12 +189,11 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         ((1, 4, 32), (1, 4, 4))
         """
         require_flag("unembed", unembed)
-        for name, layer in (("start_at_layer", start_at_layer), ("stop_at_layer", stop_at_layer)):
-            if layer is not None:
-                require_whole(name, layer)
         if unembed and stop_at_layer is not None:
             raise InputError("stream: with stop_at_layer there are no logits; omit unembed")
-        inputs = self._model_inputs(tokens, residual, start_at_layer)
+        inputs = model_inputs(self, tokens, residual, start_at_layer)
+        require_range(self, start_at_layer, stop_at_layer)
+        require_lengths(lengths, next(iter(inputs.values())))
         model = self.original_model
         pairs = resolve_hooks(self, hooks)
         added = []
@@ -188,6 +203,8 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
                 pairs.append((self.require_hook(last_residual), _stop))
             for point, function in pairs:
                 added.append((point, point.add_hook(function)))
+            if start_at_layer == stop_at_layer == self.info.n_layers and residual is not None:
+                return residual
             if start_at_layer == self.info.n_layers and not unembed and "ln_final" in self._modules:
                 with torch.no_grad():
                     normed: Tensor = self.ln_final(residual)
@@ -201,6 +218,9 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
                     return logits
                 final: Tensor = families.body_of(model)(**inputs, use_cache=False).last_hidden_state
                 return final
+        except StopAtLayerException as stopped:
+            reached: Tensor = stopped.layer_output
+            return reached
         except (IndexError, RuntimeError) as error:
             n_ctx = self.info.n_ctx
             if is_out_of_memory(error) or tokens is None or n_ctx is None or tokens.shape[1] <= n_ctx:
@@ -209,54 +229,10 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
                 f"{tokens.shape[1]} tokens, but {self.info.label} was made for {n_ctx}, and its forward fails on more "
                 f"({one_line(error)}); shorten the texts (--max-tokens)"
             ) from error
-        except StopAtLayerException as stopped:
-            reached: Tensor = stopped.layer_output
-            return reached
         finally:
             for point, handle in added:
                 handle.hook.remove()
                 point.fwd_hooks = [hook for hook in point.fwd_hooks if hook is not handle]
-
-    def _model_inputs(
-        self, tokens: Tensor | None, residual: Tensor | None, start: int | None
-    ) -> dict[str, Tensor]:
-        """Return the arguments of the model's forward, or raise InputError for inputs that do not fit."""
-        if start is not None:
-            if self.resume_problem is not None:
-                raise InputError(f"{self.info.label}: start_at_layer cannot be served: {self.resume_problem}")
-            if residual is None or tokens is not None:
-                raise InputError(
-                    "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
-                )
-            # The layers' input is replaced. A model may project narrower embeddings to d_model, or write into them.
-            width = families.embedding_of(self.original_model).shape[1]
-            is_wide = residual.shape[-1] == width
-            embeddings = residual.clone() if is_wide else residual.new_zeros(*residual.shape[:-1], width)
-            return {"inputs_embeds": embeddings}
-        if tokens is None or residual is not None:
-            raise InputError("stream needs `tokens`; give `residual` only with start_at_layer")
-        if not isinstance(tokens, Tensor):
-            raise InputError(
-                f"expected tokens as a tensor [batch, pos] of ids, received {type(tokens).__name__}"
-            )
-        if tokens.dim() != 2 or tokens.is_floating_point():
-            raise InputError(
-                f"expected tokens as a tensor [batch, pos] of ids, received {tokens.dtype} {list(tokens.shape)}"
-            )
-        if tokens.numel() == 0:
-            raise InputError(f"expected tokens with at least one id, received shape {list(tokens.shape)}")
-        low, high = int(tokens.min()), int(tokens.max())
-        if low < 0 or high >= self.info.d_vocab:
-            raise InputError(
-                f"tokens: ids from {low} to {high}, but {self.info.label} has 0 to {self.info.d_vocab - 1}; "
-                "encode the text with this model's tokenizer"
-            )
-        if reason := self.info.reason_against(tokens.shape[1]):
-            raise InputError(
-                f"{tokens.shape[1]} tokens, but {reason.replace('the model', self.info.label, 1)}; shorten the texts "
-                "(--max-tokens)"
-            )
-        return {"input_ids": tokens.to(self.device)}
 
     @contextmanager
     def _between(
@@ -267,8 +243,6 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         The outer range is restored on exit, since a hook can run a forward inside one that runs some layers only.
         """
         n_layers = self.info.n_layers
-        if stop is not None and not -n_layers <= stop <= n_layers:
-            raise InputError(f"stop_at_layer {stop}: {self.info.label} has {n_layers} layers")
         outer = layer_range(self.blocks)
         try:
             set_layer_range(self.blocks, (None, None, stop if stop is None or stop >= 0 else stop + n_layers))
@@ -327,6 +301,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         if not same_regime(self.original_model, shortest, n_tokens + int(options["max_new_tokens"])):
             options["use_past_kv_cache"] = False
 
+    @owned_call
     @signed_as(TransformerBridge.forward)
     def forward(self, input: str | list[str] | Tensor, *args: object, **kwargs: object) -> Any:
         """Run TransformerLens' forward; pads do not count, and each text keeps the rotation of its own length."""
@@ -358,6 +333,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
 
     def find_hook(self, name: str) -> HookPoint | None:
         """Return the hook point with this name, or None."""
+        require_text("the name of a hook point", name)
         if name not in self._points:
             self._points[name] = super().hook_dict.get(name)
         return self._points[name]

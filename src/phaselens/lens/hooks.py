@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from phaselens.errors import InputError, is_list_like, short_form
+from phaselens.errors import InputError, is_list_like, require_text, short_form
+from phaselens.lens.key_edits import KeyHook
 from phaselens.lens.points import (
     Hook,
     HookFunction,
@@ -87,6 +88,7 @@ def position_axis(lens: HookedTransformer, name: str) -> int | None:
     The registry declares it for its points. Inside the norms of queries and keys it is measured, since families norm
     before or after they move the heads in front of the positions. All other points are [batch, pos, …].
     """
+    require_text("the name of a hook point", name)
     declared = dimensions(name)
     if declared:
         return next((axis for axis, dimension in enumerate(declared) if dimension in ("pos", "query")), None)
@@ -149,5 +151,25 @@ def resolve_hooks(lens: HookedTransformer, hooks: Iterable[Hook]) -> list[tuple[
             raise InputError(
                 f"expected a function for the hook point {name}, received {short_form(function)}"
             )
-        resolved.append((point, function))
+        is_checked = isinstance(function, KeyHook)  # which checks what it returns
+        resolved.append((point, function if is_checked else _CheckedHook(name, function)))
     return resolved
+
+
+class _CheckedHook:
+    """A hook function whose result must be None or a tensor of the shape that it received."""
+
+    def __init__(self, name: str, function: HookFunction) -> None:
+        self._name = name
+        self._function: Callable[..., object] = function
+
+    def __call__(self, tensor: Tensor, hook: object) -> Tensor | None:
+        returned: object = self._function(tensor, hook=hook)
+        if returned is None or not isinstance(tensor, Tensor):
+            return returned
+        if not isinstance(returned, Tensor) or returned.shape != tensor.shape:
+            shape = list(returned.shape) if isinstance(returned, Tensor) else short_form(returned)
+            raise InputError(
+                f"the hook of {self._name} returned {shape}; return None, or a tensor of shape {list(tensor.shape)}"
+            )
+        return returned

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from phaselens.data.tokens import require_bos
-from phaselens.errors import InputError, RefusedModel, short_form
+from phaselens.errors import InputError, RefusedModel, require_unicode, short_form
 from phaselens.lens import checkpoints, checks, quantised, text_towers, weight_adapters
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.description import LoadOptions, describe
@@ -88,13 +88,14 @@ def load(
     >>> lens.info.positions
     ('nope', 'nope')
     """
-    if positions not in ROTATION_MODES:
+    if not isinstance(positions, str) or positions not in ROTATION_MODES:
         modes = " or ".join(f"{mode} ({effect})" for mode, effect in ROTATION_MODES.items())
-        raise InputError(f"positions {positions!r}: use {modes}")
+        raise InputError(f"positions {short_form(positions)}: use {modes}")
     require_bos(bos)
     _require_types(label, revision, check, trust_remote_code, allow_pickle)
     tokenizer = os.fspath(tokenizer) if isinstance(tokenizer, os.PathLike) else tokenizer
-    if tokenizer is not None and not isinstance(tokenizer, str) and not callable(tokenizer):
+    is_tokenizer = callable(tokenizer) and hasattr(tokenizer, "init_kwargs")
+    if tokenizer is not None and not isinstance(tokenizer, str) and not is_tokenizer:
         raise InputError(
             "expected tokenizer as a tokenizer, or a folder or hub id to load one from, received "
             f"{short_form(tokenizer)}"
@@ -126,12 +127,14 @@ def _require_types(
 ) -> None:
     for option, value in (("label", label), ("revision", revision)):
         if value is not None and (not isinstance(value, str) or not value):
-            raise InputError(f"{option} is {value!r}; give text, or leave it out")
+            raise InputError(f"{option} is {short_form(value)}; give text, or leave it out")
+        if value is not None:
+            require_unicode(option, value)
     for option, value in (("trust_remote_code", trust_remote_code), ("allow_pickle", allow_pickle)):
         if not isinstance(value, bool):
-            raise InputError(f"{option} is {value!r}; give True or False")
+            raise InputError(f"{option} is {short_form(value)}; give True or False")
     if not isinstance(check, bool) and check != "report":
-        raise InputError(f"check is {check!r}; give True, False or 'report'")
+        raise InputError(f"check is {short_form(check)}; give True, False or 'report'")
 
 
 def _require_unused(source_kind: str, **options: object) -> None:

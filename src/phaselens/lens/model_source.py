@@ -59,6 +59,8 @@ class ModelSource:
     @classmethod
     def identify(cls, name: str, revision: str | None = None) -> ModelSource:
         """Identify `name` by the file system. Names of PhaseLens go before paths, and paths before BASE+ADAPTER."""
+        if not name:
+            return cls(name, "other", revision=revision)
         if name in packaged.MODELS:
             return cls(name, "packaged", revision=revision)
         if name in BUNDLED:

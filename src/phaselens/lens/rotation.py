@@ -16,6 +16,7 @@ from phaselens.lens import families
 from phaselens.lens.components import StreamingAttention, attention_layers, probe
 from phaselens.lens.info import NO_ATTENTION, ModelInfo
 from phaselens.lens.null_rotation import at_origin, rotates
+from phaselens.lens.ownership import owned_call, owned_context
 from phaselens.lens.points import HookFunction, in_layer
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class SwitchesRotation(TransformerBridge):
         """The layers whose rotation is nulled at present."""
         return tuple(layer for layer, attention in attention_layers(self).items() if attention.nulled)
 
+    @owned_call
     def set_rotation(self, layers: int | Iterable[int] | None = None, *, nulled: bool) -> tuple[int, ...]:
         """Null the rotation of some layers, or restore it; `info.positions` follows.
 
@@ -85,6 +87,7 @@ class SwitchesRotation(TransformerBridge):
             self._set_nulled(set(nulled_before) - set(changed))
         return tuple(changed)
 
+    @owned_context
     @contextmanager
     def nulled_rotation(self, layers: int | Iterable[int] | None = None) -> Iterator[None]:
         """Null the rotation of exactly these layers inside the context, and put back the earlier state at its end.

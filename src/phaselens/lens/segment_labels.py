@@ -10,6 +10,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from phaselens.errors import InputError, require_whole, type_unless_whole
+from phaselens.lens.ownership import owned_context
+from phaselens.lens.stream_inputs import LARGEST_SIZE
 
 if TYPE_CHECKING:
     from phaselens.lens.attention_owner import StreamingOptions
@@ -20,6 +22,7 @@ class LabelsSegments(TransformerBridge):
 
     _streaming_options: StreamingOptions
 
+    @owned_context
     @contextmanager
     def segmented(self, segments: Tensor | None, n_segments: int | None = None) -> Iterator[None]:
         """Let `hook_segments` measure the attention on these segments of keys in forwards inside the context.
@@ -50,9 +53,17 @@ class LabelsSegments(TransformerBridge):
         if n_segments is not None:
             require_whole("n_segments", n_segments, 1)
         largest = -1 if segments is None or not segments.numel() else int(segments.max())
+        if segments is not None and segments.numel() and int(segments.min()) < -1:
+            raise InputError(f"segments: {int(segments.min())}; number segments from 0, and give −1 for none")
+        n_needed = max(1, largest + 1)
+        if (n_segments or n_needed) < n_needed or max(n_segments or 0, n_needed) > LARGEST_SIZE:
+            raise InputError(
+                f"segments up to {largest}, and n_segments {n_segments}; give n_segments above the largest segment, "
+                f"and at most {LARGEST_SIZE}"
+            )
         rows = self._streaming_options.rows
         outer = rows.segments, rows.n_segments
-        rows.segments, rows.n_segments = segments, n_segments or max(1, largest + 1)
+        rows.segments, rows.n_segments = segments, n_segments or n_needed
         try:
             yield
         finally:

@@ -13,8 +13,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from phaselens.data import Encoder
-from phaselens.errors import InputError
+from phaselens.errors import InputError, require_flag, short_form
 from phaselens.lens.info import ModelInfo
+from phaselens.lens.ownership import owned_call
 
 signed_as = partial(wraps, assigned=())
 """Decorator that gives an extended method the signature of the original, for help and completion."""
@@ -93,6 +94,7 @@ class ReadsTexts(TransformerBridge):
         tokens, _ = self._padded(input, prepend_bos, padding_side, truncate)
         return tokens.to(self.cfg.device) if move_to_device else tokens
 
+    @owned_call
     @signed_as(TransformerBridge.generate)
     def generate(self, input: str | list[str] | Tensor = "", *args: object, **kwargs: object) -> Any:
         """Run TransformerLens' `generate`; texts are tokenised by the lens' BOS policy, and only pads are masked."""
@@ -103,6 +105,7 @@ class ReadsTexts(TransformerBridge):
         """Run TransformerLens' `generate_stream`; texts are tokenised as in `generate`."""
         return super().generate_stream(input, *args, **self._with_mask(input, kwargs))
 
+    @owned_call
     @signed_as(TransformerBridge.hf_generate)
     def hf_generate(self, input: str | list[str] | Tensor = "", *args: object, **kwargs: object) -> Any:
         """Run TransformerLens' `hf_generate`; texts are tokenised by the lens' BOS policy, not the tokenizer's."""
@@ -169,6 +172,10 @@ class ReadsTexts(TransformerBridge):
             raise InputError(
                 f"expected a text or a list of texts, received {type(input).__name__}: {input!r:.60}"
             )
+        if prepend_bos is not None:
+            require_flag("prepend_bos", prepend_bos)
+        if padding_side not in (None, "left", "right"):
+            raise InputError(f"padding_side is {short_form(padding_side)}; give 'left' or 'right'")
         encode = self._encoder_for(prepend_bos)
         rows = [encode(text)[: self.cfg.n_ctx if truncate else None] for text in texts]
         if prepend_bos is not False and not all(rows):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
-from phaselens.errors import InputError, RefusedModel
+from phaselens.errors import InputError, RefusedModel, require_text, short_form
 from phaselens.lens import families
 from phaselens.lens.blocks import original_module
 from phaselens.lens.components import StreamingAttention, attention_of
@@ -133,7 +133,9 @@ def _require_layer(lens: HookedTransformer, layer: int | None) -> None:
     """Raise InputError for a layer that the model does not have, such as −1, which Python would count from the end."""
     n_layers = len(lens.blocks)
     if layer is not None and (isinstance(layer, bool) or layer not in range(n_layers)):
-        raise InputError(f"{lens.info.label} has layers 0 to {n_layers - 1}, and no layer {layer!r}")
+        raise InputError(
+            f"{lens.info.label} has layers 0 to {n_layers - 1}, and no layer {short_form(layer)}"
+        )
 
 
 def weight_of(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
@@ -170,6 +172,7 @@ def weight_of(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
 
 def _weight_source(lens: HookedTransformer, layer: int | None, name: str) -> _WeightSource | None:
     """Return the module of the projection of that name, or None where the layer has no such projection."""
+    require_text("the name of a weight", name)
     _require_layer(lens, layer)
     if layer is None or name.count(".") != 1:
         return None

@@ -38,6 +38,7 @@ from phaselens.lens.loss_point import fire_losses
 from phaselens.lens.masks import state_causality
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.original_components import NativeGateUp, NativeNorm
+from phaselens.lens.ownership import Ownership
 from phaselens.lens.score_attention import attending_by_lens, use_lens_attention
 from phaselens.lens.structural_adapter import build_from_anatomy
 
@@ -84,6 +85,7 @@ def wrap(
         use_lens_attention(model)
     # The builder makes plain bridges. This class adds methods, and only the state that is set here.
     bridge.__class__ = HookedTransformer
+    bridge.ownership = Ownership()
     options = bridge._streaming_options = StreamingOptions()
     bridge.hook_loss = HookPoint()
     fire_losses(bridge)  # before the rows forget the tokens of the call

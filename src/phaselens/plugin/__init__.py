@@ -31,6 +31,7 @@ from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
 from phaselens.plugin.params import Params, ParamSpec, param
 from phaselens.plugin.registry import RegisteredPlugin
+from phaselens.plugin.report_section import ReportSection
 from phaselens.plugin.sequences import TokenSequence
 from phaselens.plugin.state_codec import DamagedState
 from phaselens.plugin.state_files import read_state, write_state
@@ -74,6 +75,7 @@ __all__ = [
     "Plugins",
     "Projection",
     "RegisteredPlugin",
+    "ReportSection",
     "RotatedPairs",
     "Site",
     "Table",

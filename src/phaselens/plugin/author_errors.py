@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from types import FrameType
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, repr_of
 from phaselens.lens.points import in_layer, layer_and_point
 
 #: What a plugin may raise without ending the run: any exception, and `sys.exit`.
@@ -68,7 +68,7 @@ def describe_value(value: object) -> str:
     shape = getattr(value, "shape", None)
     if shape is not None:
         return f"a {type(value).__module__.split('.')[0]} {type(value).__name__} of shape {list(shape)}"
-    text = repr(value)
+    text = repr_of(value)
     name = type(value).__name__
     return f"the {name} {text}" if len(text) <= 60 and not text.startswith("<") else f"a {name}"
 

@@ -40,6 +40,9 @@ class CausalMetric(Metric[P]):
     text once unedited and once under each condition, from the lowest edited layer upwards, and calls `record` with the
     loss of each token.
 
+    Where another metric runs the conditions, as `passkey` and `combined` do, `nested_defaults` has the values of
+    parameters that its user does not give.
+
     >>> from phaselens.plugin import CausalMetric, Condition, Edit
     >>> class NoFirstValue(CausalMetric):
     ...     name, version = "no-first-value", "1"
@@ -66,6 +69,10 @@ class CausalMetric(Metric[P]):
     #: Whether `record` needs the divergence of each prediction from the unedited model's; it costs one more forward of
     #: the unedited model.
     needs_divergence: ClassVar[bool] = False
+
+    #: Values of parameters, as text, where another metric runs this one's conditions and its user gives none: such as
+    #: those that leave out conditions which are there for a table of this metric only.
+    nested_defaults: ClassVar[Mapping[str, str]] = {}
 
     #: The run's BOS policy (auto, always or never), for use in `prompts`; the run sets it.
     bos: str = "auto"

@@ -42,6 +42,11 @@ class Plugins:
         usable = [plugin.name for plugin in self.registered if plugin.status == "ok"]
         return sorted({*usable, *self._added})
 
+    @property
+    def added_names(self) -> list[str]:
+        """Names of the metrics of files and folders that were added."""
+        return list(self._added)
+
     def origin(self, name: str) -> RegisteredPlugin:
         """Return the plugin of that name; raise InputError if there is none, or if it is disabled or failed."""
         if name in self._added:

@@ -12,6 +12,7 @@ from phaselens.lens.points import N_DISTANCES, depends_on_sink_position
 from phaselens.plugin import params as parameters
 from phaselens.plugin.author_errors import UnknownName, author_error, describe_value, source_location
 from phaselens.plugin.display import Display, FigurePanel
+from phaselens.plugin.report_section import ReportSection
 from phaselens.plugin.sequences import TokenSequence
 from phaselens.plugin.states import attributes_to_store, plain_copy, restored
 from phaselens.plugin.tables import Table, TableSpec
@@ -51,6 +52,9 @@ class Metric(ABC, Generic[P]):
     #: Whether `update` also gets layers of which the model lacks some of the points (a hybrid's layer without
     #: attention). By default such a layer is left out, and its values are missing.
     partial_layers: ClassVar[bool] = False
+    #: Whether a printed run shows the metric beside others. One that only supplies details to reports and files sets it
+    #: to False; `--table` prints its tables.
+    prints: ClassVar[bool] = True
     #: Panels that the metric contributes to figure sets, which several metrics make up together.
     figure_panels: ClassVar[tuple[FigurePanel, ...]] = ()
 
@@ -102,6 +106,14 @@ class Metric(ABC, Generic[P]):
         """Return whether the metric defines `sequences`."""
         return cls.sequences is not Metric.sequences
 
+    def reads(self, batch: Batch) -> bool:
+        """Return whether `update` should receive this batch; every batch by default.
+
+        A batch that no metric reads costs no forward. The choice may depend on `batch.indices`, the places of the texts
+        in the run, so that a metric can keep details of its first texts.
+        """
+        return True
+
     @abstractmethod
     def update(self, layer: LayerView) -> None:
         """Process one layer of one batch."""
@@ -150,6 +162,15 @@ class Metric(ABC, Generic[P]):
     def define(cls, params: P) -> str:
         """Return the definition that these parameters choose, in one line; it heads the printed table."""
         return ", ".join(f"{name} = {value}" for name, value in params.as_dict().items())
+
+    @classmethod
+    def report(cls, tables: Mapping[str, Table], params: P) -> Sequence[ReportSection]:
+        """Return sections that the metric adds to the HTML report; none by default.
+
+        `tables` holds the run's tables by name, with a column `model` before the declared ones. Everything in a section
+        is shown as text.
+        """
+        return ()
 
     @classmethod
     def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:

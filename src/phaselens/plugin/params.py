@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from phaselens.errors import InputError, close_matches, is_number
+from phaselens.errors import LARGEST_WHOLE, InputError, close_matches, is_number, is_whole, short_form
 
 _KEY = "phaselens"
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -84,7 +84,7 @@ class ParamSpec:
             return None
         converted = _from_text(self.type, value) if isinstance(value, str) else _from_python(self.type, value)
         if converted is None or not self._fits(converted):
-            raise InputError(f"{self.name} is {value!r}; give {self.allowed}")
+            raise InputError(f"{self.name} is {short_form(value)}; give {self.allowed}")
         return converted
 
     def _fits(self, value: object) -> bool:
@@ -93,6 +93,8 @@ class ParamSpec:
         if isinstance(value, float) and not math.isfinite(value):
             return False
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int) and abs(value) > LARGEST_WHOLE:
+                return False
             reaches_minimum = self.minimum is None or value >= self.minimum
             return reaches_minimum and (self.maximum is None or value <= self.maximum)
         return True
@@ -115,8 +117,10 @@ def _from_python(value_type: type, value: object) -> object:
     """Return `value` if it has the type (an int is accepted as a float), else None."""
     if isinstance(value, bool) and value_type is not bool:
         return None
-    if value_type is float and isinstance(value, int):
-        return float(value)
+    if value_type is float and is_number(value):
+        return math.inf if is_whole(value) and abs(value) > LARGEST_WHOLE else float(value)
+    if value_type is int and is_whole(value):
+        return int(value)
     return value if isinstance(value, value_type) else None
 
 
@@ -155,11 +159,11 @@ class Params:
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """Create parameters from names and values; text is converted. InputError lists close matches for a typo."""
         if not isinstance(values, Mapping):
-            raise InputError(f"parameters are {values!r}; give a dict from names to values")
+            raise InputError(f"parameters are {short_form(values)}; give a dict from names to values")
         names = [spec.name for spec in cls.specs()]
         for name in values:
             if name not in names:
-                raise InputError(f"no parameter {name!r}; {close_matches(name, names)}")
+                raise InputError(f"no parameter {short_form(name)}; {close_matches(name, names)}")
         return cls(**values)
 
     def as_dict(self) -> dict[str, Any]:

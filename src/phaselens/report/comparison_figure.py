@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phaselens.errors import InputError
 from phaselens.report.drawing import COLOURS, INK, bare, lettering, new_figure, signed_scale, whole_numbers
 from phaselens.report.table import Record
 from phaselens.runs import Comparison
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _PANEL_WIDTH, _PANEL_HEIGHT = 3.6, 2.7
+_MIN_WIDTH = 5.2
 _MAX_NAMES = 12
 
 
@@ -24,7 +27,8 @@ def comparison_figure(comparison: Comparison) -> Figure:
     metrics = list(comparison.displayed.items())
     n_columns = min(_COLUMNS, len(metrics))
     n_rows = -(-len(metrics) // n_columns)
-    figure, axes = new_figure(_PANEL_WIDTH * n_columns, _PANEL_HEIGHT * n_rows + 0.4, n_rows, n_columns)
+    width = max(_PANEL_WIDTH * n_columns, _MIN_WIDTH)
+    figure, axes = new_figure(width, _PANEL_HEIGHT * n_rows + 0.6, n_rows, n_columns)
     for panel, (metric, value) in zip(axes.flat, metrics, strict=False):
         displayed_records = [
             record for record in records if record["metric"] == metric and record["value"] == value
@@ -34,9 +38,36 @@ def comparison_figure(comparison: Comparison) -> Figure:
         panel.set_title(lettering(f"{metric}: {value}{f', {unit}' if unit else ''}", 46), fontsize=8)
     for panel in list(axes.flat)[len(metrics) :]:
         panel.axis("off")
-    title = lettering(f"{comparison.second} − {comparison.first}, paired by text; bars: 95 % intervals")
-    figure.suptitle(title, fontsize=9)
+    first, second = comparison.titles
+    title = lettering(f"{second} − {first}, paired by text", 80)
+    n_differences = f"{comparison.n_differences:,} differences in all"
+    figure.suptitle(
+        f"{title}\nbars: 95 % intervals, filled where they exclude 0; {n_differences}", fontsize=8
+    )
     return figure
+
+
+def draw_comparison(comparison: Comparison, path: str | Path) -> None:
+    """Write the figure of a comparison to a file; its suffix says the format: .png, .svg or .pdf.
+
+    Raises:
+        InputError: for another suffix, or a file that cannot be written.
+    """
+    suffix = require_suffix(path)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
+        comparison_figure(comparison).savefig(path, format=suffix, metadata=metadata)
+    except OSError as error:
+        raise InputError(f"the figure {str(path)!r} cannot be written: {error.strerror or error}") from error
+
+
+def require_suffix(path: str | Path) -> str:
+    """Return the format that a figure's file has by its suffix; raise InputError for another suffix."""
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in ("png", "svg", "pdf"):
+        raise InputError(f"figure {str(path)!r}: the file's name must end with .png, .svg or .pdf")
+    return suffix
 
 
 def _draw_panel(axes: Axes, records: Sequence[Record]) -> None:
@@ -74,20 +105,17 @@ def _draw_points(
         [value - _number(record["ci_low"]) for value, record in zip(values, records, strict=True)],
         [_number(record["ci_high"]) - value for value, record in zip(values, records, strict=True)],
     ]
-    axes.errorbar(
-        positions,
-        values,
-        yerr=bars,
-        fmt="o",
-        markersize=3,
-        color=colour,
-        elinewidth=1,
-        label=lettering(name, 24),
+    axes.errorbar(positions, values, yerr=bars, fmt="none", ecolor=colour, elinewidth=1)
+    fills = [colour if record["excludes_zero"] else "white" for record in records]
+    axes.scatter(
+        positions, values, s=14, c=fills, edgecolors=colour, linewidths=1, zorder=3, label=lettering(name, 24)
     )
 
 
 def _name(record: Record) -> str:
-    return " ".join(str(record[column]) for column in ("condition", "group") if record[column] is not None)
+    return " ".join(
+        str(record[column]) for column in ("condition", "group", "label") if record[column] is not None
+    )
 
 
 def _number(value: object) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from phaselens.report.label_tables import label_name, row_name
 from phaselens.report.numbers import NumberFormat
 from phaselens.report.strings import printable
 from phaselens.report.table import DisplayColumn, DisplayRow, DisplayTable, Record, mark_notes
@@ -29,14 +30,18 @@ def comparison_tables(comparison: Comparison) -> Iterator[DisplayTable]:
         if other_values:
             noun = "value" if len(other_values) == 1 else "values"
             caption += f"; {len(other_values)} more {noun} with --format json or csv"
-        yield _table(comparison, displayed_records, printable(caption))
+        for label in dict.fromkeys(record["label"] for record in displayed_records):
+            of_label = "" if not comparison.is_grouped else f"; {label_name(label)}"
+            members = [record for record in displayed_records if record["label"] == label]
+            yield _table(comparison, members, printable(caption + of_label))
 
 
 def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> DisplayTable:
     exact = NumberFormat("compact", 4, 0.0)
+    first, second = map(printable, comparison.titles)
     columns = [
-        DisplayColumn("first", printable(comparison.first), exact),
-        DisplayColumn("second", printable(comparison.second), exact),
+        DisplayColumn("first", first, exact),
+        DisplayColumn("second", second, exact),
         DisplayColumn("difference", "difference", exact, low="ci_low", high="ci_high", is_main=True),
         DisplayColumn("p_value", "p", NumberFormat("p_value")),
         DisplayColumn("d_z", "d_z", NumberFormat(digits=2)),
@@ -44,7 +49,8 @@ def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> D
     ]
     rows = [
         DisplayRow(
-            _row_name(record), [[c.cell(record, is_marked=bool(record["excludes_zero"])) for c in columns]]
+            row_name(record["condition"], record["group"], record["layer"]),
+            [[c.cell(record, is_marked=bool(record["excludes_zero"])) for c in columns]],
         )
         for record in records
     ]
@@ -52,7 +58,7 @@ def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> D
     title = (
         "condition" if by_condition else "group" if any(record["group"] for record in records) else "layer"
     )
-    labels = [f"{printable(comparison.second)} − {printable(comparison.first)}"]
+    labels = [f"{second} − {first}"]
     return DisplayTable(
         columns,
         rows,
@@ -64,25 +70,28 @@ def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> D
     )
 
 
-def _row_name(record: Record) -> str:
-    """Return the condition, the group and the layer of a row, as far as it has them."""
-    parts = [printable(str(record[name])) for name in ("condition", "group") if record[name] is not None]
-    if record["layer"] is not None:
-        parts.append(f"L{record['layer']}" if parts else str(record["layer"]))
-    return " ".join(parts) or "all"
+def comparison_notes(comparison: Comparison) -> list[str]:
+    """Return the number of tests, then what a reader needs to know, and what was allowed to differ."""
+    n_differences = comparison.n_differences
+    tested = "1 difference was" if n_differences == 1 else f"{n_differences:,} differences were"
+    return [
+        f"{tested} tested by sign flips of texts; p is not adjusted for their number",
+        *(f"note: {printable(note)}" for note in comparison.notes),
+        *(
+            f"note: compared although they differ: {printable(difference)}"
+            for difference in comparison.allowed
+        ),
+    ]
 
 
 def print_comparison(comparison: Comparison, output: Console) -> None:
     """Print the tables, the number of differences that were tested, and the notes."""
     for table in comparison_tables(comparison):
         print_table(table, output)
-    output.print(
-        Text(f"{comparison.n_differences:,} differences were tested; p is not adjusted for their number")
-    )
-    for note in comparison.notes:
-        output.print(Text(f"note: {printable(note)}", style="dim"))
-    for difference in comparison.allowed:
-        output.print(Text(f"note: compared although {printable(difference)}", style="dim"))
+    tested, *notes = comparison_notes(comparison)
+    output.print(Text(tested))
+    for note in notes:
+        output.print(Text(note, style="dim"))
 
 
 def as_text(comparison: Comparison) -> str:

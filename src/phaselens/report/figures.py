@@ -95,11 +95,16 @@ def draw_in_directory(run: Run) -> list[Path]:
 def figures(run: Run) -> Iterator[tuple[str, Figure]]:
     """Yield (name, figure): each metric's curve or effects, its layers × heads, then the figure sets."""
     for name, result in run.metrics.items():
-        drawn: list[tuple[str, Figure]] = []
-        with guarded(result, "all models", "plot"):
-            drawn.extend(_figures_of(run, name, result))
-        yield from drawn
+        yield from metric_figures(run, name, result)
     yield from _figure_sets(run)
+
+
+def metric_figures(run: Run, name: str, result: MetricResult) -> list[tuple[str, Figure]]:
+    """Return (name, figure) of each figure of one metric; an exception is recorded as the metric's failure."""
+    drawn: list[tuple[str, Figure]] = []
+    with guarded(result, "all models", "plot"):
+        drawn.extend(_figures_of(run, name, result))
+    return drawn
 
 
 def _figures_of(run: Run, name: str, result: MetricResult) -> Iterator[tuple[str, Figure]]:

@@ -11,12 +11,13 @@ from phaselens.runs.result import MetricResult, ModelRecord, Run
 #: What can differ, by the name that `--allow` takes.
 DIFFERENCES = {
     "texts": "other texts; those of the same id and content are compared",
-    "length": "texts cut at another length",
+    "labels": "other labels of texts, which matter with --by label; the first run's are used",
+    "length": "texts cut at another length, or for one of the models only",
     "bos": "another BOS policy",
-    "parameters": "other parameters of a metric",
+    "parameters": "other parameters of a metric, or another seed",
     "definitions": "another version of a metric",
     "precision": "another dtype or quantisation",
-    "numerics": "other versions of torch or transformers, another device or attention path",
+    "numerics": "other versions of torch, transformers or phaselens, another device or attention path",
 }
 
 
@@ -27,9 +28,12 @@ class Obstacle:
     name: str
     message: str
 
+    def __str__(self) -> str:
+        return f"{self.name}: {self.message}"
+
 
 def require_comparable(obstacles: Collection[Obstacle], allowed: Collection[str]) -> list[str]:
-    """Return the messages of the differences that are allowed.
+    """Return the differences that are allowed, each as `NAME: message`.
 
     Raises:
         InputError: for a difference that is not allowed, or a name that is none of `DIFFERENCES`.
@@ -44,10 +48,9 @@ def require_comparable(obstacles: Collection[Obstacle], allowed: Collection[str]
         names = list(dict.fromkeys(obstacle.name for obstacle in refused))
         options = " ".join(f"--allow {name}" for name in names)
         raise InputError(
-            f"not comparable: {'; '.join(obstacle.message for obstacle in refused)} ({options} compares them all "
-            "the same)"
+            f"not comparable: {'; '.join(map(str, refused))} ({options} compares them nevertheless)"
         )
-    return [obstacle.message for obstacle in obstacles]
+    return [str(obstacle) for obstacle in obstacles]
 
 
 def obstacles_of_texts(first: Run, second: Run) -> Iterator[Obstacle]:
@@ -67,6 +70,40 @@ def obstacles_of_texts(first: Run, second: Run) -> Iterator[Obstacle]:
         any(text.cut.values()) for run in (first, second) for text in run.texts
     ):
         yield Obstacle("length", f"texts were cut to {limits[0]} and to {limits[1]} tokens")
+
+
+def obstacles_of_labels(first: Run, second: Run) -> Iterator[Obstacle]:
+    """Yield which texts have another label in the second run."""
+    labels = {text.id: text.label for text in second.texts}
+    differing = [text.id for text in first.texts if labels.get(text.id, text.label) != text.label]
+    if differing:
+        yield Obstacle(
+            "labels", f"{len(differing)} texts have another label in the second run, such as {differing[0]!r}"
+        )
+
+
+def obstacles_of_options(first: Run, second: Run) -> Iterator[Obstacle]:
+    """Yield how the runs' seeds and the versions that measured them differ."""
+    seeds = [run.options.get("seed") for run in (first, second)]
+    if seeds[0] != seeds[1]:
+        yield Obstacle("parameters", f"the seed is {seeds[0]} in one run and {seeds[1]} in the other")
+    versions = [run.versions.get("phaselens") for run in (first, second)]
+    if versions[0] != versions[1]:
+        yield Obstacle("numerics", f"the runs were measured with phaselens {versions[0]} and {versions[1]}")
+
+
+def obstacles_of_cuts(runs: tuple[Run, Run], labels: tuple[str, str]) -> Iterator[Obstacle]:
+    """Yield which texts were cut for one model only: the models have read different parts of them."""
+    cut_first, cut_second = (
+        {text.id: bool(text.cut.get(label)) for text in run.texts}
+        for run, label in zip(runs, labels, strict=True)
+    )
+    differing = [name for name in cut_first.keys() & cut_second.keys() if cut_first[name] != cut_second[name]]
+    if differing:
+        texts = "1 text was" if len(differing) == 1 else f"{len(differing)} texts were"
+        yield Obstacle(
+            "length", f"{texts} cut for one of {labels[0]} and {labels[1]} only, such as {min(differing)!r}"
+        )
 
 
 def obstacles_of_models(first: ModelRecord, second: ModelRecord) -> Iterator[Obstacle]:

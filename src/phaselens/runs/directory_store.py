@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +70,11 @@ class DirectoryStore(ShardStore):
             for name, part in tree.items()
         }
 
-    def save(self, unit: WorkUnit, parts: Mapping[str, ShardPart]) -> None:
+    def exists(self, unit: WorkUnit) -> bool:
+        name = self.name(unit)
+        return name not in self.damaged and (self._directory.path / name).is_file()
+
+    def save(self, unit: WorkUnit, parts: Mapping[str, ShardPart], seconds: float) -> None:
         tree = {
             name: NestedState(
                 changed=part.changed, failure=None if part.failure is None else part.failure.as_dict()
@@ -74,7 +82,24 @@ class DirectoryStore(ShardStore):
             for name, part in parts.items()
         }
         self._write(self.name(unit), tree, phase=unit.phase, shard=str(unit.shard.index))
+        self._directory.write(f"times/{Path(self.name(unit)).stem}.json", self._times(unit, seconds))
         self.n_saved += 1
+
+    def _times(self, unit: WorkUnit, seconds: float) -> bytes:
+        """Return what is known about the computation of a unit, as the content of a file."""
+        times = {
+            "model": self._model.label,
+            "phase": unit.phase,
+            "texts_of": unit.texts_of,
+            "shard": unit.shard.index,
+            "n_texts": len(unit.shard.members),
+            "n_tokens": unit.shard.n_tokens,
+            "seconds": round(seconds, 6),
+            "host": platform.node(),
+            "process": os.getpid(),
+            "finished": time.time(),
+        }
+        return (json.dumps(times) + "\n").encode()
 
     def load_plan(self, phase: str, basis: str) -> PhasePlan | None:
         self._bases[phase] = basis

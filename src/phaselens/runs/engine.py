@@ -18,10 +18,11 @@ from phaselens.runs.layer_pass import activate, forward
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.observer import Observer
+from phaselens.runs.phase_tasks import MeasuredModel
 from phaselens.runs.result import MetricResult
 from phaselens.runs.run_options import SelectedMetric
 from phaselens.runs.sequences import plan_all_sequences, read_sequences
-from phaselens.runs.shard_work import MeasuredModel, ShardWork
+from phaselens.runs.shard_work import ShardWork
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS, cut_shards
 
 if TYPE_CHECKING:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.data import Text
+from phaselens.data.reading import BUNDLED
+from phaselens.data.text_files import STDIN
 from phaselens.errors import InputError, ModelError, require_kind
 from phaselens.plugin import NamedModel, NamedTexts, plugins
 from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
@@ -87,10 +89,18 @@ def require_models(specs: Sequence[ModelSpec]) -> None:
 
 
 def find_texts(source: object) -> NamedTexts | None:
-    """Return the texts that a plugin offers under this name, if any. A file of that name takes precedence."""
-    if not isinstance(source, str) or Path(source).exists():
+    """Return the texts that a plugin offers under this name, if any. The bundled texts, stdin and files go before."""
+    if not isinstance(source, str) or source in (BUNDLED, STDIN, "") or _exists(source):
         return None
     return plugins().texts(source)
+
+
+def _exists(path: str) -> bool:
+    """Return whether a file or folder has this name; no file can have one with a NUL or a lone surrogate."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def read_texts_of_plugin(plugin_texts: NamedTexts) -> list[str | Text]:

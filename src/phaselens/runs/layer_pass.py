@@ -59,7 +59,7 @@ def forward(
     """Run one batch through the model, and pass its layers to every metric that still works."""
     import torch
 
-    working = [member for member in members if member.works]
+    working = [member for member in members if member.works and _reads(member, batch)]
     names = list(dict.fromkeys(name for member in working for name in member.points))
     if not names:
         return
@@ -77,6 +77,13 @@ def forward(
             )
         dispatcher.finish_layer()
     dispatcher.require_fired()
+
+
+def _reads(member: ActiveMetric, batch: Batch) -> bool:
+    """Return whether a metric reads the batch; an exception is recorded as its failure."""
+    with guarded(member.result, member.metric.model.label, "reads"):
+        return bool(member.metric.reads(batch.private_copy()))
+    return False
 
 
 @dataclass(frozen=True, eq=False)

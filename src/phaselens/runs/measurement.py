@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text, TextFields, corpus_from
+from phaselens.data.reading import BUNDLED
 from phaselens.errors import InputError, is_list_like, require_flag, require_kind
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_value
+from phaselens.runs.distribution import Distribution
+from phaselens.runs.document_windows import cut_documents
 from phaselens.runs.engine import measure_loaded
 from phaselens.runs.inputs import (
     find_texts,
@@ -37,6 +41,7 @@ from phaselens.runs.run_options import (
 )
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 from phaselens.runs.stored_run import open_run
+from phaselens.runs.threads import current_threads, fixed_threads
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +59,8 @@ def run(
     text_fields: TextFields | None = None,
     max_tokens: int = 512,
     n_texts: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
     batch_tokens: int = 8192,
     shard_tokens: int = DEFAULT_SHARD_TOKENS,
     bos: str | None = None,
@@ -68,6 +75,12 @@ def run(
     out: Source | None = None,
     fresh: bool = False,
     command: Sequence[str] | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    engine: str = "processes",
+    address: str | None = None,
+    shards: str | None = None,
+    phase: str | None = None,
 ) -> Run:
     """Measure all metrics on all models, on the same texts, with one forward pass per model and batch.
 
@@ -81,6 +94,9 @@ def run(
         text_fields: where the texts of a file stand; None for `text` and `id`.
         max_tokens: longer texts are cut to their first `max_tokens` tokens, BOS included.
         n_texts: use the first `n_texts` only.
+        window: cut longer texts into windows of `window` tokens of the first model, BOS included, with the ids `ID#0`,
+            `ID#1`, …; `max_tokens` is then at least as large. None cuts none.
+        stride: windows begin `stride` tokens apart; None: where the one before it ends.
         batch_tokens: tokens in a batch, pads included. It changes memory and speed, and results by rounding only.
         shard_tokens: tokens in a shard, the unit of work: texts of similar length, measured together. It too changes
             results by rounding only.
@@ -96,6 +112,14 @@ def run(
             interrupted continues there, if nothing that determines its numbers has changed. None writes nothing.
         fresh: start over, in a new directory beside `out` if that holds a run.
         command: the command line, for the record.
+        threads: CPU threads of each process that computes; None for as many as PyTorch uses. They are part of the
+            record, because another number changes results by rounding.
+        workers: number of processes that compute shards; None computes them in this one. Models must be named by text.
+        engine: `"processes"` of this machine, or `"ray"` for actors of a Ray cluster, which needs `out`.
+        address: the address of a Ray cluster.
+        shards: `"3/8"` computes the third of eight parts of the shards only, into `out`, and makes no tables;
+            `phaselens.merge` does.
+        phase: `"observations"` or `"conditions"`: compute only this phase of the part.
 
     Returns:
         The run. A metric that fails is marked as failed; the others are complete.
@@ -112,6 +136,8 @@ def run(
     options = RunOptions(
         max_tokens=max_tokens,
         n_texts=n_texts,
+        window=window,
+        stride=stride,
         batch_tokens=batch_tokens,
         shard_tokens=shard_tokens,
         bos=bos,
@@ -122,54 +148,83 @@ def run(
         adapter_scale=adapter_scale,
         softmax_scale={} if softmax_scale is None else softmax_scale,
         rope_scaling={} if rope_scaling is None else rope_scaling,
+        threads=threads,
     )
+    distribution = Distribution.parse(workers, engine, address, shards, phase, out)
     selected_metrics = select_metrics(metrics)
     parsed_models = _parsed_models(models)
     labels = _labels(parsed_models)
     options.require_labels(labels)
     for model in parsed_models:
         if not isinstance(model, ModelSpec):
-            options.require_agreement(model.info)
+            options.require_agreement(model.info, model.nulled_layers)
+    options.require_adapters(_specs(parsed_models))
     plugins().require_working()
     texts = os.fspath(texts) if isinstance(texts, os.PathLike) else texts
     plugin_texts = find_texts(texts)
     source = texts if plugin_texts is None else read_texts_of_plugin(plugin_texts)
     if text_fields is not None:
         require_kind("text_fields", text_fields, TextFields, "such as TextFields(text='body')")
+        if not isinstance(source, str) or source == BUNDLED:
+            kind = "a list of texts" if not isinstance(texts, str) else f"{texts!r}, which is not a file"
+            raise InputError(f"text_fields has no effect on {kind}; leave it out (--text-field and the like)")
     corpus = corpus_from(source, n_texts, text_fields)
     directory = _directory(out, fresh, command)
+    options = replace(options, threads=options.threads or _threads_of(directory))
     _require_loadable(parsed_models, options)
 
     results = {
         selected.name: MetricResult(selected.metric, selected.params, selected.distribution)
         for selected in selected_metrics
     }
-    records = [TextRecord(text.id, text.sha256) for text in corpus.texts]
-    result = Run(
-        [], records, results, [], _options_record(options, texts, text_fields, parsed_models), _versions()
-    )
-    result.warnings.extend(corpus.notes)
     sessions = [
         ModelSession(model, label, corpus.texts, options, observer)
         for model, label in zip(parsed_models, labels, strict=True)
     ]
+    corpus = cut_documents(corpus, sessions, options)
+    records = [TextRecord(text.id, text.sha256, label=text.label) for text in corpus.texts]
+    result = Run(
+        [], records, results, [], _options_record(options, texts, text_fields, parsed_models), _versions()
+    )
+    result.warnings.extend(corpus.notes)
     try:
-        if directory is not None:
-            resumable = ResumableRun(directory, sessions, selected_metrics, options, corpus.texts)
-            resumable.begin(result, command)
-            if directory.is_complete:
-                return open_run(directory.path)
-            resumable.measure(result, observer)
-            result.directory = directory.path
-        else:
-            for session in sessions:
-                _measure_model(session, selected_metrics, options, result)
-                session.release()
+        with (
+            fixed_threads(options.threads or 1),
+            _reserved(parsed_models),
+            distribution.directory(directory) as work_directory,
+        ):
+            if work_directory is None:
+                for session in sessions:
+                    _measure_model(session, selected_metrics, options, result)
+                    session.release()
+                resumable = None
+            else:
+                job = distribution.job(
+                    work_directory,
+                    models=parsed_models,
+                    labels=labels,
+                    texts=corpus.texts,
+                    options=options,
+                    metrics=selected_metrics,
+                )
+                with distribution.crew(job, selected_metrics, observer) as crew:
+                    resumable = ResumableRun(
+                        work_directory, sessions, selected_metrics, options, corpus.texts, crew
+                    )
+                    resumable.begin(result, command)
+                    if work_directory.is_complete and not work_directory.lacks_shards:
+                        return open_run(work_directory.path)
+                    resumable.measure(result, observer)
+        result.directory = None if directory is None else directory.path
+        if distribution.part is not None and resumable is not None:
+            resumable.record_failed_shards(result)
+            result.warnings.append(distribution.describe_part(resumable.n_saved, out))
+            return result
         used_plugins = [*_plugin_names(selected_metrics), *plugins_of_models(_specs(parsed_models))]
         if plugin_texts is not None:
             used_plugins.append(plugin_texts.name)
         result.warnings.extend(plugins().notify_run_finished(result.copy(), used_plugins))
-        if directory is not None:
+        if directory is not None and resumable is not None:
             resumable.finish(result)
     except BaseException as error:
         result.end_early(error, labels)
@@ -192,7 +247,19 @@ def _directory(out: Source | None, fresh: bool, command: object) -> RunDirectory
         return None
     if not isinstance(out, str | os.PathLike) or not os.fspath(out):
         raise InputError(f"out is {describe_value(out)}; give the name of a directory, or None")
+    try:
+        is_name = b"\0" not in os.fsencode(out)
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise InputError(f"out is {os.fspath(out)!r}, which no directory can be called; give another name")
     return RunDirectory.to_write(out, fresh=fresh)
+
+
+def _threads_of(directory: RunDirectory | None) -> int:
+    """Return the number of threads of the run that has begun in the directory, or the one that PyTorch uses."""
+    recorded = None if directory is None else directory.recorded_threads
+    return recorded or current_threads()
 
 
 def _checked_observer(observer: Observer | None) -> Observer:
@@ -241,6 +308,16 @@ def _labels(models: Sequence[ModelSpec | HookedTransformer]) -> list[str]:
     labels = [next(spec_labels) if isinstance(model, ModelSpec) else model.info.label for model in models]
     require_distinct(labels)
     return labels
+
+
+@contextmanager
+def _reserved(models: Sequence[ModelSpec | HookedTransformer]) -> Iterator[None]:
+    """Refuse the lenses among `models` to other threads."""
+    with ExitStack() as stack:
+        for model in models:
+            if not isinstance(model, ModelSpec):
+                stack.enter_context(model.reserved())
+        yield
 
 
 def _require_loadable(models: Sequence[ModelSpec | HookedTransformer], options: RunOptions) -> None:

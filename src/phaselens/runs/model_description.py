@@ -11,7 +11,7 @@ from phaselens.errors import InputError
 from phaselens.plugin import ModelInfo, NestedState
 from phaselens.plugin.state_codec import EncodedState, decode_state, encode_state
 from phaselens.runs.active_metrics import guarded
-from phaselens.runs.layer_pass import activate
+from phaselens.runs.layer_pass import activate, group_by_pass
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.result import Failure, ModelRecord
@@ -35,6 +35,7 @@ class ModelDescription:
         without_values: the warnings of the metrics whose hook points the model lacks, each with its code, by metric.
         empty_states: a digest of each metric's state before any text, by metric: it tells whether a file that the
             metric reads has changed.
+        n_passes: how often the unedited model reads each text.
     """
 
     record: ModelRecord
@@ -47,6 +48,7 @@ class ModelDescription:
     observes: bool
     without_values: dict[str, list[tuple[str, str]]]
     empty_states: dict[str, str]
+    n_passes: int = 1
 
     @classmethod
     def of(
@@ -57,14 +59,14 @@ class ModelDescription:
         factory = MetricFactory(lens.info, selected_metrics, seed=options.seed, bos=session.bos)
         failures: dict[str, Failure] = {}
         empty_states: dict[str, str] = {}
-        observes = False
+        active_metrics = []
         without_values: dict[str, list[tuple[str, str]]] = {}
         for name in factory.selected:
             result = factory.empty_result(name)
             with guarded(result, session.label, "construct"):
                 factory.require_definition(name)
                 active = activate(lens, factory.new(name), result)
-                observes |= bool(active.points)
+                active_metrics.append(active)
                 if not active.has_values:
                     without_values[name] = [
                         (str(warning), warning.code) for warning in active.metric.warnings
@@ -83,9 +85,10 @@ class ModelDescription:
             shards,
             [shard_key(texts, shard) for shard in shards],
             failures,
-            observes,
+            any(active.points for active in active_metrics),
             without_values,
             empty_states,
+            len(group_by_pass(active_metrics)),
         )
 
     @property
@@ -106,6 +109,7 @@ class ModelDescription:
             "observes": self.observes,
             "without_values": self.without_values,
             "empty_states": self.empty_states,
+            "n_passes": self.n_passes,
             "adapter": [name for name in self.record.info.files if name.startswith("adapter/")] or None,
             # The values above are for people; this is the same information without loss.
             "info": as_json(self.record.info),
@@ -135,6 +139,7 @@ class ModelDescription:
                 for name, warnings in values["without_values"].items()
             },
             values["empty_states"],
+            values.get("n_passes", 1),
         )
 
 

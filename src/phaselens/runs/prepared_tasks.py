@@ -12,7 +12,7 @@ from phaselens.plugin.states import changes, same_value
 from phaselens.runs.active_metrics import ActiveMetric
 from phaselens.runs.result import Failure
 from phaselens.runs.shard_parts import ShardPart
-from phaselens.runs.shard_store import PhasePlan, TaskPlan
+from phaselens.runs.shard_store import PhasePlan, ShardStore, TaskPlan
 from phaselens.runs.shards import Shard, shard_key
 
 
@@ -93,6 +93,55 @@ class PreparedPhase:
             if prepared.state is not None
         }
         return PhasePlan(tuple(task.plan for task in tasks), states, self.failures)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase before it is prepared.
+
+    Attributes:
+        name: `observations` or `conditions`.
+        basis: a digest of what the phase follows from.
+        names: the metrics that may take part.
+        prepare: has the metrics choose what to run.
+    """
+
+    name: str
+    basis: str
+    names: Sequence[str]
+    prepare: Callable[[], PreparedPhase]
+
+
+class PreparedAtNeed:
+    """A phase that is prepared at the first use of one of its tasks, or at once if its plan is not stored."""
+
+    def __init__(self, phase: Phase, store: ShardStore) -> None:
+        self._phase = phase
+        self._store = store
+        self._tasks: dict[str, PreparedTask] | None = None
+        stored = store.load_plan(phase.name, phase.basis)
+        self.plan = self._make_plan(None) if stored is None else stored
+
+    def _make_plan(self, stored: PhasePlan | None) -> PhasePlan:
+        prepared = self._phase.prepare()
+        self._tasks = prepared.tasks
+        plan = prepared.plan
+        if stored is not None:
+            require_same_plan(stored, plan)
+        else:
+            self._store.save_plan(self._phase.name, plan)
+        return plan
+
+    def task(self, texts_of: str) -> PreparedTask:
+        """Return the task with the texts of a metric, or with the run's texts (`""`).
+
+        Raises:
+            InputError: if the metrics choose something else than in the stored plan.
+        """
+        if self._tasks is None:
+            self._make_plan(self.plan)
+        assert self._tasks is not None
+        return self._tasks[texts_of]
 
 
 def require_same_plan(plan: PhasePlan, new_plan: PhasePlan) -> None:

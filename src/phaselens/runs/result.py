@@ -8,28 +8,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from phaselens.errors import InputError, close_matches
-from phaselens.plugin import MODEL, Metric, ModelInfo, Params, Table, TableSpec
+from phaselens.errors import InputError, close_matches, require_text
+from phaselens.plugin import MODEL, Column, Metric, ModelInfo, Params, Table, TableSpec
 from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA = "phaselens.run/1"
+#: The column that a run puts after the ids of texts, if texts have labels.
+LABEL = Column("label", str, None, "the text's label")
 
 
 @dataclass(frozen=True)
 class TextRecord:
-    """A text of the run; `n_tokens` and `cut` are by model label."""
+    """A text of the run; `n_tokens` and `cut` are by model label, `label` groups texts."""
 
     id: str
     sha256: str
     n_tokens: dict[str, int] = field(default_factory=dict)
     cut: dict[str, bool] = field(default_factory=dict)
+    label: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain JSON values; `n_tokens` is that of the first model."""
-        return {
+        label = {} if self.label is None else {"label": self.label}
+        return label | {
             "id": self.id,
             "n_tokens": next(iter(self.n_tokens.values())),
             "sha256": self.sha256,
@@ -102,10 +106,69 @@ class ModelFailure:
         return {"model": self.model, "type": self.type, "message": self.message}
 
 
+@dataclass(frozen=True)
+class FailedShard:
+    """A shard that could not be computed.
+
+    Attributes:
+        model: the model's label.
+        phase: `observations` or `conditions`.
+        shard: the number of the shard.
+        texts: ids of its texts; empty for the prompts or sequences of a metric.
+        reason: what happened each time.
+        texts_of: the metric whose prompts or sequences the shard has; empty for the run's texts.
+    """
+
+    model: str
+    phase: str
+    shard: int
+    texts: tuple[str, ...]
+    reason: str
+    texts_of: str = ""
+
+    @property
+    def name(self) -> tuple[str, str, int]:
+        """What names the shard among those of its model."""
+        return self.phase, self.texts_of, self.shard
+
+    def __str__(self) -> str:
+        owner = f" of the prompts of {self.texts_of}" if self.texts_of else ""
+        named = ", ".join(map(repr, self.texts[:5])) + (", …" if len(self.texts) > 5 else "")
+        texts = f"; {len(self.texts)} texts are missing: {named}" if self.texts else ""
+        return (
+            f"{self.model}: shard {self.shard}{owner} ({self.phase}) was not computed: {self.reason}{texts}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the shard as plain JSON values."""
+        return {
+            "model": self.model,
+            "phase": self.phase,
+            "shard": self.shard,
+            "texts": list(self.texts),
+            "reason": self.reason,
+            "texts_of": self.texts_of,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FailedShard:
+        """Return the shard that `as_dict` returned."""
+        return cls(**{**values, "texts": tuple(values["texts"])})
+
+
 class NotMeasured(str):
     """The warning that a model was not measured; a type, so that the command line can leave out its own error."""
 
     __slots__ = ()
+
+
+def labelled_spec(spec: TableSpec) -> TableSpec:
+    """Return a table's columns with that of the labels; the same where the table has no texts, or a `label` itself."""
+    names = [column.name for column in spec.columns]
+    if "text" not in names or LABEL.name in names:
+        return spec
+    position = names.index("text") + 1
+    return replace(spec, columns=(*spec.columns[:position], LABEL, *spec.columns[position:]))
 
 
 @dataclass
@@ -131,10 +194,23 @@ class MetricResult:
         except PLUGIN_EXCEPTIONS as error:  # a run has already recorded the failure
             return f"its define failed: {describe_error(error)}"
 
-    def add(self, label: str, name: str, table: Table, text_order: dict[str, int]) -> None:
-        """Append one model's table, sorted in the order of the texts."""
-        spec = table.spec
+    def add(
+        self,
+        label: str,
+        name: str,
+        table: Table,
+        text_order: dict[str, int],
+        text_labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Append one model's table, sorted in the order of the texts, with a column of their labels if any has one."""
+        spec = labelled_spec(table.spec) if text_labels else table.spec
         rows = table.rows
+        if spec is not table.spec:
+            position = [column.name for column in table.spec.columns].index("text")
+            rows = [
+                (*row[: position + 1], (text_labels or {}).get(str(row[position])), *row[position + 1 :])
+                for row in rows
+            ]
         columns = [column.name for column in spec.columns]
         if "text" in columns:
             text_column = columns.index("text")
@@ -194,6 +270,8 @@ class Run:
     #: Requested models that were not measured. A run that ended early is the `run` attribute of its exception.
     errors: list[ModelFailure] = field(default_factory=list)
     renderer: Callable[[Run], str] | None = field(default=None, repr=False, compare=False)
+    #: Shards that could not be computed; the tables lack their texts.
+    failed_shards: list[FailedShard] = field(default_factory=list)
     #: The directory that holds the run; None for one that is only in memory.
     directory: Path | None = field(default=None, compare=False)
 
@@ -213,6 +291,7 @@ class Run:
             options=deepcopy(self.options),
             versions=dict(self.versions),
             errors=list(self.errors),
+            failed_shards=list(self.failed_shards),
         )
 
     def add_model(
@@ -226,9 +305,10 @@ class Run:
         """Add what was measured on a model: its facts, its tokens by text, its tables by metric, and its warnings."""
         label = model.info.label
         text_order = {text.id: index for index, text in enumerate(self.texts)}
+        text_labels = {text.id: text.label for text in self.texts if text.label is not None}
         for metric_name, metric_tables in tables.items():
             for table_name, table in metric_tables.items():
-                self.metrics[metric_name].add(label, table_name, table, text_order)
+                self.metrics[metric_name].add(label, table_name, table, text_order, text_labels)
         for record, n_tokens_of_text, is_cut in zip(self.texts, n_tokens, cut, strict=True):
             record.n_tokens[label], record.cut[label] = n_tokens_of_text, is_cut
         self.models.append(model)
@@ -252,6 +332,7 @@ class Run:
 
     def result(self, metric: str) -> MetricResult:
         """Return one metric's result; raise InputError with close matches for another name."""
+        require_text("metric", metric)
         if metric not in self.metrics:
             raise InputError(f"the run has no metric {metric!r}; {close_matches(metric, self.metrics)}")
         return self.metrics[metric]
@@ -259,6 +340,7 @@ class Run:
     def rows(self, metric: str, name: str) -> Table:
         """Return a result table as plain rows; raise InputError with close matches for another name."""
         tables = self.result(metric).tables
+        require_text("name", name)
         if name not in tables:
             raise InputError(f"metric {metric!r} has no table {name!r}; {close_matches(name, tables)}")
         return tables[name]
@@ -280,6 +362,11 @@ class Run:
             "versions": dict(self.versions),
             # Present only where the run ended early, so that it is not mistaken for a complete one.
             **({"errors": [failure.as_dict() for failure in self.errors]} if self.errors else {}),
+            **(
+                {"failed_shards": [shard.as_dict() for shard in self.failed_shards]}
+                if self.failed_shards
+                else {}
+            ),
         }
 
     def __str__(self) -> str:

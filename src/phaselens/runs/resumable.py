@@ -8,13 +8,15 @@ from typing import Any
 
 from phaselens.data import Text
 from phaselens.errors import InputError
-from phaselens.plugin import MetricWarning
+from phaselens.plugin import Metric, MetricWarning
+from phaselens.runs.crew import Crew
 from phaselens.runs.directory_store import DirectoryStore, ModelKey
 from phaselens.runs.metric_factory import MetricFactory
-from phaselens.runs.model_description import ModelDescription
+from phaselens.runs.model_description import ModelDescription, as_json
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.observer import Observer
+from phaselens.runs.report_sections import report_sections
 from phaselens.runs.result import Run
 from phaselens.runs.run_directory import RECORD, RunDirectory
 from phaselens.runs.run_options import RunOptions, SelectedMetric
@@ -33,6 +35,7 @@ class ResumableRun:
         selected_metrics: the metrics.
         options: the run's options.
         texts: the run's texts.
+        crew: computes the shards that are missing; by default, this process does.
     """
 
     def __init__(
@@ -42,12 +45,14 @@ class ResumableRun:
         selected_metrics: Sequence[SelectedMetric],
         options: RunOptions,
         texts: Sequence[Text],
+        crew: Crew | None = None,
     ) -> None:
         self.directory = directory
         self._sessions = list(sessions)
         self._selected = list(selected_metrics)
         self._options = options
         self._texts = texts
+        self._crew = Crew() if crew is None else crew
         self._started = time.monotonic()
         self._request: dict[str, Any] = {}
         self._descriptions: dict[str, ModelDescription] = {}
@@ -66,7 +71,7 @@ class ResumableRun:
                 self._descriptions[session.label] = ModelDescription.of(
                     session, self._selected, self._options
                 )
-                if session is not self._sessions[0]:
+                if session is not self._sessions[0] or self._crew.makes_plans:
                     session.release()
             record = record_run(
                 self._request,
@@ -79,11 +84,32 @@ class ResumableRun:
             )
             if self.directory.write_record(record):
                 return
-        self._continue(self.directory.read_record())
+        self.require_recorded()
 
-    def _continue(self, record: Mapping[str, Any]) -> None:
-        """Take the models' descriptions from the record of a run with the same request."""
-        changed = differences(record["request"], self._request)
+    def require_recorded(self) -> None:
+        """Check that the run is the recorded one, and take the models' descriptions from the record.
+
+        Raises:
+            InputError: as `begin`.
+        """
+        self._request = self._request or record_request(
+            self._sessions, self._texts, self._selected, self._options
+        )
+        record = self.directory.read_record()
+        self._take_descriptions(record, differences(record["request"], self._request))
+
+    def adopt(self) -> None:
+        """Take the run from its record, without looking at the files of its models.
+
+        Raises:
+            InputError: for a metric that differs here.
+        """
+        record = self.directory.read_record()
+        self._request = record["request"]
+        self._take_descriptions(record, [])
+
+    def _take_descriptions(self, record: Mapping[str, Any], changed: list[str]) -> None:
+        """Take the models' descriptions from a record, unless something has `changed`."""
         for model in record["models"] if not changed else []:
             description = ModelDescription.from_dict(model)
             self._descriptions[description.record.info.label] = description
@@ -112,9 +138,9 @@ class ResumableRun:
     def measure(self, result: Run, observer: Observer) -> None:
         """Measure the shards that are missing, and add the tables of all models to `result`."""
         for number, session in enumerate(self._sessions):
-            description = self._descriptions[session.label]
-            store = DirectoryStore(self.directory, self._key(number, session.label, description))
-            work = self.work(session, description, store, observer)
+            description = self.description(number)
+            self._crew.begin_model(number, session.label, [text.id for text in self._texts])
+            work, store = self.work(number, observer, self._crew)
             for name, failure in description.failures.items():
                 result.metrics[name].failures.append(failure)
             without_values = description.without_values
@@ -124,27 +150,50 @@ class ResumableRun:
                 observes=description.observes,
                 without_values=without_values,
             )
-            for name in without_values.keys() & metrics.keys():
-                for text, code in without_values[name]:
-                    metrics[name].warn(text, code or None)
-            tables, warnings = tables_of_metrics(metrics, result.metrics, without_values)
-            notes = [f"{name} was damaged, and was computed again" for name in store.damaged]
-            result.add_model(
-                description.record,
-                description.n_tokens,
-                description.cut,
-                tables,
-                [*description.warnings, *warnings, *notes],
-            )
-            self._n_saved += store.n_saved
             session.release()
+            self._n_saved += store.n_saved
+            if self._crew.makes_tables:
+                self._add_tables(result, description, metrics, store.damaged)
+        self._n_saved += self._crew.n_computed
+        result.failed_shards.extend(self._crew.failed_shards)
 
-    def work(
-        self, session: ModelSession, description: ModelDescription, store: DirectoryStore, observer: Observer
-    ) -> ShardWork:
-        """Return the work on one model."""
+    def _add_tables(
+        self,
+        result: Run,
+        description: ModelDescription,
+        metrics: Mapping[str, Metric[Any]],
+        damaged: Sequence[str],
+    ) -> None:
+        """Add the tables of one model to `result`."""
+        without_values = description.without_values
+        for name in without_values.keys() & metrics.keys():
+            for text, code in without_values[name]:
+                metrics[name].warn(text, code or None)
+        tables, warnings = tables_of_metrics(metrics, result.metrics, without_values)
+        notes = [f"{name} was damaged, and was computed again" for name in damaged]
+        result.add_model(
+            description.record,
+            description.n_tokens,
+            description.cut,
+            tables,
+            [*description.warnings, *warnings, *notes],
+        )
+
+    @property
+    def n_saved(self) -> int:
+        """Number of shards that were computed for this run by this call."""
+        return self._n_saved
+
+    def description(self, number: int) -> ModelDescription:
+        """Return the description of the model of that number."""
+        return self._descriptions[self._sessions[number].label]
+
+    def work(self, number: int, observer: Observer, crew: Crew) -> tuple[ShardWork, DirectoryStore]:
+        """Return the work on the model of that number, and the store of its results."""
+        session, description = self._sessions[number], self.description(number)
+        store = DirectoryStore(self.directory, self._key(number, session.label, description))
         sizes = (self._options.shard_tokens, self._options.batch_tokens)
-        return ShardWork(
+        work = ShardWork(
             session,
             self._factory(description),
             description.shards,
@@ -152,7 +201,10 @@ class ResumableRun:
             observer=observer,
             store=store,
             keys=description.keys,
+            crew=crew,
+            n_passes=description.n_passes,
         )
+        return work, store
 
     def _key(self, number: int, label: str, description: ModelDescription) -> ModelKey:
         digest = digest_of(
@@ -170,8 +222,19 @@ class ResumableRun:
         )
         return ModelKey(number, label, digest)
 
+    def record_failed_shards(self, result: Run) -> None:
+        """Record the shards of a part that could not be computed, for the process that merges the run."""
+        for shard in result.failed_shards:
+            self.directory.write_failed_shard(shard)
+
     def finish(self, result: Run) -> None:
         """Write tables, errors, and at last the file that marks the run as complete."""
+        if self.directory.is_complete:  # without the shards that have been computed by now
+            self.directory.set_aside_results()
+        sections = {
+            name: [as_json(section) for section in report_sections(metric)]
+            for name, metric in result.metrics.items()
+        }
         failures = {
             name: [failure.as_dict() for failure in metric.failures]
             for name, metric in result.metrics.items()
@@ -187,8 +250,10 @@ class ResumableRun:
             {
                 "times": {"finished": now(), "seconds": round(time.monotonic() - self._started, 3)},
                 "n_shards_computed": self._n_saved,
+                "failed_shards": [shard.as_dict() for shard in result.failed_shards],
                 "warnings": [[str(warning), MetricWarning(warning).code] for warning in result.warnings],
                 "failures": failures,
+                "sections": sections,
                 "tables": {
                     name: {table_name: table.not_finite for table_name, table in metric.tables.items()}
                     for name, metric in result.metrics.items()

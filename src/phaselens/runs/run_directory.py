@@ -15,9 +15,10 @@ from urllib.parse import quote
 from phaselens.data.new_files import remove_abandoned, write_new
 from phaselens.errors import InputError, PhaseLensError
 from phaselens.plugin import Table
+from phaselens.runs.result import FailedShard
 
 RECORD, RESULT = "run.json", "result.json"
-FOLDERS = ("tables", "shards", "figures", "errors")
+FOLDERS = ("tables", "shards", "times", "figures", "errors")
 DIRECTORY_SCHEMA = "phaselens.run-directory/1"
 TABLE_SCHEMA = "phaselens.table/1"
 
@@ -27,12 +28,13 @@ class RunDirectory:
 
         run.json       what made the run: models, texts, parameters, versions; written before anything is measured
         shards/        one file of states for each model and shard, in each phase
+        times/         how long each of these took
         tables/        METRIC.NAME.parquet
         figures/       pictures
         errors/        the traceback of each failed metric
         result.json    warnings, failures and times; written last
 
-    Nothing that exists is changed.
+    Nothing that exists is changed. Results that lack failed shards are moved to `incomplete-1` when these are computed.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -52,9 +54,11 @@ class RunDirectory:
             number += 1
         if directory.path.exists() and not directory.path.is_dir():
             raise InputError(f"--out {str(directory.path)!r} is a file; name a directory")
-        if not directory.has_record and directory._holds_files_of_a_run():
+        own_names = directory._own_names()
+        # The record is looked for last, because another process may just have begun the run: it writes it first.
+        if own_names and not directory.has_record:
             raise InputError(
-                f"--out {str(directory.path)!r} holds {' and '.join(directory._own_names())}, but no {RECORD}, so it "
+                f"--out {str(directory.path)!r} holds {' and '.join(own_names)}, but no {RECORD}, so it "
                 "is not the directory of a run; name another one"
             )
         with directory.errors_explained(directory.path):
@@ -78,6 +82,32 @@ class RunDirectory:
     def is_complete(self) -> bool:
         """Whether the run has ended and its results are written."""
         return (self.path / RESULT).is_file()
+
+    @property
+    def lacks_shards(self) -> bool:
+        """Whether the results that are written lack shards that could not be computed."""
+        return self.is_complete and bool(self.read_result().get("failed_shards"))
+
+    @property
+    def recorded_threads(self) -> int | None:
+        """The number of threads of the run that has begun; None if none has."""
+        if not self.has_record:
+            return None
+        threads = self.read_record()["request"]["options"].get("threads")
+        return threads if isinstance(threads, int) else None
+
+    def set_aside_results(self) -> Path:
+        """Move the results of a run that lacked shards into a folder of their own, so that they can be made anew."""
+        with self.errors_explained(self.path):
+            number = 1
+            while (folder := self.path / f"incomplete-{number}").exists():
+                number += 1
+            folder.mkdir()
+            # The file that marks the run as complete goes first.
+            for name in (RESULT, "tables", "figures", "errors"):
+                if (self.path / name).exists():
+                    (self.path / name).rename(folder / name)
+        return folder
 
     def read_record(self) -> dict[str, Any]:
         """Return what `run.json` holds.
@@ -145,6 +175,17 @@ class RunDirectory:
                 f"{str(path)!r} cannot be written: {error.strerror or error}; finished shards are kept, so "
                 "mend this and run the same command again to continue"
             ) from error
+
+    def write_failed_shard(self, shard: FailedShard) -> None:
+        """Record that a shard could not be computed, for the process that merges the run."""
+        owner = f".{slug(shard.texts_of)}" if shard.texts_of else ""
+        name = f"errors/{slug(shard.model)}.{shard.phase}{owner}.{shard.shard:05d}.json"
+        self.write(name, (json.dumps(shard.as_dict(), indent=1) + "\n").encode(), replace=True)
+
+    def read_failed_shards(self) -> list[FailedShard]:
+        """Return the shards that processes have recorded as failed."""
+        files = sorted((self.path / "errors").glob("*.json"))
+        return [FailedShard.from_dict(json.loads(file.read_bytes())) for file in files]
 
     def table_path(self, metric: str, name: str) -> Path:
         """Return the path of a table."""

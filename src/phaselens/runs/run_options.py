@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from phaselens.data.tokens import require_bos
-from phaselens.errors import InputError, close_matches, require_text
-from phaselens.lens.info import ROTATION_MODES
+from phaselens.errors import LARGEST_WHOLE, InputError, close_matches, is_whole, require_text, short_form
+from phaselens.lens.info import NO_ATTENTION, ROTATION_MODES
 from phaselens.lens.model_source import BUNDLED, ModelSource, require_adapter_scale
 from phaselens.lens.scaling import RopeScaling, require_softmax_scale
 from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
@@ -95,11 +95,14 @@ class RunOptions:
     """Options of a run.
 
     `bos` None keeps each lens' own policy; `positions` maps labels to rotation modes, and `adapter_scale` to numbers,
-    unless it is one number for every model with an adapter.
+    unless it is one number for every model with an adapter. `max_tokens` is at least `window`. `threads` None takes
+    the number of threads that PyTorch uses.
     """
 
     max_tokens: int = 512
     n_texts: int | None = None
+    window: int | None = None
+    stride: int | None = None
     batch_tokens: int = 8192
     shard_tokens: int = DEFAULT_SHARD_TOKENS
     bos: str | None = None
@@ -110,15 +113,33 @@ class RunOptions:
     adapter_scale: float | Mapping[str, float] | None = None
     softmax_scale: Mapping[str, float] = field(default_factory=dict)
     rope_scaling: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
 
     def __post_init__(self) -> None:
-        minimums = {"max_tokens": 1, "n_texts": 1, "batch_tokens": 1, "shard_tokens": 1, "seed": 0}
+        minimums = {
+            "max_tokens": 1,
+            "n_texts": 1,
+            "window": 1,
+            "stride": 1,
+            "batch_tokens": 1,
+            "shard_tokens": 1,
+            "seed": 0,
+            "threads": 1,
+        }
         for name, minimum in minimums.items():
             value = getattr(self, name)
-            if name == "n_texts" and value is None:
+            if name in ("n_texts", "window", "stride", "threads") and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise InputError(f"{name} is {value!r}; give a whole number of at least {minimum}")
+            if not is_whole(value) or not minimum <= value <= LARGEST_WHOLE:
+                raise InputError(
+                    f"{name} is {short_form(value)}; give a whole number of at least {minimum}"
+                    f"{'' if not is_whole(value) or value < minimum else f' and at most {LARGEST_WHOLE}'}"
+                )
+            object.__setattr__(self, name, int(value))  # numpy's whole numbers cannot be written as JSON
+        if self.stride is not None and self.window is None:
+            raise InputError("stride is the distance between windows; give window too (--window)")
+        if self.window is not None:
+            object.__setattr__(self, "max_tokens", max(self.max_tokens, self.window))
         for name in ("bos", "device", "dtype"):
             if not isinstance(getattr(self, name), str) and not (name == "bos" and self.bos is None):
                 raise InputError(f"{name} is {describe_value(getattr(self, name))}; give text")
@@ -130,10 +151,10 @@ class RunOptions:
                 f"{' or '.join(ROTATION_MODES)}, such as {{'rope': 'nope'}}"
             )
         for label, rotation_mode in self.positions.items():
-            if rotation_mode not in ROTATION_MODES:
+            if not isinstance(rotation_mode, str) or rotation_mode not in ROTATION_MODES:
                 raise InputError(
-                    f"positions of {label!r}: {rotation_mode!r}; "
-                    f"{close_matches(str(rotation_mode), ROTATION_MODES)}"
+                    f"positions of {label!r}: {short_form(rotation_mode)}; "
+                    f"{close_matches(rotation_mode, ROTATION_MODES)}"
                 )
         scales = (
             self.adapter_scale.values() if isinstance(self.adapter_scale, Mapping) else [self.adapter_scale]
@@ -163,8 +184,18 @@ class RunOptions:
             for label in by_label:
                 if label not in labels:
                     raise InputError(
-                        f"{option}: no model is labelled {label!r}; {close_matches(str(label), labels)}"
+                        f"{option}: no model is labelled {short_form(label)}; {close_matches(label, labels)}"
                     )
+
+    def require_adapters(self, specs: Sequence[ModelSpec]) -> None:
+        """Raise InputError if one scale is given for all adapters, and no model named by text has an adapter."""
+        if self.adapter_scale is None or isinstance(self.adapter_scale, Mapping):
+            return
+        if all(spec.identified.named_adapter is None for spec in specs):
+            raise InputError(
+                f"adapter_scale is {self.adapter_scale:g}, but no model named by text has an adapter; write "
+                "BASE+ADAPTER, or leave it out"
+            )
 
     def adapter_scale_of(self, label: str, spec: ModelSpec) -> float | None:
         """Return the scale of a model's adapter; None to merge it, and for a model without one."""
@@ -172,14 +203,24 @@ class RunOptions:
             return self.adapter_scale.get(label)
         return self.adapter_scale if spec.identified.named_adapter is not None else None
 
-    def require_agreement(self, info: ModelInfo) -> None:
-        """Raise InputError if device, dtype or positions differ from those of a model that is already loaded."""
+    def require_agreement(self, info: ModelInfo, nulled_layers: Sequence[int] = ()) -> None:
+        """Raise InputError if an option differs from that of a model that is already loaded.
+
+        `nulled_layers` are the layers whose rotation was nulled when or after it was loaded.
+        """
         from phaselens.lens.checkpoints import DTYPES
 
         device, dtype = self.device, self.dtype
         same_device = device == info.device or f"{device}:0" == info.device
         same_dtype = str(DTYPES.get(dtype)) == f"torch.{info.dtype}"
-        nulled = self.positions.get(info.label) == "nope" and set(info.positions) != {"nope"}
+        rotation_mode = self.positions.get(info.label)
+        encodings = {encoding for encoding in info.positions if encoding != NO_ATTENTION}
+        same_rotation = rotation_mode is None or (
+            encodings <= {"nope"} if rotation_mode == "nope" else not nulled_layers
+        )
+        adapter_scale = (
+            self.adapter_scale.get(info.label) if isinstance(self.adapter_scale, Mapping) else None
+        )
         scale, scaling = self.softmax_scale.get(info.label), self.rope_scaling.get(info.label)
         same_scaling = scaling is None or str(RopeScaling.parse(scaling)) == info.rope_scaling
         for name, requested, agrees, actual in (
@@ -187,7 +228,8 @@ class RunOptions:
             ("rope_scaling", scaling, same_scaling, info.rope_scaling),
             ("device", device, device == "auto" or same_device, info.device),
             ("dtype", dtype, dtype == "auto" or same_dtype, info.dtype),
-            ("positions", "nope", not nulled, ", ".join(sorted(set(info.positions)))),
+            ("positions", rotation_mode, same_rotation, ", ".join(sorted(encodings))),
+            ("adapter_scale", adapter_scale, adapter_scale is None, info.adapter or "no adapter"),
         ):
             if not agrees:
                 raise InputError(

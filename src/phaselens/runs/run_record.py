@@ -112,6 +112,21 @@ def differences(recorded: Mapping[str, Any], request: Mapping[str, Any]) -> list
     ]
 
 
+def metric_differences(request: Mapping[str, Any], selected_metrics: Sequence[SelectedMetric]) -> list[str]:
+    """Return in words what differs between the metrics and packages of a recorded request and those installed here."""
+    installed = {name: metadata.version(name) for name in _PACKAGES}
+    return [
+        *_metric_differences(
+            request["metrics"], {selected.name: _metric_request(selected) for selected in selected_metrics}
+        ),
+        *(
+            f"version of {name}: {version}, here {installed.get(name)}"
+            for name, version in request["versions"].items()
+            if installed.get(name) != version
+        ),
+    ]
+
+
 def _option_differences(recorded: Mapping[str, Any], request: Mapping[str, Any]) -> Iterator[str]:
     for name, value in request.items():
         if name != "n_texts" and recorded.get(name) != value:  # texts are compared one by one
@@ -212,6 +227,8 @@ def _metric_record(selected: SelectedMetric) -> dict[str, Any]:
         "display": as_json(metric.display),
         "figure_panels": as_json(metric.figure_panels),
         "causal": hasattr(metric, "conditions"),
+        "prints": metric.prints,
+        "plots": metric.plots,
     }
 
 

@@ -26,6 +26,11 @@ class WorkUnit:
     texts_of: str = ""
     key: str = ""
 
+    @property
+    def name(self) -> tuple[str, str, int]:
+        """What names the unit among those of one model: phase, `texts_of` and the number of the shard."""
+        return self.phase, self.texts_of, self.shard.index
+
 
 @dataclass(frozen=True)
 class TaskPlan:
@@ -73,12 +78,16 @@ class ShardStore:
         """Return the kept parts of a unit by metric; None without them."""
         return None
 
-    def save(self, unit: WorkUnit, parts: Mapping[str, ShardPart]) -> None:
-        """Keep the parts of a unit; they hold changes of states, not instances."""
+    def save(self, unit: WorkUnit, parts: Mapping[str, ShardPart], seconds: float) -> None:
+        """Keep the parts of a unit, which hold changes of states, not instances, and the time that it took."""
 
     def has(self, unit: WorkUnit) -> bool:
         """Return whether the parts of a unit are kept, and intact."""
         return self.load(unit) is not None
+
+    def exists(self, unit: WorkUnit) -> bool:
+        """Return whether the parts of a unit are kept, without reading them."""
+        return self.has(unit)
 
     def load_plan(self, phase: str, basis: str) -> PhasePlan | None:
         """Return the kept plan of a phase, if it was made from the same: `basis` is a digest of what it follows from.

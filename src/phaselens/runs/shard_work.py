@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from phaselens.data import TokenizedText
 from phaselens.plugin import CausalMetric, Metric
 from phaselens.plugin.state_codec import encode_state
 from phaselens.plugin.states import changes
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch
-from phaselens.runs.condition_passes import ConditionsTask, prepare, run_conditions
+from phaselens.runs.crew import Crew, UnitJob
 from phaselens.runs.layer_pass import activate, forward, group_by_pass
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.observer import Observer
-from phaselens.runs.prepared_tasks import PreparedMetric, PreparedPhase, PreparedTask, require_same_plan
+from phaselens.runs.phase_tasks import MeasuredModel, PhaseTasks
+from phaselens.runs.prepared_tasks import Phase, PreparedAtNeed, PreparedTask
 from phaselens.runs.result import MetricResult
-from phaselens.runs.sequences import SequencePlan, plan_all_sequences, read_sequences
 from phaselens.runs.shard_parts import ShardCollector, ShardPart
 from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, ShardStore, TaskPlan, WorkUnit
-from phaselens.runs.shards import Shard, cut_shards, digest_of
-
-if TYPE_CHECKING:
-    from phaselens.lens import HookedTransformer
-
-
-class MeasuredModel(Protocol):
-    """A model and the run's texts as its tokens; both may be made at their first use."""
-
-    @property
-    def lens(self) -> HookedTransformer:
-        """The loaded model."""
-
-    @property
-    def tokenized_texts(self) -> Sequence[TokenizedText]:
-        """The texts as tokens."""
+from phaselens.runs.shards import Shard, digest_of
 
 
 class ShardWork:
@@ -49,6 +34,9 @@ class ShardWork:
         sizes: tokens in a shard and in a batch, for the prompts of metrics.
         observer: receives the progress.
         store: keeps the results of shards.
+        keys: digests of the content of the shards, for the store.
+        crew: computes the shards that are not stored, or leaves them to this object.
+        n_passes: how often each text is read; None to find out with the model.
     """
 
     def __init__(
@@ -61,12 +49,18 @@ class ShardWork:
         observer: Observer,
         store: ShardStore | None = None,
         keys: Sequence[str] | None = None,
+        crew: Crew | None = None,
+        n_passes: int | None = None,
     ) -> None:
         self._model = model
         self._factory = factory
-        self._sizes = sizes
         self._observer = observer
         self._store = ShardStore() if store is None else store
+        self._crew = Crew() if crew is None else crew
+        self._n_passes = n_passes
+        self.tasks = PhaseTasks(
+            model, factory, shards, sizes, observer=observer, keeps_states=self._store.keeps
+        )
         self.units = [
             WorkUnit(OBSERVATIONS, shard, key="" if keys is None else keys[shard.index]) for shard in shards
         ]
@@ -108,6 +102,23 @@ class ShardWork:
             unused: instances that were made already; the first shard that is observed takes them.
         """
         names = list(names)
+        metrics = self.observe_all(
+            names, results, observes=observes, without_values=without_values, unused=unused
+        )
+        with_values = {name: metric for name, metric in metrics.items() if name not in without_values}
+        metrics |= self._run_all_conditions(with_values, results)
+        return {name: metrics[name] for name in names if not self._has_failed(name, results)}
+
+    def observe_all(
+        self,
+        names: Sequence[str],
+        results: Mapping[str, MetricResult],
+        *,
+        observes: bool,
+        without_values: Collection[str] = (),
+        unused: Mapping[str, ActiveMetric] | None = None,
+    ) -> dict[str, Metric[Any]]:
+        """Return an instance of each metric that has observed the unedited model, before any conditions."""
         unused = dict(unused or {})
         metrics = {
             name: unused[name].metric if name in unused else self._factory.new(name)
@@ -120,14 +131,10 @@ class ShardWork:
             name for name in measured if name not in own_sequences and not self._has_failed(name, results)
         ]
         if observes and on_texts:
-            metrics |= self._observe_all(on_texts, results, unused)
-        else:
-            metrics |= {
-                name: unused[name].metric if name in unused else self._factory.new(name) for name in on_texts
-            }
-        with_values = {name: metric for name, metric in metrics.items() if name not in without_values}
-        metrics |= self._run_all_conditions(with_values, results)
-        return {name: metrics[name] for name in names if not self._has_failed(name, results)}
+            return metrics | self._observe_texts(on_texts, results, unused)
+        return metrics | {
+            name: unused[name].metric if name in unused else self._factory.new(name) for name in on_texts
+        }
 
     def _has_failed(self, name: str, results: Mapping[str, MetricResult]) -> bool:
         return any(failure.model == self._label for failure in results[name].failures)
@@ -136,36 +143,76 @@ class ShardWork:
         self, names: Sequence[str], results: Mapping[str, MetricResult], unused: Mapping[str, ActiveMetric]
     ) -> dict[str, Metric[Any]]:
         """Return the metrics that read sequences of their own, after they have read them."""
-        candidates = [name for name in names if self._factory.selected[name].metric.reads_own_sequences()]
-        if not candidates:
-            return {}
-        basis = digest_of([[unit.key, unit.shard.members] for unit in self.units])
+        phase = self.sequences_phase(names, unused)
+        return {} if phase is None else self._run_phase(phase, results)
 
-        def prepare_sequences() -> PreparedPhase:
-            return self.prepare_sequences([unused.get(name) or self.new(name) for name in candidates])
+    def sequences_phase(
+        self, names: Iterable[str], unused: Mapping[str, ActiveMetric] | None = None
+    ) -> Phase | None:
+        """Return the phase in which metrics read sequences of their own; None if none of `names` has any."""
+        readers = [name for name in names if self._factory.selected[name].metric.reads_own_sequences()]
+        if not readers:
+            return None
+        made = unused or {}
+        return Phase(
+            OBSERVATIONS,
+            digest_of([[unit.key, unit.shard.members] for unit in self.units]),
+            readers,
+            lambda: self.tasks.prepare_sequences([made.get(name) or self.new(name) for name in readers]),
+        )
 
-        return self._run_phase(OBSERVATIONS, basis, prepare_sequences, results)
-
-    def _observe_all(
+    def _observe_texts(
         self, names: Sequence[str], results: Mapping[str, MetricResult], unused: dict[str, ActiveMetric]
     ) -> dict[str, Metric[Any]]:
-        """Return the metrics after they have observed all shards."""
+        """Return the metrics after they have observed the texts of all shards."""
         collector = ShardCollector(self._factory, names, results)
-        missing = [unit for unit in self.units if not self._store.has(unit)]
-        if missing:
-            probes = [unused.get(name) or self.new(name) for name in names]
-            n_passes = len(group_by_pass(probes))
-            self._observer.measuring(self._label, n_passes * sum(unit.shard.n_tokens for unit in missing))
+        self._compute_missing(
+            self.units,
+            names,
+            lambda unit: self.observe_unit(unit, names),
+            lambda: self._count_passes(names, unused),
+        )
         for unit in self.units:
+            if unit.name in self._crew.lost:
+                continue
             parts = self._store.load(unit)
             if parts is None or not parts.keys() >= set(collector.working):
-                instances = [
-                    unused.pop(name) if name in unused else self.new(name) for name in collector.working
-                ]
-                parts = self.observe(unit.shard, instances)
-                self._store.save(unit, parts)
+                parts = self.observe_unit(unit, collector.working, unused)
             collector.add(parts)
         return collector.finish()
+
+    def _count_passes(self, names: Sequence[str], unused: Mapping[str, ActiveMetric]) -> int:
+        """Return how often each text is read; a process that has not loaded the model takes it from the record."""
+        if self._n_passes is not None:
+            return self._n_passes
+        return len(group_by_pass([unused.get(name) or self.new(name) for name in names]))
+
+    def _compute_missing(
+        self,
+        units: Sequence[WorkUnit],
+        names: Sequence[str],
+        compute: Callable[[WorkUnit], object],
+        count_forwards: Callable[[], int],
+    ) -> None:
+        """Report how many tokens are to be read, and have the crew compute the units that are not stored."""
+        missing = [unit for unit in units if unit.name not in self._crew.lost and not self._store.has(unit)]
+        if not missing:
+            return
+        label = f"{self._label}, conditions" if missing[0].phase == CONDITIONS else self._label
+        n_tokens = sum(unit.shard.n_tokens for unit in self._crew.select(missing))
+        self._observer.measuring(label, count_forwards() * n_tokens)
+        self._crew.compute(UnitJob(missing[0].phase, names, missing, compute, self._store.exists))
+
+    def observe_unit(
+        self, unit: WorkUnit, names: Iterable[str], unused: dict[str, ActiveMetric] | None = None
+    ) -> dict[str, ShardPart]:
+        """Observe one shard of the run's texts with new instances, or with `unused` ones, and store the result."""
+        unused = {} if unused is None else unused
+        start = time.monotonic()
+        instances = [unused.pop(name) if name in unused else self.new(name) for name in names]
+        parts = self.observe(unit.shard, instances)
+        self._store.save(unit, parts, time.monotonic() - start)
+        return parts
 
     def observe(self, shard: Shard, active_metrics: Sequence[ActiveMetric]) -> dict[str, ShardPart]:
         """Measure the unedited model on one shard with new instances of metrics."""
@@ -195,120 +242,76 @@ class ShardWork:
         self, metrics: Mapping[str, Metric[Any]], results: Mapping[str, MetricResult]
     ) -> dict[str, Metric[Any]]:
         """Return the causal metrics after their conditions were run on all shards."""
-        observed = {
+        observed = self.causal_metrics(metrics, results)
+        if not observed or not self._crew.goes_on_to_conditions():
+            return {}
+        return self._run_phase(self.conditions_phase(observed), results)
+
+    def causal_metrics(
+        self, metrics: Mapping[str, Metric[Any]], results: Mapping[str, MetricResult]
+    ) -> dict[str, CausalMetric[Any]]:
+        """Return the causal ones among metrics that have not failed."""
+        return {
             name: metric
             for name, metric in metrics.items()
             if isinstance(metric, CausalMetric) and not self._has_failed(name, results)
         }
-        if not observed:
-            return {}
+
+    def empty_results(self) -> dict[str, MetricResult]:
+        """Return results without tables, which receive the failures of metrics."""
+        return {name: self._factory.empty_result(name) for name in self._factory.selected}
+
+    def conditions_phase(self, observed: Mapping[str, CausalMetric[Any]]) -> Phase:
+        """Return the phase in which causal metrics, which have observed all texts, run their conditions."""
         basis = ""
         if self._store.keeps:
             basis = digest_of(
                 [[name, encode_state(metric.state()).digest] for name, metric in observed.items()]
             )
-        return self._run_phase(CONDITIONS, basis, lambda: self.prepare_conditions(observed), results)
+        return Phase(CONDITIONS, basis, list(observed), lambda: self.tasks.prepare_conditions(observed))
 
-    def _run_phase(
-        self,
-        phase: str,
-        basis: str,
-        prepare_phase: Callable[[], PreparedPhase],
-        results: Mapping[str, MetricResult],
-    ) -> dict[str, Metric[Any]]:
-        """Run all tasks of a phase, and return their metrics; prepare it only if a part is not stored.
-
-        `basis` is a digest of what the phase follows from.
-        """
-        plan = self._store.load_plan(phase, basis)
-        tasks: dict[str, PreparedTask] = {}
-        if plan is None or not all(self._store.has(unit) for task in plan.tasks for unit in task.units):
-            prepared = prepare_phase()
-            tasks, new_plan = prepared.tasks, prepared.plan
-            if plan is not None:
-                require_same_plan(plan, new_plan)
-            self._store.save_plan(phase, new_plan)
-            plan = new_plan
+    def _run_phase(self, phase: Phase, results: Mapping[str, MetricResult]) -> dict[str, Metric[Any]]:
+        """Run all tasks of a phase, and return their metrics; prepare it only if a part is not stored."""
+        if self._crew.makes_plans and self._store.load_plan(phase.name, phase.basis) is None:
+            self._crew.make_plan(phase.name, phase.names)
+        prepared = PreparedAtNeed(phase, self._store)
+        plan = prepared.plan
         for name, failure in plan.failures.items():
             results[name].failures.append(failure)
-        names = dict.fromkeys(name for task in plan.tasks for name in task.names)
-        collector = ShardCollector(self._factory, names, results, plan.states)
+        merged = dict.fromkeys(name for task in plan.tasks for name in task.names)
+        collector = ShardCollector(self._factory, merged, results, plan.states)
         for task in plan.tasks:
-            self._run_task(task, tasks.get(task.texts_of), collector)
+            self._run_task(task, prepared, collector)
         return collector.finish()
 
-    def prepare_sequences(self, active_metrics: Iterable[ActiveMetric]) -> PreparedPhase:
-        """Ask metrics for the sequences that they read, which they make from all texts."""
-        lens, texts = self._model.lens, self._model.tokenized_texts
-        phase = PreparedPhase({}, {})
-        for active in active_metrics:
-            name = active.metric.name
-            plans = plan_all_sequences(lens, [active], texts, range(len(texts)), self._sizes[1])
-            with guarded(active.result, self._label, "state"):
-                for plan in plans.values():
-                    phase.tasks[name] = self._sequences_task(active, plan)
-            if active.result.failures:
-                phase.failures[name] = active.result.failures[0]
-                phase.tasks.pop(name, None)
-        return phase
-
-    def _sequences_task(self, active: ActiveMetric, plan: SequencePlan) -> PreparedTask:
-        def run(active_metrics: Sequence[ActiveMetric], shard: Shard) -> None:
-            for reader in active_metrics:
-                read_sequences(self._model.lens, reader, plan, shard.batches, self._observer)
-
-        name, shards = active.metric.name, plan.shards(self._sizes[0])
-        keeps_state = self._store.keeps or len(shards) > 1
-        metrics = {name: PreparedMetric.of(active, keeps_state=keeps_state)}
-        return PreparedTask(OBSERVATIONS, plan.tokenized, shards, run, name, metrics)
-
-    def prepare_conditions(self, observed: Mapping[str, CausalMetric[Any]]) -> PreparedPhase:
-        """Choose the conditions of causal metrics that have observed all texts."""
-        phase = PreparedPhase(
-            {"": self._conditions_task(ConditionsTask.of_texts(self._model.tokenized_texts))}, {}
-        )
-        for name, metric in observed.items():
-            result = self._factory.empty_result(name)
-            with guarded(result, self._label, "conditions"):
-                prompts = prepare(self._model.lens, metric)
-                chosen = [phase.tasks[""]] if prompts is None or metric.also_on_texts else []
-                if prompts or (prompts is not None and self._store.keeps):
-                    phase.tasks[name] = self._conditions_task(ConditionsTask.of_prompts(prompts), name)
-                    chosen.append(phase.tasks[name])
-                n_shards = sum(len(task.shards) for task in chosen)
-                keeps_state = self._store.keeps or n_shards > 1
-                for task in chosen:  # one after the other, with the same instance
-                    task.metrics[name] = PreparedMetric.of(
-                        ActiveMetric(metric, result), keeps_state=keeps_state
-                    )
-            if result.failures:
-                phase.failures[name] = result.failures[0]
-        return phase
-
-    def _conditions_task(self, texts: ConditionsTask, prompts_of: str = "") -> PreparedTask:
-        def run(active_metrics: Sequence[ActiveMetric], shard: Shard) -> None:
-            run_conditions(self._model.lens, texts, active_metrics, shard.batches, self._observer)
-
-        shards = [unit.shard for unit in self.units]
-        if prompts_of:
-            shards = cut_shards(texts.tokenized_texts, *self._sizes)
-        return PreparedTask(CONDITIONS, texts.tokenized_texts, shards, run, prompts_of)
-
-    def _run_task(self, task: TaskPlan, prepared: PreparedTask | None, collector: ShardCollector) -> None:
+    def _run_task(self, task: TaskPlan, prepared: PreparedAtNeed, collector: ShardCollector) -> None:
         """Run the metrics of a task on all its shards, and add the parts to the collector."""
-        missing = [unit for unit in task.units if not self._store.has(unit)]
-        if missing:
-            n_tokens = task.n_forwards * sum(unit.shard.n_tokens for unit in missing)
-            suffix = ", conditions" if task.phase == CONDITIONS else ""
-            self._observer.measuring(f"{self._label}{suffix}", n_tokens)
+        self._crew.leave_out(unit for unit in task.units if self._lacks_observations(unit))
+        self._compute_missing(
+            task.units,
+            task.names,
+            lambda unit: self.run_unit(prepared.task(task.texts_of), unit, task.names),
+            lambda: task.n_forwards,
+        )
         for unit in task.units:
+            if unit.name in self._crew.lost:
+                continue
             parts = self._store.load(unit)
             working = [name for name in task.names if name in collector.working]
             if parts is None or not parts.keys() >= set(working):
-                assert prepared is not None
-                parts = self.run_shard(prepared, unit.shard, working)
-                self._store.save(unit, parts)
+                parts = self.run_unit(prepared.task(task.texts_of), unit, working)
             collector.add(parts)
+
+    def _lacks_observations(self, unit: WorkUnit) -> bool:
+        """Return whether a unit has texts that were left out of the observations."""
+        return not unit.texts_of and (OBSERVATIONS, "", unit.shard.index) in self._crew.lost
+
+    def run_unit(self, task: PreparedTask, unit: WorkUnit, names: Iterable[str]) -> dict[str, ShardPart]:
+        """Run these metrics of a task on one shard, and store the result."""
+        start = time.monotonic()
+        parts = self.run_shard(task, unit.shard, names)
+        self._store.save(unit, parts, time.monotonic() - start)
+        return parts
 
     def run_shard(self, task: PreparedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
         """Run these metrics of a task on one shard."""

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from phaselens.errors import InputError
-from phaselens.plugin import MODEL, Column, LayerView, Metric, MetricWarning, Params, Table, TableSpec
+from phaselens.plugin import (
+    MODEL,
+    Column,
+    LayerView,
+    Metric,
+    MetricWarning,
+    Params,
+    ReportSection,
+    Table,
+    TableSpec,
+)
 from phaselens.runs.model_description import ModelDescription, from_json
-from phaselens.runs.result import Failure, MetricResult, Run, TextRecord
+from phaselens.runs.result import FailedShard, Failure, MetricResult, Run, TextRecord, labelled_spec
 from phaselens.runs.run_directory import RunDirectory
 
 _CELL_TYPES = {"str": str, "int": int, "float": float}
@@ -30,6 +40,14 @@ class StoredMetric(Metric[StoredParams]):
     """Base of the classes that stand for the metrics of a run directory. They describe tables; they measure nothing."""
 
     definition = ""
+    sections: ClassVar[tuple[ReportSection, ...]] = ()
+    #: Whether the metric drew a figure of its own into the run directory.
+    has_own_figure: ClassVar[bool] = False
+
+    @classmethod
+    def report(cls, tables: Mapping[str, Table], params: StoredParams) -> Sequence[ReportSection]:
+        """Return the sections that the run recorded."""
+        return cls.sections
 
     @classmethod
     def define(cls, params: Any) -> str:
@@ -66,16 +84,30 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     result = directory.read_result()
     descriptions = [ModelDescription.from_dict(model) for model in record["models"]]
     texts = [
-        TextRecord(text["id"], text["sha256"], dict(text["n_tokens"]), _cut(index, descriptions))
+        TextRecord(
+            text["id"], text["sha256"], dict(text["n_tokens"]), _cut(index, descriptions), text["label"]
+        )
         for index, text in enumerate(record["texts"])
     ]
+    has_labels = any(text.label is not None for text in texts)
     metrics = {
-        name: _metric_result(directory, name, stored, result) for name, stored in record["metrics"].items()
+        name: _metric_result(directory, name, stored, result, has_labels=has_labels)
+        for name, stored in record["metrics"].items()
     }
     warnings = [MetricWarning(text, code) for text, code in result["warnings"]]
     versions = {name: version for name, version in record["versions"].items() if name != "plugins"}
     models = [description.record for description in descriptions]
-    return Run(models, texts, metrics, list(warnings), record["options"], versions, directory=directory.path)
+    failed_shards = [FailedShard.from_dict(shard) for shard in result.get("failed_shards", [])]
+    return Run(
+        models,
+        texts,
+        metrics,
+        list(warnings),
+        record["options"],
+        versions,
+        failed_shards=failed_shards,
+        directory=directory.path,
+    )
 
 
 def _cut(text_index: int, descriptions: Sequence[ModelDescription]) -> dict[str, bool]:
@@ -83,7 +115,12 @@ def _cut(text_index: int, descriptions: Sequence[ModelDescription]) -> dict[str,
 
 
 def _metric_result(
-    directory: RunDirectory, name: str, stored: Mapping[str, Any], result: Mapping[str, Any]
+    directory: RunDirectory,
+    name: str,
+    stored: Mapping[str, Any],
+    result: Mapping[str, Any],
+    *,
+    has_labels: bool,
 ) -> MetricResult:
     specs = tuple(_table_spec(table) for table in stored["tables"])
     attributes = {
@@ -96,6 +133,9 @@ def _metric_result(
         "tables": specs,
         "display": from_json(stored["display"]),
         "figure_panels": from_json(stored["figure_panels"]),
+        "prints": stored.get("prints", True),
+        "has_own_figure": stored.get("plots", False),
+        "sections": tuple(map(from_json, result.get("sections", {}).get(name, []))),
         "__module__": __name__,
     }
     metric = type(f"Stored_{name}", (StoredMetric,), attributes)
@@ -105,6 +145,7 @@ def _metric_result(
     )
     for table_name, not_finite in result["tables"].get(name, {}).items():
         (spec,) = (spec for spec in specs if spec.name == table_name)
+        spec = labelled_spec(spec) if has_labels else spec
         rows = directory.read_rows(name, table_name)
         table = Table(TableSpec(table_name, (MODEL, *spec.columns), spec.help), rows, not_finite)
         stored_result.tables[table_name] = table

@@ -19,6 +19,8 @@ _SAMPLE = 2000
 """Number of values sampled to locate a median."""
 CACHED_ROWS = 128
 """Rows widened to float64 at a time, so that they stay in a CPU's cache."""
+_CACHED_NUMBERS = 1 << 16
+"""Numbers widened at a time, where that makes more than `CACHED_ROWS` rows."""
 
 
 def require_matrix(name: str, x: Tensor) -> None:
@@ -267,7 +269,8 @@ def chunks(x: Tensor, n_rows: int) -> list[Tensor]:
 
 
 def _row_chunks(x: Tensor) -> list[Tensor]:
-    return [x] if x.device.type != "cpu" or len(x) <= CACHED_ROWS else chunks(x, CACHED_ROWS)
+    n_rows = max(CACHED_ROWS, _CACHED_NUMBERS // max(1, x[0].numel() if len(x) else 1))
+    return [x] if x.device.type != "cpu" or len(x) <= n_rows else chunks(x, n_rows)
 
 
 def _products(a: Tensor, m: Tensor) -> list[Tensor]:

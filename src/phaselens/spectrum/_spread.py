@@ -53,7 +53,9 @@ def prefix_spread(x: Tensor) -> Tensor:
     for rows in _blocks(x):
         # Each row adds its squared distance from the mean of those before it, times n / (n + 1): terms above 0 only, so
         # that nothing cancels.
-        sums = torch.cat([sum_before[None], sum_before + rows.cumsum(0)])
+        # Transposed, because `cumsum` along the first dimension reads a CPU's memory in strides.
+        running_sums = rows.T.contiguous().cumsum(1).T
+        sums = torch.cat([sum_before[None], sum_before + running_sums])
         counts = torch.arange(n_before, n_before + len(rows), dtype=torch.float64, device=x.device)
         means = sums[:-1] / torch.where(counts > 0, counts, 1.0)[:, None]
         steps.append((rows - means).square().sum(-1) * counts / (counts + 1))

@@ -26,36 +26,41 @@ class MarkdownFormat(RunFormat, TableFormat):
         document = run_document(run)
         lines = [line for section in document.sections for line in _section(section)]
         if document.bos:
-            lines += [_escaped(document.bos), ""]
-        lines += [f"- {_escaped(warning)}" for warning in document.warnings]
+            lines += [escaped(document.bos), ""]
+        lines += [f"- {escaped(warning)}" for warning in document.warnings]
         file.write("\n".join(lines).rstrip() + "\n")
 
     def write_table(self, name: str, table: Table, file: IO[str]) -> None:
         from phaselens.report.builders import result_table
 
-        file.writelines(f"{line}\n" for line in _table(result_table(name, table)))
+        file.writelines(f"{line}\n" for line in _grid(result_table(name, table)))
 
 
 def _section(section: MetricSection) -> Iterator[str]:
-    yield from (f"### {section.name}: {_escaped(section.title)}", "", _escaped(section.definition), "")
+    yield from (f"### {section.name}: {escaped(section.title)}", "", escaped(section.definition), "")
     for table in section.tables:
-        if table.name:
-            yield from (f"`{table.name}`", "")
-        if table.caption:
-            yield from (_escaped(table.caption), "")
-        yield from (*_table(table), "")
-        for note in table.notes:
-            yield from (_escaped(note), "")
+        yield from table_lines(table)
     for failure in section.failures:
-        yield f"failed: {_escaped(failure)}"
+        yield f"failed: {escaped(failure)}"
 
 
-def _table(table: DisplayTable) -> Iterator[str]:
+def table_lines(table: DisplayTable) -> Iterator[str]:
+    """Yield a table with its name, caption and notes."""
+    if table.name:
+        yield from (f"`{table.name}`", "")
+    if table.caption:
+        yield from (escaped(table.caption), "")
+    yield from (*_grid(table), "")
+    for note in table.notes:
+        yield from (escaped(note), "")
+
+
+def _grid(table: DisplayTable) -> Iterator[str]:
     """Yield headings, a rule and the rows; the models' columns are side by side, headed by the model's label."""
     titles = table.titles()
     names = [table.row_title] if table.row_title is not None else []
     if not table.is_list:
-        titles = [f"{label} {title}" for label in table.models for title in titles]
+        titles = [f"{label} {title}".lstrip() for label in table.models for title in titles]
     headings = [*names, *titles]
     yield _line(headings)
     yield "| " + " | ".join(["---", *(["---:"] * (len(headings) - 1))]) + " |"
@@ -65,10 +70,10 @@ def _table(table: DisplayTable) -> Iterator[str]:
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(map(_escaped, cells)) + " |"
+    return "| " + " | ".join(map(escaped, cells)) + " |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return `text` on one line, with the characters escaped that Markdown or HTML would interpret."""
     text = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\")
     for character in "|*_`[]":
