@@ -99,8 +99,22 @@ class OverMixing(Metric[MixingParams]):
         FigurePanel(
             FIGURES, "change", Display("change", "change", low="ci_low", high="ci_high", null="null")
         ),
-        FigurePanel(FIGURES, "no-bos", Display("no_bos", "change, without BOS", null="null")),
-        FigurePanel(FIGURES, "no-rotation", Display("no_rotation", "change, without rotation", null="null")),
+        FigurePanel(
+            FIGURES,
+            "no-bos",
+            Display("no_bos", "change, without BOS", low="no_bos_low", high="no_bos_high", null="null"),
+        ),
+        FigurePanel(
+            FIGURES,
+            "no-rotation",
+            Display(
+                "no_rotation",
+                "change, without rotation",
+                low="no_rotation_low",
+                high="no_rotation_high",
+                null="null",
+            ),
+        ),
         FigurePanel(
             FIGURES,
             "collapse",
