@@ -316,7 +316,7 @@ class PRope(CausalMetric[PRopeParams]):
         scores = self._scores(condition)
         exists = head_exists(self, scores.shape[1:])
         complete = self._complete(scores)
-        texts: np.ndarray = complete.any(1)
+        texts = np.asarray(complete.any(1))
         if not texts.any():
             return (None, None, None, None, None)
         is_sink = np.where(complete, mean_over_heads(self, scores >= self.params.threshold), 0.0)
