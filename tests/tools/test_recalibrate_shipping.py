@@ -119,6 +119,14 @@ def test_logs_of_runs_in_succession_become_one_curve(start: Any, tmp_path: Path)
     assert (tmp_path / "training.png").stat().st_size > 10_000
 
 
+def test_a_branch_continues_the_curve_of_its_trunk_at_the_cooldown(start: Any, tmp_path: Path) -> None:
+    start(tmp_path / "trunk").run(stop_step=8)
+    recipe = TINY.replace(tokens=10 * 64, cooldown_tokens=4 * 64)
+    start(tmp_path / "end", recipe, branch_from=tmp_path / "trunk").run()
+    rows = results.gather([tmp_path / "trunk", tmp_path / "end"])
+    assert [row["tokens"] // 64 for row in rows] == [0, 2, 4, 6, 8, 10]
+
+
 # The shipped adapters
 
 SHIPPED = [name for name, model in packaged.MODELS.items() if model.adapter is not None]

@@ -1,7 +1,7 @@
 """Gather the logs of two finished twins into the small files that the figure is drawn from.
 
 `python -m tools.recalibrate.results --drope RUN … --rope RUN …`: the runs of each twin in the order in which they
-followed each other (`--start-from`).
+followed each other (`--start-from`, `--branch-from`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ _DIGITS = 5
 
 
 def gather(runs: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the rows of all runs, each run up to the checkpoint from which the next one started."""
+    """Return the rows of all runs, each up to where the next one started or branched off."""
     rows: list[dict[str, Any]] = []
-    for run in runs:
-        start = RecalibrationRecipe.read(run / "recipe.json").start_tokens
+    for number, run in enumerate(runs):
+        recipe = RecalibrationRecipe.read(run / "recipe.json")
+        # A branch takes the steps of the run before it up to its cooldown.
+        branch_start = recipe.cooldown_start * recipe.batch_tokens if number else 0
+        start = recipe.start_tokens or branch_start
         rows = [row for row in rows if row["tokens"] <= start]
         # A run repeats the measurement at its start; the earlier run may have measured more there.
         rows += [row for row in read_log(run / LOG) if not rows or row["tokens"] > start]
