@@ -53,6 +53,7 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tools/bench/sinks.py
+	$(BIN)/python tools/bench/texts.py
 	$(BIN)/python tools/bench/suite.py
 	$(BIN)/python tools/bench/sweep.py
 	$(BIN)/python tools/bench/patching.py
