@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tools.recalibrate import findings
+from tools.recalibrate import figures, findings
 
 import phaselens
 from phaselens.testing import tiny_lens
@@ -59,3 +59,11 @@ def test_the_program_prints_both_tables(
     printed = capsys.readouterr().out
     assert printed.count("|---|---|---|") == 2
     assert "massive values in Q, K, V" in printed
+
+
+def test_the_figure_by_layer_has_each_models_values(folders: tuple[Path, Path]) -> None:
+    study = findings.Study(folders)
+    drawn = figures.by_layer(study)
+    norms = [row["bos_norm"] for row in study.by_model("bos-norm", "layers")["b"]]
+    line = next(line for line in drawn.axes[1].lines if line.get_label() == "b")
+    assert list(line.get_ydata()) == norms
