@@ -25,20 +25,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_the_tables_join_the_metrics_of_all_runs(folders: tuple[Path, Path]) -> None:
-    study = findings.Study(folders)
-    observed = findings.observations(study)
-    rows = study.by_model("sinks", "texts")["a"]
+    runs = findings.StoredRuns(folders)
+    observed = findings.observations(runs)
+    rows = runs.by_model("sinks", "texts")["a"]
     rates = [
         np.mean([row["score"] >= 0.3 for row in rows if row["text"] == text])
         for text in {row["text"] for row in rows}
     ]
     assert observed["heads that are sinks, all layers"]["a"].startswith(f"{100 * np.mean(rates):.0f} % (")
-    (summary,) = study.by_model("bos-norm", "summary")["b"]
+    (summary,) = runs.by_model("bos-norm", "summary")["b"]
     assert observed["largest norm of BOS"]["b"].startswith(f"{summary['peak']:,.0f} (")
-    causes = findings.causes(study)
-    ratio = next(
-        row["ratio"] for row in study.rows("bos-v", "conditions") if row["condition"] == "all layers"
-    )
+    causes = findings.causes(runs)
+    ratio = next(row["ratio"] for row in runs.rows("bos-v", "conditions") if row["condition"] == "all layers")
     assert causes["values of BOS removed, all layers"]["a"].startswith(f"{ratio:.3f}"[:4])
     assert set(causes["perplexity"]) == {"a", "b"}
 
@@ -62,8 +60,8 @@ def test_the_program_prints_both_tables(
 
 
 def test_the_figure_by_layer_has_each_models_values(folders: tuple[Path, Path]) -> None:
-    study = findings.Study(folders)
-    drawn = figures.by_layer(study)
-    norms = [row["bos_norm"] for row in study.by_model("bos-norm", "layers")["b"]]
+    runs = findings.StoredRuns(folders)
+    drawn = figures.by_layer(runs)
+    norms = [row["bos_norm"] for row in runs.by_model("bos-norm", "layers")["b"]]
     line = next(line for line in drawn.axes[1].lines if line.get_label() == "b")
     assert list(line.get_ydata()) == norms

@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from tools.recalibrate.findings import Study
+from tools.recalibrate.findings import StoredRuns
 from tools.recalibrate.results import RESULTS
 from tools.train_pair.figures import DROPE, ROPE, TableRows, millions
 from tools.train_pair.results import read_log
@@ -43,11 +43,11 @@ LINES = {
 }
 
 
-def by_layer(study: Study) -> Figure:
+def by_layer(runs: StoredRuns) -> Figure:
     """Draw sinks, norm and entropy of all models by layer, with intervals over texts."""
     figure, row = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for axes, (metric, columns, title, is_logarithmic) in zip(row, BY_LAYER, strict=True):
-        models = study.by_model(metric, "layers")
+        models = runs.by_model(metric, "layers")
         for model in sorted(models, key=[*LINES, *models].index):
             color, line = LINES.get(model, ("0.4", "-"))
             layers = [cells["layer"] for cells in models[model]]
@@ -86,7 +86,7 @@ def main() -> None:
     twins = {f"smollm2-{twin}": read_log(args.results / f"{twin}.jsonl") for twin in ("rope", "drope")}
     training(twins).savefig(args.out / "training.png", dpi=110)
     if args.runs:
-        by_layer(Study(args.runs)).savefig(args.out / "layers.png", dpi=110)
+        by_layer(StoredRuns(args.runs)).savefig(args.out / "layers.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ CONDITIONS = {
 }
 
 
-class Study:
+class StoredRuns:
     """The tables of several runs, by model."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
@@ -83,28 +83,28 @@ def with_interval(row: Row, value: str, low: str, high: str, digits: int) -> str
     return f"{mean} ({lowest}–{highest})"
 
 
-def observations(study: Study) -> dict[str, dict[str, str]]:
+def observations(runs: StoredRuns) -> dict[str, dict[str, str]]:
     """Return the cells of the first table, by title and model."""
     table: dict[str, dict[str, str]] = {}
 
     def put(title: str, model: str, cell: str) -> None:
         table.setdefault(title, {})[model] = cell
 
-    for model, rows in study.by_model("sinks", "texts").items():
+    for model, rows in runs.by_model("sinks", "texts").items():
         last_layer = max(row["layer"] for row in rows)
         put("heads that are sinks, all layers", model, sink_rates(rows, 0, last_layer))
         for first, last in BANDS:
             if last <= last_layer:
                 put(f"layers {first} to {last}", model, sink_rates(rows, first, last))
-    layers = study.by_model("bos-norm", "layers")
-    for model, (summary, *_) in study.by_model("bos-norm", "summary").items():
+    layers = runs.by_model("bos-norm", "layers")
+    for model, (summary, *_) in runs.by_model("bos-norm", "summary").items():
         peak = at_layer(layers[model], summary["peak_layer"])
         put("largest norm of BOS", model, with_interval(peak, "bos_norm", "ci_low", "ci_high", 0))
         ratio = with_interval(peak, "bos_ratio", "bos_ratio_low", "bos_ratio_high", 0)
         put("times the mean of the others", model, ratio)
         put("layer that writes it", model, str(summary["write_layer"]))
-    layers = study.by_model("compression", "layers")
-    for model, (summary, *_) in study.by_model("compression", "summary").items():
+    layers = runs.by_model("compression", "layers")
+    for model, (summary, *_) in runs.by_model("compression", "summary").items():
         lowest = at_layer(layers[model], summary["entropy_min_layer"])
         entropy = with_interval(lowest, "entropy", "ci_low", "ci_high", 3)
         put("least matrix entropy, nats", model, f"{entropy}, layer {lowest['layer']}")
@@ -116,17 +116,17 @@ def observations(study: Study) -> dict[str, dict[str, str]]:
             2,
         )
         put("the same layer without massive rows", model, without)
-    for model, (summary, *_) in study.by_model("massive-values", "summary").items():
+    for model, (summary, *_) in runs.by_model("massive-values", "summary").items():
         totals = ", ".join(f"{summary[f'{tensor}_total']:.0f}" for tensor in "qkv")
         put("massive values in Q, K, V", model, totals)
     return table
 
 
-def causes(study: Study) -> dict[str, dict[str, str]]:
+def causes(runs: StoredRuns) -> dict[str, dict[str, str]]:
     """Return the cells of the second table, perplexity ratios, by title and model."""
     table: dict[str, dict[str, str]] = {}
     for metric, titles in CONDITIONS.items():
-        for row in study.rows(metric, "conditions"):
+        for row in runs.rows(metric, "conditions"):
             model, condition = str(row["model"]), row["condition"]
             if condition == "baseline":
                 table.setdefault("perplexity", {})[model] = f"{row['ppl']:.1f}"
@@ -152,10 +152,10 @@ def main() -> None:
     p = argparse.ArgumentParser(prog="python -m tools.recalibrate.findings", description=__doc__)
     p.add_argument("runs", nargs="+", type=Path, help="folders written by phaselens run --out")
     args = p.parse_args()
-    study = Study(args.runs)
-    print(markdown(observations(study), "what they show"))
+    runs = StoredRuns(args.runs)
+    print(markdown(observations(runs), "what they show"))
     print()
-    print(markdown(causes(study), "perplexity relative to the model itself"))
+    print(markdown(causes(runs), "perplexity relative to the model itself"))
 
 
 if __name__ == "__main__":
