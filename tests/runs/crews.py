@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,6 +32,17 @@ class Slow(Probe):
 
     def update(self, layer: Any) -> None:
         time.sleep(0.3)
+
+
+class Deadly(Probe):
+    """A metric that ends its process at one of the texts, as a crash in a library would."""
+
+    name = "deadly"
+
+    def update(self, layer: Any) -> None:
+        if "5" in layer.batch.texts:
+            print("this text is deadly", file=sys.stderr, flush=True)
+            os._exit(7)
 
 
 class WorkersInside(Workers):
