@@ -51,7 +51,8 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "from pluggy": (plugin.hookimpl,),
     "a dict": (plugin.NestedState,),
     "results of a run": (
-        runs.Failure, runs.MetricResult, runs.ModelFailure, runs.ModelRecord, runs.Run, runs.TextRecord,
+        runs.Failure, runs.MetricResult, runs.ModelFailure, runs.ModelRecord, runs.Run, runs.RunSummary,
+        runs.TextRecord,
     ),
     "made by select_metrics": (runs.SelectedMetric,),
     "made by Encoder.tokenize": (data.TokenizedText,),
@@ -269,11 +270,14 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.ModelSpec: lambda: {"source": "a", "label": "b", "revision": "c"},
     runs.Observer: dict,
     runs.RunOptions: lambda: {
-        "max_tokens": 3, "n_texts": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto", "device": "auto",
+        "max_tokens": 3, "n_texts": 2, "window": 3, "stride": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto",
+        "device": "auto",
         "dtype": "auto", "positions": {}, "seed": 0, "adapter_scale": 0.5, "softmax_scale": {}, "rope_scaling": {},
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.open_run: lambda: {"path": "no-such-folder"},
+    runs.find_runs: lambda: {"paths": ["no-such-folder"]},
+    runs.group_by_label: lambda: {"run": FINISHED_RUN()},
     runs.select_metrics: lambda: {"requests": "sinks"},
     runs.feed_metric: lambda: {
         "lens": LENS(), "tokenized_texts": tokens(), "metric": METRIC(), "batches": [[0]],
@@ -289,12 +293,13 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
+        "window": 4, "stride": None,
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
         "seed": 0, "observer": runs.Observer(), "out": None, "fresh": False, "command": ["phaselens", "run"],
         "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
     },
     runs.compare: lambda: {
-        "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0,
+        "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0, "by": None,
     },
     phaselens.compare: lambda: CALLS[runs.compare](),
     data.pack: lambda: {"lengths": [1], "batch_tokens": 3},

@@ -36,7 +36,7 @@ def reference(metric: type[Metric[Any]]) -> str:
             "|---|---|---|",
         ]
         for column in table.columns:
-            lines.append(f"| `{column.name}` | {column.unit or ''} | {_cell(column.help)} |")
+            lines.append(f"| `{column.name}` | {_cell(column.unit or '')} | {_cell(column.help)} |")
         lines.append("")
     return "\n".join(lines).rstrip()
 

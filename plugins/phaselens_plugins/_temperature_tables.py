@@ -60,7 +60,12 @@ TABLES = (
             Column("first", int, "position", "first position of the bin; missing: all positions"),
             Column("last", int, "position", "last position of the bin"),
             BEYOND,
-            Column("beta", float, "factor", "the β of the sweep with the smallest mean loss"),
+            Column(
+                "beta",
+                float,
+                "factor",
+                "the β of the sweep with the smallest mean loss; of equals, the nearest to 1",
+            ),
             *interval_columns("factor", "beta_low", "beta_high"),
             Column(
                 "gain",

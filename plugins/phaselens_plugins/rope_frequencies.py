@@ -36,6 +36,7 @@ from phaselens_plugins._common import (
     null_means,
     store_by_text,
 )
+from phaselens_plugins._frequency_figure import draw_frequencies
 from phaselens_plugins._frequency_tables import (
     BANDS,
     QUANTITIES,
@@ -48,6 +49,7 @@ from phaselens_plugins._layer_metric import NO_PROBLEM, NOT_FINITE, ZERO, LayerM
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 POINTS = {"q": "attn.hook_rot_q", "k": "attn.hook_rot_k"}
@@ -91,6 +93,7 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         summary=(("low", "low"), ("middle", "middle"), ("high", "high"), ("rotation", "pairs")),
         by_head="low",
     )
+    plots = True
 
     @classmethod
     def define(cls, params: FrequencyParams) -> str:
@@ -134,10 +137,10 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         layer = text.layer.index or 0
         rotation = self.rotation(layer)
         if rotation is None:
-            return self._missing(UNROTATED_LAYER)
+            return self._missing(layer, UNROTATED_LAYER)
         q, k = (text[POINTS[tensor]] for tensor in ("q", "k"))
         if not (all_finite(q) and all_finite(k)):
-            return self._missing(NOT_FINITE)
+            return self._missing(layer, NOT_FINITE)
         q, k = (states if states.dtype == torch.float64 else states.float() for states in (q, k))
         group = q.shape[1] // k.shape[1]
         low, high = torch.tensor(rotation.pairs, device=q.device).T
@@ -165,9 +168,9 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         is_zero = bool(use.isnan().any()) or bool(score.isnan().any())
         return {**record, "problem": ZERO if is_zero else NO_PROBLEM}
 
-    def _missing(self, problem: int) -> dict[str, Numbers]:
+    def _missing(self, layer: int, problem: int) -> dict[str, Numbers]:
         missing = float("nan")
-        by_head = {quantity.name: [missing] * self.model.n_heads for quantity in QUANTITIES}
+        by_head = {quantity.name: [missing] * self.model.n_heads_in(layer) for quantity in QUANTITIES}
         nulls = dict.fromkeys((f"{quantity.name}_null" for quantity in QUANTITIES), missing)
         by_pair = {name: [missing] * self.n_pairs for name in BY_PAIR}
         cells = {
@@ -339,6 +342,11 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
 
         values: np.ndarray = self.per_text.stack("use")
         return int((~np.isnan(values)).any((1, 2)).sum())
+
+    @classmethod
+    def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:
+        """Draw use and score by period, and massive cells by band, one line per model."""
+        draw_frequencies(tables, figure)
 
 
 def _shares(values: Tensor) -> Tensor:

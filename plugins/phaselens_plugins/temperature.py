@@ -296,7 +296,9 @@ class Temperature(CausalMetric[TemperatureParams]):
         for layer in self._sites:
             keys = {beta: (condition_name(beta, layer), layer, None, None) for beta in self._other_betas}
             swept = {beta: conditions[key] for beta, key in keys.items() if key in conditions}
-            by_beta = dict(sorted({1.0: BASELINE, **swept}.items()))
+            # Of equal losses the first counts: the β nearest to 1, the unedited model.
+            by_distance = sorted({1.0: BASELINE, **swept}.items(), key=lambda item: abs(math.log(item[0])))
+            by_beta = dict(by_distance)
             yield self._best(layer, None, by_beta)
             for index in range(self._n_bins):
                 yield self._best(layer, index, by_beta)

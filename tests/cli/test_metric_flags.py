@@ -114,17 +114,21 @@ def test_all_options_reach_the_run(phaselens: Phaselens, run_calls: list[Any]) -
         "run", "a=rope", "drope@x", "-p", "sinks", "--texts", "t.txt", "--max-tokens", 7, "--n-texts", 3,
         "--batch-tokens", 99, "--bos", "never", "--device", "cpu", "--dtype", "fp16", "--positions", "a=nope",
         "--seed", 5, "--quiet", "--shard-tokens", 999, "--out", "folder", "--text-field", "body",
-        "--adapter-scale", "a=0.5",
+        "--adapter-scale", "a=0.5", "--window", 6, "--stride", 2,
     )  # fmt: skip
     call = run_calls.pop()
     del call["observer"]
     assert call.pop("command")[:3] == ["phaselens", "run", "a=rope"]
-    assert call == {
-        "models": ("a=rope", "drope@x"), "metrics": [("sinks", {})], "texts": "t.txt", "max_tokens": 7, "n_texts": 3,
+    assert call.pop("metrics")[0] == ("sinks", {})
+    expected = {
+        "models": ("a=rope", "drope@x"), "texts": "t.txt", "max_tokens": 7, "n_texts": 3,
         "batch_tokens": 99, "bos": "never", "device": "cpu", "dtype": "fp16", "positions": {"a": "nope"}, "seed": 5,
         "shard_tokens": 999, "out": "folder", "fresh": False, "adapter_scale": {"a": 0.5},
         "rope_scaling": {}, "softmax_scale": {}, "text_fields": TextFields(text="body"),
+        "window": 6, "stride": 2, "workers": None, "engine": "processes", "address": None, "shards": None,
+        "phase": None, "threads": None,
     }  # fmt: skip
+    assert call == expected
 
 
 def test_without_models_the_bundled_pair_is_measured(phaselens: Phaselens, run_calls: list[Any]) -> None:

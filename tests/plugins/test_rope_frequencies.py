@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import phaselens
 from phaselens.lens.checks import capture
@@ -179,6 +180,22 @@ def test_a_texts_scores_do_not_depend_on_its_neighbours() -> None:
     all_rows = rows_of(phaselens.run(lens, metrics="rope-frequencies", texts=TEXTS), "measured")
     beside = [row for row in all_rows if row["text"] == "1"]
     assert [row["score"] for row in beside] == pytest.approx([row["score"] for row in rows_alone], rel=1e-12)
+
+
+def test_the_figure_has_each_pair_by_its_period() -> None:
+    lenses = [toy_lens("llama"), toy_lens("llama-drope-nope"), toy_lens("gpt2")]
+    run = phaselens.run(lenses, metrics="rope-frequencies", texts=TEXTS)
+    figure = Figure()
+    RopeFrequencies.plot(run.metrics["rope-frequencies"].tables, figure)
+    panel = figure.axes[0]
+    names = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert names == ["llama", "llama-drope-nope, unrotated", "gpt2"]
+    pairs = [row for row in rows_of(run, "pairs") if row["model"] == "llama"]
+    periods = sorted({row["period"] for row in pairs})
+    use = [np.mean([row["use"] for row in pairs if row["period"] == period]) for period in periods]
+    line = next(line for line in panel.lines if line.get_label() == "llama")
+    assert list(line.get_xdata()) == pytest.approx(periods)
+    assert list(line.get_ydata()) == pytest.approx(use)
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def test_loss_by_position_and_the_best_beta() -> None:
         assert row["loss"] == pytest.approx(np.mean(means[2.0]), rel=1e-6)
         assert row["delta_nats"] == pytest.approx(np.mean(means[2.0]) - np.mean(means[1.0]), abs=1e-6)
         assert row["n_texts"] == len(means[1.0])
-        best = min(means, key=lambda beta: np.mean(means[beta]))
+        best = min(means, key=lambda beta: (np.mean(means[beta]), abs(math.log(beta))))
         (chosen,) = [row for row in rows(result, "best") if row["first"] == first]
         assert chosen["beta"] == best
         assert chosen["gain"] == pytest.approx(np.mean(means[1.0]) - np.mean(means[best]), abs=1e-6)
@@ -90,6 +90,14 @@ def test_loss_by_position_and_the_best_beta() -> None:
     total = sum(map(len, losses[1.0]))
     delta = sum((a - b).sum() for a, b in zip(losses[2.0], losses[1.0], strict=True)) / total
     assert sweep[2.0]["delta_nats"] == pytest.approx(delta, rel=1e-5)
+
+
+def test_where_no_beta_changes_the_loss_the_best_is_that_of_the_unedited_model() -> None:
+    """The token at position 1 is predicted by query 0, which sees one key."""
+    result = ablations.run(METRIC, toy_lens("llama"), TEXTS, params={"betas": "0.5, 2"})
+    (row,) = [row for row in rows(result, "best") if row["first"] == 1]
+    names = ("beta", "beta_low", "beta_high", "gain", "gain_held_out")
+    assert [row[name] for name in names] == [1.0, 1.0, 1.0, 0.0, 0.0]
 
 
 def test_a_halved_scale_is_restored_by_beta_two() -> None:

@@ -259,6 +259,7 @@ def test_values_that_cannot_be_used_are_refused(run: Run) -> None:
         phaselens.compare(run, allow="texts")
     assert set(DIFFERENCES) == {
         "texts",
+        "labels",
         "length",
         "bos",
         "parameters",

@@ -42,8 +42,13 @@ _DEFAULT_FORMAT = next(iter(COMPARISON_FORMATS))
     "allowed",
     multiple=True,
     metavar="NAME",
-    help="Compare although this differs, and record it: texts, length, bos, parameters, definitions, precision, "
-    "numerics; can be repeated.",
+    help="Compare although this differs, and record it: texts, labels, length, bos, parameters, definitions, "
+    "precision, numerics; can be repeated.",
+)
+@click.option(
+    "--by",
+    type=click.Choice(["label"]),
+    help="Compare the texts of each label by themselves (--label-field of a run).",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of intervals and permutations."
@@ -57,6 +62,7 @@ def compare(
     format_name: str,
     figure: str | None,
     allowed: tuple[str, ...],
+    by: str | None,
     seed: int,
     quiet: bool,
     debug: bool,
@@ -75,9 +81,8 @@ def compare(
 
         require_suffix(figure)
     runs = [open_run(directory) for directory in (first, second) if directory is not None]
-    comparison = compare_models(
-        *runs, models=_labels(models), allow=shared_options.split_names(allowed), seed=seed
-    )
+    allow = shared_options.split_names(allowed)
+    comparison = compare_models(*runs, models=_labels(models), allow=allow, seed=seed, by=by)
     if figure is not None:
         from phaselens.report.comparison_figure import draw_comparison
 

@@ -77,9 +77,17 @@ class Output:
 
     @classmethod
     def choose(
-        cls, format_name: str, metrics: Mapping[str, type[Metric[Any]]], table: str | None, *, quiet: bool
+        cls,
+        format_name: str,
+        metrics: Mapping[str, type[Metric[Any]]],
+        table: str | None,
+        *,
+        quiet: bool,
+        by_label: bool = False,
     ) -> Output:
         """Return the output of a run of `metrics` that the options ask for, checked before anything is measured.
+
+        With `by_label`, metrics have the table of means by label too, which is then the default table.
 
         Raises:
             InputError: for a table that no metric declares, or a format that cannot write a single table.
@@ -94,9 +102,13 @@ class Output:
         if table is None and isinstance(output_format, RunFormat):
             return cls(output_format, None, quiet)
         from phaselens.report.table_names import default_table, find_table
+        from phaselens.runs import BY_LABEL
 
         declared = {name: [spec.name for spec in metric.tables] for name, metric in metrics.items()}
-        chosen = find_table(declared, table or default_table(metrics.values()))
+        for name, metric in metrics.items():
+            declared[name] += [BY_LABEL] if by_label and metric.prints else []
+        default = BY_LABEL if by_label else default_table(metrics.values())
+        chosen = find_table(declared, table or default)
         return cls(output_format, ".".join(chosen), quiet)
 
     @property

@@ -13,9 +13,9 @@ from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_f
 from phaselens.cli.output import Output, format_option, report_failures, table_option
 from phaselens.cli.report_command import report_target, write_report
 from phaselens.cli.streams import only_results_on_stdout, print_message
+from phaselens.cli.text_options import require_labels, require_window_within, text_fields, text_options
 from phaselens.cli.worker_options import worker_choices, worker_options
-from phaselens.data import TextFields
-from phaselens.errors import InputError
+from phaselens.errors import InputError, close_matches
 from phaselens.plugin import plugins
 
 if TYPE_CHECKING:
@@ -41,25 +41,7 @@ _POSITIVE = click.IntRange(min=1)
 )
 @shared_options.plugin_file
 @shared_options.settings
-@click.option(
-    "--texts",
-    default="bundled",
-    metavar="bundled|FILE|FOLDER|-|NAME",
-    help="A .txt file (one text per line), records (.jsonl, .csv, .tsv, .parquet), any of them as .gz or .zst, a "
-    "folder of such files, - for stdin, or a plugin's texts.",
-)
-@click.option(
-    "--text-field", metavar="NAME", default="text", help="The field of a record that holds its text."
-)
-@click.option("--id-field", metavar="NAME", default="id", help="The field that holds its id, if it has one.")
-@click.option("--label-field", metavar="NAME", help="A field whose values group the texts.")
-@click.option(
-    "--paragraphs", is_flag=True, help="A text of a .txt file ends at a blank line, not at each line's end."
-)
-@click.option(
-    "--max-tokens", type=_POSITIVE, metavar="N", default=512, help="Cut longer texts to this many tokens."
-)
-@click.option("--n-texts", type=_POSITIVE, metavar="N", help="Use only the first texts.")
+@text_options
 @click.option(
     "--batch-tokens",
     type=_POSITIVE,
@@ -86,11 +68,24 @@ _POSITIVE = click.IntRange(min=1)
 )
 @format_option
 @table_option
+@shared_options.by
 @click.option(
     "--figures",
     metavar="DIR",
     type=click.Path(file_okay=False),
-    help="Also draw the results as PNG and SVG files in this folder.",
+    help="Also draw the results as files in this folder.",
+)
+@click.option(
+    "--figure-format",
+    "figure_formats",
+    metavar="png,svg,pdf",
+    default="png,svg",
+    help="Formats of --figures, separated by commas.",
+)
+@click.option(
+    "--figure-width",
+    metavar="WIDTH",
+    help="Width of --figures, such as 3.3in or 84mm; letters stay legible.",
 )
 @click.option(
     "--out",
@@ -129,6 +124,8 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     plugin's model, a hub id, BASE+ADAPTER, or an adapter's folder. The default is rope drope. Name a metric with
     -p; `phaselens run -p NAME --help` shows its parameters, `phaselens plugins` lists all metrics.
     """
+    require_window_within(ctx)
+    require_labels(arguments)
     flags = metric_flags(ctx).values(arguments)
     names = shared_options.split_names(arguments["names"]) or metrics_in_files(ctx)
     if not names:
@@ -137,9 +134,16 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         )
     settings = shared_options.merge_settings(shared_options.by_metric(arguments["settings"], names), flags)
     classes = {name: plugins().metric(name) for name in names}
-    output = Output.choose(arguments["format_name"], classes, arguments["table"], quiet=arguments["quiet"])
+    output = Output.choose(
+        arguments["format_name"],
+        classes,
+        arguments["table"],
+        quiet=arguments["quiet"],
+        by_label=arguments["by"] is not None,
+    )
     output.require_file()
     heatmaps = _heatmaps(arguments["heatmaps"], names, output)
+    drawing = _drawing_options(arguments)
     report_path = report_target(arguments["report_file"])
     requests = [(name, settings[name]) for name in names]
     details = _details(names, arguments)
@@ -153,16 +157,22 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         return _report_part(result, quiet=arguments["quiet"], debug=arguments["debug"])
     try:  # failures while drawing are among the errors that are printed
         if arguments["figures"]:
-            _draw(result, arguments["figures"], quiet=arguments["quiet"])
+            _draw(result, arguments["figures"], drawing, quiet=arguments["quiet"])
         _draw_in_directory(result, quiet=arguments["quiet"])
         if report_path is not None:
             write_report(result, report_path, command=command, quiet=arguments["quiet"])
     finally:
-        output.write(result)
+        output.write(result if arguments["by"] is None else _grouped(result))
     _print_heatmaps(result, heatmaps)
     if not arguments["quiet"]:
         _mention_unusable_plugins()
     return report_failures(result, debug=arguments["debug"])
+
+
+def _grouped(run: Run) -> Run:
+    from phaselens.runs import group_by_label
+
+    return group_by_label(run)
 
 
 def _report_part(result: Run, *, quiet: bool, debug: bool) -> int:
@@ -219,10 +229,29 @@ def _print_heatmaps(run: Run, heatmaps: Sequence[HeadQuantity]) -> None:
         print_heatmaps(run, quantity, console(sys.stdout))
 
 
-def _draw(run: Run, folder: str, *, quiet: bool) -> None:
+def _drawing_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the formats and the width of `--figures`, checked before anything is measured."""
+    formats = shared_options.split_names([arguments["figure_formats"]])
+    if arguments["figures"] is None:
+        if arguments["figure_width"] is not None:
+            raise InputError("--figure-width is that of --figures; name a folder with --figures DIR")
+        return {}
+    from phaselens.report.drawing_sizes import parse_width
+    from phaselens.report.figures import FORMATS
+
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"--figure-format {name}: {close_matches(name, FORMATS)}")
+    if not formats:
+        raise InputError(f"--figure-format names no format; give {', '.join(FORMATS)}")
+    width = arguments["figure_width"]
+    return {"formats": formats, "width": None if width is None else parse_width(width)}
+
+
+def _draw(run: Run, folder: str, drawing: dict[str, Any], *, quiet: bool) -> None:
     from phaselens.report.figures import draw
 
-    paths = draw(run, folder)
+    paths = draw(run, folder, **drawing)
     if not quiet:
         print_message("note", f"{len(paths)} figures in {folder}")
 
@@ -260,9 +289,11 @@ def _measure(
             models or DEFAULT_MODELS,
             metrics=metrics,
             texts=arguments["texts"],
-            text_fields=_text_fields(arguments),
+            text_fields=text_fields(arguments),
             max_tokens=arguments["max_tokens"],
             n_texts=arguments["n_texts"],
+            window=arguments["window"],
+            stride=arguments["stride"],
             batch_tokens=arguments["batch_tokens"],
             shard_tokens=arguments["shard_tokens"],
             bos=arguments["bos"],
@@ -279,11 +310,3 @@ def _measure(
             command=command,
             **worker_choices(arguments),
         )
-
-
-def _text_fields(arguments: dict[str, Any]) -> TextFields | None:
-    """Return where the texts of a file stand; None for the defaults."""
-    fields = TextFields(
-        arguments["text_field"], arguments["id_field"], arguments["label_field"], arguments["paragraphs"]
-    )
-    return None if fields == TextFields() else fields

@@ -80,6 +80,13 @@ settings = click.option(
 )
 
 
+by = click.option(
+    "--by",
+    type=click.Choice(["label"]),
+    help="Also group the texts by their labels (--label-field of the run).",
+)
+
+
 def split_names(values: Iterable[str]) -> list[str]:
     """Split names given by repeated options or separated by commas, and drop repetitions.
 

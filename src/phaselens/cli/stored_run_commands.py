@@ -24,12 +24,13 @@ _QUIET = click.option("--quiet", is_flag=True, help="Show no notes on stderr.")
 @click.command()
 @click.argument("directory", metavar="DIR")
 @table_option
+@shared_options.by
 @_QUIET
 @shared_options.debug
-def show(directory: str, table: str | None, quiet: bool, debug: bool) -> int:
+def show(directory: str, table: str | None, by: str | None, quiet: bool, debug: bool) -> int:
     """Print the tables of the run in DIR again, as `phaselens run --out DIR` printed them."""
-    run = _open(directory)
-    _output(run, DEFAULT_FORMAT, table, quiet=quiet).write(run)
+    run = _open(directory, by)
+    _output(run, DEFAULT_FORMAT, table, quiet=quiet, by=by).write(run)
     return report_failures(run, debug=debug)
 
 
@@ -43,21 +44,30 @@ def show(directory: str, table: str | None, quiet: bool, debug: bool) -> int:
     type=click.Path(path_type=Path),
     help="Write to this file instead of stdout; csv and parquet without --table: to a folder, one file per table.",
 )
+@shared_options.by
 @_QUIET
 @shared_options.debug
 def export(
-    directory: str, format_name: str, table: str | None, out: Path | None, quiet: bool, debug: bool
+    directory: str,
+    format_name: str,
+    table: str | None,
+    out: Path | None,
+    by: str | None,
+    quiet: bool,
+    debug: bool,
 ) -> int:
     """Write the results of the run in DIR in another format, to stdout or to --out."""
-    run = _open(directory)
+    run = _open(directory, by)
     if out is not None and table is None and format_name not in run_formats():
         names = [f"{metric}.{name}" for metric, result in run.metrics.items() for name in result.tables]
         for name in names:
-            _write_file(run, _output(run, format_name, name, quiet=True), out / f"{name}.{format_name}")
+            _write_file(
+                run, _output(run, format_name, name, quiet=True, by=by), out / f"{name}.{format_name}"
+            )
         if not quiet:
             print_message("note", f"{len(names)} tables in {out}")
         return report_failures(run, debug=debug)
-    output = _output(run, format_name, table, quiet=quiet)
+    output = _output(run, format_name, table, quiet=quiet, by=by)
     if out is not None:
         _write_file(run, output, out)
     else:
@@ -94,15 +104,18 @@ def runs(directories: tuple[str, ...], as_json: bool) -> int:
     return 0 if len(summaries) == len(paths) else InputError.exit_code
 
 
-def _open(directory: str) -> Run:
+def _open(directory: str, by: str | None) -> Run:
+    """Return the run in a directory, grouped by label if `by` says so."""
     from phaselens.api import open_run
+    from phaselens.runs import group_by_label
 
-    return open_run(directory)
+    run = open_run(directory)
+    return run if by is None else group_by_label(run)
 
 
-def _output(run: Run, format_name: str, table: str | None, *, quiet: bool) -> Output:
+def _output(run: Run, format_name: str, table: str | None, *, quiet: bool, by: str | None) -> Output:
     metrics = {name: result.metric for name, result in run.metrics.items()}
-    return Output.choose(format_name, metrics, table, quiet=quiet)
+    return Output.choose(format_name, metrics, table, quiet=quiet, by_label=by is not None)
 
 
 def _write_file(run: Run, output: Output, path: Path) -> None:

@@ -212,6 +212,21 @@ def set_layer_range(blocks: Sequence[Any] | nn.ModuleList, new_range: tuple[Any,
             setattr(block, name, value)
 
 
+def reset_layer_ranges(blocks: Sequence[Any] | nn.ModuleList) -> None:
+    """Let every block run in every forward, also where only some blocks have a range."""
+    for block in blocks:
+        for name in _RANGE_ATTRIBUTES:
+            setattr(block, name, None)
+
+
+def install_bridges(block: SkippingBlock) -> None:
+    """Install the bridge components of a block again, and forget what a forward kept in it."""
+    block._mid_edit = None
+    for (children, name, bridge), wrapped in block._contents.bridges:
+        if children.get(name) is wrapped.get(_ORIGINAL):
+            children[name] = bridge
+
+
 def bridges_in(module: nn.Module) -> Iterator[BridgeChild]:
     """Yield the bridge components in a module of the model, at any depth."""
     for name, child in module._modules.items():

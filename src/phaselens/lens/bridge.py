@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +27,10 @@ from phaselens.lens.blocks import layer_range, set_layer_range
 from phaselens.lens.components import attention_layers
 from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
+from phaselens.lens.memory import is_out_of_memory
+from phaselens.lens.ownership import OwnedContext, Ownership, owned_call, owned_context
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
+from phaselens.lens.pretrained import one_line
 from phaselens.lens.projection import Projection
 from phaselens.lens.quantised import Arithmetic
 from phaselens.lens.replays import ReplaysAttention
@@ -66,6 +69,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
     resume_problem: str | None  # see `resuming.find_problem`
     head_paths: tuple[str, ...]  # see `layer_stack.LayerStack`
     reference: Reference | None
+    ownership: Ownership
     _streaming_options: StreamingOptions
     _points: dict[str, HookPoint | None]
     position_axes: dict[str, int | None]
@@ -87,6 +91,15 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         """How its modules compute, which decides what rounding alone can change."""
         return self._arithmetic or Arithmetic(self.dtype)
 
+    run_with_hooks = owned_call(TransformerBridge.run_with_hooks)
+    run_with_cache = owned_call(TransformerBridge.run_with_cache)
+    hooks = owned_context(TransformerBridge.hooks)
+
+    def reserved(self) -> OwnedContext:
+        """Return a context inside which no other thread can use the lens."""
+        return OwnedContext(self, nullcontext)
+
+    @owned_context
     @contextmanager
     def streaming(
         self,
@@ -132,6 +145,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         """The absolute positions of the running forward's rows."""
         return self._streaming_options.rows
 
+    @owned_call
     def stream(
         self,
         tokens: Tensor | None = None,
@@ -207,6 +221,14 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         except StopAtLayerException as stopped:
             reached: Tensor = stopped.layer_output
             return reached
+        except (IndexError, RuntimeError) as error:
+            n_ctx = self.info.n_ctx
+            if is_out_of_memory(error) or tokens is None or n_ctx is None or tokens.shape[1] <= n_ctx:
+                raise
+            raise InputError(
+                f"{tokens.shape[1]} tokens, but {self.info.label} was made for {n_ctx}, and its forward fails on more "
+                f"({one_line(error)}); shorten the texts (--max-tokens)"
+            ) from error
         finally:
             for point, handle in added:
                 handle.hook.remove()
@@ -279,6 +301,7 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         if not same_regime(self.original_model, shortest, n_tokens + int(options["max_new_tokens"])):
             options["use_past_kv_cache"] = False
 
+    @owned_call
     @signed_as(TransformerBridge.forward)
     def forward(self, input: str | list[str] | Tensor, *args: object, **kwargs: object) -> Any:
         """Run TransformerLens' forward; pads do not count, and each text keeps the rotation of its own length."""

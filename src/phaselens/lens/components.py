@@ -6,7 +6,8 @@ it streams statistics. Blocks are in `blocks`, norms and MLPs in `original_compo
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,14 +57,16 @@ class AttentionReplay:
         self.output: Any = None
         self._attention = attention
 
-    def __enter__(self) -> AttentionReplay:
+    @contextmanager
+    def active(self) -> Iterator[AttentionReplay]:
+        """Let the attention keep its output, and reuse it, inside the context."""
         if self._attention is not None:
             self._attention.replay = self
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._attention is not None:
-            self._attention.replay = None
+        try:
+            yield self
+        finally:
+            if self._attention is not None:
+                self._attention.replay = None
 
 
 class KernelReplay:
@@ -76,14 +79,16 @@ class KernelReplay:
         self._attention = attention
         self._kernels: dict[Hashable, Any] = {}
 
-    def __enter__(self) -> KernelReplay:
+    @contextmanager
+    def active(self) -> Iterator[KernelReplay]:
+        """Let the attention share the results of its kernels inside the context."""
         if self._attention is not None:
             self._attention.kernels = self._kernels
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._attention is not None:
-            self._attention.kernels = None
+        try:
+            yield self
+        finally:
+            if self._attention is not None:
+                self._attention.kernels = None
 
 
 class StreamingAttention(AttentionBridge):
@@ -170,6 +175,9 @@ class StreamingAttention(AttentionBridge):
         embeddings = kwargs.get("position_embeddings")
         if self.nulled and embeddings is not None:
             kwargs["position_embeddings"] = self.without_rotation(embeddings)
+        elif self.nulled and isinstance(kwargs.get("position_ids"), Tensor):
+            # The module rotates by the positions themselves (GPT-J).
+            kwargs["position_ids"] = torch.zeros_like(kwargs["position_ids"])
         if self._needs_eager_computation():
             return super().forward(*args, **kwargs)
         if "hidden_states" in kwargs:
@@ -201,6 +209,11 @@ class StreamingAttention(AttentionBridge):
         if replay is not None:
             replay.output = output
         return self._fire_output(output)
+
+    def forget_call(self) -> None:
+        """Forget a call that was interrupted."""
+        self._rot_k_fired = False
+        attention_dispatch.disown(self.original_component)
 
     def without_rotation(self, embeddings: Any) -> Any:
         """Return the rotation that the model computes at position 0, for every position, in the same form and shapes.

@@ -8,6 +8,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from phaselens.errors import InputError, require_whole
 from phaselens.lens.components import AttentionReplay, KernelReplay, StreamingAttention, attention_of
+from phaselens.lens.ownership import OwnedContext
 
 if TYPE_CHECKING:
     from phaselens.lens.info import ModelInfo
@@ -18,7 +19,7 @@ class ReplaysAttention(TransformerBridge):
 
     info: ModelInfo
 
-    def attention_replay(self, layer: int) -> AttentionReplay:
+    def attention_replay(self, layer: int) -> OwnedContext:
         """Return a context that computes the attention of `layer` once and reuses its output in all later forwards.
 
         Use it for forwards that start from one residual and change nothing before that output. It can be entered again.
@@ -36,11 +37,13 @@ class ReplaysAttention(TransformerBridge):
         True
         """
         attention = self._attention_of("attention_replay", layer)
-        return AttentionReplay(attention if self.blocks[layer].returns_attn_out() else None)
+        replay = AttentionReplay(attention if self.blocks[layer].returns_attn_out() else None)
+        return OwnedContext(self, replay.active, yields_itself=True)
 
-    def kernel_replay(self, layer: int) -> KernelReplay:
+    def kernel_replay(self, layer: int) -> OwnedContext:
         """Return a context that runs the kernels of `layer` once; see `KernelReplay`. InputError as above."""
-        return KernelReplay(self._attention_of("kernel_replay", layer))
+        replay = KernelReplay(self._attention_of("kernel_replay", layer))
+        return OwnedContext(self, replay.active, yields_itself=True)
 
     def _attention_of(self, method: str, layer: int) -> StreamingAttention | None:
         """Return the attention of a layer, None if it has something else; InputError for a layer out of range."""

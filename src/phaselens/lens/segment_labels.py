@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from phaselens.errors import InputError, require_whole, type_unless_whole
+from phaselens.lens.ownership import owned_context
 from phaselens.lens.stream_inputs import LARGEST_SIZE
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class LabelsSegments(TransformerBridge):
 
     _streaming_options: StreamingOptions
 
+    @owned_context
     @contextmanager
     def segmented(self, segments: Tensor | None, n_segments: int | None = None) -> Iterator[None]:
         """Let `hook_segments` measure the attention on these segments of keys in forwards inside the context.

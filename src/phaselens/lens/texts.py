@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from phaselens.data import Encoder
 from phaselens.errors import InputError, require_flag, short_form
 from phaselens.lens.info import ModelInfo
+from phaselens.lens.ownership import owned_call
 
 signed_as = partial(wraps, assigned=())
 """Decorator that gives an extended method the signature of the original, for help and completion."""
@@ -93,6 +94,7 @@ class ReadsTexts(TransformerBridge):
         tokens, _ = self._padded(input, prepend_bos, padding_side, truncate)
         return tokens.to(self.cfg.device) if move_to_device else tokens
 
+    @owned_call
     @signed_as(TransformerBridge.generate)
     def generate(self, input: str | list[str] | Tensor = "", *args: object, **kwargs: object) -> Any:
         """Run TransformerLens' `generate`; texts are tokenised by the lens' BOS policy, and only pads are masked."""
@@ -103,6 +105,7 @@ class ReadsTexts(TransformerBridge):
         """Run TransformerLens' `generate_stream`; texts are tokenised as in `generate`."""
         return super().generate_stream(input, *args, **self._with_mask(input, kwargs))
 
+    @owned_call
     @signed_as(TransformerBridge.hf_generate)
     def hf_generate(self, input: str | list[str] | Tensor = "", *args: object, **kwargs: object) -> Any:
         """Run TransformerLens' `hf_generate`; texts are tokenised by the lens' BOS policy, not the tokenizer's."""

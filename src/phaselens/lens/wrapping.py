@@ -35,8 +35,10 @@ from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import StreamingAttention, attention_layers, mix_in
 from phaselens.lens.frequencies import make_independent
 from phaselens.lens.loss_point import fire_losses
+from phaselens.lens.masks import state_causality
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.original_components import NativeGateUp, NativeNorm
+from phaselens.lens.ownership import Ownership
 from phaselens.lens.score_attention import attending_by_lens, use_lens_attention
 from phaselens.lens.structural_adapter import build_from_anatomy
 
@@ -83,6 +85,7 @@ def wrap(
         use_lens_attention(model)
     # The builder makes plain bridges. This class adds methods, and only the state that is set here.
     bridge.__class__ = HookedTransformer
+    bridge.ownership = Ownership()
     options = bridge._streaming_options = StreamingOptions()
     bridge.hook_loss = HookPoint()
     fire_losses(bridge)  # before the rows forget the tokens of the call
@@ -127,6 +130,7 @@ def measure_anatomy(model: PreTrainedModel) -> Anatomy:
         RefusedModel: for a model without one residual stream that its layers add to.
     """
     model.eval()
+    state_causality(model)
     with attending_by_lens(model):
         return dissect(model, f"{model.config.model_type} ({type(model).__name__})")
 

@@ -113,7 +113,9 @@ def _draw_points(
 
 
 def _name(record: Record) -> str:
-    return " ".join(str(record[column]) for column in ("condition", "group") if record[column] is not None)
+    return " ".join(
+        str(record[column]) for column in ("condition", "group", "label") if record[column] is not None
+    )
 
 
 def _number(value: object) -> float:

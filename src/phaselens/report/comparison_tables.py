@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from phaselens.report.label_tables import label_name, row_name
 from phaselens.report.numbers import NumberFormat
 from phaselens.report.strings import printable
 from phaselens.report.table import DisplayColumn, DisplayRow, DisplayTable, Record, mark_notes
@@ -29,7 +30,10 @@ def comparison_tables(comparison: Comparison) -> Iterator[DisplayTable]:
         if other_values:
             noun = "value" if len(other_values) == 1 else "values"
             caption += f"; {len(other_values)} more {noun} with --format json or csv"
-        yield _table(comparison, displayed_records, printable(caption))
+        for label in dict.fromkeys(record["label"] for record in displayed_records):
+            of_label = "" if not comparison.is_grouped else f"; {label_name(label)}"
+            members = [record for record in displayed_records if record["label"] == label]
+            yield _table(comparison, members, printable(caption + of_label))
 
 
 def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> DisplayTable:
@@ -45,7 +49,8 @@ def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> D
     ]
     rows = [
         DisplayRow(
-            _row_name(record), [[c.cell(record, is_marked=bool(record["excludes_zero"])) for c in columns]]
+            row_name(record["condition"], record["group"], record["layer"]),
+            [[c.cell(record, is_marked=bool(record["excludes_zero"])) for c in columns]],
         )
         for record in records
     ]
@@ -63,14 +68,6 @@ def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> D
         caption=caption,
         notes=mark_notes(rows, _MARK_MEANS),
     )
-
-
-def _row_name(record: Record) -> str:
-    """Return the condition, the group and the layer of a row, as far as it has them."""
-    parts = [printable(str(record[name])) for name in ("condition", "group") if record[name] is not None]
-    if record["layer"] is not None:
-        parts.append(f"L{record['layer']}" if parts else str(record["layer"]))
-    return " ".join(parts) or "all"
 
 
 def comparison_notes(comparison: Comparison) -> list[str]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from phaselens.data import BOS_POLICIES
 from phaselens.report.builders import layer_table, model_table, result_table
 from phaselens.report.condition_tables import condition_table, contrast_table
+from phaselens.report.label_tables import label_tables
 from phaselens.report.strings import printable
 from phaselens.report.table import DisplayTable
-from phaselens.runs import MetricResult, Run
+from phaselens.runs import BY_LABEL, MetricResult, Run
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,15 @@ def printed_run(run: Run) -> Run:
 
 
 def _tables(run: Run, name: str, result: MetricResult, main_tables_only: bool) -> list[DisplayTable]:
-    display = result.metric.display
     if not result.tables:
         return []
+    return [*_own_tables(run, name, result, main_tables_only), *label_tables(run, name, result)]
+
+
+def _own_tables(run: Run, name: str, result: MetricResult, main_tables_only: bool) -> list[DisplayTable]:
+    display = result.metric.display
     if display is None:
-        tables = _main_tables(result) if main_tables_only else list(result.tables)
+        tables = _main_tables(result) if main_tables_only else [t for t in result.tables if t != BY_LABEL]
         return [result_table(f"{name}.{table}", result.tables[table]) for table in tables]
     if display.rows == "layer":
         return [_captioned(layer_table(run, result, display), run), model_table(run, result, display)]

@@ -11,6 +11,7 @@ from phaselens.runs.result import MetricResult, ModelRecord, Run
 #: What can differ, by the name that `--allow` takes.
 DIFFERENCES = {
     "texts": "other texts; those of the same id and content are compared",
+    "labels": "other labels of texts, which matter with --by label; the first run's are used",
     "length": "texts cut at another length, or for one of the models only",
     "bos": "another BOS policy",
     "parameters": "other parameters of a metric, or another seed",
@@ -69,6 +70,16 @@ def obstacles_of_texts(first: Run, second: Run) -> Iterator[Obstacle]:
         any(text.cut.values()) for run in (first, second) for text in run.texts
     ):
         yield Obstacle("length", f"texts were cut to {limits[0]} and to {limits[1]} tokens")
+
+
+def obstacles_of_labels(first: Run, second: Run) -> Iterator[Obstacle]:
+    """Yield which texts have another label in the second run."""
+    labels = {text.id: text.label for text in second.texts}
+    differing = [text.id for text in first.texts if labels.get(text.id, text.label) != text.label]
+    if differing:
+        yield Obstacle(
+            "labels", f"{len(differing)} texts have another label in the second run, such as {differing[0]!r}"
+        )
 
 
 def obstacles_of_options(first: Run, second: Run) -> Iterator[Obstacle]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +12,16 @@ from phaselens.plugin import Column, Table, TableSpec, interval_help
 from phaselens.runs.comparability import (
     Obstacle,
     obstacles_of_cuts,
+    obstacles_of_labels,
     obstacles_of_metric,
     obstacles_of_models,
     obstacles_of_options,
     obstacles_of_texts,
     require_comparable,
 )
-from phaselens.runs.paired_values import (
-    LOSS_OVER_BASELINE,
-    ValuesByText,
-    paired_keys,
-    values_by_text,
-)
-from phaselens.runs.result import ModelRecord, Run
+from phaselens.runs.label_groups import texts_by_label
+from phaselens.runs.paired_values import PairedKey, ValuesByText, displayed_value, paired_keys, values_by_text
+from phaselens.runs.result import LABEL, ModelRecord, Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +44,7 @@ DIFFERENCES_TABLE = TableSpec(
         Column("second_model", str, None, "label of the model they are subtracted from"),
         Column("condition", str, None, "the condition, for causal metrics"),
         Column("group", str, None, "what else the table distinguishes, such as the tensor"),
+        Column("label", str, None, "the label of the texts, with by=label"),
         Column(
             "layer", int, "index", "the layer; missing where the models' conditions have different layers"
         ),
@@ -82,6 +80,11 @@ class Comparison:
     allowed: list[str]
     directories: tuple[str | None, str | None] = (None, None)
     renderer: Callable[[Comparison], str] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether the texts of each label were compared by themselves."""
+        return any(label is not None for label in self.differences.column(LABEL.name))
 
     @property
     def titles(self) -> tuple[str, str]:
@@ -128,6 +131,7 @@ def compare(
     models: Sequence[str] | None = None,
     allow: Collection[str] = (),
     seed: int = 0,
+    by: str | None = None,
 ) -> Comparison:
     """Compare two models text by text, metric by metric and layer by layer.
 
@@ -138,6 +142,7 @@ def compare(
             model that both runs have, or the two models of a run of two.
         allow: names of `phaselens.runs.DIFFERENCES` that are accepted although they make numbers incomparable.
         seed: seed of intervals and permutations.
+        by: "label" to compare the texts of each label by themselves; None for all texts.
 
     Raises:
         InputError: for runs without common metrics or texts, or that differ in more than `allow` names.
@@ -153,23 +158,28 @@ def compare(
     if second is not None:
         require_kind("second", second, Run, "made by phaselens.run or phaselens.open_run")
     require_whole("seed", seed, 0)
+    if by not in (None, LABEL.name):
+        raise InputError(f"by is {short_form(by)}; give 'label', or None")
     second_run = first if second is None else second
     first_model, second_model = _models(first, second, models)
-    metrics = [name for name in first.metrics if name in second_run.metrics]
+    metrics = [name for name in _compared(first) if name in second_run.metrics]
     if not metrics:
         raise InputError(
             f"the runs have no metric in common: {', '.join(first.metrics)} and {', '.join(second_run.metrics)}"
         )
-    allowed = require_comparable(
-        list(_obstacles((first, second_run), (first_model, second_model), metrics)), allow
-    )
+    obstacles = list(_obstacles((first, second_run), (first_model, second_model), metrics))
+    if by is not None:
+        obstacles += obstacles_of_labels(first, second_run)
+    allowed = require_comparable(obstacles, allow)
     notes: list[str] = []
-    left_out = [name for name in [*first.metrics, *second_run.metrics] if name not in metrics]
+    left_out = [name for name in [*_compared(first), *_compared(second_run)] if name not in metrics]
     if left_out:
         notes.append(f"in one run only: {', '.join(left_out)}")
     rows: list[tuple[Any, ...]] = []
     labels = first_model.info.label, second_model.info.label
-    pairing = _Pairing((first, second_run), labels, _common_texts(first, second_run), seed, notes)
+    common_texts = _common_texts(first, second_run)
+    groups = None if by is None else _by_label(first, common_texts)
+    pairing = _Pairing((first, second_run), labels, common_texts, groups, seed, notes)
     for name in metrics:
         rows += pairing.rows(name)
     if not rows:
@@ -177,6 +187,11 @@ def compare(
     differences = DIFFERENCES_TABLE.build(rows)
     directories = _directory(first), _directory(second_run)
     return Comparison(*labels, differences, _displayed(differences, first), notes, allowed, directories)
+
+
+def _compared(run: Run) -> list[str]:
+    """Return the names of the metrics that measure something, rather than only supply details to reports."""
+    return [name for name, result in run.metrics.items() if result.metric.prints]
 
 
 def _directory(run: Run) -> str | None:
@@ -237,13 +252,21 @@ def _common_texts(first: Run, second: Run) -> list[str]:
     return ids
 
 
+def _by_label(run: Run, texts: Sequence[str]) -> dict[str | None, list[str]]:
+    """Return the ids among `texts` of each label of the run's texts."""
+    common = set(texts)
+    by_label = {label: [text for text in ids if text in common] for label, ids in texts_by_label(run).items()}
+    return {label: ids for label, ids in by_label.items() if ids}
+
+
 @dataclass(frozen=True)
 class _Pairing:
-    """Two runs, a model of each, and the ids of the texts that both have."""
+    """Two runs, a model of each, and the ids of the texts that both have; `groups` has them by label."""
 
     runs: tuple[Run, Run]
     labels: tuple[str, str]
     texts: Sequence[str]
+    groups: Mapping[str | None, Sequence[str]] | None
     seed: int
     notes: list[str]
 
@@ -258,14 +281,29 @@ class _Pairing:
     def _column_rows(
         self, metric: str, table: str, column: Column, first: ValuesByText, second: ValuesByText
     ) -> Iterator[tuple[Any, ...]]:
+        pairs = paired_keys(first, second)
+        if self.groups is None:
+            groups: Mapping[str | None, Sequence[str]] = {None: self._texts_of(first, second)}
+        else:  # prompts that a metric makes itself have no label
+            groups = self.groups
+        for label, texts in groups.items():
+            if pairs and texts:
+                for row in self._group_rows(metric, pairs, texts, first, second):
+                    yield (metric, table, column.name, column.unit, *self.labels, *row[:2], label, *row[2:])
+
+    def _group_rows(
+        self,
+        metric: str,
+        pairs: Sequence[PairedKey],
+        texts: Sequence[str],
+        first: ValuesByText,
+        second: ValuesByText,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield condition, group, layer and statistics of each pair of keys, over some texts."""
         import numpy as np
 
         from phaselens.uncertainty import compare_paired
 
-        pairs = paired_keys(first, second)
-        texts = self._texts_of(first, second)
-        if not pairs or not texts:
-            return
         values = [
             np.array([[by_text.get(text, np.nan) for by_text in columns] for text in texts])
             for columns in ([first[pair.first] for pair in pairs], [second[pair.second] for pair in pairs])
@@ -280,9 +318,8 @@ class _Pairing:
             if result.ci_low is not None and result.ci_high is not None:
                 excludes_zero = int(result.ci_low > 0 or result.ci_high < 0)
             yield (
-                metric, table, column.name, column.unit, *self.labels, pair.condition, pair.group, pair.layer,
-                result.n_texts, result.first, result.second, result.difference, result.ci_low, result.ci_high,
-                excludes_zero, result.p_value, result.d_z,
+                pair.condition, pair.group, pair.layer, result.n_texts, result.first, result.second, result.difference,
+                result.ci_low, result.ci_high, excludes_zero, result.p_value, result.d_z,
             )  # fmt: skip
 
     def _texts_of(self, first: ValuesByText, second: ValuesByText) -> list[str]:
@@ -302,7 +339,5 @@ def _displayed(differences: Table, run: Run) -> dict[str, str]:
     for name, result in run.metrics.items():
         columns = list(dict.fromkeys(str(r["value"]) for r in differences.records() if r["metric"] == name))
         if columns:
-            display = result.metric.display
-            wanted_columns = [LOSS_OVER_BASELINE, display.value if display is not None else ""]
-            displayed[name] = next((column for column in wanted_columns if column in columns), columns[0])
+            displayed[name] = displayed_value(result, columns)
     return displayed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError, is_whole, require_kind, short_form
@@ -236,10 +236,9 @@ def _edited_entries(edit: Edit, tensor: Tensor) -> Tensor:
     return named
 
 
-@contextmanager
 def applied(
     lens: HookedTransformer, condition: Condition | Sequence[Edit], *, batch: Batch | None = None
-) -> Iterator[dict[str, EditEffect]]:
+) -> AbstractContextManager[dict[str, EditEffect]]:
     """Run every forward inside under the condition: measuring passes, and `generate` with and without a KV cache.
 
     Args:
@@ -268,6 +267,13 @@ def applied(
         condition = Condition("applied", condition)  # which checks the edits
     if batch is not None:
         require_kind("batch", batch, Batch, "as a run makes it")
+    from phaselens.lens.ownership import OwnedContext
+
     editor = ConditionEditor(lens, condition.edits, batch)
+    return OwnedContext(lens, functools.partial(_editing, lens, editor))
+
+
+@contextmanager
+def _editing(lens: HookedTransformer, editor: ConditionEditor) -> Iterator[dict[str, EditEffect]]:
     with lens.hooks(fwd_hooks=editor.hooks(lens.rows.positions, lens.rows.key_positions)):
         yield editor.effects

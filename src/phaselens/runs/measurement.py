@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from phaselens.errors import InputError, is_list_like, require_flag, require_kin
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_value
 from phaselens.runs.distribution import Distribution
+from phaselens.runs.document_windows import cut_documents
 from phaselens.runs.engine import measure_loaded
 from phaselens.runs.inputs import (
     find_texts,
@@ -57,6 +59,8 @@ def run(
     text_fields: TextFields | None = None,
     max_tokens: int = 512,
     n_texts: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
     batch_tokens: int = 8192,
     shard_tokens: int = DEFAULT_SHARD_TOKENS,
     bos: str | None = None,
@@ -90,6 +94,9 @@ def run(
         text_fields: where the texts of a file stand; None for `text` and `id`.
         max_tokens: longer texts are cut to their first `max_tokens` tokens, BOS included.
         n_texts: use the first `n_texts` only.
+        window: cut longer texts into windows of `window` tokens of the first model, BOS included, with the ids `ID#0`,
+            `ID#1`, …; `max_tokens` is then at least as large. None cuts none.
+        stride: windows begin `stride` tokens apart; None: where the one before it ends.
         batch_tokens: tokens in a batch, pads included. It changes memory and speed, and results by rounding only.
         shard_tokens: tokens in a shard, the unit of work: texts of similar length, measured together. It too changes
             results by rounding only.
@@ -129,6 +136,8 @@ def run(
     options = RunOptions(
         max_tokens=max_tokens,
         n_texts=n_texts,
+        window=window,
+        stride=stride,
         batch_tokens=batch_tokens,
         shard_tokens=shard_tokens,
         bos=bos,
@@ -168,17 +177,22 @@ def run(
         selected.name: MetricResult(selected.metric, selected.params, selected.distribution)
         for selected in selected_metrics
     }
-    records = [TextRecord(text.id, text.sha256) for text in corpus.texts]
-    result = Run(
-        [], records, results, [], _options_record(options, texts, text_fields, parsed_models), _versions()
-    )
-    result.warnings.extend(corpus.notes)
     sessions = [
         ModelSession(model, label, corpus.texts, options, observer)
         for model, label in zip(parsed_models, labels, strict=True)
     ]
+    corpus = cut_documents(corpus, sessions, options)
+    records = [TextRecord(text.id, text.sha256, label=text.label) for text in corpus.texts]
+    result = Run(
+        [], records, results, [], _options_record(options, texts, text_fields, parsed_models), _versions()
+    )
+    result.warnings.extend(corpus.notes)
     try:
-        with fixed_threads(options.threads or 1), distribution.directory(directory) as work_directory:
+        with (
+            fixed_threads(options.threads or 1),
+            _reserved(parsed_models),
+            distribution.directory(directory) as work_directory,
+        ):
             if work_directory is None:
                 for session in sessions:
                     _measure_model(session, selected_metrics, options, result)
@@ -294,6 +308,16 @@ def _labels(models: Sequence[ModelSpec | HookedTransformer]) -> list[str]:
     labels = [next(spec_labels) if isinstance(model, ModelSpec) else model.info.label for model in models]
     require_distinct(labels)
     return labels
+
+
+@contextmanager
+def _reserved(models: Sequence[ModelSpec | HookedTransformer]) -> Iterator[None]:
+    """Refuse the lenses among `models` to other threads."""
+    with ExitStack() as stack:
+        for model in models:
+            if not isinstance(model, ModelSpec):
+                stack.enter_context(model.reserved())
+        yield
 
 
 def _require_loadable(models: Sequence[ModelSpec | HookedTransformer], options: RunOptions) -> None:

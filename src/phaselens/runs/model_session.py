@@ -74,6 +74,17 @@ class ModelSession:
     def _encoder(self) -> Encoder:
         return self.lens.encoder(self._options.bos)
 
+    def encoder_of_documents(self) -> Encoder:
+        """Return what turns documents into this model's tokens; a model that is named by text is not loaded for it."""
+        if not isinstance(self.model, ModelSpec) or self.is_of_plugin:
+            return self._encoder
+        from phaselens.lens.checkpoints import load_own_tokenizer
+
+        tokenizer, reason = load_own_tokenizer(self.model.identified)
+        if tokenizer is None:
+            raise ModelError(f"model {self.label!r} has no tokenizer for the texts: {reason}")
+        return Encoder(tokenizer, bos=self._options.bos or "auto")
+
     @property
     def bos(self) -> str:
         """The BOS policy of the texts."""

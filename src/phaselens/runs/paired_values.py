@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from phaselens.plugin import BASELINE, CellValue, Column, Table
+from phaselens.runs.result import LABEL, MetricResult
 
 _COUNTS = ("n_tokens", "n_predicted")
 _OF_BASELINE, _OVER_BASELINE = " of the baseline", " over the baseline"
@@ -65,7 +66,8 @@ def values_by_text(table: Table, label: str) -> dict[Column, ValuesByText]:
     names = [column.name for column in columns]
     if "text" not in names or not any(count in names for count in _COUNTS):
         return {}
-    groups = [c.name for c in columns if c.type is str and c.name not in ("model", "text", "condition")]
+    not_groups = ("model", "text", "condition", LABEL.name)
+    groups = [column.name for column in columns if column.type is str and column.name not in not_groups]
     measured = [column for column in columns if column.type is float and not _is_null(column.name)]
     by_column: dict[Column, dict[ValueKey, dict[str, list[CellValue]]]] = {column: {} for column in measured}
     for record in table.records():
@@ -148,3 +150,10 @@ def _single_layers(values: ValuesByText) -> dict[tuple[str | None, str | None], 
     for key in values:
         by_name.setdefault(key[:2], []).append(key)
     return {name: keys[0] for name, keys in by_name.items() if len(keys) == 1}
+
+
+def displayed_value(result: MetricResult, columns: Sequence[str]) -> str:
+    """Return the column to show: what conditions cost, else the value of the metric's display, else the first."""
+    display = result.metric.display
+    wanted_columns = [LOSS_OVER_BASELINE, display.value if display is not None else ""]
+    return next((column for column in wanted_columns if column in columns), columns[0])

@@ -9,27 +9,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.errors import InputError, close_matches, require_text
-from phaselens.plugin import MODEL, Metric, ModelInfo, Params, Table, TableSpec
+from phaselens.plugin import MODEL, Column, Metric, ModelInfo, Params, Table, TableSpec
 from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
+from phaselens.runs.presentation import PresentedRun, Presenter
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA = "phaselens.run/1"
+#: The column that a run puts after the ids of texts, if texts have labels.
+LABEL = Column("label", str, None, "the text's label")
 
 
 @dataclass(frozen=True)
 class TextRecord:
-    """A text of the run; `n_tokens` and `cut` are by model label."""
+    """A text of the run; `n_tokens` and `cut` are by model label, `label` groups texts."""
 
     id: str
     sha256: str
     n_tokens: dict[str, int] = field(default_factory=dict)
     cut: dict[str, bool] = field(default_factory=dict)
+    label: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as plain JSON values; `n_tokens` is that of the first model."""
-        return {
+        label = {} if self.label is None else {"label": self.label}
+        return label | {
             "id": self.id,
             "n_tokens": next(iter(self.n_tokens.values())),
             "sha256": self.sha256,
@@ -158,6 +163,15 @@ class NotMeasured(str):
     __slots__ = ()
 
 
+def labelled_spec(spec: TableSpec) -> TableSpec:
+    """Return a table's columns with that of the labels; the same where the table has no texts, or a `label` itself."""
+    names = [column.name for column in spec.columns]
+    if "text" not in names or LABEL.name in names:
+        return spec
+    position = names.index("text") + 1
+    return replace(spec, columns=(*spec.columns[:position], LABEL, *spec.columns[position:]))
+
+
 @dataclass
 class MetricResult:
     """The tables of one metric for all models. A failed metric keeps the tables of the models that it measured."""
@@ -181,10 +195,23 @@ class MetricResult:
         except PLUGIN_EXCEPTIONS as error:  # a run has already recorded the failure
             return f"its define failed: {describe_error(error)}"
 
-    def add(self, label: str, name: str, table: Table, text_order: dict[str, int]) -> None:
-        """Append one model's table, sorted in the order of the texts."""
-        spec = table.spec
+    def add(
+        self,
+        label: str,
+        name: str,
+        table: Table,
+        text_order: dict[str, int],
+        text_labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Append one model's table, sorted in the order of the texts, with a column of their labels if any has one."""
+        spec = labelled_spec(table.spec) if text_labels else table.spec
         rows = table.rows
+        if spec is not table.spec:
+            position = [column.name for column in table.spec.columns].index("text")
+            rows = [
+                (*row[: position + 1], (text_labels or {}).get(str(row[position])), *row[position + 1 :])
+                for row in rows
+            ]
         columns = [column.name for column in spec.columns]
         if "text" in columns:
             text_column = columns.index("text")
@@ -226,7 +253,7 @@ class MetricResult:
 
 
 @dataclass
-class Run:
+class Run(PresentedRun):
     """The result of `phaselens.run`.
 
     `print(run)` shows its tables; `run.table("sinks", "layers")` is a pyarrow Table.
@@ -244,6 +271,7 @@ class Run:
     #: Requested models that were not measured. A run that ended early is the `run` attribute of its exception.
     errors: list[ModelFailure] = field(default_factory=list)
     renderer: Callable[[Run], str] | None = field(default=None, repr=False, compare=False)
+    presenter: Presenter | None = field(default=None, repr=False, compare=False)
     #: Shards that could not be computed; the tables lack their texts.
     failed_shards: list[FailedShard] = field(default_factory=list)
     #: The directory that holds the run; None for one that is only in memory.
@@ -279,9 +307,10 @@ class Run:
         """Add what was measured on a model: its facts, its tokens by text, its tables by metric, and its warnings."""
         label = model.info.label
         text_order = {text.id: index for index, text in enumerate(self.texts)}
+        text_labels = {text.id: text.label for text in self.texts if text.label is not None}
         for metric_name, metric_tables in tables.items():
             for table_name, table in metric_tables.items():
-                self.metrics[metric_name].add(label, table_name, table, text_order)
+                self.metrics[metric_name].add(label, table_name, table, text_order, text_labels)
         for record, n_tokens_of_text, is_cut in zip(self.texts, n_tokens, cut, strict=True):
             record.n_tokens[label], record.cut[label] = n_tokens_of_text, is_cut
         self.models.append(model)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
-    from phaselens.lens.components import AttentionReplay, KernelReplay
+    from phaselens.lens.ownership import OwnedContext
     from phaselens.lens.points import Hook
 
 FROM_TOKENS = -1
@@ -211,7 +211,7 @@ class BaselinePass:
                 yield branch, functools.partial(self._replayed, branch, replay)
         self._residual, self._layer = residual_above, layer + 1
 
-    def _replayed(self, branch: Branch, replay: AttentionReplay | KernelReplay) -> Tensor:
+    def _replayed(self, branch: Branch, replay: OwnedContext) -> Tensor:
         """Run a forward from the current layer on, with the stored results of that layer's attention."""
         with replay:
             return self._resumed(branch)

@@ -95,12 +95,14 @@ class RunOptions:
     """Options of a run.
 
     `bos` None keeps each lens' own policy; `positions` maps labels to rotation modes, and `adapter_scale` to numbers,
-    unless it is one number for every model with an adapter. `threads` None takes the number of threads that PyTorch
-    uses.
+    unless it is one number for every model with an adapter. `max_tokens` is at least `window`. `threads` None takes
+    the number of threads that PyTorch uses.
     """
 
     max_tokens: int = 512
     n_texts: int | None = None
+    window: int | None = None
+    stride: int | None = None
     batch_tokens: int = 8192
     shard_tokens: int = DEFAULT_SHARD_TOKENS
     bos: str | None = None
@@ -117,6 +119,8 @@ class RunOptions:
         minimums = {
             "max_tokens": 1,
             "n_texts": 1,
+            "window": 1,
+            "stride": 1,
             "batch_tokens": 1,
             "shard_tokens": 1,
             "seed": 0,
@@ -124,7 +128,7 @@ class RunOptions:
         }
         for name, minimum in minimums.items():
             value = getattr(self, name)
-            if name in ("n_texts", "threads") and value is None:
+            if name in ("n_texts", "window", "stride", "threads") and value is None:
                 continue
             if not is_whole(value) or not minimum <= value <= LARGEST_WHOLE:
                 raise InputError(
@@ -132,6 +136,10 @@ class RunOptions:
                     f"{'' if not is_whole(value) or value < minimum else f' and at most {LARGEST_WHOLE}'}"
                 )
             object.__setattr__(self, name, int(value))  # numpy's whole numbers cannot be written as JSON
+        if self.stride is not None and self.window is None:
+            raise InputError("stride is the distance between windows; give window too (--window)")
+        if self.window is not None:
+            object.__setattr__(self, "max_tokens", max(self.max_tokens, self.window))
         for name in ("bos", "device", "dtype"):
             if not isinstance(getattr(self, name), str) and not (name == "bos" and self.bos is None):
                 raise InputError(f"{name} is {describe_value(getattr(self, name))}; give text")

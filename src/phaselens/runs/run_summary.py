@@ -22,7 +22,7 @@ class RunSummary:
         path: the directory.
         started: when it began, in UTC and ISO 8601.
         models: labels of the models.
-        metrics: names of the metrics.
+        metrics: names of the metrics, without those that only supply details to reports.
         n_texts: the number of texts.
         texts: the file, folder or name that they come from.
         state: `complete`, `failed` with the metrics that failed, or the number of finished shards, `12 of 40 shards`.
@@ -50,7 +50,7 @@ class RunSummary:
                 directory.path,
                 record["times"]["started"],
                 tuple(model["label"] for model in record["models"]),
-                tuple(record["metrics"]),
+                tuple(name for name, metric in record["metrics"].items() if metric.get("prints", True)),
                 len(record["texts"]),
                 record["options"]["texts"],
                 _state(directory, record),
@@ -136,6 +136,10 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         raise InputError(f"expected paths as a list of directories, received {short_form(paths)}")
     directories: dict[Path, None] = {}
     for name in paths:
+        if not isinstance(name, str | os.PathLike):
+            raise InputError(
+                f"expected each of paths as the name of a directory, received {short_form(name)}"
+            )
         path = Path(name)
         if not path.is_dir():
             problem = "is not a directory" if path.exists() else "does not exist"

@@ -19,7 +19,7 @@ from phaselens.plugin import (
     TableSpec,
 )
 from phaselens.runs.model_description import ModelDescription, from_json
-from phaselens.runs.result import FailedShard, Failure, MetricResult, Run, TextRecord
+from phaselens.runs.result import FailedShard, Failure, MetricResult, Run, TextRecord, labelled_spec
 from phaselens.runs.run_directory import RunDirectory
 
 _CELL_TYPES = {"str": str, "int": int, "float": float}
@@ -84,11 +84,15 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     result = directory.read_result()
     descriptions = [ModelDescription.from_dict(model) for model in record["models"]]
     texts = [
-        TextRecord(text["id"], text["sha256"], dict(text["n_tokens"]), _cut(index, descriptions))
+        TextRecord(
+            text["id"], text["sha256"], dict(text["n_tokens"]), _cut(index, descriptions), text["label"]
+        )
         for index, text in enumerate(record["texts"])
     ]
+    has_labels = any(text.label is not None for text in texts)
     metrics = {
-        name: _metric_result(directory, name, stored, result) for name, stored in record["metrics"].items()
+        name: _metric_result(directory, name, stored, result, has_labels=has_labels)
+        for name, stored in record["metrics"].items()
     }
     warnings = [MetricWarning(text, code) for text, code in result["warnings"]]
     versions = {name: version for name, version in record["versions"].items() if name != "plugins"}
@@ -111,7 +115,12 @@ def _cut(text_index: int, descriptions: Sequence[ModelDescription]) -> dict[str,
 
 
 def _metric_result(
-    directory: RunDirectory, name: str, stored: Mapping[str, Any], result: Mapping[str, Any]
+    directory: RunDirectory,
+    name: str,
+    stored: Mapping[str, Any],
+    result: Mapping[str, Any],
+    *,
+    has_labels: bool,
 ) -> MetricResult:
     specs = tuple(_table_spec(table) for table in stored["tables"])
     attributes = {
@@ -136,6 +145,7 @@ def _metric_result(
     )
     for table_name, not_finite in result["tables"].get(name, {}).items():
         (spec,) = (spec for spec in specs if spec.name == table_name)
+        spec = labelled_spec(spec) if has_labels else spec
         rows = directory.read_rows(name, table_name)
         table = Table(TableSpec(table_name, (MODEL, *spec.columns), spec.help), rows, not_finite)
         stored_result.tables[table_name] = table
