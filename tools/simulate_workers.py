@@ -4,8 +4,8 @@
     python -m tools.simulate_workers DIR --repeat 100    a run of the same kind with 100 times the texts
 
 The simulation follows what the code does. Each worker starts and loads the model, then takes the next shard as soon as
-it is free, longest texts first. Before the conditions, one worker merges the observations and chooses the conditions, and
-then every worker that runs some does the same. In the end one process merges all shards into tables. It prints the
+it is free, longest texts first. Before the conditions, one worker merges the observations and chooses the conditions,
+and then every worker that runs some does the same. In the end one process merges all shards into tables. It prints the
 time, the speed-up over one worker, and what the time consists of on the worker that ends last.
 """
 
