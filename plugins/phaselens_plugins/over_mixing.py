@@ -273,7 +273,13 @@ class OverMixing(Metric[MixingParams]):
             )
         if self.params.without_rotation and not can_lose_rotation(self.model):
             encodings = ", ".join(dict.fromkeys(self.model.positions))
-            self.warn(f"change without rotation is missing: the model's positions are {encodings}")
+            problems = [
+                rotation.problem
+                for rotation in self.model.rotations
+                if rotation is not None and rotation.problem
+            ]
+            reason = f"; the rotation could not be read: {problems[0]}" if problems else ""
+            self.warn(f"change without rotation is missing: the model's positions are {encodings}{reason}")
         for setting, token in values.cases():
             is_read = np.array([values.is_read(index, setting, token) for index in values.text_indices])
             is_missing = np.isnan(values.stack("change", setting, token)) & is_read[:, None]
