@@ -76,14 +76,18 @@ def rows_by_text(
 ) -> Iterator[TableRow]:
     """Yield rows (text, layer[, head], *cells[, n_tokens]) of columns [text, layer] or [text, layer, head].
 
-    A column without heads repeats its value for every head if another column has heads.
+    A column without heads repeats its value for every head if another column has heads. Heads that a layer does not
+    have get no row.
     """
     import numpy as np
 
     shape = max((column.shape for column in columns), key=len)
     columns = [repeated_over_heads(column, shape) for column in columns]
     texts, lengths = metric.per_text.texts, metric.per_text.lengths
+    exists = head_exists(metric, shape[1:]) if len(shape) == 3 else np.ones(shape[1:], dtype=bool)
     for index in np.ndindex(shape):
+        if not exists[index[1:]]:
+            continue
         cells = (none_if_nan(column[index]) for column in columns)
         yield texts[index[0]], *index[1:], *cells, *([lengths[index[0]]] if with_lengths else [])
 
@@ -95,6 +99,31 @@ def rows_by_index(columns: Sequence[Sequence[Any] | np.ndarray]) -> Iterator[Tab
     arrays: list[Any] = [np.array(column, dtype=object) for column in columns]
     for index in np.ndindex(arrays[0].shape):
         yield *index, *(array[index] for array in arrays)
+
+
+def rows_by_head(metric: Metric[Any], columns: Sequence[Sequence[Any] | np.ndarray]) -> Iterator[TableRow]:
+    """Yield rows (layer, head, *cells) of columns [layer, head], without the heads that a layer does not have."""
+    rows = list(rows_by_index(columns))
+    exists = head_exists(metric, (metric.model.n_layers, len(rows) // (metric.model.n_layers or 1)))
+    return (row for row, is_head in zip(rows, exists.flatten(), strict=True) if is_head)
+
+
+def head_exists(metric: Metric[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Return bool [layer, head], whether the layer has a head with this number; `shape` is that of the result."""
+    import numpy as np
+
+    n_heads = np.array([metric.model.n_heads_in(layer) for layer in range(shape[0])])
+    exists: np.ndarray = np.arange(shape[1]) < n_heads[:, None]
+    return exists
+
+
+def mean_over_heads(metric: Metric[Any], values: np.ndarray) -> np.ndarray:
+    """Return the mean over the heads that a layer has of values [..., layer, head]; NaN where one of them is NaN."""
+    import numpy as np
+
+    exists = head_exists(metric, values.shape[-2:])
+    means: np.ndarray = np.where(exists, values, 0.0).sum(-1) / exists.sum(-1)
+    return means
 
 
 def repeated_over_heads(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -151,22 +151,35 @@ def draw_other_key(length: int, content: str, seed: int, position: int) -> int |
 
 
 def draw_doses(tables: Mapping[str, Table], figure: Figure) -> None:
-    """Draw the doses of all layers, and the smallest dose by layer if every layer was edited alone."""
+    """Draw the doses of all layers; if layers or heads were edited alone, the smallest dose of each, too."""
     by_model = records_by_model(tables["doses"])
     swept = {
-        label: [record for record in records if record["layers"] == EACH_LAYER]
-        for label, records in by_model.items()
+        scope: {
+            label: _of_smallest_dose([record for record in records if record["layers"] == scope])
+            for label, records in by_model.items()
+        }
+        for scope in (EACH_LAYER, EACH_HEAD)
     }
-    has_sweep = any(swept.values())
-    panels = figure.subplots(1, 2 if has_sweep else 1, squeeze=False)[0]
+    scopes = [scope for scope, records in swept.items() if any(records.values())]
+    figure.set_size_inches((7.2, 9.6, 13.2)[len(scopes)], 4.4)
+    panels = figure.subplots(1, 1 + len(scopes), squeeze=False)[0]
     figure.set_layout_engine("constrained")
     for label, style in styles(list(by_model)).items():
         of_all_layers = [record for record in by_model[label] if record["layers"] == ALL_LAYERS]
         _draw_curve(panels[0], of_all_layers, label, style)
     _label_doses(panels[0], [record for records in by_model.values() for record in records])
-    if has_sweep:
+    for axes, scope in zip(panels[1:], scopes, strict=True):
+        draw = _draw_layers if scope == EACH_LAYER else _draw_heads
         for label, style in styles(list(by_model)).items():
-            _draw_layers(panels[1], swept[label], label, style)
+            draw(axes, swept[scope][label], label, style)
+        axes.axhline(0.0, color=INK, linewidth=0.6)
+        axes.set_ylabel("Δ nats per token")
+        bare(axes)
+
+
+def _of_smallest_dose(records: Sequence[Record]) -> list[Record]:
+    smallest = min((_dose_of(record) for record in records), default=math.nan)
+    return [record for record in records if _dose_of(record) == smallest]
 
 
 def _dose_of(record: Record) -> float:
@@ -203,16 +216,24 @@ def _label_doses(axes: Axes, records: Sequence[Record]) -> None:
 
 
 def _draw_layers(axes: Axes, records: Sequence[Record], label: str, style: Mapping[str, Any]) -> None:
-    """Draw the smallest dose of each layer, that of another key dashed."""
-    smallest = min((_dose_of(record) for record in records), default=math.nan)
-    of_dose = [record for record in records if _dose_of(record) == smallest]
-    layers = numbers(of_dose, "layer")
-    axes.plot(layers, numbers(of_dose, "delta_nats"), label=escaped(label), **style)
-    low, high = numbers(of_dose, "delta_low"), numbers(of_dose, "delta_high")
+    """Draw the dose of each layer, that of another key dashed."""
+    layers = numbers(records, "layer")
+    axes.plot(layers, numbers(records, "delta_nats"), label=escaped(label), **style)
+    low, high = numbers(records, "delta_low"), numbers(records, "delta_high")
     axes.fill_between(layers, low, high, color=style["color"], alpha=0.18, linewidth=0)
-    axes.plot(layers, numbers(of_dose, "control_nats"), color=style["color"], linestyle=DASHES, linewidth=1.0)
-    axes.axhline(0.0, color=INK, linewidth=0.6)
-    axes.set_xlabel(f"layer, edited alone, b = {'−∞' if smallest == -math.inf else shift_text(smallest)}")
-    axes.set_xticks(layers[:: max(1, len(layers) // 8)])
-    axes.set_ylabel("Δ nats per token")
-    bare(axes)
+    axes.plot(layers, numbers(records, "control_nats"), color=style["color"], linestyle=DASHES, linewidth=1.0)
+    if records:
+        axes.set_xlabel(f"layer, edited alone, b = {_dose_label(records[0])}")
+        axes.set_xticks(layers[:: max(1, len(layers) // 8)])
+
+
+def _draw_heads(axes: Axes, records: Sequence[Record], label: str, style: Mapping[str, Any]) -> None:
+    """Draw the dose of each head against its attention on the key, a mark for each head."""
+    marks = {**style, "linewidth": 0, "alpha": 0.7}
+    axes.plot(numbers(records, "mass"), numbers(records, "delta_nats"), label=escaped(label), **marks)
+    if records:
+        axes.set_xlabel(f"attention on the key; heads alone, b = {_dose_label(records[0])}")
+
+
+def _dose_label(record: Record) -> str:
+    return "−∞" if _dose_of(record) == -math.inf else str(record["b"])

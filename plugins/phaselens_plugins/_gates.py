@@ -38,7 +38,7 @@ def mean_gates(layer: LayerView, model: ModelInfo) -> Tensor:
     import torch
 
     index = layer.index or 0
-    shape = (layer.batch.n, model.n_heads)
+    shape = (layer.batch.n, model.n_heads_in(index))
     if Z not in layer:
         value = torch.nan if has_other_step(model, index) else 1.0
         return torch.full(shape, value, dtype=torch.float64)

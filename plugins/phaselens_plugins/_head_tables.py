@@ -122,13 +122,15 @@ class HeadCosts:
     """Costs and appearance of the heads of `layers`; arrays [text, layer, head], NaN where missing.
 
     `records` [layer][head] are the heads' rows of the table `conditions`, None without one. `changes` is the change of
-    each text's loss, `looks` what the unedited model shows, by name; `n_predicted` [text] weighs the changes.
+    each text's loss, `looks` what the unedited model shows, by name; `n_predicted` [text] weighs the changes. `exists`
+    [layer, head] tells which heads a layer has.
     """
 
     layers: Sequence[int]
     records: Sequence[Sequence[Mapping[str, CellValue] | None]]
     changes: np.ndarray
     looks: Mapping[str, np.ndarray]
+    exists: np.ndarray
     n_predicted: np.ndarray
     epsilon: float
     output_share: float
@@ -160,7 +162,7 @@ class HeadCosts:
         """Yield the reasons for which columns are missing."""
         import numpy as np
 
-        missing = {name: np.isnan(values).all(0) for name, values in self.looks.items()}
+        missing = {name: np.isnan(values).all(0) & self.exists for name, values in self.looks.items()}
         for name in ("sink", "entropy"):
             layers = [str(layer) for layer, row in zip(self.layers, missing[name], strict=True) if row.any()]
             if layers:
@@ -174,6 +176,8 @@ class HeadCosts:
         looks = [self.look(name) for name in ("sink", "entropy", "output", "output_share")]
         for row, layer in enumerate(self.layers):
             for head, record in enumerate(self.records[row]):
+                if not self.exists[row, head]:
+                    continue
                 of_loss: TableRow = (None,) * 4
                 if record is not None:
                     of_loss = tuple(

@@ -12,12 +12,15 @@ from phaselens_plugins._common import (
     LAYER,
     N_TOKENS,
     TEXT,
+    head_exists,
     interval_columns,
     mean_intervals,
+    mean_over_heads,
     mean_over_texts,
     null_means,
     quoted_ids,
     repeated_over_heads,
+    rows_by_head,
     rows_by_index,
     rows_by_text,
 )
@@ -82,7 +85,7 @@ class LayerMetric(Metric[P]):
 
     def heads_table(self) -> Table:
         """Return the table `heads`: means over texts, by layer and head."""
-        return self.table("heads", rows_by_index(self._means()))
+        return self.table("heads", rows_by_head(self, self._means()))
 
     def _means(self, *, average_heads: bool = False) -> list[Any]:
         """Return mean, low, high and null (if any) of each quantity, each [layer] or [layer, head]; None if missing."""
@@ -97,7 +100,7 @@ class LayerMetric(Metric[P]):
         measured = np.stack([repeated_over_heads(array, shape) for array in arrays], 1)
         nulls = np.stack([repeated_over_heads(array, shape) for array in null_arrays], 1)
         if average_heads and len(shape) == 3:
-            measured, nulls = measured.mean(-1), nulls.mean(-1)
+            measured, nulls = mean_over_heads(self, measured), mean_over_heads(self, nulls)
         interval = mean_intervals(self, measured)
         means_of_nulls = null_means(self, nulls, where=~np.isnan(measured))
         columns = []
@@ -109,15 +112,17 @@ class LayerMetric(Metric[P]):
     def mean_by_layer(self, name: str) -> np.ndarray:
         """Return the mean over texts (and heads) [layer]; NaN where no text has a value."""
         values = self.values(name)
-        return mean_over_texts(values.mean(-1) if values.ndim == 3 else values)
+        return mean_over_texts(mean_over_heads(self, values) if values.ndim == 3 else values)
 
     def n_texts(self, name: str) -> int:
         """Return the number of texts that have a value in every layer that any text has one in."""
         import numpy as np
 
         values = self.values(name)
-        values = values[:, self._measured_layers()]
-        return int((~np.isnan(values)).reshape(len(values), -1).all(1).sum())
+        is_present = ~np.isnan(values)
+        if values.ndim == 3:
+            is_present |= ~head_exists(self, values.shape[1:])
+        return int(is_present[:, self._measured_layers()].reshape(len(values), -1).all(1).sum())
 
     def _measured_layers(self) -> list[int]:
         """Return the layers that have values; the model may lack the activations in others."""

@@ -98,7 +98,8 @@ def settings_of(model: ModelInfo, *, without_bos: bool, without_rotation: bool) 
 
 def can_lose_rotation(model: ModelInfo) -> bool:
     """Return whether the model has a rotation that can be nulled, and encodes positions in no other way."""
-    return set(model.positions) <= {"rope", "nope"} and "rope" in model.positions
+    is_read = all(rotation is None or rotation.problem is None for rotation in model.rotations)
+    return set(model.positions) <= {"rope", "nope"} and "rope" in model.positions and is_read
 
 
 def sequences_of_text(

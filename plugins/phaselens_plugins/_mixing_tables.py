@@ -116,7 +116,9 @@ MIXING_TABLES = (
                 "reached", float, LATER, "later tokens whose change is at least `threshold`, mean over texts"
             ),
             Column("no_bos", float, CHANGE, "change in the texts without BOS"),
+            *interval_columns(CHANGE, "no_bos_low", "no_bos_high"),
             Column("no_rotation", float, CHANGE, "change with the rotation nulled"),
+            *interval_columns(CHANGE, "no_rotation_low", "no_rotation_high"),
             Column("middle", float, CHANGE, f"change by the {MIDDLE} token"),
             Column("middle_no_bos", float, CHANGE, f"change by the {MIDDLE} token in the texts without BOS"),
             Column("collapse", float, "ratio", f"{COLLAPSE_HELP}; mean over texts"),

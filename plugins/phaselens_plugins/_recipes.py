@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     #: bool [fold, head, d_head] by layer and tensor; the last entry is for texts that are in no fold.
     Cells = dict[LayerPoint, np.ndarray]
 
+_LEAST_PROGRESS = 1e-6
 MATCH_TOLERANCE = 1e-3
 """Largest relative difference between Σ M² of a matched control and of the cells that it controls for."""
 
@@ -110,7 +111,8 @@ def matched(squares: np.ndarray, treated: np.ndarray, draw: np.ndarray) -> np.nd
     """Select random cells, none of them `treated`, whose Σ M² comes close to that of `treated`.
 
     Cells are taken in random order up to the target; then one cell is added, dropped or exchanged at a time, whichever
-    brings the sum nearest to the target, until it is within `MATCH_TOLERANCE` or no step brings it nearer.
+    brings the sum nearest to the target, until it is within `MATCH_TOLERANCE` or no step brings it nearer. Heads that
+    are copies of each other have cells that differ by rounding; exchanging those is no progress.
     """
     import numpy as np
 
@@ -123,7 +125,7 @@ def matched(squares: np.ndarray, treated: np.ndarray, draw: np.ndarray) -> np.nd
         drop, add = _best_exchange(sizes[selected], sizes[unselected], gap)
         decrease = float(sizes[selected[drop]]) if drop is not None else 0.0
         increase = float(sizes[unselected[add]]) if add is not None else 0.0
-        if not abs(gap + decrease - increase) < abs(gap):
+        if not abs(gap + decrease - increase) < abs(gap) * (1 - _LEAST_PROGRESS):
             break
         gap += decrease - increase
         dropped = [] if drop is None else [selected.pop(drop)]

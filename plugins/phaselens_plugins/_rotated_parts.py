@@ -6,7 +6,7 @@ of dimensions with a rotation and without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import Column, Metric, TableSpec
@@ -22,6 +22,7 @@ from phaselens_plugins._common import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from phaselens.plugin import RotatedPairs
@@ -86,8 +87,13 @@ def measure_parts(norms: Tensor, pairs: Sequence[tuple[int, int]], multiple: flo
     return listed
 
 
-def part_rows(metric: Metric[Any], rotations: Sequence[RotatedPairs | None]) -> Iterator[TableRow]:
-    """Yield the rows of `PARTS_TABLE`, from numbers stored under `q.parts` and `k.parts`."""
+def part_rows(
+    metric: Metric[Any], rotations: Sequence[RotatedPairs | None], n_cells_of: Callable[[str], np.ndarray]
+) -> Iterator[TableRow]:
+    """Yield the rows of `PARTS_TABLE`, from numbers stored under `q.parts` and `k.parts`.
+
+    `n_cells_of` returns heads × dimensions of a tensor, [layer], from which the number of heads follows.
+    """
     import numpy as np
 
     for tensor in ("q", "k"):
@@ -96,10 +102,11 @@ def part_rows(metric: Metric[Any], rotations: Sequence[RotatedPairs | None]) -> 
         numbers = metric.per_text.stack(f"{tensor}.parts")
         means, lows, highs = mean_intervals(metric, numbers[..., 0])
         shares = mean_over_texts(numbers[..., 1])
+        n_cells_in = n_cells_of(tensor)
         for layer, head, index in np.ndindex(numbers.shape[1:4]):
             rotation = rotations[layer]
             parts = None if rotation is None else parts_of(rotation.d_head, rotation.pairs)
-            if parts is None:
+            if rotation is None or parts is None or (head + 1) * rotation.d_head > n_cells_in[layer]:
                 continue
             n_cells, mean = len(parts[index]), means[layer][head][index]
             yield (

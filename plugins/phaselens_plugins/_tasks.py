@@ -120,11 +120,6 @@ class Task(CausalMetric[P], Generic[P, S]):
         """Return the encoder of the prompts, under the run's BOS policy."""
         return PromptEncoder(tokenizer, bos=self.bos, bos_token_id=self.model.bos_token_id)
 
-    def exceeds_learned_positions(self, length: int) -> bool:
-        """Return whether the model has learned positions, but fewer than `length`."""
-        n_ctx = self.model.n_ctx
-        return "learned" in self.model.positions and n_ctx is not None and length > n_ctx
-
     def groups(self) -> Iterator[tuple[str, int | None, list[Condition]]]:
         """Yield name, layer and repeats of the baseline and each condition; no repeats if an edit did nothing."""
         working = {condition.key for condition in self.losses.effective_conditions}

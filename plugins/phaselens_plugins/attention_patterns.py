@@ -32,6 +32,7 @@ from phaselens_plugins._common import (
     N_TEXTS,
     Numbers,
     TableRow,
+    head_exists,
     interval_columns,
     mean_intervals,
     mean_or_none,
@@ -303,7 +304,8 @@ class AttentionPatterns(LayerMetric[PatternParams]):
         names = ("sink", "local", "local_with_bos", "entropy_normalised", "entropy_last")
         means = {name: mean_over_texts(self.values(name)) for name in names}
         nulls = {name: mean_over_texts(self.values(f"{name}_null")) for name in ("sink", "local")}
-        for layer, head in np.ndindex(means["sink"].shape):
+        exists = head_exists(self, means["sink"].shape)
+        for layer, head in np.argwhere(exists).tolist():
             sink, local, local_with_bos, entropy, entropy_last = (
                 float(means[name][layer, head]) for name in names
             )
@@ -311,7 +313,7 @@ class AttentionPatterns(LayerMetric[PatternParams]):
                 yield HeadClass(layer, head)
                 continue
             is_distributed = entropy >= self.params.distributed_threshold
-            layer_median = float(np.median(means["entropy_last"][layer]))
+            layer_median = float(np.median(means["entropy_last"][layer][exists[layer]]))
             yield HeadClass(
                 layer,
                 head,

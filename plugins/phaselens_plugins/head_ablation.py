@@ -30,7 +30,7 @@ from phaselens.plugin import (
 )
 from phaselens_plugins._causal import layer_ranges, parse_layers
 from phaselens_plugins._cells import CellMoments
-from phaselens_plugins._common import layer_texts, store_by_text
+from phaselens_plugins._common import head_exists, layer_texts, store_by_text
 from phaselens_plugins._head_means import MeanOfOthers
 from phaselens_plugins._head_tables import (
     HEADS,
@@ -142,7 +142,7 @@ class HeadAblation(CausalMetric[HeadAblationParams]):
         records = []
         for text in layer_texts(layer):
             z, n_tokens = text[Z], text.n_tokens
-            missing = torch.full((self.model.n_heads,), torch.nan, dtype=torch.float64)
+            missing = torch.full((self.model.n_heads_in(index),), torch.nan, dtype=torch.float64)
             sink, entropy = (
                 layer.float64(f"attn.{point}")[text.index : text.index + 1, :, :n_tokens]
                 for point in ("hook_sink", "hook_entropy")
@@ -207,7 +207,7 @@ class HeadAblation(CausalMetric[HeadAblationParams]):
                 params={"value": self.params.value},
             )
             for layer in self.layers
-            for head in range(self.model.n_heads)
+            for head in range(self.model.n_heads_in(layer))
         ]
 
     def compute(self) -> Mapping[str, Table]:
@@ -254,6 +254,7 @@ class HeadAblation(CausalMetric[HeadAblationParams]):
             records=[[records.get((layer, head)) for head in range(n_heads)] for layer in self.layers],
             changes=changes,
             looks=looks,
+            exists=head_exists(self, (self.model.n_layers, n_heads))[self.layers],
             n_predicted=losses.n_predicted(indices),
             epsilon=self.params.epsilon,
             output_share=self.params.output_share,

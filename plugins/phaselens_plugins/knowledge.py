@@ -167,8 +167,8 @@ class Knowledge(Task[KnowledgeParams, QuestionScore]):
 
     def _reason_to_skip(self, option_ids: Sequence[Sequence[int]], scored_from: int) -> str:
         longest = max(map(len, option_ids))
-        if self.exceeds_learned_positions(longest):
-            return f"{longest} tokens, but the model has learned positions for {self.model.n_ctx}"
+        if reason := self.model.reason_against(longest):
+            return f"{longest} tokens, but {reason}"
         if scored_from < 1:
             return "no token precedes its options"
         has_empty = any(len(ids) <= scored_from for ids in option_ids)

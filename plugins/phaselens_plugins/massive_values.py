@@ -260,7 +260,7 @@ class MassiveValues(LayerMetric[ValueParams]):
             "layers": self.table("layers", self._layers()),
             "definitions": self.table("definitions", self._definitions()),
             "parts": self.table(
-                "parts", part_rows(self, list(map(self._rotation, range(self.model.n_layers))))
+                "parts", part_rows(self, list(map(self._rotation, range(self.model.n_layers))), self._n_cells)
             ),
             "summary": self.table("summary", [self._summary()]),
         }

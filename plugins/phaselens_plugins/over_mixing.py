@@ -99,8 +99,22 @@ class OverMixing(Metric[MixingParams]):
         FigurePanel(
             FIGURES, "change", Display("change", "change", low="ci_low", high="ci_high", null="null")
         ),
-        FigurePanel(FIGURES, "no-bos", Display("no_bos", "change, without BOS", null="null")),
-        FigurePanel(FIGURES, "no-rotation", Display("no_rotation", "change, without rotation", null="null")),
+        FigurePanel(
+            FIGURES,
+            "no-bos",
+            Display("no_bos", "change, without BOS", low="no_bos_low", high="no_bos_high", null="null"),
+        ),
+        FigurePanel(
+            FIGURES,
+            "no-rotation",
+            Display(
+                "no_rotation",
+                "change, without rotation",
+                low="no_rotation_low",
+                high="no_rotation_high",
+                null="null",
+            ),
+        ),
         FigurePanel(
             FIGURES,
             "collapse",
@@ -259,7 +273,13 @@ class OverMixing(Metric[MixingParams]):
             )
         if self.params.without_rotation and not can_lose_rotation(self.model):
             encodings = ", ".join(dict.fromkeys(self.model.positions))
-            self.warn(f"change without rotation is missing: the model's positions are {encodings}")
+            problems = [
+                rotation.problem
+                for rotation in self.model.rotations
+                if rotation is not None and rotation.problem
+            ]
+            reason = f"; the rotation could not be read: {problems[0]}" if problems else ""
+            self.warn(f"change without rotation is missing: the model's positions are {encodings}{reason}")
         for setting, token in values.cases():
             is_read = np.array([values.is_read(index, setting, token) for index in values.text_indices])
             is_missing = np.isnan(values.stack("change", setting, token)) & is_read[:, None]

@@ -30,7 +30,7 @@ from phaselens.plugin import (
     param,
 )
 from phaselens_plugins._causal import merge_nested
-from phaselens_plugins._common import TableRow
+from phaselens_plugins._common import TableRow, head_exists, mean_over_heads
 from phaselens_plugins._number_lists import parse_numbers
 from phaselens_plugins._p_rope_tables import ENDS, TABLES, draw_steps
 from phaselens_plugins._passkeys import parse_depths, parse_lengths
@@ -303,7 +303,7 @@ class PRope(CausalMetric[PRopeParams]):
         scores = np.full(shape, np.nan)
         for row, index in enumerate(indices):
             for layer, values in by_text[index].items():
-                scores[row, layer] = values
+                scores[row, layer, : len(values)] = values
         return scores
 
     def _sinks(self, condition: Condition) -> TableRow:
@@ -314,11 +314,12 @@ class PRope(CausalMetric[PRopeParams]):
         from phaselens.uncertainty import mean_interval
 
         scores = self._scores(condition)
-        complete = ~np.isnan(scores).any(2)
-        texts = complete.any(1)
+        exists = head_exists(self, scores.shape[1:])
+        complete = self._complete(scores)
+        texts = np.asarray(complete.any(1))
         if not texts.any():
             return (None, None, None, None, None)
-        is_sink = np.where(complete, (scores >= self.params.threshold).mean(2), 0.0)
+        is_sink = np.where(complete, mean_over_heads(self, scores >= self.params.threshold), 0.0)
         rates = is_sink[texts].sum(1) / complete[texts].sum(1)
         rate, low, high = (bound.tolist() for bound in mean_interval(rates, seed=self.seed))
         lengths = [self.text_lengths[index] for index in self.losses.by_content if index in self.text_lengths]
@@ -328,7 +329,14 @@ class PRope(CausalMetric[PRopeParams]):
             for row in nulls
         ]
         null = float(np.mean(np.array(uniform)[texts])) if len(uniform) == len(texts) else None
-        return rate, low, high, null, float(scores[complete].mean())
+        return rate, low, high, null, float(scores[complete[..., None] & exists].mean())
+
+    def _complete(self, scores: np.ndarray) -> np.ndarray:
+        """Return whether all heads of a layer have a score, bool [text, layer]."""
+        import numpy as np
+
+        complete: np.ndarray = ~(np.isnan(scores) & head_exists(self, scores.shape[1:])).any(2)
+        return complete
 
     def _sink_rows(self) -> Iterator[TableRow]:
         import numpy as np
@@ -337,12 +345,13 @@ class PRope(CausalMetric[PRopeParams]):
 
         for condition in (BASELINE, *self.losses.conditions.values()):
             scores = self._scores(condition)
-            complete = ~np.isnan(scores).any(2)
-            rates = np.where(complete, (scores >= self.params.threshold).mean(2), 0.0)
+            complete = self._complete(scores)
+            rates = np.where(complete, mean_over_heads(self, scores >= self.params.threshold), 0.0)
             bounds = [bound.tolist() for bound in mean_interval(rates, present=complete, seed=self.seed)]
             for layer in range(self.model.n_layers):
                 present = complete[:, layer]
-                score = float(scores[present, layer].mean()) if present.any() else None
+                of_heads = scores[present, layer, : self.model.n_heads_in(layer)]
+                score = float(of_heads.mean()) if present.any() else None
                 interval = [bound[layer] for bound in bounds] if len(scores) else [None] * 3
                 yield condition.name, layer, *interval, score
 

@@ -169,8 +169,8 @@ class Passkey(Task[PasskeyParams, PasskeyScore]):
         ]
 
     def _reason_to_skip(self, length: int) -> str:
-        if self.exceeds_learned_positions(length):
-            return f"the model has learned positions for {self.model.n_ctx} tokens only"
+        if reason := self.model.reason_against(length):
+            return reason
         if length > self.params.longest:
             return f"more than -P passkey.longest={self.params.longest}"
         return ""

@@ -30,6 +30,7 @@ from phaselens_plugins._common import (
     LayerText,
     Numbers,
     TableRow,
+    head_exists,
     index_of_largest,
     layer_texts,
     mean_or_none,
@@ -155,7 +156,7 @@ class QkGeometry(LayerMetric[GeometryParams]):
         from phaselens.attention import key_geometry, largest_product
 
         layer, position = text.layer.index or 0, self.params.sink_position
-        window, n_heads = self.model.windows[layer], self.model.n_heads
+        window, n_heads = self.model.windows[layer], self.model.n_heads_in(layer)
         q, k, v = text[QUERIES], text[KEYS], text[VALUES]
         problem = self._problem(text, q, k, v)
         if problem in (SHORT, NOT_FINITE):
@@ -227,7 +228,7 @@ class QkGeometry(LayerMetric[GeometryParams]):
 
         products = self.values("largest")
         queries, keys = (self.per_text.stack(name) for name in LOCATION)
-        for layer, head in np.ndindex(products.shape[1:]):
+        for layer, head in np.argwhere(head_exists(self, products.shape[1:])).tolist():
             column = products[:, layer, head]
             text = index_of_largest(column)
             if text is None:

@@ -137,10 +137,10 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         layer = text.layer.index or 0
         rotation = self.rotation(layer)
         if rotation is None:
-            return self._missing(UNROTATED_LAYER)
+            return self._missing(layer, UNROTATED_LAYER)
         q, k = (text[POINTS[tensor]] for tensor in ("q", "k"))
         if not (all_finite(q) and all_finite(k)):
-            return self._missing(NOT_FINITE)
+            return self._missing(layer, NOT_FINITE)
         q, k = (states if states.dtype == torch.float64 else states.float() for states in (q, k))
         group = q.shape[1] // k.shape[1]
         low, high = torch.tensor(rotation.pairs, device=q.device).T
@@ -168,9 +168,9 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         is_zero = bool(use.isnan().any()) or bool(score.isnan().any())
         return {**record, "problem": ZERO if is_zero else NO_PROBLEM}
 
-    def _missing(self, problem: int) -> dict[str, Numbers]:
+    def _missing(self, layer: int, problem: int) -> dict[str, Numbers]:
         missing = float("nan")
-        by_head = {quantity.name: [missing] * self.model.n_heads for quantity in QUANTITIES}
+        by_head = {quantity.name: [missing] * self.model.n_heads_in(layer) for quantity in QUANTITIES}
         nulls = dict.fromkeys((f"{quantity.name}_null" for quantity in QUANTITIES), missing)
         by_pair = {name: [missing] * self.n_pairs for name in BY_PAIR}
         cells = {

@@ -25,6 +25,7 @@ from phaselens.plugin import (
     in_layer,
     param,
 )
+from phaselens_plugins import _common as common
 from phaselens_plugins._common import TableRow, mean_intervals, mean_over_texts, null_means
 from phaselens_plugins._encoding import PromptEncoder
 from phaselens_plugins._passkeys import PasskeyCase, parse_depths, parse_lengths
@@ -176,12 +177,9 @@ class Segments(Metric[SegmentsParams]):
         ]
 
     def _reason_to_skip(self, length: int) -> str:
-        n_ctx = self.model.n_ctx
-        if "learned" in self.model.positions and n_ctx is not None and length > n_ctx:
-            return f"the model has learned positions for {n_ctx} tokens only"
-        if length > self.params.longest:
-            return f"more than -P segments.longest={self.params.longest}"
-        return ""
+        is_longer = length > self.params.longest
+        too_long = f"more than -P segments.longest={self.params.longest}" if is_longer else ""
+        return self.model.reason_against(length) or too_long
 
     def update(self, layer: LayerView) -> None:
         """Keep what the last queries of each prompt attend to, and how often the largest weight is on the right key."""
@@ -221,7 +219,7 @@ class Segments(Metric[SegmentsParams]):
             hits.append((largest == key).double().masked_fill(is_missing, torch.nan))
             ties.append((count > 1).double().masked_fill(is_missing, torch.nan))
             nulls.append(1 / n_visible(query, window))
-        missing = torch.full((self.model.n_heads,), torch.nan, dtype=torch.float64)
+        missing = torch.full_like(mass[:, 0, 0], torch.nan)
         return {
             "mass": mass.mean(1).cpu(),
             "mass_null": null.double().mean(0),
@@ -285,7 +283,7 @@ class Segments(Metric[SegmentsParams]):
 
         mass, nulls = self.per_text.stack("mass"), self.per_text.stack("mass_null")
         if not by_head:
-            mass = mass.mean(2)
+            mass = np.moveaxis(common.mean_over_heads(self, np.moveaxis(mass, 3, 0)), 0, 2)
         shape = mass.shape[:-1]
         of_needle = self._interval(mass[..., NEEDLE], chosen)
 
@@ -310,7 +308,7 @@ class Segments(Metric[SegmentsParams]):
         null, ties = self._retrieval_null(chosen), self._mean(self.per_text.stack("ties"), chosen)
         n_copied = (retrieval == retrieval)[chosen].sum(0)
         for layer in range(self.model.n_layers):
-            for head in range(self.model.n_heads):
+            for head in range(self.model.n_heads_in(layer)):
                 yield (
                     layer, head, *(column[layer][head] for column in columns), null[layer], ties[layer][head],
                     int(chosen.sum()), int(n_copied[layer, head]),
@@ -365,7 +363,8 @@ class Segments(Metric[SegmentsParams]):
         """Warn of each reason for which numbers are missing."""
         import numpy as np
 
-        is_missing = np.isnan(self.per_text.stack("mass")).any((0, 2, 3))
+        is_nan = np.isnan(self.per_text.stack("mass")).any(3)
+        is_missing = (is_nan & common.head_exists(self, is_nan.shape[1:])).any((0, 2))
         if is_missing.any():
             layers = ", ".join(map(str, np.flatnonzero(is_missing)))
             self.warn(f"attention of some prompts is missing: it is NaN in layer {layers}")

@@ -29,7 +29,7 @@ from phaselens.plugin import (
     param,
 )
 from phaselens_plugins._causal import REACH, Ablation, merge_nested, require_layer
-from phaselens_plugins._common import TableRow, mean_or_none
+from phaselens_plugins._common import TableRow, head_exists, mean_or_none
 from phaselens_plugins._doses import (
     ALL_LAYERS,
     DOSES,
@@ -146,10 +146,13 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
         """Refuse a layer or head that the model does not have, and start the metrics of the table `questions`."""
         super().setup()
         require_layer(self.params.layer, self.model)
-        if self.params.head is not None and self.params.head >= self.model.n_heads:
-            raise InputError(
-                f"head is {self.params.head}, but {self.model.label} has heads 0 to {self.model.n_heads - 1}"
-            )
+        if self.params.head is not None and self.params.layer is not None:
+            n_heads = self.model.n_heads_in(self.params.layer)
+            if self.params.head >= n_heads:
+                raise InputError(
+                    f"head is {self.params.head}, but {self.model.label} has heads 0 to {n_heads - 1}"
+                    f"{f' in layer {self.params.layer}' if self.model.heads else ''}"
+                )
         self.shifts = parse_shifts(self.params.shifts)
         #: Mean divergence of each text, in nats per predicted token, by condition and text index.
         self.divergences: dict[ConditionKey, dict[int, float]] = {}
@@ -163,7 +166,17 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
             ConditionSource("bos-v", BosV, BosVParams(seeds=0)),
             ConditionSource("bos-mlp", BosMlp, BosMlpParams(seeds=0)),
         ]
+        absence = next(
+            filter(None, (self._absence_of_values(layer) for layer in self.model.attention_layers)), None
+        )
+        if beside and absence is not None:
+            self.warn(f"questions has no rows of bos-v: {absence}")
+            del sources[0]
         self.inner = InnerMetrics(sources if beside else [], self.model, self.seed)
+
+    def _absence_of_values(self, layer: int) -> str | None:
+        """Return the reason why the layer has no point at its values, which bos-v edits."""
+        return self.model.absence(in_layer(layer, "attn.hook_v"))
 
     @property
     def sink_position(self) -> int:
@@ -243,8 +256,11 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
         if params.at in ("layers", "heads"):
             yield from (Scope(EACH_LAYER, (layer,), layer) for layer in visible)
         if params.at == "heads":
-            heads = range(self.model.n_heads)
-            yield from (Scope(EACH_HEAD, (layer,), layer, head) for layer in visible for head in heads)
+            yield from (
+                Scope(EACH_HEAD, (layer,), layer, head)
+                for layer in visible
+                for head in range(self.model.n_heads_in(layer))
+            )
         if params.layer in visible:
             yield Scope(GIVEN, (params.layer,), params.layer, params.head)
         elif params.layer is not None and params.layer not in layers:
@@ -287,12 +303,16 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
 
         if not self.per_text.layers("any_mass"):
             return
-        is_idle = (self.per_text.stack("any_mass") == 0).all(0)
+        any_mass = self.per_text.stack("any_mass")
+        has_head = head_exists(self, any_mass.shape[1:])
+        is_idle = (any_mass == 0).all(0)
         for layer in self.per_text.layers("any_mass"):
             if self.model.windows[layer] == 1 or not is_idle[layer].any():
                 continue
             heads = np.flatnonzero(is_idle[layer])
-            listed = "any head" if is_idle[layer].all() else f"head {', '.join(map(str, heads))}"
+            listed = (
+                "any head" if is_idle[layer][has_head[layer]].all() else f"head {', '.join(map(str, heads))}"
+            )
             self.warn(
                 f"nothing to remove in layer {layer}, {listed}: no later query attends to position "
                 f"{self.params.sink_position}; the ratio is 1"

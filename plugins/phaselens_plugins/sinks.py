@@ -26,13 +26,14 @@ from phaselens.plugin import (
 from phaselens_plugins._common import (
     STUDY,
     TableRow,
+    head_exists,
     mean_intervals,
     mean_or_none,
     most_frequent,
     null_means,
     quoted_ids,
     repeated_over_heads,
-    rows_by_index,
+    rows_by_head,
     rows_by_text,
 )
 from phaselens_plugins._sink_tables import SHARE, SINK_TABLES
@@ -177,6 +178,7 @@ class Sinks(Metric[SinkParams]):
             learned[:, layers] = measured[:, layers]
         learned[np.array(self.per_text.lengths) <= self._first_query] = np.nan
         learned[:, ~self._has_attention()] = np.nan
+        learned[:, ~head_exists(self, shape[1:])] = np.nan
         return learned
 
     def _learned_null(self) -> np.ndarray:
@@ -235,7 +237,8 @@ class Sinks(Metric[SinkParams]):
             layers = ", ".join(map(str, np.flatnonzero(is_unseen)))
             self.warn(f"score is missing in layer {layers}: with a window of 1, only query 0 sees position 0")
         is_missing = np.isnan(score) & ~is_short[:, None, None] & ~is_unseen[:, None]
-        is_missing &= self._has_attention()[:, None]
+        has_head = head_exists(self, score.shape[1:])
+        is_missing &= self._has_attention()[:, None] & has_head
         if is_missing.any():
             layers = ", ".join(str(layer) for layer in np.flatnonzero(is_missing.any((0, 2))))
             self.warn(
@@ -244,7 +247,7 @@ class Sinks(Metric[SinkParams]):
             )
         if self.params.strongest:
             is_unknown = np.isnan(self.per_text.stack("position")) & (~np.isnan(score) | is_unseen[:, None])
-            is_unknown &= ~is_short[:, None, None] & self._has_attention()[:, None]
+            is_unknown &= ~is_short[:, None, None] & self._has_attention()[:, None] & has_head
             if is_unknown.any():
                 ids = quoted_ids(text_ids, is_unknown.any((1, 2)))
                 self.warn(f"the strongest position is missing: attention is NaN or infinite for text {ids}")
@@ -260,24 +263,25 @@ class Sinks(Metric[SinkParams]):
             means = null_means(self, repeated_over_heads(nulls, score.shape), where=~np.isnan(values))
             columns += [*mean_intervals(self, values), means]
         columns.append(present.sum(0))
-        return self.table("heads", rows_by_index(columns))
+        return self.table("heads", rows_by_head(self, columns))
 
     def _rates(self, score: np.ndarray, null: np.ndarray, learned: np.ndarray) -> dict[str, Table]:
         """Return the tables `layers` and `summary`. A text counts for a layer if all its heads have a score."""
         import numpy as np
 
-        is_complete = ~np.isnan(score).any(-1)
+        has_head = head_exists(self, score.shape[1:])
+        is_complete = ~(np.isnan(score) & has_head).any(-1)
         rows = []
         for layer in range(score.shape[1]):
             texts = is_complete[:, layer]
-            rate, low, high = self._rate(score[texts, layer])
+            rate, low, high = self._rate(score[texts, layer][:, has_head[layer]])
             null_rate, _, _ = self._rate(null[texts, layer, None])
             means = [mean_or_none(values[texts, layer]) for values in (score, learned)]
             rows.append((layer, rate, low, high, null_rate, *means))
         scored_layers = (~self._is_unseen() | self.params.include_query0) & self._has_attention()
         scored_texts = is_complete[:, scored_layers].all(1) & bool(scored_layers.any())
-        n_texts, n_cells = int(scored_texts.sum()), int(scored_layers.sum()) * score.shape[2]
-        by_cell = score[scored_texts][:, scored_layers].reshape(n_texts, n_cells)
+        n_texts = int(scored_texts.sum())
+        by_cell = score[scored_texts][:, scored_layers[:, None] & has_head]
         learned_mean = mean_or_none(learned[scored_texts][:, scored_layers])
         summary = (self._rate(by_cell)[0], mean_or_none(by_cell), learned_mean, n_texts)
         if n_texts == 1:
@@ -309,7 +313,7 @@ class Sinks(Metric[SinkParams]):
             null[text, layer, head] = uniform_scores(length, self.model.windows[layer])[key]
         by_text = rows_by_text(self, [position, score, null], with_lengths=False)
         by_head: list[TableRow] = []
-        for layer, head in np.ndindex(position.shape[1:]):
+        for layer, head in np.argwhere(head_exists(self, position.shape[1:])).tolist():
             present = ~np.isnan(position[:, layer, head])
             n_texts = int(present.sum())
             if not n_texts:

@@ -1,4 +1,4 @@
-"""The page of metrics defines what a query sees, and each column that averages attention names the queries."""
+"""The page of metrics: each section's question, limits and neighbours, and which queries a column of attention has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from tests.toys import toy_info
 #: The section on common properties of metrics, in one line.
 SHARED = " ".join(PAGE.read_text(encoding="utf-8").partition("\n## sinks\n")[0].split())
 STATISTIC = re.compile(r"attn\.hook_(sink|itself|entropy|received|distance|lse|pattern|attn_scores)$")
-METRICS = ["attention-patterns", "bos-write", "position-curves", "sink-tokens", "sinks"]
+METRICS = ["attention-patterns", "bos-write", "position-curves", "sink-tokens", "sinks", "tokens"]
+BUILT_IN = [plugin.name for plugin in plugins().registered if plugin.distribution == "phaselens"]
 #: Columns of tables by text that do not contain attention.
 WITHOUT_ATTENTION = {
     ("bos-write", "value_norm"),
@@ -26,6 +27,7 @@ WITHOUT_ATTENTION = {
     ("sink-tokens", "ratio"),
     ("sink-tokens", "carrying"),
     ("sink-tokens", "secondary"),
+    ("tokens", "norm"),
 }
 
 
@@ -77,10 +79,26 @@ def test_the_metrics_of_attention_are_checked() -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_every_column_of_attention_says_which_queries_it_is_about(name: str) -> None:
     columns = list(columns_of_texts(plugins().metric(name)))
-    assert len(columns) >= 4
+    assert len(columns) >= 2
     assert [
         text for text, column, previous_columns in columns if not says_which_queries(column, previous_columns)
     ] == []
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_each_section_has_its_question_its_limits_and_its_neighbours(name: str) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    section = page.partition(f"\n## {name}\n")[2].partition(f"<!-- generated: {name} -->")[0]
+    question, limits, neighbours = (
+        re.search(rf"\*\*{label}\*\* (.*?)(?=\n\n|\Z)", section.strip(), re.DOTALL)
+        for label in ("Question\\.", "When it misleads\\.", "Neighbours\\.")
+    )
+    assert question is not None
+    assert "?" in question[1]
+    assert limits is not None
+    assert neighbours is not None
+    others = set(re.findall(r"`([\w-]+)[^`]*`", neighbours[1])) & set(BUILT_IN) - {name}
+    assert others, "name the metrics that answer what this one cannot"
 
 
 def test_the_page_defines_what_a_query_sees() -> None:

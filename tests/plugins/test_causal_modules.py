@@ -59,7 +59,9 @@ def hooked(modules: list[torch.nn.Module], edit: Callable[[Tensor], Tensor]) -> 
     """Apply `edit` to the output of each module."""
 
     def on_output(_module: Any, _args: Any, output: Any) -> Any:
-        return (edit(output[0]), *output[1:]) if isinstance(output, tuple) else edit(output)
+        if isinstance(output, tuple | list):
+            return type(output)([edit(output[0]), *output[1:]])
+        return edit(output)
 
     handles = [module.register_forward_hook(on_output) for module in modules]
     try:

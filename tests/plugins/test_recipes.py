@@ -123,3 +123,14 @@ def test_a_sum_of_zero_is_matched_by_no_cells() -> None:
     assert not matched(sizes, np.zeros((2, 4), bool), sizes).any()
     sizes[0, 0] = 0.0
     assert not matched(sizes, sizes == 0, np.ones((2, 4))).any()
+
+
+def test_a_control_of_heads_that_are_copies_of_each_other_is_found_in_a_few_steps() -> None:
+    """Cells that differ by rounding alone offer an endless number of exchanges that gain nothing."""
+    one_head = np.linspace(1.0, 1.8, 8)
+    copies = np.stack([one_head * (1 + step * 1e-13) for step in range(64)])
+    treated = np.zeros(copies.shape, dtype=bool)
+    treated[:, -1] = True
+    treated[0, :4] = True
+    selected = matched(copies, treated, draw(copies.shape, 0))
+    assert not (selected & treated).any()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import phaselens
 from phaselens.testing import check_metric
@@ -99,6 +100,21 @@ def test_the_other_key_is_one_that_a_predicting_query_sees() -> None:
             # The last query predicts nothing, so the last two keys change no loss.
             candidates = set(range(1, length - 2)) - {position}
             assert keys == (candidates or set(range(1, length - 1)) - {position} or {None})
+
+
+def test_the_figure_has_the_sweeps_over_layers_and_heads() -> None:
+    lens = toy_lens("llama-gqa")
+    for at, n_panels in (("all", 1), ("layers", 2), ("heads", 3)):
+        result = run(SinkRemoval, lens, params={"at": at, "shifts": "-inf,2", **ALONE})
+        figure = Figure()
+        SinkRemoval.plot(result.metrics[METRIC].tables, figure)
+        assert len(figure.axes) == n_panels
+    marks = figure.axes[2].lines[0]
+    of_heads = [row for row in rows(result, METRIC, "doses") if row["layers"] == "each head"]
+    of_heads = [row for row in of_heads if row["b"] == "-inf"]
+    assert len(of_heads) == 2 * lens.info.n_heads
+    assert list(marks.get_xdata()) == [row["mass"] for row in of_heads]
+    assert list(marks.get_ydata()) == [row["delta_nats"] for row in of_heads]
 
 
 def test_the_attention_before_the_edit_is_the_mean_over_later_queries() -> None:

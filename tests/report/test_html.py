@@ -20,7 +20,7 @@ from phaselens.report.html.token_text import readable_tokens
 from phaselens.report.table import DisplayTable
 from phaselens.runs import Run
 from phaselens_plugins.sinks import Sinks
-from tests.report.html_runs import SCRIPT, TEXTS, hostile_run
+from tests.report.html_runs import SCRIPT, TEXTS, hostile_run, large_run
 from tests.report.runs import made_run
 
 
@@ -176,3 +176,14 @@ def test_a_chart_has_a_gap_where_a_value_is_missing() -> None:
 
 def test_names_of_byte_level_tokens_are_decoded() -> None:
     assert readable_tokens(["Ġna", "Ã¯", "ve", "Ċ"]) == [" na", "ï", "ve", "⏎"]
+
+
+@pytest.mark.slow
+def test_a_large_run_stays_below_5_mb_and_says_what_is_left_out() -> None:
+    page = html_report(large_run())
+    assert len(page.encode()) < 5_000_000
+    data = data_of(page)
+    assert all(data["metrics"][f"metric-{number}"]["heads"] for number in range(15))
+    assert len(data["tokens"]) >= 3
+    assert data["left_out"]
+    assert data["left_out"][0] in Tags(page).text

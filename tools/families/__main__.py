@@ -1,4 +1,4 @@
-"""Try model types; without any named, try all of them and write docs/families.md."""
+"""Try model types; write docs/families.md if all are tried, or if asked."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="trials that run at the same time"
     )
+    parser.add_argument("--write", action="store_true", help="write the rows of the named types, too")
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     types = arguments.types or model_types()
@@ -29,9 +30,9 @@ def main() -> None:
         }
         messages = {*trial.refusals.values(), *trial.problems.values(), trial.unbuildable} - {""}
         print(f"{trial.model_type}: {verdict(trial)}", *errors.items(), *messages, sep="; ", flush=True)
-    if not arguments.types:
-        trials.sort(key=lambda trial: types.index(trial.model_type))
-        PAGE.write_text(with_results(PAGE.read_text(encoding="utf-8"), trials), encoding="utf-8")
+    if not arguments.types or arguments.write:
+        page = with_results(PAGE.read_text(encoding="utf-8"), trials, model_types())
+        PAGE.write_text(page, encoding="utf-8")
         print(f"wrote {PAGE}", file=sys.stderr)
 
 

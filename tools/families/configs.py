@@ -15,7 +15,10 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
 D_MODEL, N_HEADS, D_HEAD, D_VOCAB, N_POSITIONS, WINDOW = 32, 4, 8, 67, 128, 7
 #: Ids that texts use. Special tokens of a configuration (images, audio) get ids above them.
@@ -30,8 +33,8 @@ _SIZES: tuple[tuple[str, int], ...] = (
     (r"sliding_window(_size)?|window_size|attention_window_size|local_attention_window_len", WINDOW),
     (r"local_attention", 2 * WINDOW),
     # Longer than the texts, since longer ones are refused.
-    (r"attention_chunk_size|index_topk", 32),
-    (r"keep_window_size|block_size|index_block_size", 8),
+    (r"attention_chunk_size|index_topk|keep_window_size|max_inference_chunksize", 32),
+    (r"block_size|index_block_size", 8),
     (r".*(sparse|moe)_(layer_)?(step|interval|freq)", 1),
     (r"sliding_window_pattern|.*_every_n_layers|.*_interval|.*_period|layer_group_size", 2),
     (r"(attn|expert)_layer_offset|n_layers_per_attn_res_block", 1),
@@ -84,8 +87,8 @@ _ASSISTANT = {
 }
 _DOTS3 = {
     "sliding_window": WINDOW,
-    "swa_num_attention_heads": N_HEADS,
-    "swa_num_key_value_heads": N_HEADS,
+    "swa_num_attention_heads": N_HEADS // 2,
+    "swa_num_key_value_heads": N_HEADS // 2,
     "swa_q_lora_rank": 8,
     "swa_kv_lora_rank": 8,
     "swa_head_dim": 12,
@@ -97,7 +100,7 @@ _QWEN4 = {
     "indexer_n_heads": 2,
     "indexer_kv_heads": 1,
     "indexer_head_dim": D_HEAD,
-    "indexer_budget": 8,
+    "indexer_budget": 32,
     "indexer_compress_ratio": 2,
     "ple_layer_ids": [1],
     "ple_embed_dim": D_MODEL,
@@ -141,7 +144,7 @@ _OF_TYPE: dict[str, dict[str, Any]] = {
     "glm_moe_dsa": {"indexer_types": ["full", "shared"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
-    "laguna": {**_SLIDING_AND_FULL, "num_attention_heads_per_layer": [N_HEADS, N_HEADS]},
+    "laguna": {**_SLIDING_AND_FULL, "num_attention_heads_per_layer": [N_HEADS, N_HEADS // 2]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "longcat_flash": {"head_dim": 4},
@@ -180,7 +183,9 @@ def model_types() -> tuple[str, ...]:
 
 def class_name_of(model_type: str) -> str:
     """Return the name of the model class to which transformers maps a model type."""
-    return str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type])
+    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type)
+    # A type that was registered at run time stands in no table of names.
+    return str(name or MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]].__name__)
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:

@@ -16,14 +16,20 @@ _HEAD = ("model type", "class", *DTYPES, "positions", "absent, or why it is refu
 SERVED, REFUSED, PROBLEM, UNBUILDABLE = "served", "refused", "problem", "cannot be built"
 
 
-def with_results(page: str, trials: Sequence[Trial]) -> str:
-    """Return the page with the results of `trials` instead of the earlier ones."""
-    n_served = sum(trial.is_served for trial in trials)
+def with_results(page: str, trials: Sequence[Trial], types: Sequence[str]) -> str:
+    """Return the page with the results of `trials` in place of the earlier ones of these model types.
+
+    Args:
+        types: every model type of the page, in order; rows of other types are dropped.
+    """
+    cells = _rows_of(page) | {trial.model_type: _cells(trial) for trial in trials}
+    listed = [cells[model_type] for model_type in types if model_type in cells]
+    rows = [_row(_HEAD), _row(["---"] * len(_HEAD)), *map(_row, listed)]
+    n_served = list(verdicts("\n".join(rows)).values()).count(SERVED)
     title = (
-        f"# Model families: {n_served} of the {len(trials)} causal language models in transformers "
+        f"# Model families: {n_served} of the {len(listed)} causal language models in transformers "
         f"{transformers.__version__} are served"
     )
-    rows = [_row(_HEAD), _row(["---"] * len(_HEAD)), *(_row(_cells(trial)) for trial in trials)]
     _, _, following = page.partition("\n")
     pattern = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
     if not pattern.search(following):
@@ -32,23 +38,37 @@ def with_results(page: str, trials: Sequence[Trial]) -> str:
     return f"{title}\n{pattern.sub(lambda _: table, following)}"
 
 
-def verdict(trial: Trial) -> str:
-    """Return the result of a trial in float32, in one word as it stands on the page."""
+def verdict(trial: Trial, dtype: str = "float32") -> str:
+    """Return the result of a trial in one dtype, in one word as it stands on the page."""
     if trial.unbuildable:
         return UNBUILDABLE
-    if "float32" in trial.refusals:
+    if dtype in trial.refusals:
         return REFUSED
-    return SERVED if trial.is_served else PROBLEM
+    is_served = trial.is_served if dtype == "float32" else dtype in trial.measurements
+    return SERVED if is_served else PROBLEM
 
 
-def verdicts(page: str) -> dict[str, str]:
-    """Return the verdict on each model type by its row of the page."""
-    results = {}
+def verdicts(page: str, dtype: str = "float32") -> dict[str, str]:
+    """Return the verdict on each model type in one dtype by its row of the page."""
+    column = _HEAD.index(dtype)
+    return {name: _verdict_of_cell(cells[column], cells[-1]) for name, cells in _rows_of(page).items()}
+
+
+def errors(page: str, dtype: str) -> dict[str, float]:
+    """Return the error in one dtype of each model type that is served in it, by its row of the page."""
+    column = _HEAD.index(dtype)
+    numbers = {name: re.match(r"[\d.e+-]+", cells[column]) for name, cells in _rows_of(page).items()}
+    return {name: float(number[0]) for name, number in numbers.items() if number is not None}
+
+
+def _rows_of(page: str) -> dict[str, list[str]]:
+    """Return the cells of the row of each model type."""
+    rows = {}
     for line in page.splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         if line.startswith("| `") and len(cells) == len(_HEAD):
-            results[cells[0].strip("`")] = _verdict_of_cell(cells[2], cells[-1])
-    return results
+            rows[cells[0].strip("`")] = cells
+    return rows
 
 
 def _verdict_of_cell(cell: str, explanation: str) -> str:

@@ -16,6 +16,7 @@ from phaselens.cli.repl_command import repl
 from phaselens.cli.report_command import report
 from phaselens.cli.run_command import run
 from phaselens.cli.stored_run_commands import export, runs, show
+from phaselens.cli.study_command import study
 from phaselens.errors import MetricError, PhaseLensError
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_error
@@ -61,6 +62,7 @@ for _command in (
     runs,
     compare,
     report,
+    study,
     plugin_commands,
     hooks,
     check,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -62,15 +62,13 @@ def dissect(model: PreTrainedModel, family: str) -> Anatomy:
         if (name := _attention_name(stack, layer, layer_sums, family)) is not None
     }
     projections = measure_projections(model, stack, attention_names)
-    return Anatomy(
-        stack,
-        LayerPlans(
-            LayerPlanner(
-                layer_sums, stack.layers[layer].module, attention_names.get(layer), projections.get(layer)
-            ).plan(stack.layers[layer].attention)
-            for layer, layer_sums in enumerate(sums)
-        ),
-    )
+    plans = [
+        LayerPlanner(
+            layer_sums, stack.layers[layer].module, attention_names.get(layer), projections.get(layer)
+        ).plan(stack.layers[layer].attention)
+        for layer, layer_sums in enumerate(sums)
+    ]
+    return Anatomy(stack, LayerPlans(replace(plan, streams_first=stack.streams_first) for plan in plans))
 
 
 def _attention_name(stack: LayerStack, layer: int, sums: LayerSums, family: str) -> str | None:
@@ -87,6 +85,12 @@ def _attention_name(stack: LayerStack, layer: int, sums: LayerSums, family: str)
         raise RefusedModel(
             f"{family}: layer {layer} calls the attention interface {len(calls)} times, so it has several patterns; "
             "PhaseLens measures models with one attention per layer"
+        )
+    n_keys, n_queries = calls[0].key.shape[2], calls[0].query.shape[2]
+    if n_keys != n_queries:
+        raise RefusedModel(
+            f"{family}: attention of layer {layer} has {n_keys} keys in a text of {n_queries} tokens, so that some "
+            "stand for several tokens (compressed keys) or for none; PhaseLens measures attention from tokens to tokens"
         )
     owner = next(
         other

@@ -28,7 +28,7 @@ from phaselens.lens.attention_owner import AttentionOwner, is_hooked
 from phaselens.lens.interface_calls import InterfaceCall, is_recording, note_call
 from phaselens.lens.key_edits import computed_once, fire_key_scores
 from phaselens.lens.lazy_masks import LazyMask
-from phaselens.lens.masks import build_mask, note_mask, selected_keys
+from phaselens.lens.masks import build_mask, note_mask, selected_keys, without_bias
 from phaselens.lens.matrix import (
     at_positions,
     fire_matrix,
@@ -84,16 +84,20 @@ def attend_hooked(
             f"{type(module).__name__} attends in both directions; PhaseLens serves causal attention only"
         )
     interface_options.require_served(module, kwargs)
+    bias = bias if position_bias is None else position_bias
+    note_mask(module, attention_mask)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask, added = without_bias(attention_mask)
+        bias = added if bias is None or added is None else bias + added
     options: KernelOptions = {
         "scale": scaling,
         "mask": attention_mask,
         "softcap": softcap,
         "sink_logits": s_aux,
-        "bias": bias if position_bias is None else position_bias,
+        "bias": bias,
     }
     reference = module.__dict__.get(_OWNER)
     owner: AttentionOwner | None = reference() if reference is not None else None
-    note_mask(module, attention_mask)
     indices = kwargs.pop("indices", None)
     if isinstance(indices, Tensor):
         options["mask"] = selected_keys(attention_mask, indices, key.shape[2])

@@ -27,8 +27,10 @@ from phaselens.lens.blocks import layer_range, set_layer_range
 from phaselens.lens.components import attention_layers
 from phaselens.lens.frequencies import same_regime
 from phaselens.lens.hooks import HookPointInfo, describe_hooks, position_axis, resolve_hooks
+from phaselens.lens.memory import is_out_of_memory
 from phaselens.lens.ownership import OwnedContext, Ownership, owned_call, owned_context
 from phaselens.lens.points import N_DISTANCES, OWN_ATTENTION_POINTS, Hook, declaration, in_layer
+from phaselens.lens.pretrained import one_line
 from phaselens.lens.projection import Projection
 from phaselens.lens.quantised import Arithmetic
 from phaselens.lens.replays import ReplaysAttention
@@ -219,6 +221,14 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         except StopAtLayerException as stopped:
             reached: Tensor = stopped.layer_output
             return reached
+        except (IndexError, RuntimeError) as error:
+            n_ctx = self.info.n_ctx
+            if is_out_of_memory(error) or tokens is None or n_ctx is None or tokens.shape[1] <= n_ctx:
+                raise
+            raise InputError(
+                f"{tokens.shape[1]} tokens, but {self.info.label} was made for {n_ctx}, and its forward fails on more "
+                f"({one_line(error)}); shorten the texts (--max-tokens)"
+            ) from error
         finally:
             for point, handle in added:
                 handle.hook.remove()

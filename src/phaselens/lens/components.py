@@ -175,6 +175,9 @@ class StreamingAttention(AttentionBridge):
         embeddings = kwargs.get("position_embeddings")
         if self.nulled and embeddings is not None:
             kwargs["position_embeddings"] = self.without_rotation(embeddings)
+        elif self.nulled and isinstance(kwargs.get("position_ids"), Tensor):
+            # The module rotates by the positions themselves (GPT-J).
+            kwargs["position_ids"] = torch.zeros_like(kwargs["position_ids"])
         if self._needs_eager_computation():
             return super().forward(*args, **kwargs)
         if "hidden_states" in kwargs:

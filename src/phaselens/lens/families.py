@@ -10,13 +10,13 @@ Functions take the model's own attention modules, whose configuration is `config
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
 from phaselens.errors import RefusedModel
+from phaselens.lens.fused_layout import FusedLayout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -29,6 +29,8 @@ _QUERIES_PER_KEY = ("num_key_value_groups",)
 _SCALE = ("scaling",)
 _SOFTCAP = ("attn_logit_softcapping",)
 _SINK_LOGITS = ("sinks",)
+# A buffer of attention modules with the sines and cosines of each position (GPT-J, CodeGen).
+_ROTATION_TABLE = "embed_positions"
 # Attributes of the model: its unembedding, and a factor of the logits.
 _UNEMBEDDING = ("lm_head", "embed_out")
 _LOGIT_FACTOR = ("logit_scale",)
@@ -39,8 +41,10 @@ _D_MODEL = ("hidden_size",)
 _BOS = ("bos_token_id",)
 _D_MLP = ("intermediate_size",)
 _N_CTX = ("max_position_embeddings",)
-_N_SELECTED_KEYS = ("index_topk",)
+_N_SELECTED_KEYS = ("index_topk", "indexer_budget", "keep_window_size")
 _CHUNK = ("attention_chunk_size",)
+# The number of tokens from which on a model runs all of its layers on one piece of a text after the other (xLSTM).
+_PIECE = ("max_inference_chunksize",)
 _N_CTX_TRAINED = "original_max_position_embeddings"
 _ROPE_PARAMETERS = ("rope_parameters",)
 # A field of the configuration, and its value for attention on random blocks of keys.
@@ -138,39 +142,6 @@ def norm_inside(linear: nn.Module) -> nn.Module | None:
     return norm
 
 
-@dataclass(frozen=True)
-class FusedLayout:
-    """Layout of queries, keys and values in the output of one projection.
-
-    ``by_head`` False: all queries, then all keys, then all values (GPT-2, Phi-3). True: for each head its query, key
-    and value (GPT-NeoX).
-    """
-
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    by_head: bool
-
-    def split(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Split [batch, pos, all] into q [batch, pos, n_heads, d_head], k and v [batch, pos, n_kv_heads, d_head]."""
-        if self.by_head:
-            q, k, v = fused.unflatten(-1, (self.n_heads, 3 * self.d_head)).chunk(3, dim=-1)
-            return q, k, v
-        sizes = [self.n_heads * self.d_head, self.n_kv_heads * self.d_head, self.n_kv_heads * self.d_head]
-        q, k, v = (projected.unflatten(-1, (-1, self.d_head)) for projected in fused.split(sizes, dim=-1))
-        return q, k, v
-
-    def join(self, projections: tuple[Tensor, Tensor, Tensor] | list[Tensor]) -> Tensor:
-        """Join what `split` returned; each projection may also be flat, [batch, pos, heads·d_head]."""
-        shaped = [
-            projection if projection.dim() == 4 else projection.unflatten(-1, (-1, self.d_head))
-            for projection in projections
-        ]
-        if self.by_head:
-            return cat(shaped, dim=-1).flatten(-2)
-        return cat([projection.flatten(-2) for projection in shaped], dim=-1)
-
-
 def has_fused_layout(model: PreTrainedModel) -> bool:
     """Return whether the layout of the fused projections in a model's attention is known."""
     return any(type(module).__name__ in _FUSED_BY_HEAD for module in model.modules())
@@ -190,6 +161,25 @@ def fused_layout(attention: nn.Module) -> FusedLayout:
             f"and hook_v cannot be served; known: {supported}. hook_rot_q and hook_rot_k can be hooked instead"
         )
     return FusedLayout(n_heads_of(attention), n_kv_heads_of(attention), d_head_of(attention), by_head)
+
+
+def has_position_table(model: PreTrainedModel, attentions: Iterable[nn.Module]) -> bool:
+    """Return whether attention modules, or an embedding other than that of tokens, hold a table with a row for each
+    position that the model was made for."""
+    n_ctx = n_ctx_of(model)
+    embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    tables = [table.weight for table in embeddings if table.weight is not embedding_of(model)]
+    tables += [buffer for module in attentions for buffer in module.buffers() if buffer.dim() >= 2]
+    return any(table.shape[-2] == n_ctx for table in tables)
+
+
+def rotation_tables(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Return the modules that rotate by a table of sines and cosines [pos, d_rotary], and the table's name."""
+    return (
+        (module, _ROTATION_TABLE)
+        for module in model.modules()
+        if isinstance(module._buffers.get(_ROTATION_TABLE), Tensor)
+    )
 
 
 # Facts of one rotary module
@@ -266,14 +256,22 @@ def n_ctx_of(model: PreTrainedModel) -> int | None:
 
 
 def n_selected_keys_of(model: PreTrainedModel) -> int | None:
-    """Return the number of keys that an indexer selects for each query; None without an indexer."""
+    """Return the number of keys that attention selects for each query; None where each sees all."""
     n_keys = _attribute(text_config_of(model), _N_SELECTED_KEYS)
     return n_keys if isinstance(n_keys, int) else None
 
 
+def piece_length_of(model: PreTrainedModel) -> int | None:
+    """Return the length of the pieces on which a model's layers run one after the other; None where they see texts."""
+    n_tokens = _attribute(text_config_of(model), _PIECE)
+    return n_tokens if isinstance(n_tokens, int) else None
+
+
 def probe_length(model: PreTrainedModel, n_tokens: int) -> int:
     """Return a number of tokens, at most `n_tokens`, in which the model's attention is causal or windowed."""
-    limits = [_attribute(text_config_of(model), names) for names in (_N_CTX, _N_SELECTED_KEYS, _CHUNK)]
+    limits = [
+        _attribute(text_config_of(model), names) for names in (_N_CTX, _N_SELECTED_KEYS, _CHUNK, _PIECE)
+    ]
     return min([n_tokens, *(limit for limit in limits if isinstance(limit, int) and limit > 1)])
 
 

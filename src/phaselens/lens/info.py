@@ -73,6 +73,8 @@ class ModelInfo:
     * ``kinds``: ``attention``, or what the layer has instead of it, such as ``mamba``. Empty where all have attention.
     * ``windows``: the number of keys a query can see, itself included; None where it sees all.
     * ``scales``: the factor of q·k; None in a layer without attention.
+    * ``heads``: the number of heads of queries, 0 in a layer without attention. Empty where all layers with attention
+      have ``n_heads``, which is the largest number.
     * ``rotations``: the dimensions of queries and keys that the rotation mixes, or would mix where it was nulled or
       dropped; None without rotation.
     * ``head_outputs``: the step between a head's output and the output projection: ``same`` none, ``scaled`` every
@@ -82,7 +84,11 @@ class ModelInfo:
     the heads' outputs: factors that do not depend on these outputs.
 
     ``longest`` is the length of the longest text in which each layer sees all keys before a query or a window of them;
-    None without a limit. Attention in chunks of a text, or to keys that an indexer selects, has one.
+    None without a limit. Attention in chunks of a text, or to keys that an indexer selects, has one, and so have layers
+    that run on one piece of a text after the other (xLSTM).
+
+    ``has_position_table``: attention reads a table with an entry for each of the ``n_ctx`` positions and no other (the
+    rotation of GPT-J). Learned positions always have that limit.
 
     ``absent`` maps hook points that the model does not have to the reason, each layer's in its own entry.
 
@@ -123,11 +129,13 @@ class ModelInfo:
     n_ctx_trained: int | None = None
     revision: str | None = None
     attention_type: str | None = None
+    has_position_table: bool = False
     softmax_scale: float | None = None
     rope_scaling: str | None = None
     quantisation: str | None = None
     rotations: tuple[RotatedPairs | None, ...] = ()
     head_outputs: tuple[str, ...] = ()
+    heads: tuple[int, ...] = ()
     learned_sinks: tuple[int, ...] = ()
     gates: tuple[int, ...] = ()
     kinds: tuple[str, ...] = ()
@@ -143,7 +151,16 @@ class ModelInfo:
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values, in the order of the fields."""
         fields = asdict(self)
-        for name in ("positions", "windows", "scales", "head_outputs", "learned_sinks", "gates", "kinds"):
+        for name in (
+            "positions",
+            "windows",
+            "scales",
+            "head_outputs",
+            "heads",
+            "learned_sinks",
+            "gates",
+            "kinds",
+        ):
             fields[name] = list(fields[name])
         fields["rotations"] = [rotation and str(rotation) for rotation in self.rotations]
         return fields
@@ -156,6 +173,21 @@ class ModelInfo:
     def kind_of(self, layer: int) -> str:
         """Return `attention`, or what a layer has instead of it."""
         return self.kinds[layer] if self.kinds else "attention"
+
+    def reason_against(self, n_tokens: int) -> str:
+        """Return the reason why the model cannot be measured on a text of so many tokens; "" if it can."""
+        if self.longest is not None and n_tokens > self.longest:
+            limit = f"the model is measured up to {self.longest} tokens"
+            return f"{limit}: beyond, it attends in chunks or to selected keys, or runs on pieces of a text"
+        is_learned = any("learned" in encoding for encoding in self.positions)
+        if self.n_ctx is not None and n_tokens > self.n_ctx and (is_learned or self.has_position_table):
+            kind = "learned positions" if is_learned else "a table of positions"
+            return f"the model has {kind} for {self.n_ctx} tokens only"
+        return ""
+
+    def n_heads_in(self, layer: int) -> int:
+        """Return the number of heads of queries in a layer with attention; those of the largest one in another."""
+        return (self.heads[layer] if self.heads else 0) or self.n_heads
 
     def absence(self, name: str) -> str | None:
         """Return the reason why the model lacks a hook point, given its whole name; None if no reason is known."""

@@ -34,6 +34,7 @@ class LayerPlan:
     * ``absent``: the reason for each hook point that the layer does not have.
     * ``mlp``: the names, in the MLP, of its projections (``in``, ``gate``, ``out``).
     * ``flat``: parts that receive the residual as [batch · pos, d_model].
+    * ``streams_first``: the residual is [stream, batch, pos, d_model].
     * ``result``: the length of the tuple or list that the layer returns; None where it returns a tensor.
     """
 
@@ -48,6 +49,7 @@ class LayerPlan:
     mlp: Mapping[str, str] = field(default_factory=dict)
     flat: tuple[str, ...] = ()
     result: int | None = None
+    streams_first: bool = False
 
 
 class LayerPlans(tuple[LayerPlan, ...]):
@@ -311,6 +313,9 @@ class LayerPlanner:
         """Return the kind of a layer without attention: the name of what it has instead."""
         terms = [] if final is None else [term for term in final.terms if term.name != RESIDUAL]
         mixers = [term.name for term in terms if self._kind(term.name) == _MIXER]
+        if final is None:
+            mixing = [call.path for call in self._sums.calls if call.path in self._sums.mixed_outputs]
+            mixers = [name for name in mixing if self._is_core(name)][:1]
         if not mixers:
             return "MLP"
         name = self._core(mixers[0])

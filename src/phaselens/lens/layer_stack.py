@@ -40,6 +40,12 @@ class LayerStack:
     heads: tuple[str, ...]
 
     @property
+    def streams_first(self) -> bool:
+        """Whether the layers pass several residual streams, [stream, batch, pos, d_model] (Gemma 3n)."""
+        entering = self.layers[0].input
+        return entering is not None and _has_streams_first(entering)
+
+    @property
     def n_layers(self) -> int:
         """The number of layers."""
         return len(self.layers)
@@ -159,7 +165,8 @@ def _stack_of(
     path, layers = stacks[0]
     entering = layers[0].input
     assert entering is not None
-    if entering.dim() < 3 or entering.shape[:2] != (1, N_PROBE_TOKENS):
+    is_by_text = entering.dim() >= 3 and entering.shape[:2] == (1, N_PROBE_TOKENS)
+    if not is_by_text and not _has_streams_first(entering):
         raise RefusedModel(
             f"{family}: its layers receive a residual of shape {list(entering.shape)} for one text of "
             f"{N_PROBE_TOKENS} tokens, where PhaseLens needs [batch, pos, d_model]"
@@ -180,6 +187,10 @@ def _stack_of(
     if [id(call) for call in order] != [id(call) for call in layers]:
         raise RefusedModel(f"{family}: its layers do not run in the order of their list, {path}")
     return path, layers
+
+
+def _has_streams_first(residual: Tensor) -> bool:
+    return residual.dim() == 4 and residual.shape[1:3] == (1, N_PROBE_TOKENS)
 
 
 def _passes_on(call: ModuleCall) -> bool:

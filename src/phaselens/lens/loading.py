@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from phaselens.data import Encoder
 from phaselens.data.tokens import require_bos
-from phaselens.errors import InputError, require_unicode, short_form
-from phaselens.lens import checkpoints, checks, families, gguf_files, quantised, text_towers, weight_adapters
-from phaselens.lens.anatomy import absent_points
+from phaselens.errors import InputError, RefusedModel, require_unicode, short_form
+from phaselens.lens import checkpoints, checks, quantised, text_towers, weight_adapters
 from phaselens.lens.bridge import HookedTransformer
-from phaselens.lens.components import attention_layers
-from phaselens.lens.digests import hash_source
+from phaselens.lens.description import LoadOptions, describe
 from phaselens.lens.experts import use_runnable_experts
-from phaselens.lens.head_outputs import read_gates, read_head_outputs
-from phaselens.lens.info import ROTATION_MODES, ModelInfo
+from phaselens.lens.info import ROTATION_MODES
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.overrides import override_rope_scaling, override_softmax_scale
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
 from phaselens.lens.refusals import refusing
 from phaselens.lens.resuming import find_problem
-from phaselens.lens.rotation import detect_rotation
-from phaselens.lens.rotation_pairs import read_rotated_pairs
 from phaselens.lens.scaling import RopeScaling, require_softmax_scale
-from phaselens.lens.visibility import measure_windows
+from phaselens.lens.unwrapping import Unwrapped
 from phaselens.lens.wrapping import has_own_adapter, measure_anatomy, require_served, wrap
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load(
@@ -109,7 +103,7 @@ def load(
     require_adapter_scale(adapter_scale)
     require_softmax_scale(softmax_scale)
     scaling = None if rope_scaling is None else RopeScaling.parse(rope_scaling)
-    options = _Options(
+    options = LoadOptions(
         label, positions, bos, device, dtype, tokenizer, check, adapter_scale, softmax_scale, scaling
     )
     if isinstance(source, ModelSource):
@@ -126,22 +120,6 @@ def load(
         )
         return _from_object(source, options)
     return _from_checkpoint(source, options, trust_remote_code, allow_pickle)
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The checked arguments of `load` that apply to every kind of source."""
-
-    label: str | None
-    rotation_mode: str
-    bos: str
-    device: str | torch.device
-    dtype: str | torch.dtype
-    tokenizer: PreTrainedTokenizerBase | str | None
-    check: bool | Literal["report"]
-    adapter_scale: float | None = None
-    softmax_scale: float | None = None
-    rope_scaling: RopeScaling | None = None
 
 
 def _require_types(
@@ -167,7 +145,7 @@ def _require_unused(source_kind: str, **options: object) -> None:
 
 
 def _from_checkpoint(
-    source: ModelSource, options: _Options, trust_remote_code: bool, allow_pickle: bool
+    source: ModelSource, options: LoadOptions, trust_remote_code: bool, allow_pickle: bool
 ) -> HookedTransformer:
     if source.base.kind != "other":
         kind = "a folder" if source.folder is not None else "a file"
@@ -225,7 +203,7 @@ def _apply_adapters(model: PreTrainedModel, source: ModelSource, scale: float | 
     return weight_adapters.apply_adapter(model, source.named_adapter, source.name, scale=scale)
 
 
-def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer:
+def _from_object(model: PreTrainedModel, options: LoadOptions) -> HookedTransformer:
     """Wrap a model that is in memory already; it keeps its device and dtype unless `options` name others."""
     from transformers import PreTrainedModel
 
@@ -252,7 +230,7 @@ def _from_object(model: PreTrainedModel, options: _Options) -> HookedTransformer
 
 
 def _build(
-    model: PreTrainedModel, source: ModelSource | None, options: _Options, tokenizer_note: str | None
+    model: PreTrainedModel, source: ModelSource | None, options: LoadOptions, tokenizer_note: str | None
 ) -> HookedTransformer:
     require_served(model)
     if options.softmax_scale is not None:
@@ -260,15 +238,54 @@ def _build(
     if options.rope_scaling is not None:
         override_rope_scaling(model, options.rope_scaling)
     use_runnable_experts(model)
+    if not has_own_adapter(model):
+        return _wrapped(model, source, options, tokenizer_note, measured=True)
+    unwrapped = Unwrapped.of(model)
+    try:
+        lens = _wrapped(model, source, options, tokenizer_note, measured=False)
+        if options.check != "report" or all(result.ok for result in checks.run_checks(lens, full=False)):
+            return lens
+    except RefusedModel as refusal:
+        # An adapter may declare something other than the model has; measuring the model's parts may still succeed.
+        unwrapped.restore()
+        try:
+            return _wrapped(model, source, options, tokenizer_note, measured=True)
+        except RefusedModel:
+            raise refusal from None
+    unwrapped.restore()
+    try:
+        lens = _wrapped(model, source, options, tokenizer_note, measured=True)
+        if all(result.ok for result in checks.run_checks(lens, full=False)):
+            return lens
+    except RefusedModel:
+        pass
+    unwrapped.restore()
+    return _wrapped(model, source, options, tokenizer_note, measured=False)
+
+
+def _wrapped(
+    model: PreTrainedModel,
+    source: ModelSource | None,
+    options: LoadOptions,
+    tokenizer_note: str | None,
+    *,
+    measured: bool,
+) -> HookedTransformer:
+    """Wrap a model by its measured anatomy or by TransformerLens' adapter, describe it, and check it if asked."""
     nulled = options.rotation_mode == "nope"
     tokenizer = options.tokenizer
     name = source.name if source is not None else model.config.name_or_path or type(model).__name__
     with refusing(model, "measure the parts of its layers", unwrapped=True):
         arithmetic = quantised.measure_arithmetic(model)
-        anatomy = None if has_own_adapter(model) else measure_anatomy(model)
+        anatomy = measure_anatomy(model) if measured else None
         layers = None if anatomy is None else anatomy.layers
         eager = anatomy is not None and anatomy.needs_eager
-        reference = reference_of(model, nulled=nulled, layers=layers, eager=eager) if options.check else None
+        streams_first = anatomy is not None and anatomy.stack.streams_first
+        reference = (
+            reference_of(model, nulled=nulled, layers=layers, eager=eager, streams_first=streams_first)
+            if options.check
+            else None
+        )
     with refusing(model, "add hook points to its modules"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
@@ -276,7 +293,7 @@ def _build(
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = tokenizer_note
     with refusing(model, "measure its attention"):
-        lens.info = _describe(lens, name, source, options)
+        lens.info = describe(lens, name, source, options)
         if anatomy is not None:
             lens.resume_problem = find_problem(lens)
         if nulled:
@@ -287,14 +304,6 @@ def _build(
     if options.check is True:
         checks.require(lens, checks.run_checks(lens, full=False))
     return lens
-
-
-def _softmax_scale_of(config: PreTrainedConfig, options: _Options) -> float | None:
-    """Return the scale that the user or the checkpoint set in place of the model's own."""
-    if options.softmax_scale is not None:
-        return float(options.softmax_scale)
-    scale: float | None = getattr(config, "softmax_scale", None)
-    return scale
 
 
 def _copy_for_transformer_lens(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase | None:
@@ -311,86 +320,3 @@ def _copy_for_transformer_lens(tokenizer: PreTrainedTokenizerBase | None) -> Pre
     copied.init_kwargs["add_bos_token"] = True
     copied.init_kwargs.setdefault("name_or_path", "")
     return copied
-
-
-def _describe(lens: HookedTransformer, name: str, source: ModelSource | None, options: _Options) -> ModelInfo:
-    """Return the facts of a wrapped model, measured on it where they can be."""
-    from importlib.metadata import version
-
-    model: PreTrainedModel = lens.original_model
-    config = model.config
-    encodings = detect_rotation(lens)
-    windows, longest = measure_windows(lens)
-    facts = {layer: attention.facts for layer, attention in attention_layers(lens).items()}
-    first = next(iter(facts.values()), None)
-    package = source.package if source is not None else None
-    head_outputs = read_head_outputs(lens)
-    plans = [getattr(block, "plan", None) for block in lens.blocks]
-    tokenizer = options.tokenizer
-    bos_token_id = (
-        getattr(tokenizer, "bos_token_id", None) if tokenizer is not None else families.bos_token_id_of(model)
-    )
-    return ModelInfo(
-        label=options.label or (source.short if source is not None else name.rstrip("/").rsplit("/", 1)[-1]),
-        source=name,
-        family=config.model_type,
-        architecture=type(model).__name__,
-        n_layers=len(lens.blocks),
-        n_heads=max((layer_facts.n_heads for layer_facts in facts.values()), default=0),
-        n_kv_heads=max((layer_facts.n_kv_heads for layer_facts in facts.values()), default=0),
-        d_head=max((layer_facts.d_head for layer_facts in facts.values()), default=0),
-        d_model=families.d_model_of(model),
-        d_vocab=families.d_vocab_of(model),
-        n_ctx=families.n_ctx_of(model),
-        positions=encodings,
-        windows=windows,
-        longest=longest,
-        scales=tuple(facts[layer].scale if layer in facts else None for layer in range(len(lens.blocks))),
-        softcap=None if first is None else first.softcap,
-        dtype=str(lens.dtype).removeprefix("torch."),
-        device=str(lens.device),
-        attention_path="sdpa; statistics from the fused kernel's log-sum-exp",
-        bos_token_id=bos_token_id,
-        bos_policy=_bos_policy(tokenizer),
-        bos=options.bos,
-        n_ctx_trained=families.n_ctx_trained_of(model),
-        revision=source.base.revision if source is not None else None,
-        attention_type=getattr(config, "attention_type", None),
-        softmax_scale=_softmax_scale_of(config, options),
-        rope_scaling=None if options.rope_scaling is None else str(options.rope_scaling),
-        quantisation=_quantisation_of(model, source),
-        rotations=read_rotated_pairs(lens, encodings),
-        head_outputs=head_outputs,
-        learned_sinks=tuple(layer for layer in facts if facts[layer].sink_logits is not None),
-        gates=read_gates(lens, head_outputs),
-        kinds=tuple(plan.kind for plan in plans if plan is not None),
-        absent=absent_points(plans),
-        protocol=package.protocol if package is not None else None,
-        note=package.note if package is not None else None,
-        files=hash_source(source) if source is not None else {},
-        versions={name: version(name) for name in ("torch", "transformers", "transformer-lens")},
-    )
-
-
-def _quantisation_of(model: PreTrainedModel, source: ModelSource | None) -> str | None:
-    """Return how the weights were stored, which a packaged model and a GGUF file know best; None without rounding."""
-    if source is not None and source.package is not None:
-        return source.package.quantisation
-    if source is not None and source.gguf is not None:
-        return gguf_files.read_header(source.gguf, source.name).quantisation
-    return quantised.description_of(model)
-
-
-def _bos_policy(tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """Describe the tokenizer's own policy: a BOS token at position 0 or none, and tokens that it appends."""
-    if tokenizer is None:
-        return "no tokenizer"
-    encoder = Encoder(tokenizer)
-    if encoder.bos_token_id is None:
-        policy = "tokenizer has no BOS"
-    else:
-        policy = "tokenizer adds BOS" if encoder.puts_bos_first else "tokenizer adds no BOS"
-    if encoder.dropped_ids:
-        appended = " ".join(map(str, tokenizer.convert_ids_to_tokens(encoder.dropped_ids)))
-        policy += f", and appends {appended}, which is left out"
-    return policy

@@ -95,6 +95,16 @@ class _ResidualView(BaseTensorConversion):
         return input_value.flatten(0, 1) if input_value.dim() == 3 else input_value
 
 
+class _StreamsView(BaseTensorConversion):
+    """Shows several residual streams, which a layer keeps as [stream, batch, pos, d_model], with the texts first."""
+
+    def handle_conversion(self, input_value: Tensor, *_context: object) -> Tensor:
+        return input_value.movedim(0, 2)
+
+    def revert(self, input_value: Tensor, *_context: object) -> Tensor:
+        return input_value.movedim(2, 0)
+
+
 class MeasuredAttention(StreamingAttention, PositionEmbeddingHooksMixin):
     """Attention that calls the model's own module; queries, keys and values are read where they were measured to be."""
 
@@ -218,6 +228,8 @@ class MeasuredBlock(SkippingBlock):
         self.hook_aliases = {**plan.aliases}
         for point in plan.weighted:
             setattr(self, point, HookPoint())
+        if plan.streams_first:
+            self.hook_in.hook_conversion = self.hook_out.hook_conversion = _StreamsView()
         for part in plan.flat:
             component = self.submodules[part]
             component.hook_in.hook_conversion = component.hook_out.hook_conversion = _ResidualView(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +29,10 @@ class OwnForward:
     logits: Tensor
     residuals: tuple[Tensor, ...]
     choices: Choices
+
+    def with_texts_first(self) -> OwnForward:
+        """Return the forward with residuals [batch, pos, stream, d_model], of one with streams first."""
+        return replace(self, residuals=tuple(residual.movedim(0, 2) for residual in self.residuals))
 
     def beside(self, other: OwnForward) -> OwnForward:
         """Return the forward of one batch of these texts and, after them, those of `other`, of the same length."""
@@ -67,12 +71,14 @@ def reference_of(
     nulled: bool = False,
     layers: Sequence[nn.Module] | None = None,
     eager: bool = False,
+    streams_first: bool = False,
 ) -> Reference:
     """Run the unwrapped model: SDPA, or eager where SDPA would leave out a softcap or learned sink logits.
 
     Args:
         layers: the model's layers; by default, the model itself returns the residuals that enter them.
         eager: SDPA cannot compute the model's attention, though no attribute of its modules says so.
+        streams_first: the layers receive [stream, batch, pos, d_model]; the reference then has the texts first.
     """
     tokens = probe_tokens(model)
     config = model.config
@@ -90,6 +96,9 @@ def reference_of(
             far_forward = (
                 None if far_positions is None else _run(model, tokens, layers, position_ids=far_positions)
             )
+        if streams_first:
+            forward = forward.with_texts_first()
+            far_forward = None if far_forward is None else far_forward.with_texts_first()
     finally:
         model.set_attn_implementation(implementation)
     return Reference(tokens, forward, far_positions, far_forward, nulled)
@@ -142,8 +151,16 @@ def _identity_rotation(model: PreTrainedModel, nulled: bool) -> Iterator[None]:
 
     rotary = families.rotary_modules(model) if nulled else ()
     handles = [module.register_forward_hook(null_rotation) for module in rotary]
+    tables = [
+        (module, name, getattr(module, name))
+        for module, name in (families.rotation_tables(model) if nulled else ())
+    ]
+    for module, name, table in tables:
+        setattr(module, name, table[:1].expand_as(table))
     try:
         yield
     finally:
+        for module, name, table in tables:
+            setattr(module, name, table)
         for handle in handles:
             handle.remove()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from phaselens.lens.layer_stack import LayerStack, layer_modules, probe_ids, same
+from phaselens.lens.layer_stack import N_PROBE_TOKENS, LayerStack, layer_modules, probe_ids, same
 from phaselens.lens.module_calls import ModuleCall, recording_modules
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ def _noisy_forward(
         generator = torch.Generator().manual_seed(1009 * running["layer"] + running["count"])
         numbers = torch.randn(like.shape, generator=generator)
         by_text = numbers.view(shape)
+        if stack.streams_first:
+            by_text = by_text.movedim(0, 2)
         if variant:
             by_text[:, -2] = torch.randn(by_text[:, -2].shape, generator=generator)
         return numbers.to(like.device, like.dtype)
@@ -174,9 +176,8 @@ def _sums_of(calls: Sequence[ModuleCall], noise: dict[int, Tensor]) -> LayerSums
         layer.problem = "the layer does not return a tensor of the shape that it receives"
         return layer
     if entering.dim() > 3:
-        layer.problem = (
-            f"the layer keeps several residual streams, {list(entering.shape)[2:-1]} for each token"
-        )
+        n_streams = entering.numel() // (N_PROBE_TOKENS * entering.shape[-1])
+        layer.problem = f"the layer keeps several residual streams, {n_streams} for each token"
         return layer
     names = {-1: RESIDUAL} | {call.ended: call.path for call in inner if call.ended in noise}
     basis = {boundary: numbers.double().reshape(-1) for boundary, numbers in noise.items()}
@@ -204,7 +205,7 @@ def _note_mixing(layer: LayerSums, calls: Sequence[ModuleCall], calls_after: Seq
     """Note the modules whose input or output at the last position differs between two variants of the numbers."""
     if calls[0].input is None:
         return
-    n_positions = calls[0].input.shape[1]
+    n_positions = N_PROBE_TOKENS
     for call, other in zip(calls, calls_after, strict=False):
         for names, tensor, variant in (
             (layer.mixed_inputs, call.input, other.input),

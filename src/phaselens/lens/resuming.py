@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from phaselens.errors import InputError
 from phaselens.lens.captures import capture
 from phaselens.lens.points import in_layer
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
 
 # What a model's forward raises when it gets residuals in place of embeddings.
-_UNSERVED = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
+_UNSERVED = (InputError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError)
 
 
 def find_problem(lens: HookedTransformer) -> str | None:

@@ -22,7 +22,9 @@ from phaselens.lens.points import HookFunction, in_layer
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
 
-_PROBE = 9
+_PROBE = 13
+_TURNED = 0.02
+"""Least relative difference between the keys of one residual at several positions that is a rotation, not rounding."""
 # The keys: whether the embedding has learned positions, and whether the layer rotates.
 _ENCODINGS = {
     (False, False): "nope",
@@ -157,9 +159,11 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
     It is `rope`, `nope`, `learned`, `alibi` (a bias of the scores for each key), `relative` (one for each query and
     key) or several of them, joined by `+`; `none` for a layer without attention.
 
-    The same residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…. The keys of a layer that
-    rotates differ between the two passes; those of other layers are equal. Each layer also stores its cos and sin at
-    position 0, for `SwitchesRotation.set_rotation`.
+    The same random residuals go through every layer twice, with positions 0, 1, 2… and with 0, 2, 4…. The keys of a
+    layer that rotates differ between the two passes; those of other layers are equal. A module may also count positions
+    itself (RoFormer). In a third pass, each layer gets one residual at all positions; the keys of a layer that rotates
+    then differ between positions. Each layer also stores its cos and sin at position 0, for
+    `SwitchesRotation.set_rotation`.
 
     Raises:
         RefusedModel: for attention that bypasses transformers' attention interface.
@@ -168,28 +172,30 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
     attentions = attention_layers(lens)
     n_layers = len(lens.blocks)
     tokens = torch.arange(_PROBE, device=lens.device)[None] % families.d_vocab_of(model)
-    residuals: dict[int, Tensor] = {}
-    #: What enters the first layer in the second pass.
+    #: What enters the first layer in each pass.
     embedded: list[Tensor] = []
-    keys: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
+    keys: tuple[dict[int, Tensor], ...] = ({}, {}, {})
 
-    def keep_residual(layer: int) -> HookFunction:
-        return lambda residual, hook: residuals.__setitem__(layer, residual)
-
-    def put_residual(layer: int) -> HookFunction:
+    def put_random(layer: int, *, constant: bool) -> HookFunction:
         def put(residual: Tensor, hook: object) -> Tensor:
             if layer == 0:
-                embedded.append(residual)
-            return residuals[layer]
+                embedded.append(residual.detach().clone())
+            generator = torch.Generator().manual_seed(layer)
+            numbers = torch.randn(residual.shape, generator=generator)
+            if constant:
+                numbers = numbers[:, :1].expand_as(numbers)
+            return numbers.to(residual, copy=True)
 
         return put
 
     def keep_keys(forward_index: int, layer: int) -> HookFunction:
         return lambda key, hook: keys[forward_index].__setitem__(layer, key)
 
-    for forward_index, (stride, at_entry) in enumerate(((1, keep_residual), (2, put_residual))):
+    for forward_index, (stride, constant) in enumerate(((1, False), (2, False), (1, True))):
         ids = stride * torch.arange(_PROBE, device=tokens.device)[None]
-        hooks = [(in_layer(layer, "hook_in"), at_entry(layer)) for layer in range(n_layers)]
+        hooks = [
+            (in_layer(layer, "hook_in"), put_random(layer, constant=constant)) for layer in range(n_layers)
+        ]
         hooks += [
             (in_layer(layer, "attn.hook_rot_k"), keep_keys(forward_index, layer)) for layer in attentions
         ]
@@ -198,24 +204,27 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
             for attention in attentions.values()
         ]
         try:
-            probe(lens, tokens, hooks, position_ids=ids)
+            # A layer may read the embeddings as well as the residual (Zamba): they are then the same at all positions.
+            probe(lens, torch.ones_like(tokens) if constant else tokens, hooks, position_ids=ids)
         finally:
             for handle in handles:
                 handle.remove()
 
-    is_equal = torch.allclose(embedded[0], residuals[0], rtol=0.0, atol=0.0, equal_nan=True)
+    is_equal = torch.allclose(embedded[0], embedded[1], rtol=0.0, atol=0.0, equal_nan=True)
     has_learned_positions = hasattr(lens, "pos_embed") or not is_equal
     encodings = []
     for layer in range(n_layers):
         if layer not in attentions:
             encodings.append(NO_ATTENTION)
             continue
-        if layer not in keys[0] or layer not in keys[1]:
+        if any(layer not in keys_of_pass for keys_of_pass in keys):
             raise RefusedModel(
                 f"{model.config.model_type}: attention of layer {layer} does not go through transformers' attention "
                 "interface, so its rows cannot be measured; use a family listed in docs/families.md"
             )
-        rotates = not torch.allclose(keys[0][layer], keys[1][layer], rtol=0.0, atol=0.0, equal_nan=True)
+        rotates = _differ_between_positions(keys[2][layer]) or not torch.allclose(
+            keys[0][layer], keys[1][layer], rtol=0.0, atol=0.0, equal_nan=True
+        )
         encoding = _ENCODINGS[has_learned_positions, rotates]
         bias = attentions[layer].score_bias
         if bias is not None:
@@ -223,6 +232,16 @@ def detect_rotation(lens: HookedTransformer) -> tuple[str, ...]:
             encoding = added if encoding == "nope" else f"{encoding}+{added}"
         encodings.append(encoding)
     return tuple(encodings)
+
+
+def _differ_between_positions(key: Tensor) -> bool:
+    """Return whether keys [1, pos, head, d_head] of one residual differ, far beyond rounding and the first positions.
+
+    A convolution over positions starts with other values, which it leaves behind after a few positions.
+    """
+    settled = key[0, _PROBE // 2 :].double()
+    gap = float((settled - settled[:1]).abs().max())
+    return gap > _TURNED * float(settled.abs().max())
 
 
 def _keep_origin(attention: StreamingAttention, _args: object, kwargs: dict[str, Any]) -> None:

@@ -98,7 +98,9 @@ def _with_problem(rotation: RotatedPairs) -> RotatedPairs:
     """Return `rotation`, with a problem if it has no pair although its layer rotates."""
     if rotation.pairs or rotation.problem:
         return rotation
-    return RotatedPairs((), rotation.d_head, "no dimension turns visibly at any far position")
+    return RotatedPairs(
+        (), rotation.d_head, "no dimension turns visibly at any position that the model is given"
+    )
 
 
 def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:

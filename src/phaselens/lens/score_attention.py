@@ -44,7 +44,7 @@ def use_lens_attention(model: PreTrainedModel) -> None:
             module.forward = ScoreRoute(module, model)
             _ROUTED.add(module)
     if any(module in _ROUTED for module in model.modules()):
-        _set_implementation(model, dict.fromkeys(_configs(model), SCORES_IMPLEMENTATION))
+        set_implementations(model, dict.fromkeys(_configs(model), SCORES_IMPLEMENTATION))
     else:
         model.set_attn_implementation(IMPLEMENTATION)
 
@@ -52,12 +52,12 @@ def use_lens_attention(model: PreTrainedModel) -> None:
 @contextmanager
 def attending_by_lens(model: PreTrainedModel) -> Iterator[None]:
     """Make a model attend by the lens inside the context, as `use_lens_attention` does."""
-    implementations = _implementations(model)
+    implementations = implementations_of(model)
     try:
         use_lens_attention(model)
         yield
     finally:
-        _set_implementation(model, implementations)
+        set_implementations(model, implementations)
 
 
 def _configs(model: PreTrainedModel) -> dict[int, Any]:
@@ -67,12 +67,12 @@ def _configs(model: PreTrainedModel) -> dict[int, Any]:
     }
 
 
-def _implementations(model: PreTrainedModel) -> dict[int, str | None]:
+def implementations_of(model: PreTrainedModel) -> dict[int, str | None]:
     """Return the attention implementation of each configuration, by its identity."""
     return {key: config._attn_implementation for key, config in _configs(model).items()}
 
 
-def _set_implementation(model: PreTrainedModel, implementations: Mapping[int, str | None]) -> None:
+def set_implementations(model: PreTrainedModel, implementations: Mapping[int, str | None]) -> None:
     """Set the attention implementation of each configuration.
 
     transformers' own method changes none in a model whose source does not call the interface.
@@ -83,19 +83,19 @@ def _set_implementation(model: PreTrainedModel, implementations: Mapping[int, st
 
 def find_score_modules(model: PreTrainedModel) -> list[nn.Module]:
     """Return the modules in which a softmax over the keys runs that is not one of the attention interface."""
-    implementations = _implementations(model)
+    implementations = implementations_of(model)
     finder = _SoftmaxFinder()
     handles = []
     for module in model.modules():
         handles.append(module.register_forward_pre_hook(finder.enter))
         handles.append(module.register_forward_hook(finder.leave))
     ids = torch.arange(_N_PROBE_TOKENS, device=model.get_input_embeddings().weight.device)[None]
-    _set_implementation(model, dict.fromkeys(implementations, _PROBE_IMPLEMENTATION))
+    set_implementations(model, dict.fromkeys(implementations, _PROBE_IMPLEMENTATION))
     try:
         with torch.no_grad(), finder:
             model(input_ids=ids % len(model.get_input_embeddings().weight), use_cache=False)
     finally:
-        _set_implementation(model, implementations)
+        set_implementations(model, implementations)
         for handle in handles:
             handle.remove()
     return finder.modules

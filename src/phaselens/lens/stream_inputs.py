@@ -38,10 +38,11 @@ def model_inputs(
                 "start_at_layer needs `residual`, the activation entering that layer, instead of tokens"
             )
         checked = _checked_residual(lens, residual)
-        # The layers' input is replaced; a model may project narrower embeddings to d_model.
+        # The layers' input is replaced. A model may project narrower embeddings to d_model, or write into them.
         width = families.embedding_of(lens.original_model).shape[1]
         is_wide = checked.shape[-1] == width
-        return {"inputs_embeds": checked if is_wide else checked.new_zeros(*checked.shape[:-1], width)}
+        embeddings = checked.clone() if is_wide else checked.new_zeros(*checked.shape[:-1], width)
+        return {"inputs_embeds": embeddings}
     if tokens is None or residual is not None:
         raise InputError("stream needs `tokens`; give `residual` only with start_at_layer")
     return {"input_ids": _checked_tokens(lens, tokens).to(lens.device)}
@@ -62,15 +63,10 @@ def _checked_tokens(lens: HookedTransformer, tokens: Any) -> Tensor:
             f"tokens: ids from {low} to {high}, but {info.label} has 0 to {info.d_vocab - 1}; "
             "encode the text with this model's tokenizer"
         )
-    if info.longest is not None and tokens.shape[1] > info.longest:
+    if reason := info.reason_against(tokens.shape[1]):
         raise InputError(
-            f"{tokens.shape[1]} tokens, but {info.label} is measured up to {info.longest}: beyond, it attends in "
-            f"chunks or to selected keys; shorten the texts (--max-tokens {info.longest})"
-        )
-    if "learned" in info.positions and info.n_ctx and tokens.shape[1] > info.n_ctx:
-        raise InputError(
-            f"{tokens.shape[1]} tokens, but {info.label} has learned positions for {info.n_ctx}; "
-            "shorten the texts (--max-tokens)"
+            f"{tokens.shape[1]} tokens, but {reason.replace('the model', info.label, 1)}; shorten the texts "
+            "(--max-tokens)"
         )
     return tokens if tokens.dtype in (torch.int32, torch.int64) else tokens.long()
 

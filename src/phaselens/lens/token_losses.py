@@ -126,12 +126,14 @@ class Unembedding:
         """Raise RefusedModel unless the logits of a few tokens are the model's own."""
         tokens = torch.arange(min(4, lens.info.d_vocab))[None]
         with torch.no_grad():
-            expected = lens.stream(tokens, unembed=True)[0].double().log_softmax(-1)
+            own_logits = lens.stream(tokens, unembed=True)[0]
+            expected = own_logits.double().log_softmax(-1)
             computed = self.logits(lens.stream(tokens)[0]).double().log_softmax(-1).to(expected.device)
         # NaN weights give NaN both ways, which does not show how logits are computed. Losses are then missing.
         is_number = ~(expected.isnan() & computed.isnan())
         expected, computed = torch.where(is_number, expected, 0.0), torch.where(is_number, computed, 0.0)
-        limit = _MAX_ROUNDINGS * torch.finfo(self.weight.dtype).eps * max(1.0, float(expected.abs().max()))
+        eps = _rounding_of(self.weight.dtype, own_logits.dtype)
+        limit = _MAX_ROUNDINGS * eps * max(1.0, float(expected.abs().max()))
         largest_gap = float((expected - computed).abs().max())
         if not largest_gap <= limit:
             raise RefusedModel(
@@ -156,13 +158,15 @@ class ModuleHead:
         """
         tokens = torch.arange(min(4, lens.info.d_vocab))[None]
         with torch.no_grad():
-            expected = lens.stream(tokens, unembed=True)[0].double()
+            own_logits = lens.stream(tokens, unembed=True)[0]
+            expected = own_logits.double()
             head = cls(tuple(map(lens.original_model.get_submodule, lens.head_paths)), 1.0)
             computed = head.logits(lens.stream(tokens)[0]).double().to(expected.device)
         factor = 1.0
         if not torch.equal(expected, computed):
             factor = float((expected * computed).sum() / computed.pow(2).sum())
-        limit = _MAX_ROUNDINGS * torch.finfo(lens.dtype).eps * float(expected.abs().max())
+        eps = _rounding_of(lens.dtype, own_logits.dtype)
+        limit = _MAX_ROUNDINGS * eps * float(expected.abs().max())
         largest_gap = float((expected - factor * computed).abs().max())
         if not largest_gap <= limit:
             names = " and ".join(lens.head_paths)
@@ -201,6 +205,11 @@ class ModuleHead:
             return TokenLosses(final.new_zeros(0), targets.new_zeros(0))
         divergence = None if reference is None else torch.cat(divergences)
         return TokenLosses(torch.cat(losses), torch.cat(tops), divergence)
+
+
+def _rounding_of(weights: torch.dtype, logits: torch.dtype) -> float:
+    """Return the relative rounding of a model's logits: a float64 model may convert them to float32 (Mamba 2)."""
+    return max(torch.finfo(weights).eps, torch.finfo(logits).eps)
 
 
 def _divergence(reference: Tensor, logits: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from phaselens.lens.components import attention_layers, probe
 from phaselens.lens.masks import MaskFunction, recording
 from phaselens.lens.points import HookFunction, in_layer
 from phaselens.lens.reference import probe_tokens
+from phaselens.lens.refusals import ADVICE
 
 if TYPE_CHECKING:
     from phaselens.lens.bridge import HookedTransformer
@@ -51,8 +52,8 @@ def measure_windows(lens: HookedTransformer) -> tuple[tuple[int | None, ...], in
         if id(rule) not in window_by_rule:
             window_by_rule[id(rule)], limit = _measured_window(rule, _label(lens, layer), shortest)
             limits.append(limit)
-    if any(attention.facts.selects for attention in attention_layers(lens).values()):
-        limits.append(families.n_selected_keys_of(lens.original_model))
+    limits.append(families.n_selected_keys_of(lens.original_model))
+    limits.append(families.piece_length_of(lens.original_model))
     windows = tuple(
         window_by_rule[id(rules[layer])] if layer in rules else None for layer in range(len(lens.blocks))
     )
@@ -101,10 +102,13 @@ def _rules(lens: HookedTransformer) -> dict[int, MaskFunction]:
     rules = {}
     for layer, attention in attention_layers(lens).items():
         rule = recorder.rule(attention.original_component)
+        if rule is None and families.n_selected_keys_of(lens.original_model) is not None:
+            # The module hides more keys than the model's mask does, but none in texts of at most that number.
+            rule = recorder.common_rule
         if rule is None:
             raise RefusedModel(
                 f"{_label(lens, layer)} builds its own mask, so the keys that a query of a long text sees cannot be "
-                "determined; use a family listed in docs/families.md"
+                f"determined; {ADVICE}"
             )
         rules[layer] = rule
     return rules
@@ -141,8 +145,7 @@ def _measured_window(rule: MaskFunction, label: str, shortest: int) -> tuple[int
         sees_pair = rule(query, key)
     except (IndexError, RuntimeError) as error:
         raise RefusedModel(
-            f"{label} has a mask that cannot be evaluated for long texts ({error}); use a family listed in "
-            "docs/families.md"
+            f"{label} has a mask that cannot be evaluated for long texts ({error}); {ADVICE}"
         ) from error
     mismatches = (sees_pair != visible(query, key, window)).nonzero()
     limit = _first_query(lambda query: not sees(query, 0))
@@ -205,8 +208,8 @@ def _hidden_cells(lens: HookedTransformer) -> dict[int, float]:
     """
     short_windows = [window for window in lens.info.windows if window is not None and window < _LONGEST_TEXT]
     length = max(short_windows, default=_N_PROBE_TOKENS) + 2
-    limit = lens.info.n_ctx if "learned" in lens.info.positions else None
-    length = min(length, limit or length, lens.info.longest or length)
+    while lens.info.reason_against(length):
+        length -= 1
     vocabulary = lens.info.d_vocab
     tokens = torch.arange(length)[None] % vocabulary
     shares: dict[int, float] = {}

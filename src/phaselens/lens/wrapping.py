@@ -35,6 +35,7 @@ from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import StreamingAttention, attention_layers, mix_in
 from phaselens.lens.frequencies import make_independent
 from phaselens.lens.loss_point import fire_losses
+from phaselens.lens.masks import state_causality
 from phaselens.lens.memory import keep_freed_memory
 from phaselens.lens.original_components import NativeGateUp, NativeNorm
 from phaselens.lens.ownership import Ownership
@@ -129,6 +130,7 @@ def measure_anatomy(model: PreTrainedModel) -> Anatomy:
         RefusedModel: for a model without one residual stream that its layers add to.
     """
     model.eval()
+    state_causality(model)
     with attending_by_lens(model):
         return dissect(model, f"{model.config.model_type} ({type(model).__name__})")
 

@@ -94,12 +94,10 @@ def prompt(lens: HookedTransformer, text: str, *, bos: str | None = None) -> Pro
         reason = lens.tokenizer_note or "none was found"
         raise InputError(f"model {lens.info.label!r} has no tokenizer for prompts: {reason}")
     encoder = lens.encoder(bos)
-    tokens = encoder.tokenize(Text("prompt", text), _max_tokens(lens))
-    if tokens.cut:
-        raise InputError(
-            f"the prompt has {tokens.full_length} tokens, but {lens.info.label} has learned positions for "
-            f"{lens.info.n_ctx}; shorten it"
-        )
+    tokens = encoder.tokenize(Text("prompt", text), 1 << 30)
+    if reason := lens.info.reason_against(len(tokens.ids)):
+        reason = reason.replace("the model", lens.info.label, 1)
+        raise InputError(f"the prompt has {len(tokens.ids)} tokens, but {reason}; shorten it")
     return Prompt(lens, text, tokens.ids, encoder.bos, tuple(encoder.notes([tokens])))
 
 
@@ -108,11 +106,6 @@ def bos_of(clean: Prompt, corrupt: Prompt | None = None) -> str:
     if corrupt is None or corrupt.bos == clean.bos:
         return clean.bos
     return f"clean {clean.bos}, corrupt {corrupt.bos}"
-
-
-def _max_tokens(lens: HookedTransformer) -> int:
-    has_learned_positions = any("learned" in encoding for encoding in lens.info.positions)
-    return lens.info.n_ctx if has_learned_positions and lens.info.n_ctx else 1 << 30
 
 
 @dataclass(frozen=True, repr=False)

@@ -175,14 +175,21 @@ class PerText:
         self._hashes: dict[int, str] = {}
         self._lengths: dict[int, int] = {}
         self._values: dict[str, dict[tuple[int, int], np.ndarray]] = {}
+        #: The shape of a text's value by name and layer.
+        self._shapes: dict[str, dict[int, tuple[int, ...]]] = {}
         #: The number of layers of the model, where some of them have no values; 0 where all layers have.
         self.n_layers = 0
+        #: What `texts`, `lengths` and `by_content` return, until a text is added: metrics read them in loops.
+        self._ordered: tuple[list[str], list[int], list[int]] | None = None
 
     def add(self, layer: LayerView, **values: Tensor) -> None:
         """Keep `values`, each [batch, …] and complete for these texts and this layer.
 
+        Layers may have values of different sizes, since their numbers of heads may differ.
+
         Raises:
-            TypeError: for a value that is not a tensor, or whose shape differs from another layer's or batch's.
+            TypeError: for a value that is not a tensor, whose shape differs from another batch's of the layer, or whose
+                number of dimensions differs from another layer's.
             ValueError: for a tensor without one row per text.
         """
         if not isinstance(layer, LayerView):
@@ -190,39 +197,57 @@ class PerText:
                 f"per_text.add: layer is {describe_value(layer)}; give the layer that update receives"
             )
         batch = layer.batch
+        self._ordered = None
         for index, text, length in zip(batch.indices, batch.texts, batch.lengths, strict=True):
             self._ids[index], self._lengths[index] = text, length
         self._hashes.update(zip(batch.indices, batch.hashes or batch.texts, strict=True))
         for name, tensor in values.items():
             rows = _rows(name, tensor, batch.n)
+            layer_index = layer.index or 0
+            self._require_shape(name, layer_index, rows.shape[1:])
             by_text_and_layer = self._values.setdefault(name, {})
-            shape = next(iter(by_text_and_layer.values())).shape if by_text_and_layer else rows.shape[1:]
-            if rows.shape[1:] != shape:
-                raise author_error(
-                    f"per_text.add: {name} has shape {list(rows.shape[1:])} per text, but {list(shape)} in another "
-                    "layer or batch; give one shape in all (reduce over positions, whose number differs by batch)"
-                )
             for index, row in zip(batch.indices, rows, strict=True):
-                by_text_and_layer[index, layer.index or 0] = row.copy()
+                by_text_and_layer[index, layer_index] = row.copy()
+
+    def _require_shape(self, name: str, layer_index: int, shape: tuple[int, ...]) -> None:
+        """Raise TypeError for a shape that does not fit those of the layer's other batches, or of other layers."""
+        shapes = self._shapes.setdefault(name, {})
+        other_layer, other = next(iter(shapes.items()), (layer_index, shape))
+        if layer_index in shapes:
+            other_layer, other = layer_index, shapes[layer_index]
+        if other != shape and (other_layer == layer_index or len(other) != len(shape)):
+            where = "batch" if other_layer == layer_index else "layer"
+            raise author_error(
+                f"per_text.add: {name} has shape {list(shape)} per text, but {list(other)} in another {where}; give "
+                "one shape in all batches, and one number of dimensions in all layers (reduce over positions, whose "
+                "number differs by batch)"
+            )
+        shapes[layer_index] = shape
 
     def merge(self, other: PerText) -> None:
         """Add everything that `other` collected."""
+        self._ordered = None
         self._ids.update(other._ids)
         self._hashes.update(other._hashes)
         self._lengths.update(other._lengths)
         self.n_layers = max(self.n_layers, other.n_layers)
         for name, values in other._values.items():
             self._values.setdefault(name, {}).update(values)
+            self._shapes.setdefault(name, {}).update(other._shapes.get(name, {}))
 
     def state(self) -> dict[str, Any]:
         """Return everything that was collected, as a few arrays."""
         import numpy as np
 
         indices = list(self._ids)
-        values = {
-            name: {"keys": np.array(list(rows), dtype=np.int64), "rows": np.stack(list(rows.values()))}
-            for name, rows in self._values.items()
-        }
+        values: dict[str, dict[str, np.ndarray]] = {}
+        for name, rows in self._values.items():
+            largest = self._largest_shape(name)
+            padded = [_padded(row, largest) for row in rows.values()]
+            values[name] = {"keys": np.array(list(rows), dtype=np.int64), "rows": np.stack(padded)}
+            if any(row.shape != largest for row in rows.values()):
+                shapes = [row.shape for row in rows.values()]
+                values[name]["shapes"] = np.array(shapes, dtype=np.int64)
         return {
             "n_layers": self.n_layers,
             "indices": np.array(indices, dtype=np.int64),
@@ -235,25 +260,31 @@ class PerText:
     def load_state(self, tree: Mapping[str, Any]) -> None:
         """Restore what `state` returned, in place of everything collected so far."""
         require_kind("tree", tree, Mapping, "as PerText.state returns it")
+        self._ordered = None
         self.n_layers = int(tree["n_layers"])
         indices = tree["indices"].tolist()
         self._ids = dict(zip(indices, tree["ids"], strict=True))
         self._hashes = dict(zip(indices, tree["hashes"], strict=True))
         self._lengths = dict(zip(indices, tree["lengths"].tolist(), strict=True))
-        self._values = {
-            name: dict(zip(map(tuple, stored["keys"].tolist()), stored["rows"].copy(), strict=True))
-            for name, stored in tree["values"].items()
-        }
+        self._values, self._shapes = {}, {}
+        for name, stored in tree["values"].items():
+            rows = list(stored["rows"].copy())
+            if "shapes" in stored:
+                sizes = [tuple(map(slice, shape)) for shape in stored["shapes"].tolist()]
+                rows = [row[size] for row, size in zip(rows, sizes, strict=True)]
+            keys = list(map(tuple, stored["keys"].tolist()))
+            self._values[name] = dict(zip(keys, rows, strict=True))
+            self._shapes[name] = {layer: row.shape for (_, layer), row in self._values[name].items()}
 
     @property
     def texts(self) -> list[str]:
         """The ids of the texts, in order."""
-        return [self._ids[index] for index in sorted(self._ids)]
+        return self._in_order()[0]
 
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each text, in the same order."""
-        return [self._lengths[index] for index in sorted(self._ids)]
+        return self._in_order()[1]
 
     @property
     def by_content(self) -> list[int]:
@@ -261,15 +292,32 @@ class PerText:
 
         Statistics that draw texts at random draw from this order, so that the same texts give the same result.
         """
-        hashes = [self._hashes[index] for index in sorted(self._ids)]
-        return sorted(range(len(hashes)), key=hashes.__getitem__)
+        return self._in_order()[2]
+
+    def _in_order(self) -> tuple[list[str], list[int], list[int]]:
+        """Return the ids and lengths of the texts in order, and their indices in the order of their hashes."""
+        if self._ordered is None:
+            indices = sorted(self._ids)
+            hashes = [self._hashes[index] for index in indices]
+            self._ordered = (
+                [self._ids[index] for index in indices],
+                [self._lengths[index] for index in indices],
+                sorted(range(len(hashes)), key=hashes.__getitem__),
+            )
+        return self._ordered
 
     def layers(self, name: str) -> list[int]:
         """Return the layers that have values under `name`."""
         return sorted({layer for _, layer in self._values.get(name, {})})
 
+    def _largest_shape(self, name: str) -> tuple[int, ...]:
+        """Return the smallest shape that holds the values of every layer."""
+        return tuple(map(max, zip(*self._shapes[name].values(), strict=True)))
+
     def stack(self, name: str) -> np.ndarray:
         """Return all values under `name`: float64 [text, layer, …], with NaN for a layer without a value.
+
+        Values of a layer with fewer heads than another are followed by NaN; `ModelInfo.n_heads_in` tells their number.
 
         Raises:
             KeyError: for a name without values.
@@ -283,13 +331,25 @@ class PerText:
             )
         values = self._values[name]
         layers = max(self.n_layers, 1 + max(layer for _, layer in values))
-        missing = np.full_like(next(iter(values.values())), np.nan)
+        shape = self._largest_shape(name)
+        missing = np.full(shape, np.nan)
         return np.stack(
             [
-                np.stack([values.get((index, layer), missing) for layer in range(layers)])
+                np.stack([_padded(values.get((index, layer), missing), shape) for layer in range(layers)])
                 for index in sorted(self._ids)
             ]
         )
+
+
+def _padded(row: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a text's value with NaN behind its entries, in a shape of the same number of dimensions."""
+    import numpy as np
+
+    if row.shape == shape:
+        return row
+    padded = np.full(shape, np.nan)
+    padded[tuple(map(slice, row.shape))] = row
+    return padded
 
 
 def _rows(name: str, tensor: Tensor, n_texts: int) -> np.ndarray:

@@ -24,6 +24,8 @@ from phaselens.runs.result import (
 from phaselens.runs.run_options import DEFAULT_MODELS, ModelSpec, RunOptions, SelectedMetric, select_metrics
 from phaselens.runs.run_summary import RunSummary, find_runs
 from phaselens.runs.stored_run import open_run
+from phaselens.runs.study_file import Study, read_study, require_measurable, shipped_studies
+from phaselens.runs.study_result import StudyResult, run_study
 
 __all__ = [
     "BY_LABEL",
@@ -45,6 +47,8 @@ __all__ = [
     "RunPlan",
     "RunSummary",
     "SelectedMetric",
+    "Study",
+    "StudyResult",
     "TextRecord",
     "applied",
     "compare",
@@ -57,6 +61,10 @@ __all__ = [
     "merge",
     "open_run",
     "plan",
+    "read_study",
+    "require_measurable",
     "run",
+    "run_study",
     "select_metrics",
+    "shipped_studies",
 ]

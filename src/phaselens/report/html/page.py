@@ -22,7 +22,7 @@ from phaselens.report.html.findings import find
 from phaselens.report.html.payload import report_data
 from phaselens.report.html.pictures import Picture, pictures
 from phaselens.report.html.provenance import provenance
-from phaselens.report.html.table_views import TableView, section_view, table_view
+from phaselens.report.html.table_views import TableView, rows_that_fit, section_view, table_view
 from phaselens.report.strings import printable
 from phaselens.report.table import DisplayTable
 from phaselens.runs import Comparison, MetricResult, Run, compare
@@ -101,12 +101,15 @@ def html_report(run: Run, *, command: Sequence[str] | None = None) -> str:
         InputError: where Jinja2 is not installed.
     """
     template = environment().get_template("report.html.j2")
-    compared = [_compared(run, second) for second in _others(run)]
-    comparisons = [comparison for comparison, _ in compared if comparison is not None]
     document = run_document(run)
+    n_rows = rows_that_fit(table for section in document.sections for table in section.tables)
+    compared = [_compared(run, second, n_rows) for second in _others(run)]
+    comparisons = [comparison for comparison, _ in compared if comparison is not None]
     images = pictures(run)
     metrics = [
-        _metric_view(f"metric-{number}", section, run.metrics[section.name], images.get(section.name, []))
+        _metric_view(
+            f"metric-{number}", section, run.metrics[section.name], images.get(section.name, []), n_rows
+        )
         for number, section in enumerate(document.sections)
     ]
     code = script()
@@ -165,7 +168,7 @@ def _others(run: Run) -> list[str]:
     return [model.info.label for model in run.models[1 : 1 + _MAX_COMPARED]]
 
 
-def _compared(run: Run, second: str) -> tuple[Comparison | None, ComparisonView]:
+def _compared(run: Run, second: str, n_rows: int) -> tuple[Comparison | None, ComparisonView]:
     first = run.models[0].info.label
     names = printable(first), printable(second)
     try:
@@ -173,7 +176,7 @@ def _compared(run: Run, second: str) -> tuple[Comparison | None, ComparisonView]
     except InputError as error:
         return None, ComparisonView(*names, (), 0, (), printable(str(error)))
     notes = [*comparison.notes, *(f"compared although {difference}" for difference in comparison.allowed)]
-    tables = [table_view(_of_page(table)) for table in comparison_tables(comparison)]
+    tables = [table_view(_of_page(table), n_rows) for table in comparison_tables(comparison)]
     return comparison, ComparisonView(
         *names, tables, comparison.n_differences, [printable(note) for note in notes]
     )
@@ -185,7 +188,7 @@ def _of_page(table: DisplayTable) -> DisplayTable:
 
 
 def _metric_view(
-    anchor: str, section: MetricSection, result: MetricResult, images: Sequence[Picture]
+    anchor: str, section: MetricSection, result: MetricResult, images: Sequence[Picture], n_rows: int
 ) -> MetricView:
     metric = result.metric
     by_layer = next((table for table in section.tables if table.rows_are == "layers"), None)
@@ -199,7 +202,7 @@ def _metric_view(
         [(printable(name), printable(str(value))) for name, value in result.params.as_dict().items()],
         [printable(failure) for failure in section.failures],
         None if by_layer is None else layer_chart(by_layer),
-        [table_view(_named(table)) for table in section.tables if table.rows_are != "records"],
+        [table_view(_named(table), n_rows) for table in section.tables if table.rows_are != "records"],
         images,
         [
             AddedSection(

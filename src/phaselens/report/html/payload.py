@@ -18,9 +18,8 @@ from phaselens.runs import MetricResult, Run
 from phaselens.runs.paired_values import ValueKey, values_by_text
 
 SCHEMA = "phaselens.report/1"
-#: Characters for each part of the data.
-HEAD_CHARACTERS, TEXT_CHARACTERS = 1_300_000, 500_000
-TOKEN_CHARACTERS, TABLE_CHARACTERS = 1_000_000, 900_000
+#: Bytes for each part of the data.
+HEAD_BYTES, TEXT_BYTES, TOKEN_BYTES, TABLE_BYTES = 1_200_000, 500_000, 1_100_000, 700_000
 _MAX_CELLS = 120_000
 #: Texts listed for a layer at either end.
 _N_EXTREMES = 6
@@ -28,15 +27,15 @@ TOKENS = "tokens"
 
 
 class Budget:
-    """Counts the characters of a part of the data, and names what no longer fits."""
+    """Counts the bytes of a part of the data, and names what no longer fits."""
 
-    def __init__(self, n_characters: int) -> None:
-        self.n_left = n_characters
+    def __init__(self, n_bytes: int) -> None:
+        self.n_left = n_bytes
         self.left_out: list[str] = []
 
     def takes(self, name: str, value: object) -> bool:
         """Return whether a value fits, and count it if so."""
-        size = len(json.dumps(value, separators=(",", ":"), ensure_ascii=False))
+        size = len(json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
         if size > self.n_left:
             self.left_out.append(name)
             return False
@@ -47,10 +46,10 @@ class Budget:
 def report_data(run: Run) -> dict[str, Any]:
     """Return the data that the page embeds, as plain JSON values."""
     budgets = {
-        "heads": Budget(HEAD_CHARACTERS),
-        "texts": Budget(TEXT_CHARACTERS),
-        "tokens": Budget(TOKEN_CHARACTERS),
-        "tables": Budget(TABLE_CHARACTERS),
+        "heads": Budget(HEAD_BYTES),
+        "texts": Budget(TEXT_BYTES),
+        "tokens": Budget(TOKEN_BYTES),
+        "tables": Budget(TABLE_BYTES),
     }
     metrics = {name: result for name, result in run.metrics.items() if result.metric.prints}
     heads = head_data(run, metrics, budgets["heads"])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Characters of all pictures together.
-MAX_CHARACTERS = 900_000
+MAX_CHARACTERS = 600_000
 
 
 @dataclass(frozen=True)

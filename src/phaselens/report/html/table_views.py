@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from phaselens.plugin import CellValue, ReportSection
@@ -10,8 +10,11 @@ from phaselens.report.numbers import MISSING, NumberFormat
 from phaselens.report.strings import printable
 from phaselens.report.table import CONTROL_PREFIX, DisplayCell, DisplayColumn, DisplayTable
 
-#: Rows of a table that the page shows; the file's data have more.
+#: Rows of a section's own table that the page shows.
 MAX_ROWS = 300
+#: Cells of all tables of a page. Tables by layer are shown in full.
+_MAX_CELLS = 12_000
+_MIN_ROWS = 30
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,17 @@ class TableView:
         return len(self.titles) // max(1, len(self.groups))
 
 
-def table_view(table: DisplayTable) -> TableView:
-    """Return a display table as the template writes it."""
+def rows_that_fit(tables: Iterable[DisplayTable]) -> int:
+    """Return the number of rows that each table of a page may have, unless its rows are layers."""
+    n_cells = sum(
+        len(table.titles()) * max(1, len(table.models)) for table in tables if table.rows_are == "conditions"
+    )
+    return max(_MIN_ROWS, _MAX_CELLS // max(1, n_cells))
+
+
+def table_view(table: DisplayTable, n_rows: int) -> TableView:
+    """Return a display table as the template writes it, with at most `n_rows` rows unless they are layers."""
+    n_rows = len(table.rows) if table.rows_are == "layers" else n_rows
     titles = list(table.titles())
     groups = [printable(label) for label in table.models]
     rows = [
@@ -63,7 +75,7 @@ def table_view(table: DisplayTable) -> TableView:
             [cell for cells in row.cells for cell in _cells(table, cells)],
             row.is_control,
         )
-        for row in table.rows[:MAX_ROWS]
+        for row in table.rows[:n_rows]
     ]
     return TableView(
         table.caption,
@@ -72,7 +84,7 @@ def table_view(table: DisplayTable) -> TableView:
         titles * max(1, len(groups)),
         rows,
         table.notes,
-        max(0, len(table.rows) - MAX_ROWS),
+        max(0, len(table.rows) - n_rows),
     )
 
 
