@@ -68,7 +68,7 @@ def test_wrong_options_are_refused() -> None:
         plan(toy_lens(), metrics="sinks", options={"n_texts": 3})  # type: ignore[arg-type]
 
 
-class Listening(Observer):
+class PlanListener(Observer):
     wants_plans = True
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Listening(Observer):
 def test_a_long_run_is_announced_and_measures_the_same(
     keeps: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quiet, listener = Listening(), Listening()
+    quiet, listener = PlanListener(), PlanListener()
     options: dict[str, Any] = {"metrics": ["sinks", "bos-mlp"], "texts": TEXTS, "batch_tokens": 16}
     options["out"] = tmp_path / "a" if keeps else None
     plain = phaselens.run(toy_lens(), observer=quiet, **options)

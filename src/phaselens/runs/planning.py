@@ -170,7 +170,7 @@ def plan_model(session: ModelSession, metrics: Sequence[SelectedMetric], options
     factory = MetricFactory(lens.info, metrics, seed=options.seed, bos=session.bos)
     work = ShardWork(LoadedModel(lens, members), factory, [probe], sizes, observer=Observer())
     results = work.empty_results()
-    scale = _Scale(probe, len(texts), n_tokens, len(shards), len(batches))
+    scale = _ProbeScale(probe, len(texts), n_tokens, len(shards), len(batches))
     with PeakMemory(lens.device) as peak:
         planned = tuple(_passes(work, results, scale))
     failures = [f"{name}: {failure}" for name, result in results.items() for failure in result.failures]
@@ -206,7 +206,7 @@ def announce_plan(
 
 
 @dataclass(frozen=True)
-class _Scale:
+class _ProbeScale:
     """The batch that is measured, and how many texts, tokens, shards and batches the run has."""
 
     probe: Shard
@@ -230,7 +230,9 @@ class _Scale:
         )
 
 
-def _passes(work: ShardWork, results: Mapping[str, MetricResult], scale: _Scale) -> Iterator[PlannedPass]:
+def _passes(
+    work: ShardWork, results: Mapping[str, MetricResult], scale: _ProbeScale
+) -> Iterator[PlannedPass]:
     """Measure the probe in each pass of the run, and yield what the pass will take."""
     active_metrics = work.construct(results)
     with_values = {name: active for name, active in active_metrics.items() if active.has_values}
@@ -265,7 +267,7 @@ def _condition_passes(
     work: ShardWork,
     causal: Mapping[str, CausalMetric[Any]],
     results: Mapping[str, MetricResult],
-    scale: _Scale,
+    scale: _ProbeScale,
 ) -> Iterator[PlannedPass]:
     phase = work.tasks.prepare_conditions(causal)
     for name, failure in phase.failures.items():
