@@ -49,6 +49,7 @@ families: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tools/bench/sinks.py
+	$(BIN)/python tools/bench/texts.py
 	$(BIN)/python tools/bench/suite.py
 	$(BIN)/python tools/bench/sweep.py
 	$(BIN)/python tools/bench/patching.py

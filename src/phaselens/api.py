@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import TYPE_CHECKING, ParamSpec
 
 from phaselens import runs
 from phaselens.runs import Comparison, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 P = ParamSpec("P")
 
@@ -41,6 +44,26 @@ def with_differences(compare_models: Callable[P, Comparison]) -> Callable[P, Com
     return compare
 
 
+class _LatePresenter:
+    """Shows runs in notebooks; imports the report when it is first asked."""
+
+    def html(self, run: Run) -> str:
+        """Return the run's tables as HTML without scripts."""
+        from phaselens.report.notebook import run_html
+
+        return run_html(run)
+
+    def plot(self, run: Run, metric: str, figure: str | None) -> Figure:
+        """Return one figure of a metric."""
+        from phaselens.report.notebook import plot
+
+        return plot(run, metric, figure)
+
+
+def _present(run: Run) -> None:
+    run.renderer, run.presenter = tables_text, _LatePresenter()
+
+
 def with_tables(measure: Callable[P, Run], *, draws: bool = False) -> Callable[P, Run]:
     """Set `tables_text` as the renderer of the run that `measure` returns, or that its error carries as `run`.
 
@@ -54,9 +77,9 @@ def with_tables(measure: Callable[P, Run], *, draws: bool = False) -> Callable[P
         except BaseException as error:
             partial_run = getattr(error, "run", None)
             if isinstance(partial_run, Run):
-                partial_run.renderer = tables_text
+                _present(partial_run)
             raise
-        finished_run.renderer = tables_text
+        _present(finished_run)
         if finished_run.directory is not None and finished_run.models and draws:
             from phaselens.report.figures import draw_in_directory
 

@@ -37,3 +37,19 @@ def test_figures_are_drawn_beside_the_results(tmp_path: Path, capsys) -> None:  
 def test_a_file_instead_of_a_folder_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert run_to_exit_code(["run", "-p", "bos-norm", "--figures", str(tmp_path / "file")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--figure-width", "3.3in"], "name a folder with --figures"),
+        (["--figures", "f", "--figure-width", "wide"], "write a number with in, cm, mm or pt"),
+        (["--figures", "f", "--figure-format", "pdff"], "did you mean pdf"),
+        (["--figures", "f", "--figure-format", ","], "names no format"),
+    ],
+)
+def test_sizes_and_formats_are_checked_before_anything_is_measured(
+    options: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_to_exit_code(["run", "-p", "bos-norm", *options]) == 2
+    assert problem in capsys.readouterr().err

@@ -56,22 +56,23 @@ def test_the_pages_figures_and_link_targets_exist():
 
 def test_the_notebook_is_the_page():
     import nbformat
-    from tools.patching_notebook import NOTEBOOK, notebook
+    from tools.notebooks import notebook
 
-    stored = nbformat.read(NOTEBOOK, as_version=4)
+    path = DOCS / "patching.ipynb"
+    stored = nbformat.read(path, as_version=4)
     nbformat.validate(stored)
     assert [(cell.cell_type, cell.source) for cell in stored.cells] == [
-        (cell.cell_type, cell.source) for cell in notebook().cells
-    ], "run python -m tools.patching_notebook"
+        (cell.cell_type, cell.source) for cell in notebook("patching").cells
+    ], "run python -m tools.notebooks"
     assert all(cell.outputs or cell.execution_count for cell in stored.cells if cell.cell_type == "code")
-    assert str(NOTEBOOK.parents[2]) not in NOTEBOOK.read_text()
+    assert str(path.parents[1]) not in path.read_text()
 
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path):
-    from tools.patching_notebook import execute, notebook
+    from tools.notebooks import execute, notebook
 
-    done = execute(notebook(), tmp_path)
+    done = execute(notebook("patching"), tmp_path)
     printed = "".join(
         output.get("text", "") for cell in done.cells if cell.cell_type == "code" for output in cell.outputs
     )

@@ -74,3 +74,11 @@ def test_float64_keeps_the_value() -> None:
     tensor = view(0, 3).float64("attn.hook_sink")
     assert tensor.dtype == torch.float64
     assert tensor.tolist() == [3.0]
+
+
+def test_the_order_is_read_again_only_after_a_change() -> None:
+    values = filled(view(0, 1, 0))
+    assert values.texts is values.texts
+    assert (values.lengths, values.by_content) == (values.lengths, values.by_content)
+    values.merge(filled(view(0, 3, 2)))
+    assert len(values.texts) == len(values.lengths) == len(values.by_content) == 4

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from phaselens.uncertainty import mean_interval, paired_interval
+from phaselens.uncertainty import _bootstrap, mean_interval, paired_interval
 
 
 def test_the_interval_equals_scipys_percentile_bootstrap_of_the_same_draws():
@@ -246,3 +246,19 @@ def test_draws_do_not_depend_on_the_block_size(monkeypatch):
     expected = _bootstrap.draws(11, 100, 3)
     monkeypatch.setattr(_bootstrap, "_MAX_DRAWN", 70)
     assert (expected == _bootstrap.draws(11, 100, 3)).all()
+
+
+def test_many_texts_are_drawn_again_instead_of_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).normal(size=(300, 3))
+    held = mean_interval(values, n_resamples=500, seed=3)
+    monkeypatch.setattr(_bootstrap, "_MAX_COUNTS", 1000)
+    monkeypatch.setattr(_bootstrap, "_MAX_DRAWN", 3000)
+    redrawn = mean_interval(values, n_resamples=500, seed=3)
+    for one, other in zip(held, redrawn, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+    share = {"transform": lambda mean: (mean > 0).mean(-1)}
+    assert mean_interval(values, n_resamples=500, **share)[0] == held_share(values)  # type: ignore[arg-type]
+
+
+def held_share(values: np.ndarray) -> float:
+    return float((values.mean(0) > 0).mean())

@@ -15,7 +15,7 @@ from phaselens.cli.report_command import report_target, write_report
 from phaselens.cli.streams import only_results_on_stdout, print_message
 from phaselens.cli.text_options import require_labels, require_window_within, text_fields, text_options
 from phaselens.cli.worker_options import worker_choices, worker_options
-from phaselens.errors import InputError
+from phaselens.errors import InputError, close_matches
 from phaselens.plugin import plugins
 
 if TYPE_CHECKING:
@@ -73,7 +73,19 @@ _POSITIVE = click.IntRange(min=1)
     "--figures",
     metavar="DIR",
     type=click.Path(file_okay=False),
-    help="Also draw the results as PNG and SVG files in this folder.",
+    help="Also draw the results as files in this folder.",
+)
+@click.option(
+    "--figure-format",
+    "figure_formats",
+    metavar="png,svg,pdf",
+    default="png,svg",
+    help="Formats of --figures, separated by commas.",
+)
+@click.option(
+    "--figure-width",
+    metavar="WIDTH",
+    help="Width of --figures, such as 3.3in or 84mm; letters stay legible.",
 )
 @click.option(
     "--out",
@@ -131,6 +143,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     )
     output.require_file()
     heatmaps = _heatmaps(arguments["heatmaps"], names, output)
+    drawing = _drawing_options(arguments)
     report_path = report_target(arguments["report_file"])
     requests = [(name, settings[name]) for name in names]
     details = _details(names, arguments)
@@ -144,7 +157,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
         return _report_part(result, quiet=arguments["quiet"], debug=arguments["debug"])
     try:  # failures while drawing are among the errors that are printed
         if arguments["figures"]:
-            _draw(result, arguments["figures"], quiet=arguments["quiet"])
+            _draw(result, arguments["figures"], drawing, quiet=arguments["quiet"])
         _draw_in_directory(result, quiet=arguments["quiet"])
         if report_path is not None:
             write_report(result, report_path, command=command, quiet=arguments["quiet"])
@@ -216,10 +229,29 @@ def _print_heatmaps(run: Run, heatmaps: Sequence[HeadQuantity]) -> None:
         print_heatmaps(run, quantity, console(sys.stdout))
 
 
-def _draw(run: Run, folder: str, *, quiet: bool) -> None:
+def _drawing_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the formats and the width of `--figures`, checked before anything is measured."""
+    formats = shared_options.split_names([arguments["figure_formats"]])
+    if arguments["figures"] is None:
+        if arguments["figure_width"] is not None:
+            raise InputError("--figure-width is that of --figures; name a folder with --figures DIR")
+        return {}
+    from phaselens.report.drawing_sizes import parse_width
+    from phaselens.report.figures import FORMATS
+
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"--figure-format {name}: {close_matches(name, FORMATS)}")
+    if not formats:
+        raise InputError(f"--figure-format names no format; give {', '.join(FORMATS)}")
+    width = arguments["figure_width"]
+    return {"formats": formats, "width": None if width is None else parse_width(width)}
+
+
+def _draw(run: Run, folder: str, drawing: dict[str, Any], *, quiet: bool) -> None:
     from phaselens.report.figures import draw
 
-    paths = draw(run, folder)
+    paths = draw(run, folder, **drawing)
     if not quiet:
         print_message("note", f"{len(paths)} figures in {folder}")
 

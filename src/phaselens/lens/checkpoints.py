@@ -12,7 +12,7 @@ import torch
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches, short_form
 from phaselens.lens import gguf_files, headers, quantised, text_towers, weight_adapters
 from phaselens.lens.model_source import NAMES, ModelSource
-from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers
+from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers, without_compilers
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -141,6 +141,7 @@ def require_readable(source: ModelSource, allow_pickle: bool = False) -> None:
         gguf_files.require_served(source.gguf, source.name)
         return
     if source.folder is not None:
+        headers.require_own_files(source.folder, source.name)
         _require_weights(source.folder, source.name, allow_pickle)
         headers.require_intact(source.folder, source.name)
         return
@@ -152,6 +153,7 @@ def require_readable(source: ModelSource, allow_pickle: bool = False) -> None:
         _require_reachable(source)
         return
     offline = constants.is_offline_mode()
+    headers.require_own_files(Path(config).parent, source.name)
     if offline:
         _require_weights(Path(config).parent, source.name, allow_pickle)
     headers.require_intact(Path(config).parent, source.name, complete=offline)
@@ -241,6 +243,8 @@ def load_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if Path(tokenizer).is_dir():
+        headers.require_own_files(Path(tokenizer), tokenizer)
     try:
         return AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -302,6 +306,13 @@ def load_pretrained(
             f"model {source.name!r}: its checkpoint lacks {len(missing)} of the model's tensors (first: {missing[0]}), "
             "which would be filled at random; fetch the whole checkpoint, or check model_type in config.json"
         )
+    unexpected = sorted(loading_info["unexpected_keys"])
+    if unexpected:
+        raise RefusedModel(
+            f"model {source.name!r}: its checkpoint holds {len(unexpected)} tensors that the model does not use "
+            f"(first: {unexpected[0]}), so that another model would be measured; check model_type, "
+            "num_hidden_layers and the biases in config.json"
+        )
     # transformers refuses to move some quantised models, which are on the device already.
     return model if is_on_device else model.to(device)
 
@@ -332,7 +343,7 @@ def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple
     if whole_class is not None:
         return text_towers.load(whole_class, source.location, **options)
     causal_class = _causal_class(source, config)
-    with quiet_transformers():
+    with quiet_transformers(), without_compilers():
         model, loading_info = causal_class.from_pretrained(
             source.location, output_loading_info=True, **options
         )

@@ -24,6 +24,8 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "spiece.model",
 )
+#: Files of a checkpoint that are read or hashed.
+_READ_SUFFIXES = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja", ".gguf")
 _COPY_AGAIN = "fetch or copy it again"
 
 
@@ -81,8 +83,7 @@ def require_inside(name: str, model_name: str, named_in: str) -> None:
         ModelError: for a name that leads out of the checkpoint's folder, and for a file of another format, such as
             pickle.
     """
-    parts = re.split(r"[/\\]", name)
-    if not parts[0] or ".." in parts or ":" in name:
+    if re.search(r"[/\\:]", name) or name.startswith("."):
         raise ModelError(
             f"model {model_name!r}: {named_in} names weights outside of the checkpoint's folder ({name!r}); they are "
             "not read"
@@ -92,6 +93,27 @@ def require_inside(name: str, model_name: str, named_in: str) -> None:
             f"model {model_name!r}: {named_in} names weights that are not safetensors ({name!r}); pickle can run code "
             "when it is read, so convert them to safetensors"
         )
+
+
+def require_own_files(folder: Path, model_name: str) -> None:
+    """Check that what is read of a checkpoint are regular files in its folder, or in the hub cache's own store.
+
+    Raises:
+        ModelError: for a link that leads elsewhere, and for a pipe, socket or device.
+    """
+    root = folder.resolve()
+    roots = [root]
+    if root.parent.name == "snapshots":
+        roots.append(root.parent.parent / "blobs")
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in _READ_SUFFIXES or path.is_dir() or not path.exists():
+            continue
+        if not path.is_file():
+            raise ModelError(f"{_unloadable(path, model_name)} is not a regular file; it is not read")
+        if not any(path.resolve().is_relative_to(allowed) for allowed in roots):
+            raise ModelError(
+                f"{_unloadable(path, model_name)} is a link out of the checkpoint's folder; copy the file there"
+            )
 
 
 def _weight_files(folder: Path, model_name: str) -> dict[str, set[str]]:
@@ -125,6 +147,8 @@ def shards_in(index: dict[str, Any], model_name: str, index_name: str = INDEX) -
     files: dict[str, set[str]] = {}
     for tensor, file in file_by_tensor.items():
         require_inside(file, model_name, index_name)
+        if not file.endswith(".safetensors"):
+            raise ModelError(f"model {model_name!r}: {index_name} names {file!r} as a file with weights")
         files.setdefault(file, set()).add(tensor)
     return files
 

@@ -69,6 +69,29 @@ def quiet_transformers() -> Iterator[None]:
 
 
 @contextmanager
+def without_compilers() -> Iterator[None]:
+    """Keep models of transformers from compiling kernels of their own, which starts ninja; they have another path."""
+    import sys
+
+    replaced = []
+    for module in list(sys.modules.values()):
+        name = getattr(module, "__name__", "")
+        if name.startswith("transformers") and "is_ninja_available" in vars(module):
+            replaced.append((vars(module), vars(module)["is_ninja_available"]))
+    try:
+        for attributes, _ in replaced:
+            attributes["is_ninja_available"] = _is_not_available
+        yield
+    finally:
+        for attributes, is_available in replaced:
+            attributes["is_ninja_available"] = is_available
+
+
+def _is_not_available() -> bool:
+    return False
+
+
+@contextmanager
 def without_fetched_kernels() -> Iterator[None]:
     """Keep transformers from fetching compiled kernels for a GGUF model over the network, where that is installed."""
     try:

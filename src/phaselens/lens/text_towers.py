@@ -81,6 +81,9 @@ def load(
             _text_only(model_class), location, output_loading_info=True, **options
         )
     full_model.__class__ = model_class
+    report["unexpected_keys"] = {
+        key for key in report["unexpected_keys"] if not _is_of_removed_module(full_model, key)
+    }
     full_model = _part_with_logits(full_model)
     model = _causal_model(full_model)
     if not _agree(model, full_model):
@@ -170,6 +173,18 @@ def _remove_other_modules(full_model: PreTrainedModel) -> None:
             if child_name != name and child is not unembedding:
                 parent._modules[child_name] = None
         parent = getattr(parent, name)
+
+
+def _is_of_removed_module(full_model: nn.Module, key: str) -> bool:
+    """Return whether a tensor belongs to a module that `_remove_other_modules` has replaced by None."""
+    module: nn.Module | None = full_model
+    for name in key.split("."):
+        if module is None:
+            return True
+        if name not in module._modules:
+            return False
+        module = module._modules[name]
+    return module is None
 
 
 def _causal_model(full_model: PreTrainedModel) -> PreTrainedModel:

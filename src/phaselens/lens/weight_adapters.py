@@ -43,6 +43,7 @@ def require_readable(folder: Path, name: str) -> None:
             f"model {name!r}: the package peft, which applies its adapter, is not installed; pip install "
             "'phaselens[peft]'"
         )
+    headers.require_own_files(folder, name)
     read_adapter_config(folder, name)
     if not (folder / _WEIGHTS).is_file():
         if (folder / _PICKLE).is_file():

@@ -161,6 +161,11 @@ class Table:
         columns = [{"name": column.name, "unit": column.unit} for column in self.spec.columns]
         return {"columns": columns, "rows": [list(row) for row in self.rows]}
 
+    def _repr_html_(self) -> str:
+        from phaselens.plugin.table_html import table_html
+
+        return table_html(self)
+
     def to_arrow(self) -> pa.Table:
         """Convert the table to a pyarrow Table; the metadata of each field holds its unit."""
         import pyarrow as pa

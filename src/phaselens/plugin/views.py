@@ -179,6 +179,8 @@ class PerText:
         self._shapes: dict[str, dict[int, tuple[int, ...]]] = {}
         #: The number of layers of the model, where some of them have no values; 0 where all layers have.
         self.n_layers = 0
+        #: What `texts`, `lengths` and `by_content` return, until a text is added: metrics read them in loops.
+        self._ordered: tuple[list[str], list[int], list[int]] | None = None
 
     def add(self, layer: LayerView, **values: Tensor) -> None:
         """Keep `values`, each [batch, …] and complete for these texts and this layer.
@@ -195,6 +197,7 @@ class PerText:
                 f"per_text.add: layer is {describe_value(layer)}; give the layer that update receives"
             )
         batch = layer.batch
+        self._ordered = None
         for index, text, length in zip(batch.indices, batch.texts, batch.lengths, strict=True):
             self._ids[index], self._lengths[index] = text, length
         self._hashes.update(zip(batch.indices, batch.hashes or batch.texts, strict=True))
@@ -223,6 +226,7 @@ class PerText:
 
     def merge(self, other: PerText) -> None:
         """Add everything that `other` collected."""
+        self._ordered = None
         self._ids.update(other._ids)
         self._hashes.update(other._hashes)
         self._lengths.update(other._lengths)
@@ -256,6 +260,7 @@ class PerText:
     def load_state(self, tree: Mapping[str, Any]) -> None:
         """Restore what `state` returned, in place of everything collected so far."""
         require_kind("tree", tree, Mapping, "as PerText.state returns it")
+        self._ordered = None
         self.n_layers = int(tree["n_layers"])
         indices = tree["indices"].tolist()
         self._ids = dict(zip(indices, tree["ids"], strict=True))
@@ -274,12 +279,12 @@ class PerText:
     @property
     def texts(self) -> list[str]:
         """The ids of the texts, in order."""
-        return [self._ids[index] for index in sorted(self._ids)]
+        return self._in_order()[0]
 
     @property
     def lengths(self) -> list[int]:
         """The number of tokens of each text, in the same order."""
-        return [self._lengths[index] for index in sorted(self._ids)]
+        return self._in_order()[1]
 
     @property
     def by_content(self) -> list[int]:
@@ -287,8 +292,19 @@ class PerText:
 
         Statistics that draw texts at random draw from this order, so that the same texts give the same result.
         """
-        hashes = [self._hashes[index] for index in sorted(self._ids)]
-        return sorted(range(len(hashes)), key=hashes.__getitem__)
+        return self._in_order()[2]
+
+    def _in_order(self) -> tuple[list[str], list[int], list[int]]:
+        """Return the ids and lengths of the texts in order, and their indices in the order of their hashes."""
+        if self._ordered is None:
+            indices = sorted(self._ids)
+            hashes = [self._hashes[index] for index in indices]
+            self._ordered = (
+                [self._ids[index] for index in indices],
+                [self._lengths[index] for index in indices],
+                sorted(range(len(hashes)), key=hashes.__getitem__),
+            )
+        return self._ordered
 
     def layers(self, name: str) -> list[int]:
         """Return the layers that have values under `name`."""

@@ -1,4 +1,4 @@
-"""Figures of a run; `draw(run, folder)` writes each as PNG and SVG.
+"""Figures of a run; `draw(run, folder)` writes each, by default as PNG and SVG.
 
 They are curves by layer with intervals and nulls, effects of conditions, heatmaps of layers × heads, and the figure
 sets that metrics contribute to. Only matplotlib's object interface is used, so no global state changes.
@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from string import ascii_lowercase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from phaselens.data.new_files import partial_path
-from phaselens.errors import InputError
+from phaselens.errors import InputError, close_matches
 from phaselens.plugin import Display, FigurePanel, FigureSet
 from phaselens.report.builders import layer_table, model_labels
 from phaselens.report.drawing import (
@@ -31,6 +31,7 @@ from phaselens.report.drawing import (
     new_figure,
     whole_numbers,
 )
+from phaselens.report.drawing_sizes import set_width
 from phaselens.report.figure_data import head_grids, model_points
 from phaselens.report.forest import condition_figures
 from phaselens.report.strings import heading
@@ -40,27 +41,49 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_EXTENSIONS = ("png", "svg")
+#: Formats of figures, each with its settings: no dates, so that the files of two runs are equal.
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 300},
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
+DEFAULT_FORMATS = ("png", "svg")
+# Fonts that journals accept, and equal names of parts each time.
+_FONTS: Any = {"pdf.fonttype": 42, "svg.hashsalt": "phaselens"}
 # Values are drawn on a logarithmic axis if the largest is more than this many times the smallest.
 _MAX_LINEAR_RATIO = 50.0
 
 
-def draw(run: Run, folder: str | Path) -> list[Path]:
+def draw(
+    run: Run, folder: str | Path, *, formats: Sequence[str] = DEFAULT_FORMATS, width: float | None = None
+) -> list[Path]:
     """Write every figure that the run's tables allow into `folder`, and return the files.
 
+    Args:
+        run: the run.
+        folder: where the files are written.
+        formats: names of `FORMATS`.
+        width: the width of each figure, in inches; None for its own.
+
     Raises:
-        InputError: if the folder cannot be created or written to.
+        InputError: for another format, or if the folder cannot be created or written to.
     """
+    import matplotlib
+
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(f"no figure format {name!r}; {close_matches(name, FORMATS)}")
     target = Path(folder)
     paths = []
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name, figure in figures(run):
-            for extension in _EXTENSIONS:
+            if width is not None:
+                set_width(figure, width)
+            for extension in formats:
                 path = target / f"{name}.{extension}"
-                figure.savefig(
-                    path, format=extension, metadata={"Date": None} if extension == "svg" else None
-                )
+                with matplotlib.rc_context(_FONTS):
+                    figure.savefig(path, format=extension, **FORMATS[extension])
                 paths.append(path)
     except OSError as error:
         raise InputError(f"figures cannot be written to {target}: {error.strerror or error}") from error
@@ -131,7 +154,7 @@ def _curve_figure(run: Run, result: MetricResult, display: Display) -> Figure:
     return figure
 
 
-def _curve(axes: Axes, run: Run, result: MetricResult, display: Display) -> None:
+def _curve(axes: Axes, run: Run, result: MetricResult, display: Display, *, has_legend: bool = True) -> None:
     """Draw one column by layer: one line per model, its interval as a band, its null dashed in the same colour."""
     table = layer_table(run, result, display)
     column = table.columns[0]
@@ -165,7 +188,8 @@ def _curve(axes: Axes, run: Run, result: MetricResult, display: Display) -> None
     axes.set_ylabel(f"{column.title} ({unit})" if unit and unit not in column.title else column.title)
     bare(axes)
     whole_numbers(axes.xaxis)
-    axes.legend(frameon=False, fontsize=8)
+    if has_legend:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def _wants_log(values: Sequence[float]) -> bool:
@@ -234,11 +258,13 @@ def _summary_page(run: Run, panels: Sequence[_SetPanel]) -> Figure:
     figure, axes = new_figure(2 * 5.0, n_rows * 3.4, rows=n_rows, columns=2)
     for index, (panel, result) in enumerate(panels):
         with guarded(result, "all models", "plot"):
-            _curve(axes.flat[index], run, result, panel.display)
+            _curve(axes.flat[index], run, result, panel.display, has_legend=False)
             title = f"{ascii_lowercase[index]}  {panel.display.title}"
             axes.flat[index].set_title(title, loc="left", fontsize=10, color=INK)
     for unused in axes.flat[len(panels) :]:
         unused.set_axis_off()
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
     n_texts = len(run.texts)
     figure.suptitle(
         f"{' and '.join(lettering(model.info.label) for model in run.models)}, {n_texts} texts; bands: 95 % "

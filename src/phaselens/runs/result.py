@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import MODEL, Column, Metric, ModelInfo, Params, Table, TableSpec
 from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
+from phaselens.runs.presentation import PresentedRun, Presenter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -252,7 +253,7 @@ class MetricResult:
 
 
 @dataclass
-class Run:
+class Run(PresentedRun):
     """The result of `phaselens.run`.
 
     `print(run)` shows its tables; `run.table("sinks", "layers")` is a pyarrow Table.
@@ -270,6 +271,7 @@ class Run:
     #: Requested models that were not measured. A run that ended early is the `run` attribute of its exception.
     errors: list[ModelFailure] = field(default_factory=list)
     renderer: Callable[[Run], str] | None = field(default=None, repr=False, compare=False)
+    presenter: Presenter | None = field(default=None, repr=False, compare=False)
     #: Shards that could not be computed; the tables lack their texts.
     failed_shards: list[FailedShard] = field(default_factory=list)
     #: The directory that holds the run; None for one that is only in memory.

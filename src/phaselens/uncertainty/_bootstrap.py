@@ -14,7 +14,7 @@ mean, 1.4 % of half the interval's width (0.060 and 3 % with 2,000).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -49,6 +49,10 @@ _MAX_MEANS = 1 << 22
 """Largest number of resampled means held at a time."""
 _MAX_DRAWN = 1 << 22
 """Largest number of draws of texts held at a time."""
+_MAX_COUNTS = 1 << 24
+"""Largest number of counts of draws held, by resample and text."""
+_MANY_TEXTS = 100
+"""Up to so many texts, all draws are held, whatever their number."""
 _ROUNDING = 1e-12
 """Relative rounding that is allowed where a sum of probabilities is compared with a tail."""
 
@@ -119,15 +123,17 @@ def mean_interval(
             continue
         columns = np.flatnonzero(pattern_numbers.reshape(-1) == number)
         resampled = (
-            resamples(int(pattern.sum()), n_resamples, seed) if pattern.sum() >= FEWEST_TEXTS else None
+            resamples(int(pattern.sum()), n_resamples, seed, redraw=True)
+            if pattern.sum() >= FEWEST_TEXTS
+            else None
         )
-        step = len(columns) if resampled is None else max(1, _MAX_MEANS // len(resampled.counts))
+        step = len(columns) if resampled is None else max(1, _MAX_MEANS // resampled.n)
         for start in range(0, len(columns), step):
             batch = columns[start : start + step]
             sample = flat[np.ix_(pattern, batch)]
             intervals[0, batch] = _mean(sample)
             if resampled is not None:
-                means = _resampled(sample, resampled.counts)
+                means = _resampled(sample, resampled)
                 intervals[1:, batch] = resampled.quantiles(means, tails)
     mean, low, high = (interval.reshape(cells) for interval in intervals)
     return mean, low, high
@@ -192,11 +198,18 @@ def _missing(*shape: int) -> Masked:
 class Resamples:
     """Resamples of texts: `counts` [resample, text] has the number of times each text is in each resample.
 
-    `probabilities` [resample] are those of all possible resamples, and None for draws.
+    `probabilities` [resample] are those of all possible resamples, and None for draws. Of very many texts, `counts` is
+    empty, and `redrawn` has the number and the seed of the draws, which are drawn again for each use.
     """
 
     counts: FloatArray
     probabilities: FloatArray | None
+    redrawn: tuple[int, int] | None = None
+
+    @property
+    def n(self) -> int:
+        """The number of resamples."""
+        return len(self.counts) if self.redrawn is None else self.redrawn[0]
 
     def quantiles(self, values: FloatArray, tails: tuple[float, float]) -> tuple[FloatArray, FloatArray]:
         """Return the (lower, upper) quantiles [...] of values [..., resample]; for draws as in `numpy.quantile`."""
@@ -224,8 +237,13 @@ def _quantile(values: FloatArray, share: float) -> FloatArray:
     return quantile
 
 
-def resamples(n_texts: int, n_resamples: int, seed: int) -> Resamples:
-    """Return all resamples of `n_texts` texts if there are at most `n_resamples`, else `n_resamples` draws."""
+def resamples(n_texts: int, n_resamples: int, seed: int, *, redraw: bool = False) -> Resamples:
+    """Return all resamples of `n_texts` texts if there are at most `n_resamples`, else `n_resamples` draws.
+
+    With `redraw`, draws that would take much memory are drawn again for each use.
+    """
+    if redraw and n_texts * n_resamples > _MAX_COUNTS and n_texts > _MANY_TEXTS:
+        return Resamples(np.empty((0, n_texts)), None, (n_resamples, seed))
     if math.comb(2 * n_texts - 1, n_texts) <= n_resamples:
         return _every_resample(n_texts)
     return Resamples(draws(n_texts, n_resamples, seed), None)
@@ -246,16 +264,22 @@ def _every_resample(n_texts: int) -> Resamples:
 
 def draws(n_texts: int, n_resamples: int, seed: int) -> FloatArray:
     """Return the number of times each text is drawn, [resample, text]."""
-    rng = np.random.default_rng(seed)
     counts = np.empty((n_resamples, n_texts))
+    start = 0
+    for block in _blocks_of_draws(n_texts, n_resamples, seed):
+        counts[start : start + len(block)] = block
+        start += len(block)
+    return counts
+
+
+def _blocks_of_draws(n_texts: int, n_resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of `draws`, a few at a time: all of them take gigabytes for 100,000 texts."""
+    rng = np.random.default_rng(seed)
     step = max(1, _MAX_DRAWN // n_texts)
     for start in range(0, n_resamples, step):
         n_rows = min(step, n_resamples - start)
         drawn = rng.integers(0, n_texts, (n_rows, n_texts)) + n_texts * np.arange(n_rows)[:, None]
-        counts[start : start + n_rows] = np.bincount(drawn.reshape(-1), minlength=n_rows * n_texts).reshape(
-            n_rows, n_texts
-        )
-    return counts
+        yield np.bincount(drawn.reshape(-1), minlength=n_rows * n_texts).reshape(n_rows, n_texts)
 
 
 def _mean(sample: FloatArray) -> FloatArray:
@@ -263,10 +287,16 @@ def _mean(sample: FloatArray) -> FloatArray:
     return np.asarray(sample[0] + (sample - sample[0]).mean(0), dtype=np.float64)
 
 
-def _resampled(sample: FloatArray, counts: FloatArray) -> FloatArray:
+def _resampled(sample: FloatArray, resampled: Resamples) -> FloatArray:
     """Return the means [cell, resample] of the resampled texts of sample [text, cell]."""
     centre = sample[0]
-    means = centre[:, None] + (sample - centre).T @ counts.T / len(sample)
+    deviations = (sample - centre).T
+    if resampled.redrawn is None:
+        products = deviations @ resampled.counts.T
+    else:
+        blocks = _blocks_of_draws(len(sample), *resampled.redrawn)
+        products = np.concatenate([deviations @ block.T.astype(np.float64) for block in blocks], axis=1)
+    means = centre[:, None] + products / len(sample)
     return np.asarray(means, dtype=np.float64)
 
 
@@ -291,8 +321,8 @@ def _transformed(
     if len(sample):
         intervals[0] = np.asarray(transform(_mean(sample)), dtype=np.float64)
     if len(sample) >= FEWEST_TEXTS:
-        resampled = resamples(len(sample), n_resamples, seed)
-        flat = _resampled(sample.reshape(len(sample), -1), resampled.counts)
+        resampled = resamples(len(sample), n_resamples, seed, redraw=True)
+        flat = _resampled(sample.reshape(len(sample), -1), resampled)
         means = np.asarray(transform(flat.T.reshape(-1, *table.shape[1:])), dtype=np.float64)
         intervals[1:] = resampled.quantiles(np.ascontiguousarray(np.moveaxis(means, 0, -1)), tails)
     return intervals[0], intervals[1], intervals[2]
