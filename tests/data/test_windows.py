@@ -72,7 +72,7 @@ def test_a_character_of_several_tokens_gives_no_empty_window(bundled_tokenizer: 
 
 
 def test_what_cannot_be_cut_is_refused() -> None:
-    class Slow:
+    class SlowTokenizer:
         is_fast = False
         bos_token_id = None
         eos_token_id = None
@@ -80,8 +80,8 @@ def test_what_cannot_be_cut_is_refused() -> None:
         def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
             return {"input_ids": [ord(character) for character in text]}
 
-    with pytest.raises(InputError, match="Slow does not say which characters its tokens come from"):
-        Windows(4).cut([DOCUMENT], Encoder(Slow()))
+    with pytest.raises(InputError, match="SlowTokenizer does not say which characters its tokens come from"):
+        Windows(4).cut([DOCUMENT], Encoder(SlowTokenizer()))
     with pytest.raises(InputError, match="window of 1 tokens: 1 are added before each text"):
         Windows(1).cut([DOCUMENT], Encoder(toy_tokenizer()))
     with pytest.raises(InputError, match="window"):

@@ -59,7 +59,7 @@ class KillingANode(threading.Thread):
         self.n_killed += 1
 
 
-class Counting(Observer):
+class ShardCount(Observer):
     """Counts what was announced and what was read."""
 
     n_announced = 0
@@ -77,7 +77,7 @@ class Counting(Observer):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_actors_give_the_same_tables(source: str, tmp_path: Path, cluster: Any, workers: int) -> None:
     expected = measure(source, out=tmp_path / "alone", **OPTIONS)
-    counts = Counting()
+    counts = ShardCount()
     options = {**OPTIONS, "engine": "ray", "address": cluster.address, "observer": counts}
     run = measure(source, out=tmp_path / "r", workers=workers, **options)
     require_same_results(run, expected)
