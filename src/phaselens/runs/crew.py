@@ -51,10 +51,18 @@ class Crew:
 
     #: Whether `make_plan` has the plans of phases made by others.
     makes_plans = False
+
+    @property
+    def computes_here(self) -> bool:
+        """Whether the caller computes all units, so that it loads the models."""
+        return type(self) is Crew
+
     #: Whether the results of all units are there in the end, from which tables are made.
     makes_tables = True
     #: Number of units that this crew has computed.
     n_computed = 0
+    #: Seconds for which it has waited for others.
+    seconds = 0.0
 
     def begin_model(self, number: int, label: str, text_ids: Sequence[str]) -> None:
         """Learn which model comes next: its number and label in the run, and the ids of the run's texts."""
