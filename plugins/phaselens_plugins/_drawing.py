@@ -59,6 +59,8 @@ def draw_line(
     if interval is not None:
         low, high = (numbers(records, name) for name in interval)
         axes.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        if len(x) == 1:  # a band without width
+            axes.vlines(x, low, high, color=style["color"], linewidth=1.0)
     if null is not None:
         axes.plot(x, numbers(records, null), color=style["color"], linestyle=DASHES, linewidth=1.0, alpha=0.8)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from phaselens.runs import Observer, Run
 from phaselens.runs.shard_worker import ShardFailed, ShardWorker
 from phaselens.runs.worker_job import Order, WorkerJob
 from phaselens.runs.workers import Report, Workers
+from tests.runs.metrics import Probe
 from tests.toys import letters
 
 TEXTS = [letters(length, length) for length in (3, 17, 1, 8, 8, 30, 5, 12)]
@@ -19,6 +23,26 @@ OPTIONS: dict[str, Any] = {
     "texts": TEXTS,
     "shard_tokens": 20,
 }
+
+
+class Slow(Probe):
+    """A metric that takes its time, so that something can happen meanwhile."""
+
+    name = "slow"
+
+    def update(self, layer: Any) -> None:
+        time.sleep(0.3)
+
+
+class Deadly(Probe):
+    """A metric that ends its process at one of the texts, as a crash in a library would."""
+
+    name = "deadly"
+
+    def update(self, layer: Any) -> None:
+        if "5" in layer.batch.texts:
+            print("this text is deadly", file=sys.stderr, flush=True)
+            os._exit(7)
 
 
 class WorkersInside(Workers):

@@ -273,6 +273,31 @@ def test_a_changed_model_is_refused_by_the_file(lens: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_changed_gguf_file_or_adapter_is_refused_by_the_file(tmp_path: Path) -> None:
+    from tests.lens.gguf_models import same_model, write_gguf
+    from tests.lens.saved_adapters import save_adapter
+
+    file, adapter = tmp_path / "tiny.gguf", tmp_path / "lora"
+    weights = write_gguf(file)
+    save_adapter(same_model(weights), adapter, target_modules=["q_proj"])
+    options = {**OPTIONS, "metrics": "sinks"}
+    alone, adapted = {**options, "out": tmp_path / "alone"}, {**options, "out": tmp_path / "adapted"}
+    name = f"both={file}+{adapter}"
+    first = measure(name, **adapted)
+    measure(str(file), **alone)
+    require_equal(measure(name, **adapted), first)
+    save_adapter(same_model(weights), adapter, seed=1, target_modules=["q_proj"])
+    with pytest.raises(
+        InputError, match=r"file adapter/adapter_model\.safetensors of model both has changed"
+    ):
+        measure(name, **adapted)
+    write_gguf(file, fields={"general.name": "another"})
+    with pytest.raises(InputError, match=r"file tiny\.gguf of model tiny\.gguf has changed"):
+        measure(str(file), **alone)
+
+
+@pytest.mark.slow
 def test_changed_weights_of_a_loaded_model_are_refused(tmp_path: Path) -> None:
     options = {**OPTIONS, "metrics": "sinks", "out": tmp_path / "r"}
     measure(toy_lens(), **options)

@@ -170,5 +170,5 @@ def report_failures(run: Run, *, debug: bool = False) -> int:
                 f"metric {name} failed: {failure}; the other results are complete ({traceback_options()})",
             )
     for shard in run.failed_shards:
-        print_message("error", f"{shard}; the same command tries again")
+        print_message("error", f"{shard}; to try again, repeat its command")
     return 1 if run.failed or run.failed_shards else 0

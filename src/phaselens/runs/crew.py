@@ -55,6 +55,8 @@ class Crew:
     makes_tables = True
     #: Number of units that this crew has computed.
     n_computed = 0
+    #: Seconds for which it has waited for others.
+    seconds = 0.0
 
     def begin_model(self, number: int, label: str, text_ids: Sequence[str]) -> None:
         """Learn which model comes next: its number and label in the run, and the ids of the run's texts."""

@@ -34,6 +34,7 @@ class LocalWorkers(Workers):
         self._reports: queue.SimpleQueue[Report] = queue.SimpleQueue()
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._messages: dict[int, IO[bytes]] = {}
+        self._readers: dict[int, threading.Thread] = {}
         #: Which group of cores or GPU each worker has.
         self._slots: dict[int, int] = {}
         self._n_started = 0
@@ -53,7 +54,8 @@ class LocalWorkers(Workers):
             env=environment(slot, self._device),
         )
         self._processes[worker] = process
-        threading.Thread(target=self._read, args=(worker, process), daemon=True).start()
+        self._readers[worker] = threading.Thread(target=self._read, args=(worker, process), daemon=True)
+        self._readers[worker].start()
         self._write(worker, json.dumps({"cpus": group_of_cores(slot, self.n_workers)}))
         self._write(worker, self._job)
         return worker
@@ -77,10 +79,11 @@ class LocalWorkers(Workers):
     def _read(self, worker: int, process: subprocess.Popen[str]) -> None:
         """Put the reports of one worker into the queue, and at last that it has ended."""
         assert process.stdout is not None
-        for line in process.stdout:
-            with contextlib.suppress(ValueError):  # a line that was cut off when the process was killed
-                values = json.loads(line)
-                self._reports.put(Report(worker, **values))
+        with process.stdout as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # a line that was cut off when the process was killed
+                    values = json.loads(line)
+                    self._reports.put(Report(worker, **values))
         code = process.wait()
         cause = f"signal {-code}" if code < 0 else f"exit code {code}"
         self._reports.put(
@@ -106,6 +109,8 @@ class LocalWorkers(Workers):
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for reader in self._readers.values():
+            reader.join()
 
 
 def group_of_cores(slot: int, n_groups: int) -> list[int]:

@@ -26,17 +26,27 @@ def require_ray() -> Any:
     return ray
 
 
+class TokenCounter(Observer):
+    """Counts the tokens that were read."""
+
+    n_tokens = 0
+
+    def advance(self, n_tokens: int) -> None:
+        self.n_tokens += n_tokens
+
+
 class ShardActor:
     """What an actor does: it carries out orders, and returns reports instead of raising."""
 
     def __init__(self, job: str) -> None:
         self._refusal: dict[str, Any] | None = None
         self._threads = 1
+        self._counter = TokenCounter()
         try:
             parsed = WorkerJob.from_json(job)
             self._threads = parsed.options.threads or 1
             with fixed_threads(self._threads):
-                self._worker = ShardWorker(parsed, Observer())
+                self._worker = ShardWorker(parsed, self._counter)
         except PhaseLensError as error:
             self._refusal = _refusal(error)
 
@@ -45,10 +55,12 @@ class ShardActor:
         return self._refusal or {"kind": "ready"}
 
     def execute(self, order: Order) -> dict[str, Any]:
-        """Carry an order out, and return the report."""
+        """Carry an order out, and return the report, with the number of `tokens` that were read."""
+        self._counter.n_tokens = 0
         try:
             with fixed_threads(self._threads):
-                return {"kind": "done", "amount": self._worker.execute(order)}
+                seconds = self._worker.execute(order)
+            return {"kind": "done", "amount": seconds, "tokens": self._counter.n_tokens}
         except ShardFailed as error:
             return {"kind": "failed", "text": str(error)}
         except PhaseLensError as error:
@@ -92,7 +104,12 @@ class RayWorkers(Workers):
         self._n_started += 1
         # A CPU each, whatever the number of threads: a node with fewer CPUs than threads could not have an actor.
         actor_class = self._ray.remote(
-            num_cpus=1, num_gpus=1 if self._uses_gpus else 0, scheduling_strategy="SPREAD", max_restarts=0
+            num_cpus=1,
+            num_gpus=1 if self._uses_gpus else 0,
+            scheduling_strategy="SPREAD",
+            max_restarts=0,
+            # Threads that wait without working, because there may be more of them than cores.
+            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         )(ShardActor)
         actor = self._actors[worker] = actor_class.remote(self._job)
         self._tasks[actor.ready.remote()] = worker
@@ -112,7 +129,9 @@ class RayWorkers(Workers):
         """Put the report of a task that has ended into the queue."""
         worker = self._tasks.pop(task)
         try:
-            report = Report(worker, **self._ray.get(task))
+            values = self._ray.get(task)
+            self._reports.put(Report(worker, "advanced", amount=values.pop("tokens", 0)))
+            report = Report(worker, **values)
         except self._ray.exceptions.RayActorError as error:
             report = Report(worker, "ended", text=_one_line(f"the actor died: {error}"))
         except self._ray.exceptions.RayError as error:

@@ -57,6 +57,8 @@ class ResumableRun:
         self._request: dict[str, Any] = {}
         self._descriptions: dict[str, ModelDescription] = {}
         self._n_saved = 0
+        #: Seconds for merging the shards and making the tables; None where this process has also computed shards.
+        self._merge_seconds: float | None = None
 
     def begin(self, result: Run, command: Sequence[str] | None) -> None:
         """Record the run, or check that it is the recorded one.
@@ -137,6 +139,7 @@ class ResumableRun:
 
     def measure(self, result: Run, observer: Observer) -> None:
         """Measure the shards that are missing, and add the tables of all models to `result`."""
+        start = time.monotonic()
         for number, session in enumerate(self._sessions):
             description = self.description(number)
             self._crew.begin_model(number, session.label, [text.id for text in self._texts])
@@ -155,6 +158,8 @@ class ResumableRun:
             if self._crew.makes_tables:
                 self._add_tables(result, description, metrics, store.damaged)
         self._n_saved += self._crew.n_computed
+        if self._crew.makes_plans:
+            self._merge_seconds = round(time.monotonic() - start - self._crew.seconds, 6)
         result.failed_shards.extend(self._crew.failed_shards)
 
     def _add_tables(
@@ -248,7 +253,8 @@ class ResumableRun:
                 self.directory.write(f"errors/{file}.txt", f"{failure}\n\n{failure.traceback}".encode())
         self.directory.write_result(
             {
-                "times": {"finished": now(), "seconds": round(time.monotonic() - self._started, 3)},
+                "times": {"finished": now(), "seconds": round(time.monotonic() - self._started, 3)}
+                | ({} if self._merge_seconds is None else {"merge_seconds": self._merge_seconds}),
                 "n_shards_computed": self._n_saved,
                 "failed_shards": [shard.as_dict() for shard in result.failed_shards],
                 "warnings": [[str(warning), MetricWarning(warning).code] for warning in result.warnings],

@@ -66,14 +66,15 @@ class ShardWork:
         ]
 
     @property
-    def _label(self) -> str:
+    def label(self) -> str:
+        """The model's label."""
         return self._factory.model.label
 
     def construct(self, results: Mapping[str, MetricResult]) -> dict[str, ActiveMetric]:
         """Return an instance of each metric that can be made for this model; record why others cannot."""
         active_metrics = {}
         for name in self._factory.selected:
-            with guarded(results[name], self._label, "construct"):
+            with guarded(results[name], self.label, "construct"):
                 # First, so that no metric is constructed from parameters that it cannot define.
                 self._factory.require_definition(name)
                 active_metrics[name] = self.new(name)
@@ -137,7 +138,7 @@ class ShardWork:
         }
 
     def _has_failed(self, name: str, results: Mapping[str, MetricResult]) -> bool:
-        return any(failure.model == self._label for failure in results[name].failures)
+        return any(failure.model == self.label for failure in results[name].failures)
 
     def _read_all_sequences(
         self, names: Sequence[str], results: Mapping[str, MetricResult], unused: Mapping[str, ActiveMetric]
@@ -198,7 +199,7 @@ class ShardWork:
         missing = [unit for unit in units if unit.name not in self._crew.lost and not self._store.has(unit)]
         if not missing:
             return
-        label = f"{self._label}, conditions" if missing[0].phase == CONDITIONS else self._label
+        label = f"{self.label}, conditions" if missing[0].phase == CONDITIONS else self.label
         n_tokens = sum(unit.shard.n_tokens for unit in self._crew.select(missing))
         self._observer.measuring(label, count_forwards() * n_tokens)
         self._crew.compute(UnitJob(missing[0].phase, names, missing, compute, self._store.exists))
@@ -232,7 +233,7 @@ class ShardWork:
         """Return what a metric collected in a shard, or its failure."""
         part = ShardPart()
         if active.works:
-            with guarded(active.result, self._label, "state"):
+            with guarded(active.result, self.label, "state"):
                 part = collected(active.metric)
         for failure in active.result.failures[:1]:
             part = ShardPart(failure=failure)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +19,7 @@ from phaselens.runs.directory_store import DirectoryStore
 from phaselens.runs.observer import Observer
 from phaselens.runs.prepared_tasks import PreparedAtNeed
 from phaselens.runs.resumable import ResumableRun
-from phaselens.runs.run_directory import RunDirectory
+from phaselens.runs.run_directory import RunDirectory, slug
 from phaselens.runs.shard_store import OBSERVATIONS
 from phaselens.runs.shard_work import ShardWork
 from phaselens.runs.worker_job import Order, WorkerJob
@@ -48,7 +51,7 @@ class ShardWorker:
         self._job = job
         self._observer = observer
         self._sessions = job.sessions(observer)
-        directory = RunDirectory(job.out)
+        self._directory = directory = RunDirectory(job.out)
         if not directory.has_record:
             raise InputError(
                 f"this worker does not see the directory {job.out!r} of the run; put --out on a file system that all "
@@ -60,6 +63,8 @@ class ShardWorker:
         else:
             self._run.adopt()
         self._current: tuple[int, ModelWork] | None = None
+        self._has_loaded = False
+        self._loading_since = 0.0
 
     def execute(self, order: Order) -> float:
         """Carry an order out, and return the seconds that it took, without the loading of the model.
@@ -84,6 +89,7 @@ class ShardWorker:
             self._sessions[self._current[0]].release()
             self._current = None
         if self._current is None:
+            self._loading_since = time.time()
             session = self._sessions[order.model]
             try:
                 session.lens, session.tokenized_texts  # noqa: B018 - loads them
@@ -93,12 +99,36 @@ class ShardWorker:
                 raise PhaseLensError(
                     f"a worker cannot load {session.label}: {describe_error(error)}"
                 ) from error
+            self._record("start", session.label, self._seconds_to_load())
             crew = Crew()
             work, store = self._run.work(order.model, self._observer, crew)
             self._current = order.model, ModelWork(work, store, crew)
         model_work = self._current[1]
         model_work.crew.lost = set(order.lost)
         return model_work
+
+    def _seconds_to_load(self) -> float:
+        """Return how long this process took to have its model: for the first one, since the process began."""
+        import psutil
+
+        since = self._loading_since
+        if not self._has_loaded:
+            since = psutil.Process().create_time()
+            self._has_loaded = True
+        return time.time() - since
+
+    def _record(self, event: str, label: str, seconds: float) -> None:
+        """Write down how long something took that is no shard."""
+        host, process = platform.node(), os.getpid()
+        times = {
+            "event": event,
+            "model": label,
+            "seconds": round(seconds, 6),
+            "host": host,
+            "process": process,
+        }
+        name = f"times/{event}.{slug(label)}.{slug(host)}.{process}.json"
+        self._directory.write(name, (json.dumps(times) + "\n").encode())
 
     def _compute(self, model_work: ModelWork, order: Order) -> None:
         work = model_work.work
@@ -121,13 +151,17 @@ class ShardWorker:
         """Return the phase of an order, prepared once: from the texts, or from the stored observations."""
         key = order.phase, frozenset(unit for unit in order.lost if unit[0] == OBSERVATIONS)
         if key not in model_work.phases:
+            start = time.monotonic()
             work = model_work.work
             if order.phase == OBSERVATIONS:
                 phase = work.sequences_phase(order.names)
             else:
                 phase = work.conditions_phase(self._observed(work, order.model))
             assert phase is not None
-            model_work.phases[key] = PreparedAtNeed(phase, model_work.store)
+            prepared = model_work.phases[key] = PreparedAtNeed(phase, model_work.store)
+            if order.shard is not None:
+                prepared.task(order.texts_of)
+            self._record(f"prepare-{order.phase}", work.label, time.monotonic() - start)
         return model_work.phases[key]
 
     def _observed(self, work: ShardWork, model: int) -> dict[str, CausalMetric[Any]]:

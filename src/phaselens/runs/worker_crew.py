@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 
@@ -61,6 +62,13 @@ class WorkerCrew(Crew):
         self, orders: Sequence[Order], is_done: Callable[[Order], bool] = lambda order: False
     ) -> dict[Order, str]:
         """Have all orders carried out, and return why the others were not."""
+        start = time.monotonic()
+        try:
+            return self._hand_out(orders, is_done)
+        finally:
+            self.seconds += time.monotonic() - start
+
+    def _hand_out(self, orders: Sequence[Order], is_done: Callable[[Order], bool]) -> dict[Order, str]:
         if self._workers is None:
             self._workers = self._make_workers()
         waiting, failures = deque(orders), {}
