@@ -52,6 +52,7 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "a dict": (plugin.NestedState,),
     "results of a run": (
         runs.Failure, runs.MetricResult, runs.ModelFailure, runs.ModelRecord, runs.Run, runs.RunSummary,
+        runs.ModelPlan, runs.PlannedPass, runs.RunPlan,
         runs.TextRecord,
     ),
     "made by select_metrics": (runs.SelectedMetric,),
@@ -279,6 +280,10 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.open_run: lambda: {"path": "no-such-folder"},
+    runs.plan: lambda: {
+        "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None,
+        "options": runs.RunOptions(), "observer": runs.Observer(),
+    },
     runs.find_runs: lambda: {"paths": ["no-such-folder"]},
     runs.group_by_label: lambda: {"run": FINISHED_RUN()},
     runs.select_metrics: lambda: {"requests": "sinks"},
