@@ -43,8 +43,9 @@ def print_study(result: StudyResult, output: Console) -> None:
             elif record["run"] == run.name:
                 _print_row(row, widths, output)
         if n_lacking:
+            noun = "value" if n_lacking == 1 else "values"
             output.print(
-                Text(f"  {n_lacking} more values of layers that the measured models lack", style="dim")
+                Text(f"  {n_lacking} more {noun} of layers that the measured models lack", style="dim")
             )
     if not records:
         output.print(
