@@ -15,9 +15,9 @@ export HF_HUB_OFFLINE ?= 1
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
 
-# The study's questions, asked of a real model, with its rotation and without.
+# The study's questions, asked of a real model and of its recalibrated twin without rotation.
 real: $(REAL_STAMP)
-	$(BIN)/phaselens run smollm2 nulled=smollm2 --positions nulled=nope --bos always --n-texts 20 \
+	$(BIN)/phaselens run smollm2 smollm2-drope --bos always --n-texts 20 \
 	  -p sinks -p bos-norm -p compression -p bos-mlp -p bos-v -p qk-disruption -p massive-values
 
 test: $(STAMP)
