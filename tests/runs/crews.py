@@ -25,7 +25,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-class Slow(Probe):
+class SlowProbe(Probe):
     """A metric that takes its time, so that something can happen meanwhile."""
 
     name = "slow"
