@@ -53,6 +53,7 @@ bench: $(STAMP)
 	$(BIN)/python tools/bench/suite.py
 	$(BIN)/python tools/bench/sweep.py
 	$(BIN)/python tools/bench/patching.py
+	$(BIN)/python tools/bench/loading.py
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PhaseLens needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.11 …")'

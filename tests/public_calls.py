@@ -52,9 +52,12 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "a dict": (plugin.NestedState,),
     "results of a run": (
         runs.Failure, runs.FailedShard, runs.MetricResult, runs.ModelFailure, runs.ModelRecord, runs.Run,
-        runs.RunSummary, runs.TextRecord,
+        runs.RunSummary, runs.ModelPlan, runs.PlannedPass, runs.RunPlan,
+        runs.TextRecord,
     ),
     "made by select_metrics": (runs.SelectedMetric,),
+    "made by read_study": (runs.Study,),
+    "results of a study": (runs.StudyResult,),
     "made by Encoder.tokenize": (data.TokenizedText,),
     "results of testing": (testing.Finding, testing.Planted),
 }  # fmt: skip
@@ -266,6 +269,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     plugin.plugins: dict,
     plugin.kind_of: lambda: {"metric": ValidMetric},
+    plugin.ReportSection: lambda: {"title": "a", "paragraphs": ("b",), "columns": ("c",), "rows": ((1.0,),)},
     plugin.require_metric: lambda: {"candidate": ValidMetric, "origin": "a"},
     runs.ModelSpec: lambda: {"source": "a", "label": "b", "revision": "c"},
     runs.Observer: dict,
@@ -277,9 +281,20 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.open_run: lambda: {"path": "no-such-folder"},
+    runs.plan: lambda: {
+        "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None,
+        "options": runs.RunOptions(), "observer": runs.Observer(),
+    },
     runs.find_runs: lambda: {"paths": ["no-such-folder"]},
     runs.group_by_label: lambda: {"run": FINISHED_RUN()},
     runs.select_metrics: lambda: {"requests": "sinks"},
+    runs.shipped_studies: dict,
+    runs.read_study: lambda: {"study": "rope-vs-drope"},
+    runs.require_measurable: lambda: {"study": runs.read_study("massive-activations")},
+    runs.run_study: lambda: {
+        "study": runs.read_study("massive-activations"), "models": ["rope"], "out": None, "device": "auto",
+        "observer": None,
+    },
     runs.feed_metric: lambda: {
         "lens": LENS(), "tokenized_texts": tokens(), "metric": METRIC(), "batches": [[0]],
     },

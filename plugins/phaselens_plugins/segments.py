@@ -219,7 +219,7 @@ class Segments(Metric[SegmentsParams]):
             hits.append((largest == key).double().masked_fill(is_missing, torch.nan))
             ties.append((count > 1).double().masked_fill(is_missing, torch.nan))
             nulls.append(1 / n_visible(query, window))
-        missing = torch.full_like(mass[:, 0, 0], torch.nan)
+        missing = torch.full_like(mass[:, 0, 0], torch.nan).cpu()
         return {
             "mass": mass.mean(1).cpu(),
             "mass_null": null.double().mean(0),

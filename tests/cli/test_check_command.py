@@ -52,3 +52,27 @@ def test_check_takes_one_adapter_scale(phaselens: Phaselens, checkpoint: Path) -
     outcome = phaselens("check", checkpoint, "--adapter-scale", "a=0.5")
     assert outcome.code == 2
     assert "there is one model; write a number without a label" in outcome.err
+
+
+def test_check_takes_the_overrides_of_a_run(phaselens: Phaselens, checkpoint: Path) -> None:
+    for scale in ("0.5", f"{checkpoint.name}=0.5"):
+        outcome = phaselens("check", checkpoint, "--softmax-scale", scale, "--rope-scaling", "linear:2")
+        assert outcome.code == 0
+        assert "failed" not in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--softmax-scale", "other=1", "the model is labelled"),
+        ("--softmax-scale", "x", "write LABEL=NUMBER"),
+        ("--softmax-scale", "0", "give the factor of q·k"),
+        ("--rope-scaling", "yarn", "write linear:FACTOR"),
+    ],
+)
+def test_check_refuses_overrides_that_do_not_fit(
+    phaselens: Phaselens, checkpoint: Path, option: str, value: str, message: str
+) -> None:
+    outcome = phaselens("check", checkpoint, option, value)
+    assert outcome.code == 2
+    assert message in outcome.err

@@ -76,3 +76,28 @@ def test_the_error_for_a_hub_id_that_is_not_cached_is_one_line(tmp_path, monkeyp
     assert captured.err.startswith("phaselens: error: model 'gpt2': neither one of")
     assert "nor a hub id in the local cache, and HF_HUB_OFFLINE is set" in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_the_overrides_of_a_run_apply_to_models_of_a_session(tmp_path, monkeypatch):
+    from phaselens.cli.entry import run_to_exit_code
+    from phaselens.testing import tiny_model
+
+    opened = {}
+
+    class SilentShell:
+        def __init__(self, session, loads, **options):
+            opened.update(info=session.models["tiny"].info, loads=loads)
+
+        def show_banner(self):
+            pass
+
+        def mainloop(self):
+            pass
+
+    monkeypatch.setattr("phaselens.repl.shell.make_shell", SilentShell)
+    tiny_model("llama").save_pretrained(tmp_path / "tiny")
+    overrides = ["--softmax-scale", "tiny=0.5", "--rope-scaling", "tiny=yarn:4"]
+    assert run_to_exit_code(["repl", str(tmp_path / "tiny"), *overrides]) == 0
+    assert (opened["info"].softmax_scale, opened["info"].rope_scaling) == (0.5, "yarn:4")
+    assert opened["loads"]["tiny"].endswith("softmax_scale=0.5, rope_scaling='yarn:4')")
+    assert run_to_exit_code(["repl", str(tmp_path / "tiny"), "--softmax-scale", "other=0.5"]) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import click
 
@@ -21,11 +22,12 @@ from phaselens.lens.info import ROTATION_MODES
 )
 @shared_options.device
 @shared_options.dtype
+@shared_options.bos
 @shared_options.adapter_scale
+@shared_options.softmax_scale
+@shared_options.rope_scaling
 @shared_options.debug
-def check(
-    model: str, positions: str, device: str, dtype: str, adapter_scales: tuple[str, ...], debug: bool
-) -> int:
+def check(model: str, positions: str, device: str, dtype: str, bos: str, debug: bool, **scales: Any) -> int:
     """Check in every layer that the lens shows what MODEL computes. Exits with 3 if it does not.
 
     Also compares the model's loss on bundled texts with its rotation as configured and nulled: some models without
@@ -38,6 +40,9 @@ def check(
     from phaselens.runs import ModelSpec, load_model
 
     spec = ModelSpec.parse(model)
+    label = spec.label or spec.short
+    softmax_scale = shared_options.one_softmax_scale(scales["softmax_scales"], label)
+    rope_scaling = shared_options.one_model_value(scales["rope_scalings"], label, "--rope-scaling", "yarn:4")
     with only_results_on_stdout(debug=debug):
         lens = load_model(
             spec,
@@ -45,7 +50,10 @@ def check(
             positions=positions,
             device=device,
             dtype=dtype,
-            adapter_scale=shared_options.one_adapter_scale(adapter_scales),
+            bos=bos,
+            adapter_scale=shared_options.one_adapter_scale(scales["adapter_scales"]),
+            softmax_scale=softmax_scale,
+            rope_scaling=rope_scaling,
             check="report",
         )
         results = run_checks(lens)

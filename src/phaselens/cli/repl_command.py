@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 @shared_options.bos
 @shared_options.dtype
 @shared_options.positions
+@shared_options.adapter_scale
+@shared_options.softmax_scale
+@shared_options.rope_scaling
 @click.option(
     "--figures",
     metavar="DIR",
@@ -51,18 +54,27 @@ def repl(models: tuple[str, ...], **arguments: Any) -> None:
         )
     specs = [ModelSpec.parse(model) for model in models or DEFAULT_MODELS]
     labels = distinct_labels(specs)
-    rotation_modes = shared_options.by_label(arguments["positions"])
-    RunOptions(positions=rotation_modes).require_labels(labels)
+    options = RunOptions(
+        positions=shared_options.by_label(arguments["positions"]),
+        adapter_scale=shared_options.adapter_scale_by_label(arguments["adapter_scales"]),
+        softmax_scale=shared_options.softmax_scale_by_label(arguments["softmax_scales"]),
+        rope_scaling=shared_options.rope_scaling_by_label(arguments["rope_scalings"]),
+    )
+    options.require_labels(labels)
+    options.require_adapters(specs)
     lenses, loads = {}, {}
     with only_results_on_stdout(debug=arguments["debug"]), ProgressBar(quiet=arguments["quiet"]) as bar:
         for spec, label in zip(specs, labels, strict=True):
             bar.loading(label)
             load_options = {
                 "label": label,
-                "positions": rotation_modes.get(label, "auto"),
+                "positions": options.positions.get(label, "auto"),
                 "bos": arguments["bos"],
                 "device": arguments["device"],
                 "dtype": arguments["dtype"],
+                "adapter_scale": options.adapter_scale_of(label, spec),
+                "softmax_scale": options.softmax_scale.get(label),
+                "rope_scaling": options.rope_scaling.get(label),
             }
             lenses[label] = load_model(spec, **load_options)
             loads[label] = _load_call(spec, load_options)
@@ -87,7 +99,7 @@ def _load_call(spec: ModelSpec, load_options: dict[str, Any]) -> str:
     from phaselens.plugin import plugins
     from phaselens.runs import ModelSpec
 
-    keywords = {name: value for name, value in load_options.items() if value != "auto"}
+    keywords = {name: value for name, value in load_options.items() if value not in ("auto", None)}
     if keywords["label"] == ModelSpec(spec.source).short:
         del keywords["label"]
     if spec.source not in ("rope", "drope") and plugins().model(spec.source) is not None:

@@ -137,6 +137,32 @@ def softmax_scale_by_label(values: Iterable[str]) -> dict[str, float]:
     return scales
 
 
+def one_model_value(values: Iterable[str], label: str, option: str, example: str) -> str | None:
+    """Return the value of an option for the one model of a command: `VALUE`, or `LABEL=VALUE` with the model's label.
+
+    Raises:
+        InputError: for several values, and for another label.
+
+    >>> one_model_value(["yarn:4"], "tiny", "--rope-scaling", "yarn:4"), one_model_value(["tiny=2"], "tiny", "", "")
+    ('yarn:4', '2')
+    """
+    given = list(values)
+    if len(given) > 1:
+        raise InputError(f"{option}: there is one model; give one value, such as {option} {example}")
+    for value in given:
+        name, sign, choice = value.partition("=")
+        if sign and name != label:
+            raise InputError(f"{option} {value!r}: the model is labelled {label!r}; write {option} {example}")
+        return choice if sign else value
+    return None
+
+
+def one_softmax_scale(values: Iterable[str], label: str) -> float | None:
+    """Parse the scale of a single model, or return None; InputError for what is not a number above 0."""
+    value = one_model_value(values, label, "--softmax-scale", "0.125")
+    return None if value is None else softmax_scale_by_label([f"{label}={value}"])[label]
+
+
 def adapter_scale_by_label(values: Iterable[str]) -> float | dict[str, float] | None:
     """Parse `[LABEL=]NUMBER` values: one number for all models, or a number by label; None without any.
 

@@ -67,7 +67,7 @@ def merge(path: str | os.PathLike[str], *, allow_missing: bool = False) -> Run:
         metric.name: MetricResult(metric.metric, metric.params, metric.distribution) for metric in selected
     }
     versions = {name: version for name, version in record["versions"].items() if name != "plugins"}
-    records = [TextRecord(text["id"], text["sha256"]) for text in record["texts"]]
+    records = [TextRecord(text["id"], text["sha256"], label=text["label"]) for text in record["texts"]]
     result = Run([], records, results, list(record["notes"]), dict(record["options"]), versions)
     failures = directory.read_failed_shards()
     crew = MergingCrew(str(directory.path), failures, allow_missing=allow_missing)

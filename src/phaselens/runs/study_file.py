@@ -11,7 +11,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from phaselens.errors import InputError, close_matches, is_list_like, is_number, is_whole
+from phaselens.errors import InputError, close_matches, is_list_like, is_number, is_whole, require_kind
 from phaselens.plugin import CellValue
 
 SCHEMA = "phaselens.study/1"
@@ -298,6 +298,7 @@ def require_measurable(study: Study) -> None:
     """Raise InputError for a metric, parameter, table or column that does not exist. No model is loaded."""
     from phaselens.plugin import plugins
 
+    require_kind("study", study, Study, "made by read_study")
     metrics_of_runs = {run.name: run.metrics for run in study.runs}
     for run in study.runs:
         for name, params in run.metrics.items():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from phaselens.errors import InputError
+from phaselens.errors import InputError, is_list_like
 from phaselens.plugin import CellValue, Column, Table, TableSpec
 from phaselens.runs.measurement import run as measure
 from phaselens.runs.observer import Observer
@@ -73,7 +73,11 @@ def run_study(
         ModelError: for a model that cannot be loaded or served.
     """
     require_measurable(study)
-    chosen = chosen_models(study, models)
+    if not is_list_like(models) or not all(isinstance(model, str) for model in models):
+        raise InputError("expected models as a list of [LABEL=]SOURCE")
+    if out is not None and not isinstance(out, str | os.PathLike):
+        raise InputError("expected out as the name of a folder, or None")
+    chosen = chosen_models(study, list(models))
     runs = {
         run.name: measure(
             [f"{label}={source}" for label, source in chosen.items()],
