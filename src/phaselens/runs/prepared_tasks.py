@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from phaselens.data import TokenizedText
 from phaselens.errors import InputError
-from phaselens.plugin import CausalMetric, Condition, ConditionKey, NestedState
-from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS
+from phaselens.plugin import CausalMetric, Condition, ConditionKey, Metric, NestedState
+from phaselens.plugin.author_errors import is_of_plugin
 from phaselens.plugin.states import changes, same_value
 from phaselens.runs.active_metrics import ActiveMetric
 from phaselens.runs.result import Failure
@@ -38,10 +38,7 @@ class PreparedMetric:
         metric = active.metric
         conditions = metric.losses.conditions if isinstance(metric, CausalMetric) else {}
         state = NestedState(metric.state()) if keeps_state else None
-        backup = state
-        if state is None:
-            with contextlib.suppress(*PLUGIN_EXCEPTIONS):  # a metric of one shard need not be storable
-                backup = NestedState(metric.state())
+        backup = _storable_state(metric) if state is None else state
         return cls(active, conditions, frozenset(vars(metric)), state, backup)
 
     def reset(self) -> None:
@@ -68,6 +65,16 @@ class PreparedMetric:
         if self.state is None:
             return ShardPart(self.active.metric)
         return ShardPart(changed=changes(self.active.metric.state(), self.state))
+
+
+def _storable_state(metric: Metric[Any]) -> NestedState | None:
+    """Return a metric's state; None where it cannot be stored, which a metric of one shard does not need."""
+    try:
+        return NestedState(metric.state())
+    except BaseException as error:
+        if not is_of_plugin(error):
+            raise
+        return None
 
 
 @dataclass(frozen=True)
