@@ -42,6 +42,8 @@ _DOSE_COLUMNS = (
     Column("control_nats", float, _NATS, "delta_nats of the same shift of another key of each text"),
     *paired_interval_columns(_NATS, "control"),
     Column("control_kl", float, _NATS, "kl of the same shift of another key of each text"),
+    Column("control_kl_low", float, _NATS, interval_help()),
+    Column("control_kl_high", float, _NATS, interval_help()),
     Column(
         "mass",
         float,

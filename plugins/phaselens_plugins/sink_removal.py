@@ -326,17 +326,18 @@ class SinkRemoval(Ablation[SinkRemovalParams]):
                 name = f"{scope.name}, b = {shift_text(shift)}"
                 site = (name, scope.name, scope.layer, scope.head, shift_text(shift))
                 if shift == 0:
-                    control_cells = (0.0 if self.params.seeds else None,) * 4
+                    control_cells = (0.0 if self.params.seeds else None,) * 6
                     yield (*site, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, *control_cells, mass, n_texts)
                     continue
                 record = by_condition[name, scope.layer, scope.head]
                 control_name = f"other position: {name}"
                 control = by_condition.get((control_name, scope.layer, scope.head), {})
-                control_kl = self._divergence((control_name, scope.layer, scope.head))[0] if control else None
+                group = (control_name, scope.layer, scope.head)
+                control_kl = self._divergence(group) if control else (None, None, None)
                 yield (
                     *site, *(record[column] for column in ("delta_nats", "delta_low", "delta_high", "ratio")),
                     *self._divergence((name, scope.layer, scope.head)),
-                    *(control.get(column) for column in ("delta_nats", "delta_low", "delta_high")), control_kl,
+                    *(control.get(column) for column in ("delta_nats", "delta_low", "delta_high")), *control_kl,
                     mass, n_texts,
                 )  # fmt: skip
 

@@ -23,7 +23,8 @@ def test_a_study_is_run_and_printed(phaselens: Phaselens, file: Path, checkpoint
     assert result.code == 0
     lines = result.out.splitlines()
     assert lines[:2] == ["A small study", "A paper"]
-    assert sum("sink rate by layer" in line for line in lines) == 3
+    assert sum("sink rate by layer" in line for line in lines) == 2
+    assert "  1 more value of layers that the measured models lack" in lines
     assert any(line.startswith("(1) ") for line in lines)
     answer = phaselens("study", "run", file, "--models", f"{checkpoint},{checkpoint}", "--format", "json")
     table = json.loads(answer.out)

@@ -84,6 +84,7 @@ def test_every_dose_equals_a_dense_softmax_in_float64(family: str) -> None:
             )
             assert record["control_nats"] == pytest.approx(weighted(control - base, n), abs=1e-7)
             assert record["control_kl"] == pytest.approx(weighted(control_kl, n), rel=1e-5, abs=1e-12)
+            assert record["control_kl_low"] <= record["control_kl"] <= record["control_kl_high"]
             condition = row(result, METRIC, record["condition"], layer) if head is None else None
             if condition is not None:
                 assert condition["ratio"] == pytest.approx(

@@ -43,6 +43,22 @@ def test_csv_is_one_table_with_empty_fields_for_missing_values() -> None:
     assert rows[2]["sink_rate"] == ""
 
 
+@pytest.mark.parametrize(
+    ("label", "cell"),
+    [
+        ("=1+1", "'=1+1"),
+        ("+1", "'+1"),
+        ("-1", "'-1"),
+        ("@a", "'@a"),
+        ("a\x1b[31mb", "a\\x1b[31mb"),
+        ("a=b", "a=b"),
+    ],
+)
+def test_csv_holds_no_formula_and_no_escape_sequence(label: str, cell: str) -> None:
+    rows = list(csv.DictReader(io.StringIO(written_table(made_run(label), "csv", "sinks.summary"))))
+    assert [row["model"] for row in rows] == [cell]
+
+
 def test_csv_quotes_commas_quotes_and_line_ends() -> None:
     (row, *_) = csv.reader(
         io.StringIO(written_table(made_run('a,"b"\nc'), "csv", "sinks.summary").partition("\n")[2])

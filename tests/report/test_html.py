@@ -22,6 +22,8 @@ from phaselens.runs import Run
 from phaselens_plugins.sinks import Sinks
 from tests.report.html_runs import SCRIPT, TEXTS, hostile_run, large_run
 from tests.report.runs import made_run
+from tests.runs.metrics import probe
+from tests.toys import letters, toy_lens
 
 
 class Tags(HTMLParser):
@@ -172,6 +174,18 @@ def test_a_chart_has_a_gap_where_a_value_is_missing() -> None:
     assert chart.strips[1].tip.splitlines()[1] == "rope: ● 62.5 % (50.0–75.0), null 2.0 %"
     empty = made_run(rows=((None, None, None, None),))
     assert layer_chart(layers_of(empty)) is None
+
+
+def test_a_metrics_own_figure_is_shown_from_its_directory_too(tmp_path: Path) -> None:
+    def plot(cls: Any, tables: Any, figure: Any) -> None:
+        figure.subplots().plot([1.0, 2.0])
+
+    metric = probe(plots=True, plot=classmethod(plot))
+    drawn = phaselens.run(toy_lens(), metrics=metric, texts=[letters(5)], out=tmp_path / "run")
+    for run in (drawn, phaselens.open_run(tmp_path / "run")):
+        pictures = [attributes for tag, attributes in Tags(html_report(run)).tags if tag == "img"]
+        assert [picture["alt"] for picture in pictures] == ["Figure probe; the tables hold its numbers"]
+        assert str(pictures[0]["src"]).startswith("data:image/svg+xml;base64,")
 
 
 def test_names_of_byte_level_tokens_are_decoded() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,11 @@ _POSITIVE = click.IntRange(min=1)
 @click.option("--fresh", is_flag=True, help="Start over in a new directory beside --out if that holds a run.")
 @worker_options
 @click.option(
+    "--plan",
+    is_flag=True,
+    help="Measure one batch only, and print what the run would take: shards, forwards, memory, time (or as json).",
+)
+@click.option(
     "--heatmap",
     "heatmaps",
     multiple=True,
@@ -148,6 +154,8 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     requests = [(name, settings[name]) for name in names]
     details = _details(names, arguments)
     command = ctx.meta.get(shared_options.COMMAND_LINE)
+    if arguments["plan"]:
+        return _plan(models, [*requests, *details.items()], arguments)
     try:
         result = _measure(models, [*requests, *details.items()], arguments, command)
     except BaseException as error:
@@ -280,33 +288,75 @@ def _measure(
     arguments: dict[str, Any],
     command: list[str] | None,
 ) -> Run:
+    from phaselens.report.plan_tables import plan_sentence
     from phaselens.report.progress import ProgressBar
-    from phaselens.runs import DEFAULT_MODELS
+    from phaselens.runs import DEFAULT_MODELS, ModelPlan
     from phaselens.runs import run as measure
 
-    with only_results_on_stdout(debug=arguments["debug"]), ProgressBar(quiet=arguments["quiet"]) as observer:
+    def announce(plan: ModelPlan) -> None:
+        print_message("note", plan_sentence(plan))
+
+    with (
+        only_results_on_stdout(debug=arguments["debug"]),
+        ProgressBar(quiet=arguments["quiet"], announce=announce) as observer,
+    ):
         return measure(
             models or DEFAULT_MODELS,
             metrics=metrics,
             texts=arguments["texts"],
             text_fields=text_fields(arguments),
-            max_tokens=arguments["max_tokens"],
-            n_texts=arguments["n_texts"],
-            window=arguments["window"],
-            stride=arguments["stride"],
-            batch_tokens=arguments["batch_tokens"],
-            shard_tokens=arguments["shard_tokens"],
-            bos=arguments["bos"],
-            device=arguments["device"],
-            dtype=arguments["dtype"],
-            positions=shared_options.by_label(arguments["positions"]),
-            seed=arguments["seed"],
-            adapter_scale=shared_options.adapter_scale_by_label(arguments["adapter_scales"]),
-            softmax_scale=shared_options.softmax_scale_by_label(arguments["softmax_scales"]),
-            rope_scaling=shared_options.rope_scaling_by_label(arguments["rope_scalings"]),
+            **_options(arguments),
             observer=observer,
             out=arguments["out"],
             fresh=arguments["fresh"],
             command=command,
             **worker_choices(arguments),
         )
+
+
+def _plan(
+    models: tuple[str, ...], metrics: list[tuple[str, dict[str, Any]]], arguments: dict[str, Any]
+) -> int:
+    """Print what the run would take, as tables or JSON."""
+    from phaselens.report.plan_tables import print_plan
+    from phaselens.report.progress import ProgressBar
+    from phaselens.report.terminal_layout import console
+    from phaselens.runs import DEFAULT_MODELS, RunOptions, plan
+
+    options = RunOptions(**_options(arguments), threads=arguments["threads"])
+    with only_results_on_stdout(debug=arguments["debug"]), ProgressBar(quiet=arguments["quiet"]) as observer:
+        planned = plan(
+            models or DEFAULT_MODELS,
+            metrics=metrics,
+            texts=arguments["texts"],
+            text_fields=text_fields(arguments),
+            options=options,
+            observer=observer,
+        )
+    if arguments["format_name"] == "json":
+        click.echo(json.dumps(planned.as_dict(), allow_nan=False))
+    else:
+        print_plan(planned, console(sys.stdout))
+    return 0
+
+
+def _options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the run, which `RunOptions` takes too."""
+    names = (
+        "max_tokens",
+        "n_texts",
+        "window",
+        "stride",
+        "batch_tokens",
+        "shard_tokens",
+        "bos",
+        "device",
+        "dtype",
+    )
+    return {
+        **{name: arguments[name] for name in (*names, "seed")},
+        "positions": shared_options.by_label(arguments["positions"]),
+        "adapter_scale": shared_options.adapter_scale_by_label(arguments["adapter_scales"]),
+        "softmax_scale": shared_options.softmax_scale_by_label(arguments["softmax_scales"]),
+        "rope_scaling": shared_options.rope_scaling_by_label(arguments["rope_scalings"]),
+    }

@@ -11,6 +11,7 @@ import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches, short_form
 from phaselens.lens import gguf_files, headers, quantised, text_towers, weight_adapters
+from phaselens.lens.declared_sizes import require_token_ids
 from phaselens.lens.model_source import NAMES, ModelSource
 from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers, without_compilers
 
@@ -247,8 +248,15 @@ def load_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
         headers.require_own_files(Path(tokenizer), tokenizer)
     try:
         return AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except BaseException as error:
+        if not _is_damage(error):
+            raise
         raise ModelError(f"tokenizer {tokenizer!r} could not be loaded: {one_line(error)}") from error
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Return whether a tokenizer's files raised it: the library tokenizers raises plain exceptions, or panics."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def load_own_tokenizer(source: ModelSource) -> tuple[Any, str | None]:
@@ -257,13 +265,17 @@ def load_own_tokenizer(source: ModelSource) -> tuple[Any, str | None]:
 
     if source.folder is not None and not headers.has_tokenizer(source.folder):
         return None, f"{source.location} holds no tokenizer files; name one with tokenizer=…"
+    if source.folder is not None:
+        require_token_ids(source.folder, source.name)
     try:
         if source.gguf is not None:
             return gguf_files.load_tokenizer(source.gguf), None
         return AutoTokenizer.from_pretrained(
             source.location, revision=source.base.revision, trust_remote_code=False
         ), None
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except BaseException as error:
+        if not _is_damage(error):
+            raise
         return None, f"no tokenizer could be loaded from {source.location}: {one_line(error)}"
 
 

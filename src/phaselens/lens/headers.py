@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from phaselens.errors import ModelError
+from phaselens.lens.declared_sizes import require_sizes, require_token_ids
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -40,7 +41,8 @@ def require_intact(folder: Path, model_name: str, *, complete: bool = True) -> N
     Raises:
         ModelError: for a file that cannot be read, is truncated, or is missing.
     """
-    _read_json(folder / _CONFIG, model_name)
+    config = _read_json(folder / _CONFIG, model_name)
+    n_tensors, n_numbers, is_whole = 0, 0, True
     for file, tensors in _weight_files(folder, model_name).items():
         path = folder / file
         if not path.is_file():
@@ -48,15 +50,20 @@ def require_intact(folder: Path, model_name: str, *, complete: bool = True) -> N
                 indexed = f"shard {file} is named in {INDEX} and is missing"
                 problem = indexed if tensors else f"{file} is not a file, or a link to a missing one"
                 raise ModelError(f"model {model_name!r}: {problem}; fetch or copy it too")
+            is_whole = False
             continue
         header = read_header(path, model_name)
         _require_valid_header(path, model_name)
+        n_tensors += len(header)
+        n_numbers += sum(prod(entry.get("shape", ())) for entry in header.values())
         missing = sorted(tensors - header.keys())
         if missing:
             raise ModelError(
                 f"model {model_name!r}: {INDEX} says that {missing[0]} is in {file}, which does not hold it; "
                 f"{_COPY_AGAIN}"
             )
+    if is_whole and n_tensors:
+        require_sizes(config, n_tensors, n_numbers, model_name)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -74,6 +81,7 @@ def require_tokenizer(folder: Path, model_name: str) -> None:
     for name in _TOKENIZER_FILES:
         if name.endswith(".json") and (folder / name).is_file():
             _read_json(folder / name, model_name)
+    require_token_ids(folder, model_name)
 
 
 def require_inside(name: str, model_name: str, named_in: str) -> None:

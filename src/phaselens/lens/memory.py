@@ -1,7 +1,12 @@
-"""The process' memory: a setting that makes forwards faster, and errors that say that it ran out."""
+"""The process' memory: a setting that makes forwards faster, its peak, and errors that say that it ran out."""
 
 from __future__ import annotations
 
+import threading
+from types import TracebackType
+from typing import Self
+
+import psutil
 import torch
 
 _BYTES = 31 * 2**20
@@ -23,3 +28,49 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "memory" in str(error).lower()
+
+
+def available_memory(device: torch.device) -> int:
+    """Return the bytes that the process can have on a device: those that are free, and those that it has already."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
+    return int(psutil.virtual_memory().available) + _resident()
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+class PeakMemory:
+    """Measures, inside `with`, the process' largest memory on a device: `n_bytes`. On a CPU, it looks every few ms."""
+
+    _INTERVAL_SECONDS = 0.005
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.n_bytes = 0
+
+    def __enter__(self) -> Self:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._thread = threading.Thread(target=self._watch, daemon=True)
+            self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while True:
+            self.n_bytes = max(self.n_bytes, _resident())
+            if self._ended.wait(self._INTERVAL_SECONDS):
+                return
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        else:
+            self.n_bytes = int(torch.cuda.max_memory_allocated(self._device))

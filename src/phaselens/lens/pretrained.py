@@ -8,7 +8,7 @@ from importlib import import_module
 
 import torch
 
-from phaselens.errors import InputError, ModelError
+from phaselens.errors import InputError, ModelError, PhaseLensError
 from phaselens.lens.memory import is_out_of_memory
 
 
@@ -39,11 +39,12 @@ def as_model_errors(name: str) -> Iterator[None]:
         raise ModelError(f"model {name!r} could not be loaded: {one_line(error)}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(f"model {name!r} could not be loaded: {one_line(error)}") from error
-    except Exception as error:
-        # Strict config classes raise types that are not public.
-        if type(error).__module__.startswith(("huggingface_hub", "transformers")):
-            raise ModelError(f"model {name!r} could not be loaded: {one_line(error)}") from error
+    except PhaseLensError:
         raise
+    except Exception as error:  # a config with impossible values raises whatever they lead to
+        raise ModelError(
+            f"model {name!r} could not be loaded: {type(error).__name__}: {one_line(error)}; check its config.json"
+        ) from error
 
 
 def one_line(error: BaseException) -> str:

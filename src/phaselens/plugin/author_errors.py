@@ -10,8 +10,21 @@ from types import FrameType
 from phaselens.errors import InputError, repr_of
 from phaselens.lens.points import in_layer, layer_and_point
 
-#: What a plugin may raise without ending the run: any exception, and `sys.exit`.
-PLUGIN_EXCEPTIONS: tuple[type[BaseException], ...] = (Exception, SystemExit)
+
+def is_of_plugin(error: BaseException) -> bool:
+    """Return whether an exception may come from a plugin and must not end the run: all but Ctrl-C and GeneratorExit.
+
+    `sys.exit`, a panic in Rust and `asyncio.CancelledError` are no subclasses of Exception.
+    """
+    return not isinstance(error, KeyboardInterrupt | GeneratorExit)
+
+
+def message_of(error: BaseException) -> str:
+    """Return an exception's message on one line; a placeholder if its `__str__` fails."""
+    try:
+        return " ".join(str(error).split())
+    except Exception as failed:  # noqa: BLE001 - a class of the plugin may raise anything
+        return f"its message cannot be read ({type(failed).__name__})"
 
 
 def author_error(
@@ -75,7 +88,7 @@ def describe_value(value: object) -> str:
 
 def describe_error(error: BaseException) -> str:
     """Return an exception's type and message on one line: `ModuleNotFoundError: No module named 'x'`."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{type(error).__name__}: {message_of(error)}".strip()
 
 
 def source_location(definition: object) -> str | None:

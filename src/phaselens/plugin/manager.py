@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from phaselens.errors import InputError, close_matches
 from phaselens.plugin import hookspecs
-from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
+from phaselens.plugin.author_errors import describe_error, is_of_plugin
 from phaselens.plugin.metric import Metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
 from phaselens.plugin.package_folder import PackageFolder
@@ -132,7 +132,9 @@ class Plugins:
                 if loaded is not None:
                     with preserved_settings():
                         loaded.call("phaselens_run_finished", run=run)
-            except PLUGIN_EXCEPTIONS as error:  # the results are complete and must not be lost
+            except BaseException as error:  # the results are complete and must not be lost
+                if not is_of_plugin(error):
+                    raise
                 failures.append(f"{name}: phaselens_run_finished failed: {describe_error(error)}")
         return failures
 
@@ -162,7 +164,9 @@ class Plugins:
             return plugin
         try:
             return replace(plugin, **self._load(plugin).facts(plugin.name))
-        except PLUGIN_EXCEPTIONS as error:  # shown in the list
+        except BaseException as error:  # shown in the list
+            if not is_of_plugin(error):
+                raise
             return plugin.with_status("failed", describe_error(error))
 
     def _is_registered(self, name: str) -> bool:

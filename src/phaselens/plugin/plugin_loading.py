@@ -20,6 +20,7 @@ from phaselens.plugin.author_errors import (
     describe_error,
     describe_value,
     innermost_location,
+    message_of,
     source_location,
 )
 from phaselens.plugin.causal_metric import kind_of
@@ -170,7 +171,7 @@ def errors_naming(plugin: RegisteredPlugin) -> Iterator[None]:
         raise
     except BaseException as error:
         location = _location_in_plugin(error)
-        suffix = f" ({location})" if location and location not in str(error) else ""
+        suffix = f" ({location})" if location and location not in message_of(error) else ""
         raise InputError(
             f"plugin {plugin} cannot be loaded: {describe_error(error)}{suffix}; fix or uninstall it"
         ) from error

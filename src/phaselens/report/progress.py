@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from phaselens.report import strings
-from phaselens.runs import Observer
+from phaselens.runs import ModelPlan, Observer
 
 
 class _Label(TextColumn):
@@ -22,9 +23,14 @@ class _Label(TextColumn):
 
 
 class ProgressBar(Observer):
-    """A progress bar for a run. Nothing is drawn if `quiet`, or if stderr is not a terminal."""
+    """A progress bar for a run. Nothing is drawn if `quiet`, or if stderr is not a terminal.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    `announce` receives the plans of long runs, unless `quiet`.
+    """
+
+    def __init__(self, *, quiet: bool = False, announce: Callable[[ModelPlan], None] | None = None) -> None:
+        self._announce = announce
+        self.wants_plans = announce is not None and not quiet
         self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
         columns = (_Label(), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
         self._progress = Progress(
@@ -40,6 +46,10 @@ class ProgressBar(Observer):
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def planned(self, plan: ModelPlan) -> None:
+        if self._announce is not None:
+            self._announce(plan)
 
     def loading(self, label: str) -> None:
         self._next(f"loading {strings.printable(label)}", None)

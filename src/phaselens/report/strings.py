@@ -16,7 +16,12 @@ def printable(text: str) -> str:
     'a\\\\x1b[31m b'
     """
     line = " ".join(text.split()) if any(character in text for character in "\n\r\t\v\f") else text
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    return escaped(line)
+
+
+def escaped(text: str) -> str:
+    """Return `text` with control characters escaped, line ends among them."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def shortened(text: str, width: int) -> str:

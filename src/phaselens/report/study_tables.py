@@ -14,6 +14,7 @@ from phaselens.report.table import Record
 from phaselens.report.terminal_layout import WIDTH, plain_text
 from phaselens.runs import StudyResult
 from phaselens.runs.study_file import REASON_SEPARATOR
+from phaselens.runs.study_result import NO_SUCH_LAYER
 
 _EXACT = NumberFormat("compact", 3)
 _LAYER = NumberFormat("layer")
@@ -24,7 +25,9 @@ _N_LEFT = 2
 def print_study(result: StudyResult, output: Console) -> None:
     """Print the values of all runs in one table, then the reasons why values are not comparable."""
     records = result.table.records()
-    reasons = list(dict.fromkeys(reason for record in records for reason in _reasons(record)))
+    reasons = list(
+        dict.fromkeys(reason for record in records for reason in _reasons(record) if reason != NO_SUCH_LAYER)
+    )
     output.print(Text(printable(result.study.title), style="bold"))
     output.print(Text(printable(result.study.source), style="dim"))
     cells = [_cells(record, reasons) for record in records]
@@ -33,9 +36,17 @@ def print_study(result: StudyResult, output: Console) -> None:
         _print_row(_TITLES, widths, output, style="bold")
     for run in result.study.runs:
         output.print(Text(f"{printable(run.name)}: {printable(run.description)}", style="italic"))
+        n_lacking = 0
         for record, row in zip(records, cells, strict=True):
-            if record["run"] == run.name:
+            if record["run"] == run.name and NO_SUCH_LAYER in _reasons(record):
+                n_lacking += 1
+            elif record["run"] == run.name:
                 _print_row(row, widths, output)
+        if n_lacking:
+            noun = "value" if n_lacking == 1 else "values"
+            output.print(
+                Text(f"  {n_lacking} more {noun} of layers that the measured models lack", style="dim")
+            )
     if not records:
         output.print(
             Text(
@@ -56,7 +67,7 @@ def _reasons(record: Record) -> list[str]:
 
 
 def _cells(record: Record, reasons: Sequence[str]) -> list[str]:
-    numbers = [str(1 + reasons.index(reason)) for reason in _reasons(record)]
+    numbers = [str(1 + reasons.index(reason)) for reason in _reasons(record) if reason in reasons]
     layer = "" if record["layer"] is None else _LAYER.write(record["layer"])
     return [
         printable(str(record["quantity"])),

@@ -10,6 +10,7 @@ from phaselens.runs.label_groups import BY_LABEL, group_by_label
 from phaselens.runs.measurement import run
 from phaselens.runs.merging import merge
 from phaselens.runs.observer import Observer
+from phaselens.runs.planning import ModelPlan, PlannedPass, RunPlan, plan
 from phaselens.runs.result import (
     SCHEMA,
     FailedShard,
@@ -36,11 +37,14 @@ __all__ = [
     "Failure",
     "MetricResult",
     "ModelFailure",
+    "ModelPlan",
     "ModelRecord",
     "ModelSpec",
     "Observer",
+    "PlannedPass",
     "Run",
     "RunOptions",
+    "RunPlan",
     "RunSummary",
     "SelectedMetric",
     "Study",
@@ -56,6 +60,7 @@ __all__ = [
     "load_model",
     "merge",
     "open_run",
+    "plan",
     "read_study",
     "require_measurable",
     "run",

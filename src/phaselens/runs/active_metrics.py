@@ -10,7 +10,7 @@ from typing import Any
 
 from phaselens.errors import PhaseLensError, require_kind, require_text
 from phaselens.plugin import Metric
-from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, location_in_class
+from phaselens.plugin.author_errors import is_of_plugin, location_in_class, message_of
 from phaselens.plugin.process_settings import preserved_settings
 from phaselens.runs.batches import BatchTooLarge
 from phaselens.runs.result import Failure, MetricResult
@@ -54,9 +54,11 @@ def guarded(result: MetricResult, label: str, stage: str) -> Iterator[None]:
             yield
     except BatchTooLarge:
         raise
-    except PLUGIN_EXCEPTIONS as error:  # it is recorded with its traceback and makes the run exit with 1
+    except BaseException as error:  # it is recorded with its traceback and makes the run exit with 1
+        if not is_of_plugin(error):
+            raise
         full_traceback = "".join(traceback.format_exception(error))
-        message = " ".join(str(error).split())
+        message = message_of(error)
         location = _location(error, result.metric)
         result.failures.append(Failure(label, stage, type(error).__name__, message, full_traceback, location))
 

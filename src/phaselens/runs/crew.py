@@ -51,6 +51,12 @@ class Crew:
 
     #: Whether `make_plan` has the plans of phases made by others.
     makes_plans = False
+
+    @property
+    def computes_here(self) -> bool:
+        """Whether the caller computes all units, so that it loads the models."""
+        return type(self) is Crew
+
     #: Whether the results of all units are there in the end, from which tables are made.
     makes_tables = True
     #: Number of units that this crew has computed.

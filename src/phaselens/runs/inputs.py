@@ -11,7 +11,7 @@ from phaselens.data.reading import BUNDLED
 from phaselens.data.text_files import STDIN
 from phaselens.errors import InputError, ModelError, require_kind
 from phaselens.plugin import NamedModel, NamedTexts, plugins
-from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
+from phaselens.plugin.author_errors import describe_error, is_of_plugin
 from phaselens.runs.run_options import ModelSpec
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def read_texts_of_plugin(plugin_texts: NamedTexts) -> list[str | Text]:
     name = plugin_texts.name
     try:
         return list(plugin_texts.read())
-    except PLUGIN_EXCEPTIONS as error:
+    except BaseException as error:
+        if not is_of_plugin(error):
+            raise
         raise InputError(
             f"texts {name!r}: plugin {plugins().origin(name)} failed: {describe_error(error)}"
         ) from error
@@ -128,7 +130,9 @@ def _plugin_model(spec: ModelSpec) -> NamedModel | None:
 def _loaded(plugin_model: NamedModel) -> Any:
     try:
         return plugin_model.load()
-    except PLUGIN_EXCEPTIONS as error:
+    except BaseException as error:
+        if not is_of_plugin(error):
+            raise
         origin = plugins().origin(plugin_model.name)
         raise ModelError(
             f"model {plugin_model.name!r}: plugin {origin} failed to load it: {describe_error(error)}"

@@ -5,41 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from phaselens.data import Text, TextFields, corpus_from
-from phaselens.data.reading import BUNDLED
-from phaselens.errors import InputError, is_list_like, require_flag, require_kind
+from phaselens.data import Text, TextFields
+from phaselens.errors import InputError, is_list_like, require_flag
 from phaselens.plugin import plugins
 from phaselens.plugin.author_errors import describe_value
 from phaselens.runs.distribution import Distribution
 from phaselens.runs.document_windows import cut_documents
 from phaselens.runs.engine import measure_loaded
 from phaselens.runs.inputs import (
-    find_texts,
     plugins_of_models,
-    read_texts_of_plugin,
-    require_device_and_dtype,
-    require_models,
 )
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.observer import Observer
+from phaselens.runs.planning import announce_plan
 from phaselens.runs.result import MetricResult, Run, TextRecord
 from phaselens.runs.resumable import ResumableRun
 from phaselens.runs.run_directory import RunDirectory
+from phaselens.runs.run_inputs import RunInputs, Source, checked_observer
 from phaselens.runs.run_options import (
     DEFAULT_MODELS,
     MetricRequests,
     ModelSpec,
     RunOptions,
     SelectedMetric,
-    distinct_labels,
-    require_distinct,
-    select_metrics,
 )
-from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
+from phaselens.runs.shards import DEFAULT_SHARD_TOKENS, cut_shards
 from phaselens.runs.stored_run import open_run
 from phaselens.runs.threads import current_threads, fixed_threads
 
@@ -47,8 +41,6 @@ if TYPE_CHECKING:
     import torch
 
     from phaselens.lens import HookedTransformer
-
-Source = str | os.PathLike[str]
 
 
 def run(
@@ -132,7 +124,7 @@ def run(
             damaged one is found before anything is measured. If a later model still fails, or Ctrl-C
             (KeyboardInterrupt) ends the run, the exception's `run` holds the models that were finished.
     """
-    observer = _checked_observer(observer)
+    observer = checked_observer(observer)
     options = RunOptions(
         max_tokens=max_tokens,
         n_texts=n_texts,
@@ -151,46 +143,24 @@ def run(
         threads=threads,
     )
     distribution = Distribution.parse(workers, engine, address, shards, phase, out)
-    selected_metrics = select_metrics(metrics)
-    parsed_models = _parsed_models(models)
-    labels = _labels(parsed_models)
-    options.require_labels(labels)
-    for model in parsed_models:
-        if not isinstance(model, ModelSpec):
-            options.require_agreement(model.info, model.nulled_layers)
-    options.require_adapters(_specs(parsed_models))
-    plugins().require_working()
-    texts = os.fspath(texts) if isinstance(texts, os.PathLike) else texts
-    plugin_texts = find_texts(texts)
-    source = texts if plugin_texts is None else read_texts_of_plugin(plugin_texts)
-    if text_fields is not None:
-        require_kind("text_fields", text_fields, TextFields, "such as TextFields(text='body')")
-        if not isinstance(source, str) or source == BUNDLED:
-            kind = "a list of texts" if not isinstance(texts, str) else f"{texts!r}, which is not a file"
-            raise InputError(f"text_fields has no effect on {kind}; leave it out (--text-field and the like)")
-    corpus = corpus_from(source, n_texts, text_fields)
+    inputs = RunInputs.read(models, metrics, texts, text_fields, options)
+    selected_metrics, labels = inputs.metrics, inputs.labels
     directory = _directory(out, fresh, command)
     options = replace(options, threads=options.threads or _threads_of(directory))
-    _require_loadable(parsed_models, options)
 
     results = {
         selected.name: MetricResult(selected.metric, selected.params, selected.distribution)
         for selected in selected_metrics
     }
-    sessions = [
-        ModelSession(model, label, corpus.texts, options, observer)
-        for model, label in zip(parsed_models, labels, strict=True)
-    ]
-    corpus = cut_documents(corpus, sessions, options)
+    sessions = inputs.sessions(options, observer)
+    corpus = cut_documents(inputs.corpus, sessions, options)
     records = [TextRecord(text.id, text.sha256, label=text.label) for text in corpus.texts]
-    result = Run(
-        [], records, results, [], _options_record(options, texts, text_fields, parsed_models), _versions()
-    )
+    result = Run([], records, results, [], inputs.options_record(options), _versions())
     result.warnings.extend(corpus.notes)
     try:
         with (
             fixed_threads(options.threads or 1),
-            _reserved(parsed_models),
+            _reserved(inputs.models),
             distribution.directory(directory) as work_directory,
         ):
             if work_directory is None:
@@ -201,7 +171,7 @@ def run(
             else:
                 job = distribution.job(
                     work_directory,
-                    models=parsed_models,
+                    models=inputs.models,
                     labels=labels,
                     texts=corpus.texts,
                     options=options,
@@ -220,9 +190,9 @@ def run(
             resumable.record_failed_shards(result)
             result.warnings.append(distribution.describe_part(resumable.n_saved, out))
             return result
-        used_plugins = [*_plugin_names(selected_metrics), *plugins_of_models(_specs(parsed_models))]
-        if plugin_texts is not None:
-            used_plugins.append(plugin_texts.name)
+        used_plugins = [*_plugin_names(selected_metrics), *plugins_of_models(inputs.specs)]
+        if inputs.plugin_texts is not None:
+            used_plugins.append(inputs.plugin_texts.name)
         result.warnings.extend(plugins().notify_run_finished(result.copy(), used_plugins))
         if directory is not None and resumable is not None:
             resumable.finish(result)
@@ -262,52 +232,10 @@ def _threads_of(directory: RunDirectory | None) -> int:
     return recorded or current_threads()
 
 
-def _checked_observer(observer: Observer | None) -> Observer:
-    if observer is None:
-        return Observer()
-    for method in ("loading", "measuring", "advance"):
-        if not callable(getattr(observer, method, None)):
-            raise InputError(
-                f"observer: {describe_value(observer)} has no method {method!r}; subclass phaselens.runs.Observer"
-            )
-    return observer
-
-
 def _dtype_name(dtype: str | torch.dtype) -> str:
     """Return the name of a dtype, `float32` for `torch.float32`; `RunOptions` refuses other types."""
     name: Any = str(dtype) if type(dtype).__module__ == "torch" else dtype
     return name.removeprefix("torch.") if isinstance(name, str) else name
-
-
-def _parsed_models(models: object) -> list[ModelSpec | HookedTransformer]:
-    """Return the sources among `models` as specs, and the lenses; raise InputError for anything else."""
-    if isinstance(models, Mapping | bytes):
-        raise InputError(
-            f"models: {describe_value(models)}; give a list of names and lenses, LABEL=SOURCE for a label"
-        )
-    is_single = isinstance(models, str | os.PathLike) or not isinstance(models, Iterable)
-    entries: list[Any] = [models] if is_single else list(models)  # type: ignore[call-overload]
-    entries = [os.fspath(entry) if isinstance(entry, os.PathLike) else entry for entry in entries]
-    for entry in entries:
-        if not isinstance(entry, str) and not hasattr(entry, "info"):
-            type_name = type(entry).__name__
-            raise InputError(
-                f"models: {type_name} is not a lens; make one with phaselens.load(model, tokenizer=…)"
-            )
-    if not entries:
-        raise InputError("no model was given; name one, or leave models out for the bundled pair")
-    return [ModelSpec.parse(entry) if isinstance(entry, str) else entry for entry in entries]
-
-
-def _specs(models: Sequence[ModelSpec | HookedTransformer]) -> list[ModelSpec]:
-    return [model for model in models if isinstance(model, ModelSpec)]
-
-
-def _labels(models: Sequence[ModelSpec | HookedTransformer]) -> list[str]:
-    spec_labels = iter(distinct_labels(_specs(models)))
-    labels = [next(spec_labels) if isinstance(model, ModelSpec) else model.info.label for model in models]
-    require_distinct(labels)
-    return labels
 
 
 @contextmanager
@@ -320,20 +248,13 @@ def _reserved(models: Sequence[ModelSpec | HookedTransformer]) -> Iterator[None]
         yield
 
 
-def _require_loadable(models: Sequence[ModelSpec | HookedTransformer], options: RunOptions) -> None:
-    """Stop the run on a missing or damaged model before any model is measured."""
-    specs = _specs(models)
-    if specs:
-        require_device_and_dtype(options.device, options.dtype)
-    if len(models) > 1:
-        require_models(specs)
-
-
 def _measure_model(
     session: ModelSession, selected_metrics: Sequence[SelectedMetric], options: RunOptions, result: Run
 ) -> None:
     """Measure one model, and add its tables and records to `result`."""
     factory = MetricFactory(session.lens.info, selected_metrics, seed=options.seed, bos=session.bos)
+    shards = cut_shards(session.tokenized_texts, options.shard_tokens, options.batch_tokens)
+    announce_plan(session, selected_metrics, options, sum(len(shard.batches) for shard in shards))
     tables, warnings = measure_loaded(
         session,
         factory,
@@ -344,19 +265,6 @@ def _measure_model(
     n_tokens = [len(tokenized.ids) for tokenized in session.tokenized_texts]
     cut = [tokenized.cut for tokenized in session.tokenized_texts]
     result.add_model(session.record(), n_tokens, cut, tables, [*session.warnings(), *warnings])
-
-
-def _options_record(
-    options: RunOptions,
-    texts: str | Iterable[str | Text],
-    text_fields: TextFields | None,
-    models: Sequence[ModelSpec | HookedTransformer],
-) -> dict[str, Any]:
-    """Return the options that the run used; `bos` is None where the lenses' own policies differ."""
-    policies = {options.bos or ("auto" if isinstance(model, ModelSpec) else model.bos) for model in models}
-    bos = policies.pop() if len(policies) == 1 else None
-    fields = {} if text_fields is None else {"text_fields": asdict(text_fields)}
-    return {"texts": texts if isinstance(texts, str) else "given", **fields, **options.as_dict(), "bos": bos}
 
 
 def _plugin_names(selected_metrics: Sequence[SelectedMetric]) -> list[str]:

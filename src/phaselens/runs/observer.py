@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from phaselens.runs.planning import ModelPlan
+
 
 class Observer:
     """Base class of progress displays; this one ignores all reports."""
+
+    #: Whether the run measures one batch of a model beforehand, to report what a long run will take.
+    wants_plans: bool = False
+
+    def planned(self, plan: ModelPlan) -> None:
+        """Report what a model will take, if that is long."""
 
     def loading(self, label: str) -> None:
         """Report that a model is about to be loaded."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import MODEL, Column, Metric, ModelInfo, Params, Table, TableSpec
-from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS, describe_error
+from phaselens.plugin.author_errors import describe_error, is_of_plugin
 from phaselens.runs.presentation import PresentedRun, Presenter
 
 if TYPE_CHECKING:
@@ -192,7 +192,9 @@ class MetricResult:
         """One line that describes the definition chosen by the parameters."""
         try:
             return self.metric.define(self.params)
-        except PLUGIN_EXCEPTIONS as error:  # a run has already recorded the failure
+        except BaseException as error:  # a run has already recorded the failure
+            if not is_of_plugin(error):
+                raise
             return f"its define failed: {describe_error(error)}"
 
     def add(

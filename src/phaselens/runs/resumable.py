@@ -16,6 +16,7 @@ from phaselens.runs.model_description import ModelDescription, as_json
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.model_tables import tables_of_metrics
 from phaselens.runs.observer import Observer
+from phaselens.runs.planning import announce_plan
 from phaselens.runs.report_sections import report_sections
 from phaselens.runs.result import Run
 from phaselens.runs.run_directory import RECORD, RunDirectory
@@ -144,6 +145,9 @@ class ResumableRun:
             description = self.description(number)
             self._crew.begin_model(number, session.label, [text.id for text in self._texts])
             work, store = self.work(number, observer, self._crew)
+            if self._crew.computes_here and not any(store.exists(unit) for unit in work.units):
+                n_batches = sum(len(shard.batches) for shard in description.shards)
+                announce_plan(session, self._selected, self._options, n_batches)
             for name, failure in description.failures.items():
                 result.metrics[name].failures.append(failure)
             without_values = description.without_values

@@ -241,11 +241,13 @@ def _table_record(spec: TableSpec) -> dict[str, Any]:
 
 
 def _is_defined(selected: SelectedMetric) -> bool:
-    from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS
+    from phaselens.plugin.author_errors import is_of_plugin
 
     try:
         return isinstance(selected.metric.define(selected.params), str)
-    except PLUGIN_EXCEPTIONS:  # every model records the failure
+    except BaseException as error:  # every model records the failure
+        if not is_of_plugin(error):
+            raise
         return False
 
 

@@ -16,6 +16,7 @@ from phaselens.runs.result import Run
 from phaselens.runs.study_file import REASON_SEPARATOR, PublishedValue, Study, StudyRun, require_measurable
 
 NOT_MEASURED = "this model is not measured"
+NO_SUCH_LAYER = "the measured model has no such layer"
 
 STUDY_TABLE = TableSpec(
     "study",
@@ -162,7 +163,7 @@ def measured_value(run: Run, value: PublishedValue) -> tuple[float | None, str]:
     if value.layer is not None:
         where["layer"] = value.layer
         if records and value.layer not in {record["layer"] for record in records}:
-            return None, "the measured model has no such layer"
+            return None, NO_SUCH_LAYER
     rows = [record for record in records if all(record[name] == cell for name, cell in where.items())]
     numbers = [
         (float(cell), record.get("layer"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from phaselens.errors import InputError, require_flag, short_form
 from phaselens.plugin import Metric, require_metric
-from phaselens.plugin.author_errors import PLUGIN_EXCEPTIONS
+from phaselens.plugin.author_errors import is_of_plugin
 from phaselens.testing._checks import CHECKS, FIRST_CHECK, MetricUnderTest
 from phaselens.testing.findings import Broken, Finding, Skipped
 
@@ -97,5 +97,7 @@ def _run_check(name: str, check: Callable[[], str]) -> Finding:
     except Broken as failure:
         detail, _, traceback_text = str(failure).partition("\n")
         return Finding(name, "failed", detail, traceback_text)
-    except PLUGIN_EXCEPTIONS as error:
+    except BaseException as error:
+        if not is_of_plugin(error):
+            raise
         return Finding(name, "failed", f"{type(error).__name__}: {error}", traceback.format_exc())
