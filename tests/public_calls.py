@@ -51,8 +51,8 @@ EXEMPT: dict[str, tuple[Any, ...]] = {
     "from pluggy": (plugin.hookimpl,),
     "a dict": (plugin.NestedState,),
     "results of a run": (
-        runs.Failure, runs.MetricResult, runs.ModelFailure, runs.ModelRecord, runs.Run, runs.RunSummary,
-        runs.ModelPlan, runs.PlannedPass, runs.RunPlan,
+        runs.Failure, runs.FailedShard, runs.MetricResult, runs.ModelFailure, runs.ModelRecord, runs.Run,
+        runs.RunSummary, runs.ModelPlan, runs.PlannedPass, runs.RunPlan,
         runs.TextRecord,
     ),
     "made by select_metrics": (runs.SelectedMetric,),
@@ -277,12 +277,13 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "max_tokens": 3, "n_texts": 2, "window": 3, "stride": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto",
         "device": "auto",
         "dtype": "auto", "positions": {}, "seed": 0, "adapter_scale": 0.5, "softmax_scale": {}, "rope_scaling": {},
+        "threads": 1,
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
     runs.open_run: lambda: {"path": "no-such-folder"},
     runs.plan: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None,
-        "options": runs.RunOptions(), "observer": runs.Observer(),
+        "options": runs.RunOptions(), "automatic_batches": False, "observer": runs.Observer(),
     },
     runs.find_runs: lambda: {"paths": ["no-such-folder"]},
     runs.group_by_label: lambda: {"run": FINISHED_RUN()},
@@ -312,7 +313,9 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
         "seed": 0, "observer": runs.Observer(), "out": None, "fresh": False, "command": ["phaselens", "run"],
         "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
+        "threads": None, "workers": None, "engine": "processes", "address": None, "shards": None, "phase": None,
     },
+    runs.merge: lambda: {"path": "no-such-folder", "allow_missing": False},
     runs.compare: lambda: {
         "first": FINISHED_RUN(), "second": FINISHED_RUN(), "models": ("a", "b"), "allow": (), "seed": 0, "by": None,
     },
@@ -334,6 +337,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     testing.tiny_tokenizer: lambda: {"adds_bos": True, "has_bos": True, "adds_eos": False},
     phaselens.run: lambda: CALLS[runs.run](),
+    phaselens.merge: lambda: CALLS[runs.merge](),
     phaselens.open_run: lambda: CALLS[runs.open_run](),
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",

@@ -9,7 +9,7 @@ import torch
 
 import phaselens
 from phaselens.errors import ModelError, RefusedModel
-from phaselens.lens import loading, run_checks
+from phaselens.lens import description, loading, run_checks
 from phaselens.lens.refusals import refusing
 from phaselens.testing import tiny_model
 
@@ -63,7 +63,8 @@ def test_an_error_of_a_step_is_a_refusal_that_names_the_step(
     def fail(*_args: Any, **_options: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(loading, function, fail)
+    module = description if function == "detect_rotation" else loading
+    monkeypatch.setattr(module, function, fail)
     with pytest.raises(RefusedModel) as refused:
         phaselens.load(tiny_model("llama"))
     assert str(refused.value) == (

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from phaselens.data import Text
 from phaselens.runs import Observer, Run
 from phaselens.runs.shard_worker import ShardFailed, ShardWorker
 from phaselens.runs.worker_job import Order, WorkerJob
@@ -17,7 +18,10 @@ from phaselens.runs.workers import Report, Workers
 from tests.runs.metrics import Probe
 from tests.toys import letters
 
-TEXTS = [letters(length, length) for length in (3, 17, 1, 8, 8, 30, 5, 12)]
+TEXTS = [
+    Text(str(index), letters(length, length), ("even", "odd")[length % 2])
+    for index, length in enumerate((3, 17, 1, 8, 8, 30, 5, 12))
+]
 OPTIONS: dict[str, Any] = {
     "metrics": {"sinks": {}, "bos-mlp": {}, "qk-disruption": {"multiple": 1.2, "seeds": 1}},
     "texts": TEXTS,
@@ -25,7 +29,7 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-class Slow(Probe):
+class SlowProbe(Probe):
     """A metric that takes its time, so that something can happen meanwhile."""
 
     name = "slow"

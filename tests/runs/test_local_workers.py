@@ -14,7 +14,7 @@ import phaselens
 from phaselens.runs import Observer
 from phaselens.runs import run as measure
 from phaselens.runs.local_workers import environment, group_of_cores
-from tests.runs.crews import OPTIONS, TEXTS, Deadly, Slow, require_same_results, tables_of
+from tests.runs.crews import OPTIONS, TEXTS, Deadly, SlowProbe, require_same_results, tables_of
 from tests.toys import save_checkpoint
 
 
@@ -47,7 +47,7 @@ class KillingAWorker(Observer):
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(source: str, tmp_path: Path) -> None:
-    options = {**OPTIONS, "metrics": ["sinks", "bos-mlp", Slow]}
+    options = {**OPTIONS, "metrics": ["sinks", "bos-mlp", SlowProbe]}
     expected = measure(source, out=tmp_path / "alone", **options)
     observer = KillingAWorker()
     run = measure(source, out=tmp_path / "r", workers=2, observer=observer, **options)
@@ -95,7 +95,7 @@ def test_weights_in_the_dtype_of_the_run_are_mapped_and_not_copied(tmp_path: Pat
     folder = save_checkpoint(tmp_path / "tiny")
     file = (folder / "model.safetensors").resolve()
     observer = LookingAtMemory(file)
-    measure(str(folder), workers=2, observer=observer, **{**OPTIONS, "metrics": ["sinks", Slow]})
+    measure(str(folder), workers=2, observer=observer, **{**OPTIONS, "metrics": ["sinks", SlowProbe]})
     assert observer.mapped
     assert all(mapped > 0 and copied == 0 for mapped, copied in observer.mapped)
 

@@ -16,10 +16,10 @@ import pytest
 from phaselens.errors import InputError
 from phaselens.runs import Observer, Run
 from phaselens.runs import run as measure
-from tests.runs.crews import OPTIONS, Slow, require_same_results, tables_of
+from tests.runs.crews import OPTIONS, SlowProbe, require_same_results, tables_of
 from tests.toys import save_checkpoint
 
-SLOW_OPTIONS: dict[str, Any] = {**OPTIONS, "metrics": ["sinks", "bos-mlp", Slow]}
+SLOW_OPTIONS: dict[str, Any] = {**OPTIONS, "metrics": ["sinks", "bos-mlp", SlowProbe]}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ class KillingANode(threading.Thread):
         self.n_killed += 1
 
 
-class ShardCount(Observer):
+class CountingTokens(Observer):
     """Counts what was announced and what was read."""
 
     n_announced = 0
@@ -77,7 +77,7 @@ class ShardCount(Observer):
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_actors_give_the_same_tables(source: str, tmp_path: Path, cluster: Any, workers: int) -> None:
     expected = measure(source, out=tmp_path / "alone", **OPTIONS)
-    counts = ShardCount()
+    counts = CountingTokens()
     options = {**OPTIONS, "engine": "ray", "address": cluster.address, "observer": counts}
     run = measure(source, out=tmp_path / "r", workers=workers, **options)
     require_same_results(run, expected)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import phaselens
 from phaselens.errors import InputError, PhaseLensError
-from phaselens.runs import Run, open_run
+from phaselens.runs import Run, merge, open_run
 from phaselens.runs import run as measure
 from phaselens.runs.distribution import Distribution
 from phaselens.runs.worker_job import Order, WorkerJob
 from phaselens.runs.workers import Report
 from tests.marks import mark_later_slow
+from tests.plugins.test_knowledge import LETTERS, write
 from tests.runs.crews import OPTIONS, TEXTS, WorkersInside, require_same_results, tables_of
 from tests.runs.metrics import probe
-from tests.runs.test_layer_points import lens_of
-from tests.toys import save_checkpoint, toy_lens, toy_tokenizer
+from tests.toys import save_checkpoint, toy_lens
 
 Inside = Callable[..., list[WorkersInside]]
 
@@ -126,27 +125,18 @@ def test_fewer_texts_than_workers_and_models_one_after_the_other(source: str, in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "mamba"])
-@pytest.mark.parametrize(
-    "metrics",
-    [
-        {"over-mixing": {}, "sinks": {}},
-        {"passkey": {"lengths": "40, 60", "n": 1, "conditions": "bos-mlp"}},
-    ],
-)
 def test_sequences_and_prompts_of_metrics_are_distributed_too(
-    tmp_path: Path, inside: Inside, family: str, metrics: dict[str, Any]
+    source: str, tmp_path: Path, inside: Inside
 ) -> None:
-    if family == "mamba" and "passkey" in metrics:
-        pytest.skip("it has no such conditions")
-    lens = lens_of(family) if family == "mamba" else toy_lens(family)
-    lens.original_model.save_pretrained(tmp_path / "model")
-    toy_tokenizer().save_pretrained(tmp_path / "model")
-    options = {**OPTIONS, "metrics": metrics, "texts": TEXTS[:4]}
-    groups = inside()
-    run = measure(str(tmp_path / "model"), workers=2, **options)
-    require_same_results(run, measure(str(tmp_path / "model"), **options))
-    assert groups
+    metrics = {"over-mixing": {}, "sinks": {}, "knowledge": {"file": write(tmp_path, LETTERS)}}
+    options = {**OPTIONS, "metrics": metrics, "texts": TEXTS[:3]}
+    groups, expected = inside(), measure(source, **options)
+    assert not expected.failed
+    require_same_results(measure(source, workers=2, **options), expected)
+    assert {order.texts_of for _, order in groups[0].orders} == {"", "over-mixing", "knowledge"}
+    for number in (2, 1):
+        measure(source, out=tmp_path / "r", shards=f"{number}/2", **options)
+    require_same_results(merge(tmp_path / "r"), expected)
 
 
 def test_what_ends_every_worker_ends_the_run(

@@ -10,7 +10,7 @@ from torch import nn
 
 from phaselens.errors import RefusedModel
 from phaselens.lens.layer_plans import LayerPlan, LayerPlanner, LayerPlans
-from phaselens.lens.layer_stack import LayerStack, find_stack
+from phaselens.lens.layer_stack import LayerStack, find_stack, same
 from phaselens.lens.points import in_layer
 from phaselens.lens.projection_maps import measure_projections
 from phaselens.lens.residual_parts import LayerSums, measure_sums
@@ -82,6 +82,12 @@ def _attention_name(stack: LayerStack, layer: int, sums: LayerSums, family: str)
             )
         return None
     if len(calls) > 1:
+        if all(same(call.query, calls[0].query) and same(call.key, calls[0].key) for call in calls):
+            raise RefusedModel(
+                f"{family}: layer {layer} multiplies one attention pattern by its values in {len(calls)} parts, and "
+                "subtracts what pairs of heads read (differential attention), so that no head writes what its own "
+                "softmax reads; PhaseLens measures models whose heads do"
+            )
         raise RefusedModel(
             f"{family}: layer {layer} calls the attention interface {len(calls)} times, so it has several patterns; "
             "PhaseLens measures models with one attention per layer"

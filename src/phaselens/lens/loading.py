@@ -238,7 +238,9 @@ def _build(
     if options.rope_scaling is not None:
         override_rope_scaling(model, options.rope_scaling)
     use_runnable_experts(model)
-    if not has_own_adapter(model):
+    with refusing(model, "measure the parts of its layers", unwrapped=True):
+        is_adapted = has_own_adapter(model)
+    if not is_adapted:
         return _wrapped(model, source, options, tokenizer_note, measured=True)
     unwrapped = Unwrapped.of(model)
     try:
@@ -251,7 +253,7 @@ def _build(
         try:
             return _wrapped(model, source, options, tokenizer_note, measured=True)
         except RefusedModel:
-            raise refusal from None
+            raise refusal  # noqa: B904 - its cause is that of the first attempt
     unwrapped.restore()
     try:
         lens = _wrapped(model, source, options, tokenizer_note, measured=True)

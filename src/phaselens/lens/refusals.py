@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -88,7 +89,11 @@ def _error_of_own_forward(model: PreTrainedModel) -> Exception | None:
 
 
 def _own_failure(model: PreTrainedModel, error: Exception) -> str:
-    dtype = next(model.parameters()).dtype
+    # A model may keep a few weights in float32.
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    dtype = sizes.most_common(1)[0][0]
     advice = ADVICE if dtype == torch.float32 else "try --dtype float32"
     return (
         f"{family_of(model)}: the model's own forward on text fails in {str(dtype).removeprefix('torch.')} "

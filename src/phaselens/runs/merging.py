@@ -20,15 +20,12 @@ from phaselens.runs.stored_run import open_run
 from phaselens.runs.threads import fixed_threads
 
 
-def merge(
-    path: str | os.PathLike[str], *, allow_missing: bool = False, observer: Observer | None = None
-) -> Run:
+def merge(path: str | os.PathLike[str], *, allow_missing: bool = False) -> Run:
     """Merge the shards in a run's directory, write its tables, and return the run. No model is loaded.
 
     Args:
         path: the directory, of `phaselens run --shards … --out DIR`, or of a run that was interrupted.
         allow_missing: leave out shards that no part has computed; the run's `failed_shards` names them.
-        observer: unused; a run's observer can be given.
 
     Returns:
         The run. If it was merged before, it is read.
@@ -62,7 +59,7 @@ def merge(
             description.record.info.label,
             texts,
             options,
-            observer or Observer(),
+            Observer(),
         )
         for description in descriptions
     ]
@@ -70,14 +67,14 @@ def merge(
         metric.name: MetricResult(metric.metric, metric.params, metric.distribution) for metric in selected
     }
     versions = {name: version for name, version in record["versions"].items() if name != "plugins"}
-    records = [TextRecord(text["id"], text["sha256"]) for text in record["texts"]]
+    records = [TextRecord(text["id"], text["sha256"], label=text["label"]) for text in record["texts"]]
     result = Run([], records, results, list(record["notes"]), dict(record["options"]), versions)
     failures = directory.read_failed_shards()
     crew = MergingCrew(str(directory.path), failures, allow_missing=allow_missing)
     resumable = ResumableRun(directory, sessions, selected, options, texts, crew)
     resumable.adopt()
     with fixed_threads(options.threads or 1):
-        resumable.measure(result, observer or Observer())
+        resumable.measure(result, Observer())
     result.directory = directory.path
     used_plugins = [metric.name for metric in selected if metric.is_plugin]
     result.warnings.extend(plugins().notify_run_finished(result.copy(), used_plugins))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from phaselens.errors import InputError, ModelError, PhaseLensError
 from phaselens.runs.worker_job import Order
@@ -59,7 +59,3 @@ class Workers:
     def close(self) -> None:
         """End all workers."""
         raise NotImplementedError
-
-    def describe(self) -> dict[str, Any]:
-        """Return facts about the workers, for the record of the run."""
-        return {"n_workers": self.n_workers}
