@@ -283,7 +283,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.open_run: lambda: {"path": "no-such-folder"},
     runs.plan: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None,
-        "options": runs.RunOptions(), "observer": runs.Observer(),
+        "options": runs.RunOptions(), "automatic_batches": False, "observer": runs.Observer(),
     },
     runs.find_runs: lambda: {"paths": ["no-such-folder"]},
     runs.group_by_label: lambda: {"run": FINISHED_RUN()},

@@ -30,6 +30,18 @@ TOKENS = "tokens"
 _POSITIVE = click.IntRange(min=1)
 
 
+class _BatchTokens(click.IntRange):
+    """A whole number of at least 1, or `auto`."""
+
+    name = "integer or auto"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 @click.command(cls=MetricCommand, context_settings={"show_default": True})
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option(
@@ -45,10 +57,10 @@ _POSITIVE = click.IntRange(min=1)
 @text_options
 @click.option(
     "--batch-tokens",
-    type=_POSITIVE,
-    metavar="N",
+    type=_BatchTokens(),
+    metavar="N|auto",
     default=8192,
-    help="Tokens in a batch, pads included; changes speed and memory only.",
+    help="Tokens in a batch, pads included; changes speed and memory only. auto: by free memory.",
 )
 @click.option(
     "--shard-tokens",
@@ -323,7 +335,11 @@ def _plan(
     from phaselens.report.terminal_layout import console
     from phaselens.runs import DEFAULT_MODELS, RunOptions, plan
 
-    options = RunOptions(**_options(arguments), threads=arguments["threads"])
+    chosen = _options(arguments)
+    is_automatic = chosen["batch_tokens"] == "auto"
+    if is_automatic:
+        del chosen["batch_tokens"]
+    options = RunOptions(**chosen, threads=arguments["threads"])
     with only_results_on_stdout(debug=arguments["debug"]), ProgressBar(quiet=arguments["quiet"]) as observer:
         planned = plan(
             models or DEFAULT_MODELS,
@@ -331,6 +347,7 @@ def _plan(
             texts=arguments["texts"],
             text_fields=text_fields(arguments),
             options=options,
+            automatic_batches=is_automatic,
             observer=observer,
         )
     if arguments["format_name"] == "json":

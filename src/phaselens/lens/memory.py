@@ -37,6 +37,14 @@ def available_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available) + _resident()
 
 
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device for further tensors."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return int(psutil.virtual_memory().available)
+
+
 def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
 

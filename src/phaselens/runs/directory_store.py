@@ -66,6 +66,7 @@ class DirectoryStore(ShardStore):
             name: ShardPart(
                 changed=part["changed"],
                 failure=None if part["failure"] is None else Failure(**part["failure"]),
+                is_halved=part.get("is_halved", False),
             )
             for name, part in tree.items()
         }
@@ -77,7 +78,9 @@ class DirectoryStore(ShardStore):
     def save(self, unit: WorkUnit, parts: Mapping[str, ShardPart], seconds: float) -> None:
         tree = {
             name: NestedState(
-                changed=part.changed, failure=None if part.failure is None else part.failure.as_dict()
+                changed=part.changed,
+                failure=None if part.failure is None else part.failure.as_dict(),
+                **({"is_halved": True} if part.is_halved else {}),
             )
             for name, part in parts.items()
         }

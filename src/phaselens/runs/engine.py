@@ -79,7 +79,8 @@ def measure_loaded(
     metrics = work.measure(
         active_metrics, results, observes=observes, without_values=without_values, unused=active_metrics
     )
-    return tables_of_metrics(metrics, results, without_values)
+    tables, warnings = tables_of_metrics(metrics, results, without_values)
+    return tables, [*warnings, *map(MetricWarning, work.notes)]
 
 
 def feed_metric(

@@ -18,6 +18,7 @@ from phaselens.runs.engine import measure_loaded
 from phaselens.runs.inputs import (
     plugins_of_models,
 )
+from phaselens.runs.memory_limits import AUTO, DEFAULT_BATCH_TOKENS, fitting_batch_tokens
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.observer import Observer
@@ -53,7 +54,7 @@ def run(
     n_texts: int | None = None,
     window: int | None = None,
     stride: int | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | str = DEFAULT_BATCH_TOKENS,
     shard_tokens: int = DEFAULT_SHARD_TOKENS,
     bos: str | None = None,
     device: str = "auto",
@@ -90,6 +91,8 @@ def run(
             `ID#1`, …; `max_tokens` is then at least as large. None cuts none.
         stride: windows begin `stride` tokens apart; None: where the one before it ends.
         batch_tokens: tokens in a batch, pads included. It changes memory and speed, and results by rounding only.
+            `"auto"` takes a number from the memory that is free after the first model is loaded, and records it. A
+            batch that does not fit into memory is read in two halves, as are all later ones, with a warning.
         shard_tokens: tokens in a shard, the unit of work: texts of similar length, measured together. It too changes
             results by rounding only.
         bos: `"auto"` as the model's tokenizer does, `"always"` or `"never"` a BOS token at position 0; None as each
@@ -125,12 +128,13 @@ def run(
             (KeyboardInterrupt) ends the run, the exception's `run` holds the models that were finished.
     """
     observer = checked_observer(observer)
+    is_automatic = isinstance(batch_tokens, str) and batch_tokens == AUTO
     options = RunOptions(
         max_tokens=max_tokens,
         n_texts=n_texts,
         window=window,
         stride=stride,
-        batch_tokens=batch_tokens,
+        batch_tokens=DEFAULT_BATCH_TOKENS if is_automatic else batch_tokens,  # type: ignore[arg-type]
         shard_tokens=shard_tokens,
         bos=bos,
         device=device,
@@ -154,6 +158,12 @@ def run(
     }
     sessions = inputs.sessions(options, observer)
     corpus = cut_documents(inputs.corpus, sessions, options)
+    if is_automatic:
+        recorded = None if directory is None else directory.recorded_batch_tokens
+        options = replace(options, batch_tokens=recorded or fitting_batch_tokens(sessions[0].lens))
+        corpus.notes.append(
+            f"batches of {options.batch_tokens:,} tokens, by free memory (--batch-tokens auto)"
+        )
     records = [TextRecord(text.id, text.sha256, label=text.label) for text in corpus.texts]
     result = Run([], records, results, [], inputs.options_record(options), _versions())
     result.warnings.extend(corpus.notes)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from phaselens.data import Text, TextFields
-from phaselens.errors import require_kind
+from phaselens.errors import require_flag, require_kind
 from phaselens.lens.memory import PeakMemory, available_memory
 from phaselens.plugin import CausalMetric
 from phaselens.runs.batches import BatchTooLarge
 from phaselens.runs.document_windows import cut_documents
 from phaselens.runs.engine import LoadedModel
 from phaselens.runs.layer_pass import group_by_pass
+from phaselens.runs.memory_limits import fitting_batch_tokens
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.model_session import ModelSession
 from phaselens.runs.observer import Observer
@@ -122,6 +123,7 @@ def plan(
     texts: Source | Iterable[str | Text] = "bundled",
     text_fields: TextFields | None = None,
     options: RunOptions | None = None,
+    automatic_batches: bool = False,
     observer: Observer | None = None,
 ) -> RunPlan:
     """Return what a run with these arguments will take; nothing but one batch per model and pass is measured.
@@ -129,6 +131,7 @@ def plan(
     Args:
         models, metrics, texts, text_fields: as in `phaselens.run`.
         options: the options of the run.
+        automatic_batches: take `batch_tokens` from free memory, as `batch_tokens="auto"` of `phaselens.run`.
         observer: learns which model is loaded.
 
     Raises:
@@ -145,6 +148,10 @@ def plan(
     inputs = RunInputs.read(models, metrics, texts, text_fields, options)
     sessions = inputs.sessions(options, observer)
     corpus = cut_documents(inputs.corpus, sessions, options)
+    require_flag("automatic_batches", automatic_batches)
+    if automatic_batches:
+        options = replace(options, batch_tokens=fitting_batch_tokens(sessions[0].lens))
+        corpus.notes.append(f"batches of {options.batch_tokens:,} tokens, by free memory")
     plans = []
     for session in sessions:
         plans.append(plan_model(session, inputs.metrics, options))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from phaselens.data import TokenizedText
 from phaselens.errors import InputError
-from phaselens.plugin import CausalMetric, Condition, ConditionKey, NestedState
+from phaselens.plugin import CausalMetric, Condition, ConditionKey, Metric, NestedState
+from phaselens.plugin.author_errors import is_of_plugin
 from phaselens.plugin.states import changes, same_value
 from phaselens.runs.active_metrics import ActiveMetric
 from phaselens.runs.result import Failure
@@ -21,12 +23,14 @@ class PreparedMetric:
     """A metric that has chosen what to run, and then records one shard after the other.
 
     `state` is its state before the first shard; None if there is one shard only, whose result is the metric itself.
+    `backup` is the state then, to begin anew if memory runs out; None if it cannot be stored.
     """
 
     active: ActiveMetric
     conditions: dict[ConditionKey, Condition]
     attributes: frozenset[str]
     state: NestedState | None = None
+    backup: NestedState | None = None
 
     @classmethod
     def of(cls, active: ActiveMetric, *, keeps_state: bool) -> PreparedMetric:
@@ -34,23 +38,43 @@ class PreparedMetric:
         metric = active.metric
         conditions = metric.losses.conditions if isinstance(metric, CausalMetric) else {}
         state = NestedState(metric.state()) if keeps_state else None
-        return cls(active, conditions, frozenset(vars(metric)), state)
+        backup = _storable_state(metric) if state is None else state
+        return cls(active, conditions, frozenset(vars(metric)), state, backup)
 
     def reset(self) -> None:
-        """Forget everything that was recorded since the choice."""
-        metric = self.active.metric
+        """Forget everything that was recorded since the choice, where there are several shards."""
         if self.state is not None:
-            for name in vars(metric).keys() - self.attributes:
-                delattr(metric, name)
-            metric.load_state(self.state)
-            if isinstance(metric, CausalMetric):
-                metric.losses.conditions = self.conditions
+            self._load(self.state)
+
+    def begin_anew(self) -> bool:
+        """Forget what an attempt has recorded; return whether that is possible."""
+        if self.backup is not None:
+            self._load(self.backup)
+        return self.backup is not None
+
+    def _load(self, state: NestedState) -> None:
+        metric = self.active.metric
+        for name in vars(metric).keys() - self.attributes:
+            delattr(metric, name)
+        metric.load_state(state)
+        if isinstance(metric, CausalMetric):
+            metric.losses.conditions = self.conditions
 
     def part(self) -> ShardPart:
         """Return what was recorded since the last reset."""
         if self.state is None:
             return ShardPart(self.active.metric)
         return ShardPart(changed=changes(self.active.metric.state(), self.state))
+
+
+def _storable_state(metric: Metric[Any]) -> NestedState | None:
+    """Return a metric's state; None where it cannot be stored, which a metric of one shard does not need."""
+    try:
+        return NestedState(metric.state())
+    except BaseException as error:
+        if not is_of_plugin(error):
+            raise
+        return None
 
 
 @dataclass(frozen=True)

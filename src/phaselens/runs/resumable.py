@@ -160,7 +160,7 @@ class ResumableRun:
             session.release()
             self._n_saved += store.n_saved
             if self._crew.makes_tables:
-                self._add_tables(result, description, metrics, store.damaged)
+                self._add_tables(result, description, metrics, store.damaged, work.notes)
         self._n_saved += self._crew.n_computed
         if self._crew.makes_plans:
             self._merge_seconds = round(time.monotonic() - start - self._crew.seconds, 6)
@@ -172,6 +172,7 @@ class ResumableRun:
         description: ModelDescription,
         metrics: Mapping[str, Metric[Any]],
         damaged: Sequence[str],
+        remarks: Sequence[str],
     ) -> None:
         """Add the tables of one model to `result`."""
         without_values = description.without_values
@@ -185,7 +186,7 @@ class ResumableRun:
             description.n_tokens,
             description.cut,
             tables,
-            [*description.warnings, *warnings, *notes],
+            [*description.warnings, *warnings, *remarks, *notes],
         )
 
     @property

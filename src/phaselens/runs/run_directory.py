@@ -91,10 +91,18 @@ class RunDirectory:
     @property
     def recorded_threads(self) -> int | None:
         """The number of threads of the run that has begun; None if none has."""
+        return self._recorded_whole("threads")
+
+    @property
+    def recorded_batch_tokens(self) -> int | None:
+        """The number of tokens in a batch of the run that has begun; None if none has."""
+        return self._recorded_whole("batch_tokens")
+
+    def _recorded_whole(self, option: str) -> int | None:
         if not self.has_record:
             return None
-        threads = self.read_record()["request"]["options"].get("threads")
-        return threads if isinstance(threads, int) else None
+        number = self.read_record()["request"]["options"].get(option)
+        return number if isinstance(number, int) else None
 
     def set_aside_results(self) -> Path:
         """Move the results of a run that lacked shards into a folder of their own, so that they can be made anew."""

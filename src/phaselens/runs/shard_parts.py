@@ -20,12 +20,13 @@ class ShardPart:
     """What one metric collected in one shard: an instance that has seen it, or the changes of its state, or a failure.
 
     The changes are relative to the state before the shard: that of an empty instance, or after the conditions were
-    chosen.
+    chosen. `is_halved` says that memory ran out, so that the shard was read in batches of half the size.
     """
 
     metric: Metric[Any] | None = None
     changed: NestedState | None = None
     failure: Failure | None = None
+    is_halved: bool = False
 
 
 class PartsMerger:
@@ -108,6 +109,8 @@ class ShardCollector:
     ) -> None:
         self._label = factory.model.label
         self._results = results
+        #: Number of shards that were read in batches of half the size.
+        self.n_halved = 0
         self._mergers = {name: PartsMerger(factory, name, (prepared or {}).get(name)) for name in names}
 
     @property
@@ -117,6 +120,7 @@ class ShardCollector:
 
     def add(self, parts: Mapping[str, ShardPart]) -> None:
         """Merge the parts of the next shard. A metric that failed in it, or that cannot be merged, is dropped."""
+        self.n_halved += any(part.is_halved for part in parts.values())
         for name, part in parts.items():
             merger = self._mergers.get(name)
             if merger is None:

@@ -14,6 +14,7 @@ from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import make_batch
 from phaselens.runs.crew import Crew, UnitJob
 from phaselens.runs.layer_pass import activate, forward, group_by_pass
+from phaselens.runs.memory_limits import BatchHalving
 from phaselens.runs.metric_factory import MetricFactory
 from phaselens.runs.observer import Observer
 from phaselens.runs.phase_tasks import MeasuredModel, PhaseTasks
@@ -58,6 +59,9 @@ class ShardWork:
         self._store = ShardStore() if store is None else store
         self._crew = Crew() if crew is None else crew
         self._n_passes = n_passes
+        self._halving = BatchHalving()
+        #: Notes on what a reader of the results should know.
+        self.notes: list[str] = []
         self.tasks = PhaseTasks(
             model, factory, shards, sizes, observer=observer, keeps_states=self._store.keeps
         )
@@ -180,6 +184,7 @@ class ShardWork:
             if parts is None or not parts.keys() >= set(collector.working):
                 parts = self.observe_unit(unit, collector.working, unused)
             collector.add(parts)
+        self._note_halving(collector.n_halved, len(self.units), OBSERVATIONS)
         return collector.finish()
 
     def _count_passes(self, names: Sequence[str], unused: Mapping[str, ActiveMetric]) -> int:
@@ -217,19 +222,30 @@ class ShardWork:
 
     def observe(self, shard: Shard, active_metrics: Sequence[ActiveMetric]) -> dict[str, ShardPart]:
         """Measure the unedited model on one shard with new instances of metrics."""
+        instances = list(active_metrics)
+
+        def renew() -> bool:
+            instances[:] = [self.new(active.metric.name) for active in instances]
+            return True
+
+        is_halved = self._halving.run(shard, lambda fitting: self._read(fitting, instances), renew)
+        return {active.metric.name: self._part(active, self._observed, is_halved) for active in instances}
+
+    def _read(self, shard: Shard, active_metrics: Sequence[ActiveMetric]) -> None:
         lens, texts = self._model.lens, self._model.tokenized_texts
         for sink_position, members in group_by_pass(active_metrics).items():
             for indices in shard.batches:
                 forward(lens, make_batch(lens, texts, indices), members, sink_position)
                 self._observer.advance(sum(len(texts[index].ids) for index in indices))
-        return {active.metric.name: self._part(active, self._observed) for active in active_metrics}
 
     def _observed(self, metric: Metric[Any]) -> ShardPart:
         if not self._store.keeps:
             return ShardPart(metric)
         return ShardPart(changed=changes(metric.state(), self._factory.empty_state(metric.name)))
 
-    def _part(self, active: ActiveMetric, collected: Callable[[Any], ShardPart]) -> ShardPart:
+    def _part(
+        self, active: ActiveMetric, collected: Callable[[Any], ShardPart], is_halved: bool
+    ) -> ShardPart:
         """Return what a metric collected in a shard, or its failure."""
         part = ShardPart()
         if active.works:
@@ -237,7 +253,7 @@ class ShardWork:
                 part = collected(active.metric)
         for failure in active.result.failures[:1]:
             part = ShardPart(failure=failure)
-        return part
+        return replace(part, is_halved=True) if is_halved else part
 
     def _run_all_conditions(
         self, metrics: Mapping[str, Metric[Any]], results: Mapping[str, MetricResult]
@@ -287,6 +303,7 @@ class ShardWork:
 
     def _run_task(self, task: TaskPlan, prepared: PreparedAtNeed, collector: ShardCollector) -> None:
         """Run the metrics of a task on all its shards, and add the parts to the collector."""
+        n_halved = collector.n_halved
         self._crew.leave_out(unit for unit in task.units if self._lacks_observations(unit))
         self._compute_missing(
             task.units,
@@ -302,6 +319,7 @@ class ShardWork:
             if parts is None or not parts.keys() >= set(working):
                 parts = self.run_unit(prepared.task(task.texts_of), unit, working)
             collector.add(parts)
+        self._note_halving(collector.n_halved - n_halved, len(task.units), task.phase)
 
     def _lacks_observations(self, unit: WorkUnit) -> bool:
         """Return whether a unit has texts that were left out of the observations."""
@@ -316,13 +334,33 @@ class ShardWork:
 
     def run_shard(self, task: PreparedTask, shard: Shard, names: Iterable[str]) -> dict[str, ShardPart]:
         """Run these metrics of a task on one shard."""
+        members = [task.metrics[name] for name in names]
         active_metrics = []
-        for name in names:
-            prepared = task.metrics[name]
+        for prepared in members:
             prepared.reset()
-            active_metrics.append(replace(prepared.active, result=self._factory.empty_result(name)))
-        task.run(active_metrics, shard)
+            result = self._factory.empty_result(prepared.active.metric.name)
+            active_metrics.append(replace(prepared.active, result=result))
+
+        def renew() -> bool:
+            for active in active_metrics:
+                active.result.failures.clear()
+            return all(prepared.begin_anew() for prepared in members)
+
+        is_halved = False
+        if task.phase == CONDITIONS:  # sequences that a metric compares stay in one batch
+            is_halved = self._halving.run(shard, lambda fitting: task.run(active_metrics, fitting), renew)
+        else:
+            task.run(active_metrics, shard)
         return {
-            active.metric.name: self._part(active, lambda metric: task.metrics[metric.name].part())
+            active.metric.name: self._part(active, lambda metric: task.metrics[metric.name].part(), is_halved)
             for active in active_metrics
         }
+
+    def _note_halving(self, n_halved: int, n_shards: int, phase: str) -> None:
+        """Note that shards were read in smaller batches than the run's options say."""
+        if n_halved:
+            which = "1 shard was" if n_halved == 1 else f"{n_halved} shards were"
+            of_phase = ", conditions" if phase == CONDITIONS else ""
+            self.notes.append(
+                f"{self.label}{of_phase}: memory ran out; {which} read in batches of half the size, of {n_shards}"
+            )
