@@ -52,7 +52,7 @@ def test_the_hash_is_of_the_whole_text() -> None:
         ("a.txt", b"\n \n", "holds no text .2 empty lines or records.; put a text on each line"),
         ("a.txt", b"", "holds no text"),
         ("a.doc", b"a", "expected `bundled`, a folder, `-` or a .txt file"),
-        ("a.parquet.gz", b"a", "expected `bundled`, a folder"),
+        ("a.parquet.gz", b"a", "damaged or truncated .gz data"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2: not valid JSON .*; put one object on each line"),
         ("a.jsonl", b"[1, 2]", "line 1: expected an object, received list"),
         ("a.jsonl", b'{"txt": "a", "n": 1}', "line 1 has no 'text'; its keys are 'txt', 'n' .--text-field"),

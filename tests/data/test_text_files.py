@@ -43,8 +43,10 @@ def compress(content: bytes, suffix: str) -> bytes:
 def as_file(folder: Path, name: str, records: list[dict[str, Any]]) -> str:
     """Write records in the format that the name's suffix says."""
     path = folder / name
-    if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(records), path)
+    if ".parquet" in path.suffixes:
+        table = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(records), table)
+        path.write_bytes(compress(table.getvalue(), path.suffix))
         return str(path)
     kind = Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
     if kind in (".jsonl", ".ndjson"):
@@ -67,6 +69,8 @@ def as_file(folder: Path, name: str, records: list[dict[str, Any]]) -> str:
         "t.csv",
         "t.tsv",
         "t.parquet",
+        "t.parquet.gz",
+        "t.parquet.zst",
         "t.jsonl.gz",
         "t.csv.gz",
         "t.JSONL.zst",

@@ -83,5 +83,5 @@ def test_layers_may_differ_in_key_heads() -> None:
     "metric", ["rope-frequencies", "sink-removal", "p-rope", "massive-values", "segments"]
 )
 def test_other_metrics_by_head_run(metric: str) -> None:
-    params = {"segments": {"symbols": "abcd", "lengths": "100"}, "p-rope": {"passkeys": 0}}.get(metric, {})
+    params = {"segments": {"symbols": "abcd", "lengths": "100"}}.get(metric, {})
     run(metric, lens_of("laguna"), texts=TEXTS, params=params)

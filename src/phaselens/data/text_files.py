@@ -24,7 +24,7 @@ _LINES, _JSON_LINES, _PARQUET = (".txt",), (".jsonl", ".ndjson"), (".parquet",)
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _FORMATS = (*_LINES, *_JSON_LINES, *_DELIMITERS, *_PARQUET)
 #: What a file of texts can be, for messages.
-FORMATS = "a .txt file (one text per line), a .jsonl, .csv, .tsv or .parquet file (.gz and .zst too, but for Parquet)"
+FORMATS = "a .txt file (one text per line), a .jsonl, .csv, .tsv or .parquet file (.gz and .zst too)"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,7 @@ class Record:
 
 def is_text_file(path: Path) -> bool:
     """Return whether the name of `path` is one of a file that can be read."""
-    kind, compression = _kind(path)
-    return kind in _FORMATS and not (compression and kind in _PARQUET)
+    return _kind(path)[0] in _FORMATS
 
 
 def stem(path: Path) -> str:
@@ -61,11 +60,13 @@ def read_records(path: Path, fields: TextFields) -> Iterator[Record]:
     """
     kind, compression = _kind(path)
     name = f"texts file {str(path)!r}"
-    if kind in _PARQUET:
+    if kind in _PARQUET and not compression:
         yield from _parquet_records(path, name, fields)
         return
     with _decompressed(path, compression, name) as file:
-        if kind in _LINES:
+        if kind in _PARQUET:  # its columns are read at any place, so the whole file is needed
+            yield from _parquet_records(io.BytesIO(file.read()), name, fields)
+        elif kind in _LINES:
             yield from _line_records(_lines(file, name), name, fields)
         elif kind in _JSON_LINES:
             yield from _json_records(_lines(file, name), name)
@@ -218,12 +219,12 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(earlier)
 
 
-def _parquet_records(path: Path, name: str, fields: TextFields) -> Iterator[Record]:
+def _parquet_records(source: Path | IO[bytes], name: str, fields: TextFields) -> Iterator[Record]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(source)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{name}: not a Parquet file ({' '.join(str(error).split())})") from error
     with file:

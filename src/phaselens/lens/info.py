@@ -177,7 +177,7 @@ class ModelInfo:
     def reason_against(self, n_tokens: int) -> str:
         """Return the reason why the model cannot be measured on a text of so many tokens; "" if it can."""
         if self.longest is not None and n_tokens > self.longest:
-            limit = f"the model is measured up to {self.longest} tokens"
+            limit = f"the model is measured up to {self.longest}"
             return f"{limit}: beyond, it attends in chunks or to selected keys, or runs on pieces of a text"
         is_learned = any("learned" in encoding for encoding in self.positions)
         if self.n_ctx is not None and n_tokens > self.n_ctx and (is_learned or self.has_position_table):
