@@ -9,7 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import Batch, Column, LayerView, Metric, Params, Table, TableSpec, hookimpl, param
+from phaselens.plugin import (
+    Batch,
+    Column,
+    LayerView,
+    Metric,
+    Params,
+    Table,
+    TableSpec,
+    hookimpl,
+    in_layer,
+    param,
+)
 from phaselens_plugins._common import LAYER, TEXT, TableRow, none_if_nan
 from phaselens_plugins._strongest import uniform_scores
 
@@ -84,7 +95,7 @@ class Tokens(Metric[TokenParams]):
 
     def hooks(self) -> Sequence[str]:
         """Return the points of the attention that keys receive, and of the residual stream."""
-        return [f"blocks.{{layer}}.{point}" for point in (_RECEIVED, _RESIDUAL)]
+        return [in_layer("{layer}", point) for point in (_RECEIVED, _RESIDUAL)]
 
     def reads(self, batch: Batch) -> bool:
         """Return whether the batch has one of the first texts."""

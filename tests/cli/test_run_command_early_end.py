@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -231,13 +231,13 @@ def test_an_interrupt_during_printing_does_not_cut_the_output(
 ) -> None:
     arguments = ("run", checkpoint, "-p", "sinks", "--texts", texts, "--format", form)
     uninterrupted = phaselens(*arguments)
-    write = Output._write
+    write = Output.write_to
 
-    def interrupted(output: Output, run: Run) -> None:
+    def interrupted(output: Output, run: Run, file: IO[str]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        write(output, run)
+        write(output, run, file)
 
-    monkeypatch.setattr(Output, "_write", interrupted)
+    monkeypatch.setattr(Output, "write_to", interrupted)
     interrupted_result = phaselens(*arguments)
     assert (interrupted_result.code, interrupted_result.out) == (130, uninterrupted.out)
     assert interrupted_result.err.endswith("phaselens: error: interrupted\n")

@@ -56,6 +56,7 @@ def test_a_hub_id_that_is_not_cached_touches_no_network_offline(tmp_path: Path, 
 def test_an_invalid_hub_id_is_refused(error_line: ErrorLine, name: str) -> None:
     message = error_line(3, "run", "-p", "sinks", "--", name)
     assert (
-        "neither one of rope, drope, smollm2, nor a folder, nor a hub id" in message
+        "neither one of rope, drope, smollm2, smollm2-drope, smollm2-rope, nor a folder, nor a hub id"
+        in message
         or "no such folder" in message
     )

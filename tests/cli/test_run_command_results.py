@@ -177,7 +177,7 @@ def test_a_damaged_checkpoint_exits_with_code_3(
         (
             ["nothere"],
             3,
-            "model 'nothere': neither one of rope, drope, smollm2, nor a folder, nor",
+            "model 'nothere': neither one of rope, drope, smollm2, smollm2-drope, smollm2-rope, nor a folder, nor",
         ),
     ],
 )

@@ -251,7 +251,7 @@ def test_a_batch_too_large_for_memory_names_the_options_to_lower(
         raise error
 
     monkeypatch.setattr(type(lens), "stream", too_large)
-    with pytest.raises(InputError, match=r"a batch of 4 × 10 tokens does not fit .*lower --batch-tokens"):
+    with pytest.raises(InputError, match=r"a batch of 2 × 10 tokens does not fit .*lower --batch-tokens"):
         measure(lens, "sinks")
 
 

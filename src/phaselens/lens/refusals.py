@@ -89,10 +89,11 @@ def _error_of_own_forward(model: PreTrainedModel) -> Exception | None:
 
 
 def _own_failure(model: PreTrainedModel, error: Exception) -> str:
-    # A model may keep a few weights in float32.
+    # A model may keep a few weights in float32, and quantised ones as whole numbers.
     sizes: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
-        sizes[parameter.dtype] += parameter.numel()
+        if parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
     dtype = sizes.most_common(1)[0][0]
     advice = ADVICE if dtype == torch.float32 else "try --dtype float32"
     return (
