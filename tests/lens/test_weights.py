@@ -176,11 +176,12 @@ def test_the_self_check_compares_the_heads_outputs_with_attentions():
     assert result.measured == pytest.approx(0.01, rel=0.02)
 
 
-def test_a_checkpoint_that_transformer_lens_refuses_is_refused_with_its_reason():
+def test_a_checkpoint_that_transformer_lens_refuses_loads_without_its_packed_projection():
     model = tiny_model("bitnet", dtype=torch.float64)
     model.model.layers[0].self_attn.o_proj = Packed(model.model.layers[0].self_attn.o_proj)
-    with pytest.raises(phaselens.RefusedModel, match="bitnet: BitNet checkpoint stores packed weights"):
-        phaselens.load(model)
+    lens = phaselens.load(model)
+    with pytest.raises(phaselens.InputError, match="has no projection 'attn.W_O' in layer 0"):
+        lens.projection_of(0, "attn.W_O")
 
 
 def test_an_unembedding_without_a_plain_weight_is_refused():

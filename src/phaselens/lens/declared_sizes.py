@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from phaselens.errors import ModelError
+from phaselens.lens.families import ROW_FIELDS, WIDTH_FIELDS
 
 _LAYERS = re.compile(r"(num|n)_(\w+_)?layers?")
 _PARTS = re.compile(
@@ -45,10 +46,8 @@ def require_sizes(config: Mapping[str, Any], n_tensors: int, n_numbers: int, mod
                     f"model {model_name!r}: config.json declares {name} {_short(value)}, but {held}; take "
                     "both from one checkpoint"
                 )
-        width = next(
-            (section[name] for name in ("hidden_size", "n_embd", "d_model") if name in section), None
-        )
-        for name in ("vocab_size", "intermediate_size"):
+        width = next((section[name] for name in WIDTH_FIELDS if name in section), None)
+        for name in ROW_FIELDS:
             value = section.get(name)
             if type(value) is int and type(width) is int and value * width > n_numbers * _PACKED:
                 raise ModelError(
