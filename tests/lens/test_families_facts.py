@@ -66,8 +66,8 @@ def test_an_unknown_fused_projection_is_refused_with_those_known():
         families.fused_layout(torch.nn.Linear(2, 2))
 
 
-# Names that tokenizers, arguments of attention and other attributes have too.
-SHARED = {"sinks", "attention_type", "bos_token_id", "scaling"}
+# Names that tokenizers, arguments of attention, dimensions and other attributes have too.
+SHARED = {"sinks", "attention_type", "bos_token_id", "d_model", "scaling"}
 
 
 def test_no_other_file_reads_the_names_of_a_family():
