@@ -180,7 +180,7 @@ def test_a_checkpoint_that_transformer_lens_refuses_loads_without_its_packed_pro
     model = tiny_model("bitnet", dtype=torch.float64)
     model.model.layers[0].self_attn.o_proj = Packed(model.model.layers[0].self_attn.o_proj)
     lens = phaselens.load(model)
-    with pytest.raises(phaselens.InputError, match="has no projection 'attn.W_O' in layer 0"):
+    with pytest.raises(phaselens.InputError, match=r"has no projection 'attn\.W_O' in layer 0"):
         lens.projection_of(0, "attn.W_O")
 
 
