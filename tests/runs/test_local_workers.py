@@ -126,7 +126,9 @@ def test_each_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_that_cannot_start_ends_the_run_in_one_line(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phaselens.runs.local_workers.environment", lambda *arguments: {"PYTHONHOME": "/nowhere"})
+    monkeypatch.setattr(
+        "phaselens.runs.local_workers.environment", lambda *arguments: {"PYTHONHOME": "/nowhere"}
+    )
     with pytest.raises(
         phaselens.PhaseLensError, match=r"no worker can start: the worker ended by exit code 1: "
     ):

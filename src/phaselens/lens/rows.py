@@ -108,7 +108,9 @@ class Rows:
         self._calls.append(call)
 
     def _end(self, *_: object) -> None:
-        self._calls.pop()
+        # After an interrupt, the lens may have been put back, and this call forgotten, before its hook runs.
+        if self._calls:
+            self._calls.pop()
 
     @contextmanager
     def with_lengths(self, lengths: Tensor | None) -> Iterator[None]:
