@@ -24,3 +24,10 @@ def test_texts_are_measured_as_they_are_written(phaselens: Phaselens, checkpoint
 def test_texts_from_two_places_are_refused(error_line: ErrorLine, checkpoint: Path) -> None:
     message = error_line(2, "run", checkpoint, "-p", "sinks", "--text", "to be", "--texts", "book.txt")
     assert "--text and --texts" in message
+
+
+def test_a_plan_counts_the_given_texts(phaselens: Phaselens, checkpoint: Path) -> None:
+    arguments = ("--text", "to be", "--text", "or not", "--text", "to be", "--plan", "--format", "json")
+    code, out, _ = phaselens("run", f"a={checkpoint}", "-p", "sinks", *arguments, "--quiet")
+    assert code == 0
+    assert [model["n_texts"] for model in json.loads(out)["models"]] == [3]

@@ -12,7 +12,7 @@ from phaselens.cli.metric_names import metrics_named
 from phaselens.plugin import Metric, ParamSpec, plugins
 
 _KEY = "phaselens.flags"
-_FILES = "phaselens.in_files"
+_NAMES = "phaselens.metric_names"
 
 
 @dataclass
@@ -61,10 +61,8 @@ class MetricCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Find the metrics in `args`, then parse with their flags."""
         in_files = [name for path in _values(args, "--plugin-file") for name in plugins().add_file(path)]
-        metrics = [
-            plugins().metric(name) for name in metrics_named(_values(args, "--plugin", "-p")) or in_files
-        ]
-        ctx.meta[_FILES] = in_files
+        names = ctx.meta[_NAMES] = metrics_named(_values(args, "--plugin", "-p")) or in_files
+        metrics = [plugins().metric(name) for name in names]
         reserved = {opt for param in super().get_params(ctx) for opt in (*param.opts, *param.secondary_opts)}
         flags = ctx.meta[_KEY] = MetricFlags.for_metrics(metrics, reserved)
         try:
@@ -106,9 +104,9 @@ def metric_flags(ctx: click.Context) -> MetricFlags:
     return flags if isinstance(flags, MetricFlags) else MetricFlags()
 
 
-def metrics_in_files(ctx: click.Context) -> list[str]:
-    """Return the names of the metrics from --plugin-file."""
-    return list(ctx.meta.get(_FILES, []))
+def chosen_metrics(ctx: click.Context) -> list[str]:
+    """Return the names of the metrics from -p, or else of those from --plugin-file."""
+    return list(ctx.meta.get(_NAMES, []))
 
 
 def _option(variable: str, metric: str, spec: ParamSpec) -> click.Option:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Sequence
 
 from phaselens.cli.shared_options import split_names
@@ -23,7 +22,6 @@ def metrics_named(values: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(member for name in split_names(values) for member in _members(name)))
 
 
-@functools.cache
 def _members(name: str) -> Sequence[str]:
     """Return the metrics of a group; a name that is no group, or that a plugin has, is itself.
 

@@ -11,8 +11,7 @@ import click
 from phaselens.cli import shared_options
 from phaselens.cli.completion_command import metric_names, model_names
 from phaselens.cli.interrupts import stop_repeating
-from phaselens.cli.metric_flags import MetricCommand, metric_flags, metrics_in_files
-from phaselens.cli.metric_names import metrics_named
+from phaselens.cli.metric_flags import MetricCommand, chosen_metrics, metric_flags
 from phaselens.cli.output import Output, format_option, report_failures, table_option
 from phaselens.cli.report_command import report_target, write_report
 from phaselens.cli.streams import only_results_on_stdout, print_message
@@ -155,7 +154,7 @@ def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int
     require_window_within(ctx)
     require_labels(arguments)
     flags = metric_flags(ctx).values(arguments)
-    names = metrics_named(arguments["names"]) or metrics_in_files(ctx)
+    names = chosen_metrics(ctx)
     if not names:
         raise InputError(
             f"no metric was named; add -p NAME, one of: {', '.join(plugins().names) or 'none is installed'}"
@@ -354,7 +353,7 @@ def _plan(
         planned = plan(
             models or DEFAULT_MODELS,
             metrics=metrics,
-            texts=arguments["texts"],
+            texts=texts_of(arguments),
             text_fields=text_fields(arguments),
             options=options,
             automatic_batches=is_automatic,
