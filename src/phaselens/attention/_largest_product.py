@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phaselens.attention._arguments import all_finite, require_query_and_key_states, require_window
+from phaselens.attention._arguments import require_query_and_key_states, require_window
 
 _SIDE = 256
 """Queries and keys in one tile on a CPU, whose cache holds its products."""
@@ -50,30 +50,27 @@ def largest_product(q: Tensor, k: Tensor, *, window: int | None = None) -> Large
     group = require_query_and_key_states(q, k)
     if window is not None:
         require_window(window)
-    queries, keys = q.transpose(0, 1), k.transpose(0, 1)
+    # NaN or infinite for a head with such a number.
+    largest_q, largest_k = (states.abs().amax((0, 2)).double() for states in (q, k))
+    largest_k = largest_k.repeat_interleave(group)
+    is_finite = largest_q.isfinite() & largest_k.isfinite()
+    bounds = q.shape[2] * largest_q * largest_k
     pairs = []
-    for head in range(len(queries)):
-        head_queries, head_keys = queries[head], keys[head // group]
-        if not (all_finite(head_queries) and all_finite(head_keys)):
+    for head, (bound, has_products) in enumerate(zip(bounds.tolist(), is_finite.tolist(), strict=True)):
+        if not has_products:
             pairs.append((torch.nan, -1, -1))
             continue
-        dtype = _product_dtype(head_queries, head_keys)
-        query, key = _largest_pair(head_queries.to(dtype), head_keys.to(dtype), window)
-        product = head_queries[query].double() @ head_keys[key].double()
-        pairs.append((abs(float(product)), query, key))
+        queries, keys = q[:, head], k[:, head // group]
+        is_wide = q.dtype == torch.float64 or bound > _FLOAT32_MAX
+        dtype = torch.float64 if is_wide else torch.float32
+        query, key = _largest_pair(queries.to(dtype), keys.to(dtype), window)
+        pairs.append((abs(float(queries[query].double() @ keys[key].double())), query, key))
     values, query_indices, key_indices = zip(*pairs, strict=True)
     return LargestProduct(
         torch.tensor(values, dtype=torch.float64, device=q.device),
         torch.tensor(query_indices, device=q.device),
         torch.tensor(key_indices, device=q.device),
     )
-
-
-def _product_dtype(queries: Tensor, keys: Tensor) -> torch.dtype:
-    """Return float32 if no product of these states [pos, d_head] can exceed it, else float64."""
-    bound = float(queries.abs().amax()) * float(keys.abs().amax()) * queries.shape[-1]
-    is_wide = queries.dtype == torch.float64 or bound > _FLOAT32_MAX
-    return torch.float64 if is_wide else torch.float32
 
 
 def _largest_pair(queries: Tensor, keys: Tensor, window: int | None) -> tuple[int, int]:
