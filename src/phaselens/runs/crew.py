@@ -12,6 +12,19 @@ from phaselens.runs.shard_store import WorkUnit
 UnitName = tuple[str, str, int]
 
 
+#: How often a shard is tried.
+N_TRIES = 2
+
+
+def failed_twice(reasons: Iterable[str]) -> str:
+    """Return why a shard is given up, from the reasons of its tries.
+
+    >>> failed_twice(["out of memory", "out of memory"])
+    'it failed twice: out of memory'
+    """
+    return f"it failed twice: {' and then '.join(dict.fromkeys(reasons))}"
+
+
 @dataclass(frozen=True)
 class UnitJob:
     """Units of one model and phase that are not in the store.

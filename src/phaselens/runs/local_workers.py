@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from phaselens.runs.worker_job import Order, WorkerJob
-from phaselens.runs.workers import Report, Workers
+from phaselens.runs.workers import WAITING_THREADS, Report, Workers
 
 _SECONDS_TO_END = 5.0
 
@@ -127,8 +127,7 @@ def group_of_cores(slot: int, n_groups: int) -> list[int]:
 
 def environment(slot: int, device: str, outer: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment of a worker: the modules of this process, and one GPU if the run uses any of them."""
-    # Threads that wait without working, because there may be more of them than cores.
-    values: dict[str, Any] = {"OMP_WAIT_POLICY": "PASSIVE", **outer, "PYTHONPATH": os.pathsep.join(sys.path)}
+    values: dict[str, Any] = {**WAITING_THREADS, **outer, "PYTHONPATH": os.pathsep.join(sys.path)}
     if device in ("auto", "cuda"):
         import torch
 

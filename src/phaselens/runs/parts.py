@@ -11,12 +11,10 @@ from typing import Self
 from phaselens.errors import InputError, PhaseLensError, short_form
 from phaselens.plugin.author_errors import describe_error
 from phaselens.runs.batches import BatchTooLarge
-from phaselens.runs.crew import Crew, UnitJob
+from phaselens.runs.crew import N_TRIES, Crew, UnitJob, failed_twice
 from phaselens.runs.result import FailedShard
 from phaselens.runs.shard_store import CONDITIONS, OBSERVATIONS, WorkUnit
 
-#: How often a shard is tried.
-N_TRIES = 2
 PHASES = (OBSERVATIONS, CONDITIONS)
 
 
@@ -120,7 +118,7 @@ class PartCrew(Crew):
                 reasons.append(describe_error(error))
             else:
                 return
-        self.give_up([unit], f"it failed twice: {' and then '.join(dict.fromkeys(reasons))}")
+        self.give_up([unit], failed_twice(reasons))
 
 
 class MergingCrew(Crew):

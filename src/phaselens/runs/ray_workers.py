@@ -11,7 +11,7 @@ from phaselens.runs.observer import Observer
 from phaselens.runs.shard_worker import ShardFailed, ShardWorker
 from phaselens.runs.threads import fixed_threads
 from phaselens.runs.worker_job import Order, WorkerJob
-from phaselens.runs.workers import Report, Workers
+from phaselens.runs.workers import WAITING_THREADS, Report, Workers
 
 #: Seconds between two looks at a cluster where nothing happens.
 _PATIENCE = 1.0
@@ -108,8 +108,7 @@ class RayWorkers(Workers):
             num_gpus=1 if self._uses_gpus else 0,
             scheduling_strategy="SPREAD",
             max_restarts=0,
-            # Threads that wait without working, because there may be more of them than cores.
-            runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+            runtime_env={"env_vars": WAITING_THREADS},
         )(ShardActor)
         actor = self._actors[worker] = actor_class.remote(self._job)
         self._tasks[actor.ready.remote()] = worker

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 
 from phaselens.errors import PhaseLensError
-from phaselens.runs.crew import Crew, UnitJob
+from phaselens.runs.crew import N_TRIES, Crew, UnitJob, failed_twice
 from phaselens.runs.observer import Observer
-from phaselens.runs.parts import N_TRIES
 from phaselens.runs.shard_store import WorkUnit
 from phaselens.runs.worker_job import Order
 from phaselens.runs.workers import Report, Workers
@@ -90,8 +89,7 @@ class WorkerCrew(Crew):
                 if len(reasons[failed]) < N_TRIES:
                     waiting.append(failed)  # after the others, which may be computed meanwhile
                 else:
-                    counts = Counter(reasons[failed])
-                    failures[failed] = f"it failed twice: {' and then '.join(counts)}"
+                    failures[failed] = failed_twice(reasons[failed])
         return failures
 
     def _grow(self, n_waiting: int) -> None:

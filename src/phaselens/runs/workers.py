@@ -8,6 +8,9 @@ from typing import Literal
 from phaselens.errors import InputError, ModelError, PhaseLensError
 from phaselens.runs.worker_job import Order
 
+#: Threads of workers wait without working, because there may be more of them than cores.
+WAITING_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
+
 Kind = Literal["ready", "advanced", "done", "failed", "refused", "ended"]
 
 
