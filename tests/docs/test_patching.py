@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.docs.notebook_pages import stored_notebook
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "patching.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
@@ -55,17 +57,8 @@ def test_the_pages_figures_and_link_targets_exist():
 
 
 def test_the_notebook_is_the_page():
-    import nbformat
-    from tools.notebooks import notebook
-
-    path = DOCS / "patching.ipynb"
-    stored = nbformat.read(path, as_version=4)
-    nbformat.validate(stored)
-    assert [(cell.cell_type, cell.source) for cell in stored.cells] == [
-        (cell.cell_type, cell.source) for cell in notebook("patching").cells
-    ], "run python -m tools.notebooks"
+    stored = stored_notebook("patching")
     assert all(cell.outputs or cell.execution_count for cell in stored.cells if cell.cell_type == "code")
-    assert str(path.parents[1]) not in path.read_text()
 
 
 @pytest.mark.slow

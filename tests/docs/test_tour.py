@@ -6,22 +6,12 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
+from tests.docs.notebook_pages import DOCS, stored_notebook
 
 
 def test_the_notebook_is_the_page() -> None:
-    import nbformat
-    from tools.notebooks import notebook
-
-    path = DOCS / "tour.ipynb"
-    stored = nbformat.read(path, as_version=4)
-    nbformat.validate(stored)
-    assert [(cell.cell_type, cell.source) for cell in stored.cells] == [
-        (cell.cell_type, cell.source) for cell in notebook("tour").cells
-    ], "run python -m tools.notebooks tour"
-    text = path.read_text(encoding="utf-8")
-    assert str(path.parents[1]) not in text
-    assert "<script" not in text
+    stored_notebook("tour")
+    assert "<script" not in (DOCS / "tour.ipynb").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

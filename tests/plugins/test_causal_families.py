@@ -19,8 +19,8 @@ from transformers.masking_utils import eager_mask
 import phaselens
 from phaselens.lens.blocks import original_module
 from phaselens.lens.points import in_layer
-from phaselens_plugins._cells import OverwriteCells
 from tests.plugins.ablations import content
+from tests.plugins.overwritten_cells import record_cells
 from tests.plugins.test_causal_modules import (
     TEXTS,
     hooked,
@@ -86,15 +86,7 @@ class EagerAttention:
 
 def differences(model_type: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Return the largest difference between measured losses and those under plain hooks, by condition, if too large."""
-    cells_by_text: dict[tuple[int, str], dict[str, np.ndarray]] = {}
-    overwrite = OverwriteCells.__call__
-
-    def record(self: OverwriteCells, tensor: Tensor, site: Any) -> Tensor:
-        by_text = cells_by_text.setdefault((site.layer, "q" if site.point.endswith("_q") else "k"), {})
-        by_text.update({text: self.cells[self.fold_of[text]] for text in site.batch.hashes})
-        return overwrite(self, tensor, site)
-
-    monkeypatch.setattr(OverwriteCells, "__call__", record)
+    cells_by_text = record_cells(monkeypatch)
     model, plain = plain_model(model_type), plain_model(model_type)
     names = {id(module): name for name, module in model.named_modules()}
     lens = phaselens.load(model, label="m", check=False)

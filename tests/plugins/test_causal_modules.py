@@ -19,9 +19,9 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 
 import phaselens
 from phaselens.testing import tiny_model
-from phaselens_plugins._cells import OverwriteCells
 from tests.lens.mixtures import DTYPES, MIXTURES, tiny_mixture
 from tests.plugins.ablations import content, run
+from tests.plugins.overwritten_cells import record_cells
 from tests.toys import letters, toy_tokenizer
 
 #: Texts of one length: the run's batch then has no pads, and the same shape as the plain forward's.
@@ -170,15 +170,7 @@ def edited_attention(name: str, cells: dict[tuple[int, str], np.ndarray]) -> str
 def test_disrupted_queries_and_keys_equal_an_edit_in_the_models_attention_function(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cells_by_text: dict[tuple[int, str], dict[str, np.ndarray]] = {}
-    overwrite = OverwriteCells.__call__
-
-    def record(self: OverwriteCells, tensor: Tensor, site: Any) -> Tensor:
-        by_text = cells_by_text.setdefault((site.layer, "q" if site.point.endswith("_q") else "k"), {})
-        by_text.update({text: self.cells[self.fold_of[text]] for text in site.batch.hashes})
-        return overwrite(self, tensor, site)
-
-    monkeypatch.setattr(OverwriteCells, "__call__", record)
+    cells_by_text = record_cells(monkeypatch)
     params = {"conditions": "top-1", "seeds": 1}
     result = run("qk-disruption", lens_of(name, dtype), texts=TEXTS, params=params)
     measured = losses_of(result, "qk-disruption", "top-1", None)
