@@ -110,11 +110,17 @@ def interrupt_at_random(subject: Subject, n: int, seed: int) -> int:
     return n_interrupted
 
 
+# Python swallows what is raised in a callback of the garbage collector or in a finalizer, and reports it as a warning.
+swallowing = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@swallowing
 def test_interrupts_leave_the_model_what_it_was(subject: Subject) -> None:
     assert interrupt_at_random(subject, 22, seed=1) > 0
 
 
 @pytest.mark.slow
+@swallowing
 def test_five_hundred_interrupts_leave_the_model_what_it_was(subject: Subject) -> None:
     print("seed 0")
     assert interrupt_at_random(subject, 500, seed=0) > 200
@@ -153,7 +159,7 @@ class InterruptAt:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@swallowing
 def test_interrupts_at_any_bytecode_of_the_bookkeeping_leave_the_model_what_it_was(subject: Subject) -> None:
     rng = random.Random(0)
     counts = [InterruptAt().run(job) for job in subject.jobs]
@@ -184,6 +190,25 @@ def test_a_call_whose_end_was_lost_is_undone_at_the_start_of_the_next(
     point.add_hook(lambda tensor, hook: tensor * 0)  # what an interrupted `finally` would have left
     subject.require_unchanged()
     assert lens.ownership.generation == generation + 1
+
+
+def test_a_call_that_was_lost_inside_a_context_ends_with_it(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens = subject.lens
+
+    def lose(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupt_inside() -> None:
+        with lens.attention_replay(1), monkeypatch.context() as patch:
+            patch.setattr(lens.ownership, "undo", lose)
+            hooks = [("blocks.1.hook_mlp_out", lose)]
+            lens.stream(residual=2 * subject.residual, start_at_layer=1, hooks=hooks)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_inside()
+    subject.require_unchanged()
 
 
 def test_a_hook_that_raises_leaves_nothing_behind(subject: Subject) -> None:

@@ -90,21 +90,29 @@ class Ownership:
             try:
                 self._require_thread(lens, before)
             except InputError:
-                self.end(use)
+                self._uses.remove(use)
                 raise
         return use
 
-    def end(self, use: Use | None) -> None:
-        """Forget a call or context that has put everything back."""
-        if use is not None and use in self._uses:
+    def end(self, lens: HookedTransformer, use: Use | None) -> None:
+        """Forget a call or context that has put everything back.
+
+        A use inside it that was interrupted has not, and what it noted is the lens inside: the lens becomes what it was
+        before the outer one.
+        """
+        if use is None or use not in self._uses:
+            return
+        inner_uses = self._uses[self._uses.index(use) + 1 :]
+        if all(inner.is_live() for inner in inner_uses):
             self._uses.remove(use)
+        else:
+            self._restore(lens, use)
 
     def undo(self, lens: HookedTransformer, use: Use | None) -> None:
         """Make the lens what it was before a call that ended with an exception, and forget the call."""
-        if use is not None and self._stores is not None:
+        if use is not None and use in self._uses:
             torch.set_grad_enabled(use.grad_enabled)
-            use.before.restore(lens, self._stores)
-            self.end(use)
+            self._restore(lens, use)
 
     def __deepcopy__(self, memo: object) -> Ownership:
         """Return a new one: the copy of a lens is used by nobody."""
@@ -112,12 +120,17 @@ class Ownership:
 
     def _put_back(self, lens: HookedTransformer) -> None:
         """Make the lens what it was before the first use that was interrupted."""
-        for index, use in enumerate(self._uses):
-            if self._stores is not None and not use.is_live():
-                use.before.restore(lens, self._stores)
-                del self._uses[index:]
+        for use in self._uses:
+            if not use.is_live():
+                self._restore(lens, use)
                 self.generation += 1
                 return
+
+    def _restore(self, lens: HookedTransformer, use: Use) -> None:
+        """Make the lens what it was before a use, and forget it with those inside it."""
+        assert self._stores is not None, "made before the first use"
+        use.before.restore(lens, self._stores)
+        del self._uses[self._uses.index(use) :]
 
     def _require_thread(self, lens: HookedTransformer, uses: list[Use]) -> None:
         if any(use.thread != threading.get_ident() for use in uses):
@@ -182,7 +195,7 @@ class OwnedContext:
         if self._use is not None:
             self._use.closed = True
         suppressed = None if self._inner is None else self._inner.__exit__(*exception)
-        self._lens.ownership.end(self._use)
+        self._lens.ownership.end(self._lens, self._use)
         return suppressed
 
 
@@ -197,7 +210,7 @@ def owned_call(method: Callable[..., T]) -> Callable[..., T]:
         except BaseException:
             self.ownership.undo(self, use)
             raise
-        self.ownership.end(use)
+        self.ownership.end(self, use)
         return returned
 
     return call

@@ -108,9 +108,7 @@ class Rows:
         self._calls.append(call)
 
     def _end(self, *_: object) -> None:
-        # After an interrupt, the lens may have been put back, and this call forgotten, before its hook runs.
-        if self._calls:
-            self._calls.pop()
+        self._calls.pop()
 
     @contextmanager
     def with_lengths(self, lengths: Tensor | None) -> Iterator[None]:
