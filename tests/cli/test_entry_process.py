@@ -112,7 +112,7 @@ def test_a_text_has_the_same_rows_as_in_a_separate_process(tmp_path: Path) -> No
 def test_ctrl_c_ends_a_run_at_once_with_code_130(checkpoint: Path, tmp_path: Path) -> None:
     many = tmp_path / "many.txt"
     many.write_text("a b c d e f\n" * 200_000)
-    process = start("run", checkpoint, "-p", "sinks", "--texts", many, "--batch-tokens", 8)
+    process = start("run", checkpoint, "-p", "sinks", "--texts", many, "--batch-tokens", 8, "--quiet")
     time.sleep(15)
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=120)
