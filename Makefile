@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo real test check format lint types contract quick pair families bench docs clean
+.PHONY: demo real test check static format lint types contract quick pair families bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
@@ -23,7 +23,9 @@ real: $(REAL_STAMP)
 test: $(STAMP)
 	$(PYTEST)
 
-check: format lint types contract quick
+check: static quick
+
+static: format lint types contract
 
 format: $(STAMP)
 	$(BIN)/ruff format --check src plugins tests tools
