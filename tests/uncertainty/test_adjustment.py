@@ -40,7 +40,9 @@ def test_the_order_missing_values_and_one_test_change_nothing(p_values: list[flo
         assert adjust_p_values(p_values[::-1], method=method) == adjusted[::-1]
         assert adjust_p_values([None, *p_values, float("nan")], method=method) == [None, *adjusted, None]
         assert adjust_p_values(p_values[:1], method=method) == p_values[:1]
-    assert adjust_p_values(p_values, method="benjamini-hochberg") == pytest.approx(false_discovery_control(p_values))
+    assert adjust_p_values(p_values, method="benjamini-hochberg") == pytest.approx(
+        false_discovery_control(p_values)
+    )
     assert all(a >= b for a, b in zip(adjust_p_values(p_values), adjusted, strict=True))
 
 
