@@ -163,7 +163,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     attention.summarise: lambda: {
         **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "itself": True, "refine": True,
-        "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True,
+        "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True, "largest": True,
         "lengths": LENGTHS, "real": None,
     },
     attention.top_keys: lambda: QK_LSE,
