@@ -46,7 +46,7 @@ def test_on_the_page_ours_is_the_dense_number_and_some_script_is_not() -> None:
                 number(reference), rel=1e-3, abs=1e-5
             ), name
             is_off.append(script != reference)
-        if name not in ("A layer that writes nothing",):
+        if name not in ("A layer that writes nothing", "A float32 Gram matrix"):
             assert any(is_off), name
 
 
