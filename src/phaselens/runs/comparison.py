@@ -21,6 +21,7 @@ from phaselens.runs.comparability import (
 )
 from phaselens.runs.label_groups import texts_by_label
 from phaselens.runs.paired_values import PairedKey, ValuesByText, displayed_value, paired_keys, values_by_text
+from phaselens.runs.presentation import PresentedComparison
 from phaselens.runs.result import LABEL, ModelRecord, Run
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ DIFFERENCES_TABLE = TableSpec(
 
 
 @dataclass
-class Comparison:
+class Comparison(PresentedComparison):
     """The differences between two models on the same texts; `print` shows them by metric and layer.
 
     `displayed` holds the column that is printed of each metric: that of its display, else the first. `allowed`
@@ -80,6 +81,7 @@ class Comparison:
     allowed: list[str]
     directories: tuple[str | None, str | None] = (None, None)
     renderer: Callable[[Comparison], str] | None = field(default=None, repr=False, compare=False)
+    html_renderer: Callable[[Comparison], str] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_grouped(self) -> bool:
