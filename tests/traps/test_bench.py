@@ -61,9 +61,8 @@ def test_a_number_that_is_off_or_missing_is_a_problem() -> None:
     trap = Trap("a", "b", 0.1, lambda bench: TrapNumbers(None, None, None))
     assert trap.problems(TrapNumbers(1.0, 1.000009, 1.2)) == []
     assert trap.problems(TrapNumbers(None, None, 0.0)) == []
-    assert trap.problems(TrapNumbers(1.0, None, None)) == []
     for numbers in (
-        TrapNumbers(1.0, 1.0001, 1.2), TrapNumbers(1.0, 1.0, 1.05), TrapNumbers(None, 0.0, None),
+        TrapNumbers(1.0, 1.0001, 1.2), TrapNumbers(1.0, 1.0, 1.05), TrapNumbers(None, 0.0, None), TrapNumbers(1.0, None, None),
         TrapNumbers(1.0, float("nan"), 1.2),
     ):  # fmt: skip
         assert trap.problems(numbers) != []
