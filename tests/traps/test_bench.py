@@ -62,7 +62,8 @@ def test_a_number_that_is_off_or_missing_is_a_problem() -> None:
     assert trap.problems(TrapNumbers(1.0, 1.000009, 1.2)) == []
     assert trap.problems(TrapNumbers(None, None, 0.0)) == []
     for numbers in (
-        TrapNumbers(1.0, 1.0001, 1.2), TrapNumbers(1.0, 1.0, 1.05), TrapNumbers(None, 0.0, None), TrapNumbers(1.0, None, None),
+        TrapNumbers(1.0, 1.0001, 1.2), TrapNumbers(1.0, 1.0, 1.05), TrapNumbers(None, 0.0, None),
+        TrapNumbers(1.0, None, None),
         TrapNumbers(1.0, float("nan"), 1.2),
     ):  # fmt: skip
         assert trap.problems(numbers) != []
