@@ -35,7 +35,6 @@ def require(lens: HookedTransformer, results: list[CheckResult]) -> None:
     """Raise RefusedModel for the first check that failed."""
     for result in results:
         if not result.ok:
-            _require_finite_weights(lens)
             advice = f"{ADVICE}, and please report this one"
             if lens.dtype != torch.float32:
                 advice = "try --dtype float32; if it fails there too, please report it"
@@ -43,20 +42,6 @@ def require(lens: HookedTransformer, results: list[CheckResult]) -> None:
                 f"{lens.info.label} ({lens.info.family}) failed its check {result.name!r}: difference "
                 f"{result.measured:.3g}, at most {result.limit:.3g} is allowed; {result.detail}. It cannot be measured "
                 f"exactly: {advice}"
-            )
-
-
-def _require_finite_weights(lens: HookedTransformer) -> None:
-    """Raise RefusedModel for the first weight that holds NaN or an infinity, which every check would fail on."""
-    for name, weight in lens.original_model.named_parameters():
-        if not weight.is_floating_point():
-            continue
-        n_bad = weight.numel() - int(torch.isfinite(weight.float()).sum())
-        if n_bad:
-            raise RefusedModel(
-                f"{lens.info.label} ({lens.info.family}): {n_bad:,} of {weight.numel():,} numbers of its weight "
-                f"{name.replace('._original_component', '')} are NaN or infinite, so that nothing can be measured; "
-                "fetch or convert the checkpoint again"
             )
 
 
