@@ -178,6 +178,7 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
             "hook_distance": _distances(pattern, activations[layer, "hook_distance"].shape[-1]),
             "hook_segments": pattern.sum(-1, keepdim=True),
             "hook_top_key": _consistent_top(pattern, activations[layer, "hook_top_key"].cpu()),
+            "hook_largest_product": _largest_products(query, key, scores != -torch.inf),
         }
         for name in (
             *STATISTICS,
@@ -219,6 +220,12 @@ def _consistent_top(pattern: Tensor, top: Tensor) -> Tensor:
     weight = pattern.gather(-1, torch.where(key.isnan(), 0.0, key).long())
     is_consistent = weight >= pattern.amax(-1, keepdim=True) * (1 - 2 * attention.TIE)
     return torch.where(is_consistent & (top[..., 1:] >= 1), top, torch.nan)
+
+
+def _largest_products(query: Tensor, key: Tensor, is_visible: Tensor) -> Tensor:
+    """Return the largest |q·k| [batch, head, query] of q [batch, head, query, d_head] and the visible keys."""
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    return (query @ keys.transpose(-1, -2)).abs().masked_fill(~is_visible, 0.0).amax(-1)
 
 
 def _can_be_zero(statistic: str) -> bool:
