@@ -47,7 +47,7 @@ def test_a_causal_metric_is_written_on_request(phaselens: Phaselens, tmp_path: P
 
 
 def test_the_example_package_has_the_layout_that_is_written(phaselens: Phaselens, tmp_path: Path) -> None:
-    """Both have the same files; those that do not depend on the metric are equal."""
+    """The files are the same, and those that do not depend on the metric are equal."""
     phaselens("new-plugin", "example", tmp_path / "package")
     files = {
         folder: {
