@@ -50,6 +50,10 @@ class LayerText:
         """Return the activations at a hook point of the layer, [pos, …]."""
         return self.layer[point][self.index, : self.n_tokens]
 
+    def by_query(self, point: str) -> Tensor:
+        """Return a statistic of the layer's attention, [head, query, …]."""
+        return self.layer[point][self.index, :, : self.n_tokens]
+
     def token_ids(self, positions: Tensor | Sequence[int]) -> list[int]:
         """Return the token ids at `positions`."""
         token_ids: list[int] = self.layer.batch.tokens[self.index, positions].tolist()

@@ -12,6 +12,7 @@ from phaselens.errors import InputError
 from phaselens.lens.info import ModelInfo, RotatedPairs
 from phaselens.lens.points import in_layer
 from phaselens.lens.projection import Projection
+from phaselens.plugin.adjusted_p import ADJUSTED_P, with_adjusted_p
 from phaselens.plugin.causal_metric import CausalMetric, kind_of
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
 from phaselens.plugin.condition_losses import EditEffect, Losses
@@ -41,6 +42,7 @@ from phaselens.plugin.views import Batch, LayerView, PerText
 from phaselens.plugin.warning import TOO_FEW_TEXTS, MetricWarning
 
 __all__ = [
+    "ADJUSTED_P",
     "BASELINE",
     "CAUSAL_TABLES",
     "MODEL",
@@ -92,5 +94,6 @@ __all__ = [
     "plugins",
     "read_state",
     "require_metric",
+    "with_adjusted_p",
     "write_state",
 ]
