@@ -90,7 +90,9 @@ class BosMlp(Ablation[BosMlpParams]):
         TableSpec(
             "layers_used",
             (
-                Column("definition", str, None, "the definition of the layer; docs/metrics.md lists them"),
+                Column(
+                    "definition", str, None, "the definition of the layer; docs/metrics/bos-mlp.md lists them"
+                ),
                 Column("layer", int, "index", "the layer that it selects in this model, 0-based"),
                 Column(
                     "condition",

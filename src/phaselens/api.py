@@ -32,13 +32,20 @@ def comparison_text(comparison: Comparison) -> str:
     return as_text(comparison)
 
 
+def comparison_html(comparison: Comparison) -> str:
+    """Return the differences as HTML without scripts, for notebooks."""
+    from phaselens.report.notebook import comparison_html as html
+
+    return html(comparison)
+
+
 def with_differences(compare_models: Callable[P, Comparison]) -> Callable[P, Comparison]:
-    """Set `comparison_text` as the renderer of the comparison that `compare_models` returns."""
+    """Set `comparison_text` and `comparison_html` as the renderers of the comparison that `compare_models` returns."""
 
     @wraps(compare_models)
     def compare(*args: P.args, **kwargs: P.kwargs) -> Comparison:
         comparison = compare_models(*args, **kwargs)
-        comparison.renderer = comparison_text
+        comparison.renderer, comparison.html_renderer = comparison_text, comparison_html
         return comparison
 
     return compare

@@ -117,8 +117,11 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
     (lambda folder: with_another_header(folder, data_offsets=[8, 0]), "invalid offset for tensor"),
     (lambda folder: with_another_header(folder, dtype="Q3"), "unknown variant `Q3`"),
     (a_link_to_nowhere, "model.safetensors is not a file, or a link to a missing one"),
-    (lambda folder: with_another_config(folder, model_type="nonsense"), "`nonsense`"),
-    (lambda folder: with_another_config(folder, num_hidden_layers="two"), "'num_hidden_layers'"),
+    (lambda folder: with_another_config(folder, model_type="nonsense"), 'model_type "nonsense"'),
+    (
+        lambda folder: with_another_config(folder, num_hidden_layers="two"),
+        'num_hidden_layers "two"; it should be',
+    ),
     (without_a_tokenizer, "holds no tokenizer files; copy them there"),
     (lambda folder: (folder / "tokenizer.json").write_text("{oh"), "tokenizer.json is not valid JSON"),
     (lambda folder: (folder / "config.json").write_text("{oh"), "config.json is not valid JSON"),

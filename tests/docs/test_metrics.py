@@ -1,4 +1,4 @@
-"""The page of metrics: each section's question, limits and neighbours, and which queries a column of attention has."""
+"""The pages of metrics are complete, and each column of attention says which queries it is about."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tools.metric_reference import PAGE
+from tools.metric_reference import COLUMNS, INDEX, page_of
+from tools.page_blocks import blocks
 
 from phaselens.plugin import CausalMetric, Column, Metric, plugins
 from tests.toys import toy_info
 
 #: The section on common properties of metrics, in one line.
-SHARED = " ".join(PAGE.read_text(encoding="utf-8").partition("\n## sinks\n")[0].split())
+SHARED = " ".join(INDEX.read_text(encoding="utf-8").partition("## Common properties")[2].split())
 STATISTIC = re.compile(r"attn\.hook_(sink|itself|entropy|received|distance|lse|pattern|attn_scores)$")
 METRICS = ["attention-patterns", "bos-write", "position-curves", "sink-tokens", "sinks", "tokens"]
 BUILT_IN = [plugin.name for plugin in plugins().registered if plugin.distribution == "phaselens"]
@@ -86,19 +87,36 @@ def test_every_column_of_attention_says_which_queries_it_is_about(name: str) -> 
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_each_section_has_its_question_its_limits_and_its_neighbours(name: str) -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    section = page.partition(f"\n## {name}\n")[2].partition(f"<!-- generated: {name} -->")[0]
-    question, limits, neighbours = (
-        re.search(rf"\*\*{label}\*\* (.*?)(?=\n\n|\Z)", section.strip(), re.DOTALL)
-        for label in ("Question\\.", "When it misleads\\.", "Neighbours\\.")
-    )
-    assert question is not None
-    assert "?" in question[1]
-    assert limits is not None
-    assert neighbours is not None
-    others = set(re.findall(r"`([\w-]+)[^`]*`", neighbours[1])) & set(BUILT_IN) - {name}
+def test_each_page_has_all_parts_in_their_order(name: str) -> None:
+    page = page_of(name).read_text(encoding="utf-8")
+    assert page.startswith(f"# {name}\n\n**Question.** ")
+    headings = ["Definition", "Example", "When it misleads", "Neighbours", "Parameters"]
+    assert re.findall(r"^## (.*)$", page, re.MULTILINE) == headings
+    question, *parts = re.split(r"^## .*$", page, flags=re.MULTILINE)
+    assert "?" in question
+    assert all(len(part.strip()) > 40 for part in parts)
+    others = set(re.findall(r"`([\w-]+)[^`]*`", parts[3])) & set(BUILT_IN) - {name}
     assert others, "name the metrics that answer what this one cannot"
+    assert f"]({COLUMNS.name}#{name})" in parts[4]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_each_page_states_formula_shapes_unit_null_and_source(name: str) -> None:
+    facts = dict(
+        re.findall(r"^\| (\w+) \| (.+) \|$", page_of(name).read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert list(facts)[:5] == ["formula", "shapes", "unit", "null", "source"]
+    assert "[" in facts["shapes"]
+    assert facts["source"] == plugins().metric(name).citation
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_each_example_runs_the_metric_and_shows_its_output(name: str) -> None:
+    *_, command, output = blocks(page_of(name).read_text(encoding="utf-8"))
+    assert command.kind == "sh"
+    assert f"-p {name} " in command.code
+    assert output.mark == "output"
+    assert len(output.code.splitlines()) > 3
 
 
 def test_the_page_defines_what_a_query_sees() -> None:

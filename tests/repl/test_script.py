@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import phaselens
+from phaselens.patching import direct_logit_attribution, logit_lens
 from phaselens.repl.script import script
 from phaselens.repl.session import Session
 from tests.marks import mark_later_slow
@@ -121,6 +122,7 @@ STATES = {
     "no prompt": ("null_rope(1)",),
     "an edit in layer 0": (*SHORT, "logit_diff('e', 'o')", "patch(what='q', layer=0)",
                            "run(top=2, pos=1)", "sweep('q', layer=0)"),
+    "readouts": (*SHORT, EDITS[3], "run()", "logit_lens(top=2)", "direct_logit_attribution('e', 'o')"),
     "several sweeps": (*SHORT, "run()", "sweep('q', 'k', by='head', layer=iter([1, 2]))"),
     "set aside and back": (*LONG, *EDITS, *SHORT, *LONG, "run()", "sweep('attn')"),
     "no corrupt prompt": (*LONG, *EDITS, "corrupt = None", "run()"),
@@ -153,6 +155,13 @@ def test_every_state_can_be_shown_saved_and_undone(lines, shell, lenses, state, 
         expected += [
             str(eval(f"experiment.{sweep_call}", {"experiment": experiment}))
             for sweep_call in model_state.sweep_calls
+        ]
+    if model_state.has_prompts:
+        names = {"experiment": experiment, "logit_lens": logit_lens, "dla": direct_logit_attribution}
+        short = {"logit_lens": "logit_lens", "direct_logit_attribution": "dla"}
+        expected += [
+            str(eval(f"{short[verb]}(experiment, {arguments}", names))
+            for verb, arguments in model_state.readout_calls.items()
         ]
     edits = str(experiment.patched())
     n_edits = len(experiment.patched())

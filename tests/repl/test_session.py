@@ -68,6 +68,17 @@ def test_a_sweep_is_a_heatmap_and_a_figure(ready, shell):
     assert Path("both.svg").read_text().startswith("<?xml")
 
 
+def test_the_residual_stream_is_read_with_the_edits_and_the_tokens_of_the_metric(ready, shell):
+    out, error = ready("logit_lens(top=2)")
+    assert error == ""
+    assert out.startswith("logit lens of 'rope', next token after position ")
+    out, error = ready('logit_diff("e", "o")', "direct_logit_attribution()")
+    assert error == ""
+    assert "direct attribution of logit of 'e' − 'o'" in out
+    assert shell.user_ns["result"].heads.shape == (3, 4)
+    assert "did you mean pos=1?" in ready("logit_lens(position=1)")[1]
+
+
 @pytest.mark.slow
 def test_the_correlation_is_printed_once_there_are_a_sweep_and_an_attribution(ready, shell):
     out, _ = ready('attribution("v")')

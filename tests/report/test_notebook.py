@@ -45,6 +45,34 @@ def test_a_table_shows_its_first_rows_with_units(run: Run) -> None:
     assert "<script" not in html
 
 
+def test_a_metrics_result_is_read_by_name_and_shown_as_its_tables(run: Run) -> None:
+    sinks = run["sinks"]
+    assert sinks["layers"] is run.rows("sinks", "layers")
+    assert ("sinks" in run, "sink" in run, list(run)) == (True, False, ["sinks", "bos-norm", "probe"])
+    assert "layers" in sinks
+    assert list(sinks) == list(sinks.tables)
+    assert repr(sinks).startswith("<sinks: texts of ")
+    html = sinks._repr_html_()
+    assert html.index("sink_rate") < html.index("<details>")
+    assert "<script" not in html
+    with pytest.raises(InputError, match="did you mean sinks"):
+        run["sink"]
+    with pytest.raises(InputError, match="did you mean layers"):
+        sinks["layer"]
+
+
+def test_a_comparison_is_html_without_scripts() -> None:
+    lenses = [toy_lens(label=MARKUP), toy_lens(label="b")]
+    comparison = phaselens.compare(
+        phaselens.run(lenses, metrics=["bos-norm"], texts=[letters(9), letters(7)])
+    )
+    html = comparison._repr_html_()
+    assert "&lt;script&gt;" in html
+    assert "<script" not in html
+    comparison.html_renderer = None
+    assert "first_model" in comparison._repr_html_()
+
+
 def test_figures_are_chosen_by_name_and_shown_as_pictures(run: Run) -> None:
     figure = run.plot("sinks", "heads")
     assert isinstance(figure, Figure)

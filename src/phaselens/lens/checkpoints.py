@@ -11,6 +11,7 @@ import torch
 
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches, short_form
 from phaselens.lens import gguf_files, headers, quantised, text_towers, weight_adapters
+from phaselens.lens.config_errors import explaining_config, require_shapes
 from phaselens.lens.declared_sizes import require_token_ids
 from phaselens.lens.model_source import NAMES, ModelSource
 from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers, without_compilers
@@ -183,9 +184,10 @@ def read_config(source: ModelSource, trust_remote_code: bool = False) -> Any:
 
     if source.gguf is not None:
         return gguf_files.read_config(source.gguf)
-    config = AutoConfig.from_pretrained(
-        source.location, revision=source.base.revision, trust_remote_code=trust_remote_code
-    )
+    with explaining_config(source):
+        config = AutoConfig.from_pretrained(
+            source.location, revision=source.base.revision, trust_remote_code=trust_remote_code
+        )
     for name in ("_attn_implementation", "_experts_implementation"):
         if hasattr(config, name):
             setattr(config, name, None)
@@ -312,6 +314,7 @@ def load_pretrained(
             use_safetensors=None if allow_pickle else True,
             **(quantised.device_map(config, device) if is_on_device else {}),
         )
+    require_shapes(loading_info.get("mismatched_keys", ()), source.name)
     missing = sorted(loading_info["missing_keys"])
     if missing:
         raise RefusedModel(
@@ -350,12 +353,14 @@ def _load_safetensors(source: ModelSource, config: Any, **options: Any) -> tuple
         chosen = getattr(config, headers.CHOICE, None)
         if chosen is not None:
             headers.require_inside(str(chosen), source.name, f"{headers.CHOICE} in config.json")
-    options |= {"config": config, "revision": source.base.revision}
+    # Tensors of other shapes are then in the report, each with both shapes.
+    options |= {"config": config, "revision": source.base.revision, "ignore_mismatched_sizes": True}
     whole_class = text_towers.whole_class(config)
     if whole_class is not None:
-        return text_towers.load(whole_class, source.location, **options)
+        with explaining_config(source):
+            return text_towers.load(whole_class, source.location, **options)
     causal_class = _causal_class(source, config)
-    with quiet_transformers(), without_compilers():
+    with explaining_config(source), quiet_transformers(), without_compilers():
         model, loading_info = causal_class.from_pretrained(
             source.location, output_loading_info=True, **options
         )

@@ -35,7 +35,6 @@ def require(lens: HookedTransformer, results: list[CheckResult]) -> None:
     """Raise RefusedModel for the first check that failed."""
     for result in results:
         if not result.ok:
-            _require_finite_weights(lens)
             advice = f"{ADVICE}, and please report this one"
             if lens.dtype != torch.float32:
                 advice = "try --dtype float32; if it fails there too, please report it"
@@ -43,20 +42,6 @@ def require(lens: HookedTransformer, results: list[CheckResult]) -> None:
                 f"{lens.info.label} ({lens.info.family}) failed its check {result.name!r}: difference "
                 f"{result.measured:.3g}, at most {result.limit:.3g} is allowed; {result.detail}. It cannot be measured "
                 f"exactly: {advice}"
-            )
-
-
-def _require_finite_weights(lens: HookedTransformer) -> None:
-    """Raise RefusedModel for the first weight that holds NaN or an infinity, which every check would fail on."""
-    for name, weight in lens.original_model.named_parameters():
-        if not weight.is_floating_point():
-            continue
-        n_bad = weight.numel() - int(torch.isfinite(weight.float()).sum())
-        if n_bad:
-            raise RefusedModel(
-                f"{lens.info.label} ({lens.info.family}): {n_bad:,} of {weight.numel():,} numbers of its weight "
-                f"{name.replace('._original_component', '')} are NaN or infinite, so that nothing can be measured; "
-                "fetch or convert the checkpoint again"
             )
 
 
@@ -193,6 +178,7 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
             "hook_distance": _distances(pattern, activations[layer, "hook_distance"].shape[-1]),
             "hook_segments": pattern.sum(-1, keepdim=True),
             "hook_top_key": _consistent_top(pattern, activations[layer, "hook_top_key"].cpu()),
+            "hook_largest_product": _largest_products(query, key, scores != -torch.inf),
         }
         for name in (
             *STATISTICS,
@@ -234,6 +220,12 @@ def _consistent_top(pattern: Tensor, top: Tensor) -> Tensor:
     weight = pattern.gather(-1, torch.where(key.isnan(), 0.0, key).long())
     is_consistent = weight >= pattern.amax(-1, keepdim=True) * (1 - 2 * attention.TIE)
     return torch.where(is_consistent & (top[..., 1:] >= 1), top, torch.nan)
+
+
+def _largest_products(query: Tensor, key: Tensor, is_visible: Tensor) -> Tensor:
+    """Return the largest |q·k| [batch, head, query] of q [batch, head, query, d_head] and the visible keys."""
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    return (query @ keys.transpose(-1, -2)).abs().masked_fill(~is_visible, 0.0).amax(-1)
 
 
 def _can_be_zero(statistic: str) -> bool:

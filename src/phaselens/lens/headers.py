@@ -11,6 +11,7 @@ from typing import Any
 
 from phaselens.errors import ModelError
 from phaselens.lens.declared_sizes import require_sizes, require_token_ids
+from phaselens.lens.declared_values import require_values
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -39,9 +40,11 @@ def require_intact(folder: Path, model_name: str, *, complete: bool = True) -> N
         complete: whether a missing shard is an error (in the hub's cache it may still be fetched).
 
     Raises:
-        ModelError: for a file that cannot be read, is truncated, or is missing.
+        ModelError: for a file that cannot be read, is truncated, or is missing, and for values in the config that no
+            model can have.
     """
     config = _read_json(folder / _CONFIG, model_name)
+    require_values(config, model_name)
     n_tensors, n_numbers, is_whole = 0, 0, True
     for file, tensors in _weight_files(folder, model_name).items():
         path = folder / file

@@ -15,6 +15,7 @@ from phaselens.lens import checkpoints, checks, quantised, text_towers, weight_a
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.description import LoadOptions, describe
 from phaselens.lens.experts import use_runnable_experts
+from phaselens.lens.finite_weights import require_finite
 from phaselens.lens.info import ROTATION_MODES
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.overrides import override_rope_scaling, override_softmax_scale
@@ -233,6 +234,8 @@ def _build(
     model: PreTrainedModel, source: ModelSource | None, options: LoadOptions, tokenizer_note: str | None
 ) -> HookedTransformer:
     require_served(model)
+    if options.check:
+        require_finite(model, source.name if source is not None else type(model).__name__)
     if options.softmax_scale is not None:
         override_softmax_scale(model, options.softmax_scale)
     if options.rope_scaling is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError, short_form
 from phaselens.lens.points import Hook, HookFunction, is_attention, is_key_scores, is_matrix
+from phaselens.patching.html import list_html, result_html
 from phaselens.patching.targets import Target, naming_keys
 from phaselens.patching.wording import count_phrase, number_phrase
 
@@ -220,3 +221,10 @@ class Stack(tuple[Intervention, ...]):
         return "\n".join(lines) or "no edits"
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return (
+            list_html([line.partition(". ")[2] for line in str(self).split("\n")])
+            if self
+            else result_html("no edits", None)
+        )

@@ -13,7 +13,17 @@ from phaselens.patching.edits import CleanActivations, Intervention
 from phaselens.patching.prompts import Prompt
 from phaselens.patching.results import TextResult
 from phaselens.patching.wording import count_phrase, number_text
-from phaselens.plugin import TOO_FEW_TEXTS, Batch, CausalMetric, Condition, Metric, plugins
+from phaselens.plugin import (
+    TOO_FEW_TEXTS,
+    Batch,
+    CausalMetric,
+    Column,
+    Condition,
+    Metric,
+    Table,
+    TableSpec,
+    plugins,
+)
 from phaselens.plugin.return_checks import conditions_of, hook_names
 from phaselens.runs import MetricResult, Observer, feed_metric, select_metrics
 from phaselens.runs.batches import make_batch
@@ -217,6 +227,9 @@ LayerRow = tuple[int, float | None, float | None, float | None]
 """Layer, and the values before and after the edits and of the clean run."""
 
 
+_RUNS = {"before": "without the edits", "after": "with the edits", "clean": "of the clean prompt"}
+
+
 @dataclass(frozen=True, repr=False)
 class MetricByLayer(TextResult):
     """A metric by layer: of the prompt's run without and with the edits, and of the clean run.
@@ -234,6 +247,22 @@ class MetricByLayer(TextResult):
     nulls: tuple[LayerRow, ...] = ()
     set_aside: tuple[str, ...] = ()
     bos: str = field(kw_only=True)
+
+    def to_table(self) -> Table:
+        """Return the values by layer, and their nulls where the metric has one."""
+        runs = ("before", "after", "clean")
+        columns = [Column("layer", int, "index", "0-based")]
+        columns += [
+            Column(run, float, self.unit or None, f"{self.column} of the run {_RUNS[run]}") for run in runs
+        ]
+        if self.nulls:
+            columns += [Column(f"null_{run}", float, self.unit or None, f"null of {run}") for run in runs]
+        nulls: tuple[tuple[float | None, ...], ...] = tuple(row[1:] for row in self.nulls) or ((),) * len(
+            self.rows
+        )
+        return TableSpec(self.metric, tuple(columns)).build(
+            (*values, *null_values) for values, null_values in zip(self.rows, nulls, strict=True)
+        )
 
     def __str__(self) -> str:
         """Return a table of the values, each with the null of the same run beside it."""

@@ -10,12 +10,25 @@ from typing import TYPE_CHECKING
 from phaselens.data import Text
 from phaselens.errors import InputError, short_form
 from phaselens.lens.info import require_lens
+from phaselens.patching.html import result_html
 from phaselens.patching.wording import count_phrase
+from phaselens.plugin import Column, Table, TableSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from phaselens.lens import HookedTransformer
+
+
+_POSITION = Column("pos", int, "index", "position, 0-based")
+_PROMPT_TABLE = TableSpec(
+    "tokens", (_POSITION, Column("token", str), Column("id", int)), "The tokens of a prompt."
+)
+_ALIGNMENT_TABLE = TableSpec(
+    "alignment",
+    (_POSITION, Column("clean", str), Column("corrupt", str), Column("differs", str, None, "= or ≠")),
+    "The tokens of two prompts.",
+)
 
 
 def token_text(lens: HookedTransformer, token: int) -> str:
@@ -62,6 +75,14 @@ class Prompt:
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _repr_html_(self) -> str:
+        table = _PROMPT_TABLE.build(
+            (position, word, token)
+            for position, (word, token) in enumerate(zip(self.words, self.ids, strict=True))
+        )
+        title = f"{count_phrase(len(self), 'token')} of {self.lens.info.label!r}"
+        return result_html(title, table, [f"note: {note}" for note in self.notes])
 
     def __str__(self) -> str:
         title = f"{count_phrase(len(self), 'token')} of {self.lens.info.label!r}:"
@@ -130,6 +151,21 @@ class Alignment:
 
     def __repr__(self) -> str:
         return str(self)
+
+    def to_table(self) -> Table:
+        """Return the tokens of both prompts, by position."""
+        return _ALIGNMENT_TABLE.build(
+            (position, clean, corrupt, "≠" if differs else "=")
+            for position, clean, corrupt, differs in self.rows()
+        )
+
+    def _repr_html_(self) -> str:
+        notes = [
+            f"note: {name}: {note}"
+            for name, prompt in (("clean", self.clean), ("corrupt", self.corrupt))
+            for note in prompt.notes
+        ]
+        return result_html(f"two prompts of {self.clean.lens.info.label!r}", self.to_table(), notes)
 
     def __str__(self) -> str:
         rows = list(self.rows())

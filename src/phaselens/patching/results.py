@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, is_list_like, require_kind, short_form
+from phaselens.patching.html import result_html, sweep_html
 from phaselens.patching.prompts import token_text
 from phaselens.patching.wording import count_phrase, number_text
+from phaselens.plugin import Column, Table, TableSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +23,34 @@ AXES = {"pos": ("layer", "pos"), "head": ("layer", "head"), "pos-head": ("layer"
 
 
 class TextResult:
-    """Base class of results whose repr is the text that they print."""
+    """Base class of results whose repr is the text that they print, and which a notebook shows as a table."""
 
     def __repr__(self) -> str:
         return str(self)
+
+    def to_table(self) -> Table | None:
+        """Return the result's numbers as a table, or None if it has no rows."""
+        return None
+
+    def _repr_html_(self) -> str:
+        """Return the title that `str` begins with, the table, and the notes that `str` ends with."""
+        lines = str(self).split("\n")
+        notes = [line for line in lines[1:] if line.startswith(_NOTE_STARTS)]
+        return result_html(lines[0], self.to_table(), notes)
+
+
+#: What the lines begin with that a result prints below its numbers.
+_NOTE_STARTS = ("bos: ", "note: ", "set aside: ")
+#: Columns of the axes of a sweep.
+_AXIS_COLUMNS = {
+    "layer": (Column("layer", int, "index", "0-based"),),
+    "pos": (
+        Column("pos", int, "index", "position, 0-based"),
+        Column("clean_token", str, None, "the clean prompt's token there"),
+        Column("corrupt_token", str, None, "the corrupt prompt's token there"),
+    ),
+    "head": (Column("head", int, "index", "0-based"),),
+}
 
 
 def unmeasured(shape: tuple[int, ...]) -> np.ma.MaskedArray[Any, Any]:
@@ -114,6 +140,30 @@ class Sweep(TextResult):
                 "effect": float(effect[index]) if is_measured else None,
             }
 
+    def to_table(self) -> Table:
+        """Return all cells as a table: the axes (a position with both prompts' tokens), `value` and `effect`.
+
+        `to_arrow` and `to_pandas` convert it; a cell that was not measured is missing.
+        """
+        columns = [column for axis in self.axes for column in _AXIS_COLUMNS[axis]]
+        unit = f"of {self.metric}"
+        columns += [
+            Column("value", float, unit, "the metric with this cell of the clean run in the corrupt run"),
+            Column("effect", float, unit, "value − the metric of the corrupt run"),
+        ]
+        spec = TableSpec(self.what, tuple(columns), self.title)
+        words = {"clean_token": self.clean_words, "corrupt_token": self.corrupt_words}
+        return spec.build(
+            [
+                words[column.name][cell["pos"]] if column.name in words else cell[column.name]
+                for column in columns
+            ]
+            for cell in self.cells()
+        )
+
+    def _repr_html_(self) -> str:
+        return sweep_html(self, [f"bos: {self.bos}", *(f"set aside: {edit}" for edit in self.set_aside)])
+
     def strongest(self, n: int = 5) -> list[dict[str, Any]]:
         """Return the `n` cells with the largest effect, by absolute value."""
         measured = [cell for cell in self.cells() if cell["effect"] is not None]
@@ -188,6 +238,19 @@ def likeliest_tokens(
     ]
 
 
+_TOKENS_TABLE = TableSpec(
+    "tokens",
+    (
+        Column("rank", int, None, "1 is the most probable"),
+        Column("before", str, None, "the token at this rank without the edits"),
+        Column("p_before", float, "probability", "its probability without the edits"),
+        Column("after", str, None, "the token at this rank with the edits"),
+        Column("p_after", float, "probability", "its probability with the edits"),
+    ),
+    "The most probable next tokens.",
+)
+
+
 @dataclass(frozen=True, repr=False)
 class PromptResult(TextResult):
     """Next tokens, loss (nats per token) and metric of a prompt, before and after the edits.
@@ -210,6 +273,18 @@ class PromptResult(TextResult):
     set_aside: tuple[str, ...] = ()
     reason: str = ""
     bos: str = field(kw_only=True)
+
+    def to_table(self) -> Table:
+        """Return the most probable tokens before and after the edits, with their probabilities."""
+        pairs = zip(self.top_before, self.top_after, strict=True)
+        return _TOKENS_TABLE.build(
+            (rank, before.text, before.before, after.text, after.after)
+            for rank, (before, after) in enumerate(pairs, start=1)
+        )
+
+    def _repr_html_(self) -> str:
+        lines = str(self).split("\n")
+        return result_html(lines[0], self.to_table(), lines[2 + len(self.top_before) :])
 
     def __str__(self) -> str:
         title = f"{self.run}, next token after position {self.pos} {self.word}"

@@ -16,13 +16,15 @@ def table_html(table: Table) -> str:
     """Return the first rows of a table as HTML; units are beneath the columns' names."""
     columns = table.spec.columns
     titles = [
-        f"{_text(column.name)}<br><small>{_text(column.unit)}</small>" if column.unit else _text(column.name)
+        f"{html_text(column.name)}<br><small>{html_text(column.unit)}</small>"
+        if column.unit
+        else html_text(column.name)
         for column in columns
     ]
     rows = [[_cell(value) for value in row] for row in table.rows[:_MAX_ROWS]]
     n_left = len(table.rows) - len(rows)
     more = f"<p><small>{n_left:,} more rows</small></p>" if n_left > 0 else ""
-    caption = f'<caption style="text-align:left">{_text(table.spec.name)}</caption>'
+    caption = f'<caption style="text-align:left">{html_text(table.spec.name)}</caption>'
     body = "".join(_row(row, "td") for row in rows)
     return (
         f"<div><table>{caption}<thead>{_row(titles, 'th')}</thead><tbody>{body}</tbody></table>{more}</div>"
@@ -36,10 +38,10 @@ def _row(cells: Sequence[str], tag: str) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:.6g}" if isinstance(value, float) else _text(str(value))
+    return f"{value:.6g}" if isinstance(value, float) else html_text(str(value))
 
 
-def _text(text: str) -> str:
+def html_text(text: str) -> str:
     """Return text for HTML, with control characters escaped."""
     return escape(
         "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

@@ -15,7 +15,7 @@ from phaselens.errors import InputError, close_matches, short_form
 VERBS: dict[str, tuple[str, ...]] = {
     "measure": ("logit_diff", "metric"),
     "edit": ("patch", "ablate", "condition", "null_rope", "restore_rope", "undo", "patched"),
-    "look": ("run", "sweep", "attribution"),
+    "look": ("run", "sweep", "attribution", "logit_lens", "direct_logit_attribution"),
     "help": ("guide",),
 }
 #: Former names of verbs, which still work.

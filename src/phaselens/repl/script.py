@@ -26,6 +26,8 @@ _RESERVED = {
     "experiment",
     "prompt",
     "logit_diff",
+    "logit_lens",
+    "direct_logit_attribution",
     "Experiment",
     "Prompt",
 }
@@ -52,6 +54,9 @@ def script(session: Session, loads: Mapping[str, str]) -> str:
     lines += [*metric_lines, *_edit_lines(experiment, imports)]
     if state.has_prompts:
         lines += _result_lines(session, state, has_metric=has_metric)
+        for verb, arguments in state.readout_calls.items():
+            imports.add(verb)
+            lines.append(f"print({verb}(experiment, {arguments})")
     else:
         lines.append("print(experiment.patched())")
     return _HEAD.format(names=", ".join(sorted(imports, key=str.lower))) + "\n".join(lines) + "\n"

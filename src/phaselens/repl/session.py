@@ -10,10 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError, close_matches, short_form
-from phaselens.patching import KINDS, Experiment, LogitMetric, Sweep, agreement, logit_diff, loss
+from phaselens.patching import (
+    KINDS,
+    Experiment,
+    LogitMetric,
+    Sweep,
+    agreement,
+    direct_logit_attribution,
+    logit_diff,
+    logit_lens,
+    loss,
+)
 from phaselens.patching.edits import Intervention
 from phaselens.patching.metrics import LogitFunction, as_metric
 from phaselens.patching.plans import axes_of
+from phaselens.patching.results import TextResult
 from phaselens.patching.targets import IndexChoice, without_iterator
 from phaselens.patching.wording import call_source, non_default
 from phaselens.repl.calls import VERB_NAMES, VERBS, explain_misuse, verb_as_argument
@@ -219,6 +230,45 @@ class Session(Workspace):
         Arguments are those of `sweep`. After both, their correlation is printed.
         """
         self._print_sweeps("attribution", what, more, by, layer, file)
+
+    @explain_misuse
+    def logit_lens(self, pos: int = -1, top: int = 3) -> None:
+        """Show what the residual stream predicts at each depth: the model's final norm and unembedding, layer by layer.
+
+            logit_lens()                after the last position, with the edits
+            logit_lens(pos=5, top=5)
+
+        Row i is the residual entering layer i. The last column is the metric of each depth.
+        """
+        self._print_readout(
+            "logit_lens", logit_lens(self.runnable_experiment, pos=pos, top=top), pos=pos, top=top
+        )
+
+    @explain_misuse
+    def direct_logit_attribution(
+        self, a: str | int | None = None, b: str | int | None = None, pos: int = -1
+    ) -> None:
+        """Split the logit of token `a` minus that of `b` into what each head and MLP writes into it directly.
+
+            direct_logit_attribution(" he", " she")
+            direct_logit_attribution()  the tokens of logit_diff
+
+        Without `b`, the logit of `a` is split. The final norm's divisor is held fixed.
+        """
+        if a is None and self._logit_diff_arguments is not None:
+            a, b, pos = self._logit_diff_arguments
+        if a is None:
+            raise InputError(
+                'direct_logit_attribution needs a token; for example direct_logit_attribution(" he", " she")'
+            )
+        attribution = direct_logit_attribution(self.runnable_experiment, a, b, pos=pos)
+        arguments = {"pos": pos} if b is None else {"b": b, "pos": pos}
+        self._print_readout("direct_logit_attribution", attribution, a=a, **arguments)
+
+    def _print_readout(self, verb: str, result: TextResult, **arguments: object) -> None:
+        self.names["result"] = result
+        self.state.readout_calls[verb] = call_source("", **arguments)[1:]
+        self.print(str(result))
 
     def _print_sweeps(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -37,6 +37,7 @@ class ModelState:
     placeholder: Prompt
     run_arguments: tuple[int, int] | None = None
     sweep_calls: tuple[str, ...] = ()
+    readout_calls: dict[str, str] = field(default_factory=dict)
 
     @property
     def has_prompts(self) -> bool:

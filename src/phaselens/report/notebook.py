@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
 from phaselens.errors import InputError, close_matches, require_text
+from phaselens.report.comparison_tables import comparison_notes, comparison_tables
 from phaselens.report.document import run_document
 from phaselens.report.figures import metric_figures
 from phaselens.report.html.table_views import TableView, table_view
 from phaselens.report.strings import printable
-from phaselens.runs import Run
+from phaselens.runs import Comparison, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,6 +39,17 @@ def run_html(run: Run) -> str:
         parts.append(f"<p><small>{_text(document.bos)}</small></p>")
     parts += [f"<p><small>note: {_text(warning)}</small></p>" for warning in document.warnings]
     return f"<div>{''.join(parts)}</div>"
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """Return the displayed differences as HTML without scripts."""
+    first, second = map(_text, comparison.titles)
+    tables = "".join(
+        "".join(_table_lines(table_view(replace(table, models=[""]), _MAX_ROWS)))
+        for table in comparison_tables(comparison)
+    )
+    notes = "".join(f"<p><small>{_text(note)}</small></p>" for note in comparison_notes(comparison))
+    return f"<div><h4>{second} − {first}</h4>{tables}{notes}</div>"
 
 
 def _text(text: str) -> str:

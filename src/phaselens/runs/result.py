@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import MODEL, Column, Metric, ModelInfo, Params, Table, TableSpec
 from phaselens.plugin.author_errors import describe_error, is_of_plugin
-from phaselens.runs.presentation import PresentedRun, Presenter
+from phaselens.runs.presentation import PresentedResult, PresentedRun, Presenter
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -172,9 +172,10 @@ def labelled_spec(spec: TableSpec) -> TableSpec:
     return replace(spec, columns=(*spec.columns[:position], LABEL, *spec.columns[position:]))
 
 
-@dataclass
-class MetricResult:
-    """The tables of one metric for all models. A failed metric keeps the tables of the models that it measured."""
+@dataclass(repr=False)
+class MetricResult(PresentedResult):
+    """The tables of one metric for all models, `result["layers"]`. A failed metric keeps the tables of the models that
+    it measured."""
 
     metric: type[Metric[Any]]
     params: Params
@@ -258,7 +259,8 @@ class MetricResult:
 class Run(PresentedRun):
     """The result of `phaselens.run`.
 
-    `print(run)` shows its tables; `run.table("sinks", "layers")` is a pyarrow Table.
+    `print(run)` shows its tables; `run["sinks"]` is a metric's result, `run["sinks"]["layers"]` its table as plain
+    rows, and `run.table("sinks", "layers")` a pyarrow Table. `"sinks" in run` and iteration are by metric.
 
     `renderer` returns the text of `str(run)`. `phaselens.run` sets it to the tables of `phaselens.report`; without one,
     it is one line per metric.
@@ -343,11 +345,7 @@ class Run(PresentedRun):
 
     def rows(self, metric: str, name: str) -> Table:
         """Return a result table as plain rows; raise InputError with close matches for another name."""
-        tables = self.result(metric).tables
-        require_text("name", name)
-        if name not in tables:
-            raise InputError(f"metric {metric!r} has no table {name!r}; {close_matches(name, tables)}")
-        return tables[name]
+        return self.result(metric)[name]
 
     def table(self, metric: str, name: str) -> pa.Table:
         """Return a result table as a pyarrow Table, for instance `run.table("sinks", "layers")`."""

@@ -50,6 +50,9 @@ class StudyResult:
         """`RUN: METRIC` of each metric that failed."""
         return [f"{name}: {metric}" for name, run in self.runs.items() for metric in run.failed]
 
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
 
 def run_study(
     study: Study,
