@@ -219,6 +219,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "first": [1.0, 2.0], "second": [1.0, 2.0], "present": [True, True], **DRAWS,
     },
     uncertainty.wilson_interval: lambda: {"successes": 1, "n": 2, "confidence": 0.9},
+    plugin.interval_columns: lambda: {"unit": "share", "low": "low", "high": "high"},
+    plugin.mean_intervals: lambda: {"metric": METRIC(), "values": [], "where": None, "n_resamples": 9, "explain": True},
     plugin.with_adjusted_p: lambda: {"rows": [("a", 0.5)], "index": 1},
     uncertainty.adjust_p_values: lambda: {"p_values": [0.5, None], "method": "holm"},
     patching.Experiment: lambda: {"clean": PROMPT(), "corrupt": PROMPT(), "metric": patching.loss},
