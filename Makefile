@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo real test check static format lint types contract quick pair families bench docs clean
+.PHONY: demo real test check static format lint types contract quick coverage pair families bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
@@ -41,6 +41,14 @@ contract: $(STAMP)
 
 quick: $(STAMP)
 	$(PYTEST) -m "not slow"
+
+# Branch coverage of src/ and plugins/ by the quick tier, in one process (about ten minutes); see docs/testing.md.
+coverage: $(STAMP)
+	rm -rf build/coverage && mkdir -p build/coverage
+	$(BIN)/python -m coverage run -m pytest -m "not slow" -n 0
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage json --quiet
+	$(BIN)/python -m coverage report
 
 pair: $(STAMP)
 	$(BIN)/python -m tools.train_pair --corpus $(CORPUS)

@@ -39,6 +39,7 @@ HOOK_EXAMPLES = {
 }
 #: Public names that are neither classes nor functions.
 OTHERS = {
+    "ADJUSTED_P": "The columns `p_holm` and `p_bh`, which `with_adjusted_p` fills.",
     "BASELINE": "The condition without edits; `record` receives it for the unedited model.",
     "CAUSAL_TABLES": "The specs of a causal metric's tables `texts`, `conditions` and `contrasts`.",
     "CellValue": "What a table's cell may hold: str, int, a finite float, or None for missing.",

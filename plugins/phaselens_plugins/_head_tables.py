@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from phaselens.plugin import CellValue, Column, Table, TableSpec
+from phaselens.plugin import ADJUSTED_P, CellValue, Column, Table, TableSpec
 from phaselens_plugins._causal import paired_interval_columns
 from phaselens_plugins._common import HEAD, LAYER, TableRow, interval_columns, mean_over_texts, none_if_nan
 from phaselens_plugins._drawing import INK, bare, escaped, numbers, records_by_model, styles
@@ -61,6 +61,7 @@ HEADS = TableSpec(
         ),
         Column("idle_by_output", int, "0 or 1", "1 if output_share is below the parameter output_share"),
         _N_TEXTS,
+        *ADJUSTED_P,
     ),
     "one row per layer and head",
 )
@@ -97,6 +98,7 @@ RANKS = TableSpec(
         Column("p_value", float, "probability", "two-sided p of a random order of the heads, 9,999 drawn"),
         Column("n_heads", int, "heads", "heads with both values"),
         _N_TEXTS,
+        *ADJUSTED_P,
     ),
     "order of heads by cost against their order by appearance; intervals resample texts "
     f"({N_RESAMPLES:,} draws for more than 7)",

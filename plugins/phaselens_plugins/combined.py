@@ -14,6 +14,7 @@ from itertools import combinations, product
 from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import (
+    ADJUSTED_P,
     BASELINE,
     CAUSAL_TABLES,
     CausalMetric,
@@ -28,6 +29,7 @@ from phaselens.plugin import (
     hookimpl,
     kind_of,
     param,
+    with_adjusted_p,
 )
 from phaselens_plugins._causal import paired_interval_columns
 from phaselens_plugins._common import TableRow
@@ -194,6 +196,7 @@ class Combined(CausalMetric[CombinedParams]):
                 ),
                 *paired_interval_columns(_NATS, "order"),
                 Column("n_texts", int, "texts", "texts with a predicted token"),
+                *ADJUSTED_P,
             ),
             "cost of all together beyond the sum of each alone (above 0), or below it",
         ),
@@ -304,11 +307,18 @@ class Combined(CausalMetric[CombinedParams]):
             for record in tables["conditions"].records()
         }
         combinations_run = list(self._combinations())
-        interactions = self.table("interactions", map(self._interaction, combinations_run))
+        p_value = self.spec("interactions").index("p_value")
+        interaction_rows = with_adjusted_p(map(self._interaction, combinations_run), p_value)
+        interactions = self.table("interactions", interaction_rows)
         contrasts = [
             (record["condition"], SUM, *(record[name] for name in _CONTRAST_COLUMNS), 1)
             for record in interactions.records()
         ]
+        # Adjusted anew: the interactions are contrasts too.
+        of_controls = [row[: -len(ADJUSTED_P)] for row in tables["contrasts"].rows]
+        adjusted_contrasts = with_adjusted_p(
+            [*of_controls, *contrasts], self.spec("contrasts").index("p_value")
+        )
         members = [
             (*combination.joint.group, *member.group, delta_of[member.group])
             for combination in combinations_run
@@ -316,7 +326,7 @@ class Combined(CausalMetric[CombinedParams]):
         ]
         return {
             **tables,
-            "contrasts": self.table("contrasts", [*tables["contrasts"].rows, *contrasts]),
+            "contrasts": self.table("contrasts", adjusted_contrasts),
             "interactions": interactions,
             "members": self.table("members", members),
         }

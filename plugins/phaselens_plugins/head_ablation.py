@@ -27,6 +27,7 @@ from phaselens.plugin import (
     hookimpl,
     in_layer,
     param,
+    with_adjusted_p,
 )
 from phaselens_plugins._causal import layer_ranges, parse_layers
 from phaselens_plugins._cells import CellMoments
@@ -222,11 +223,12 @@ class HeadAblation(CausalMetric[HeadAblationParams]):
         costs = self._costs(tables["conditions"])
         for reason in costs.reasons():
             self.warn(reason)
+        ranks = rank_rows(costs, self.seed, self.warn)
         return {
             **tables,
-            "heads": self.table("heads", costs.head_rows()),
+            "heads": self.table("heads", with_adjusted_p(costs.head_rows(), HEADS.index("p_value"))),
             "layers": self.table("layers", costs.layer_rows()),
-            "ranks": self.table("ranks", rank_rows(costs, self.seed, self.warn)),
+            "ranks": self.table("ranks", with_adjusted_p(ranks, RANKS.index("p_value"))),
             "summary": self.table("summary", costs.summary_rows()),
         }
 

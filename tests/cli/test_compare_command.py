@@ -56,7 +56,8 @@ def test_two_runs_are_compared_with_notes_and_a_figure(
     assert result.code == 0
     assert result.out.startswith("metric,table,value,")
     assert result.err.splitlines() == [
-        "phaselens: note: 6 differences were tested by sign flips of texts; p is not adjusted for their number",
+        "phaselens: note: 6 differences were tested by sign flips of texts; "
+        "p is adjusted for the rows of its table (Holm)",
         f"phaselens: note: the figure is {tmp_path / 'c.png'}",
     ]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")

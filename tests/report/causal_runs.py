@@ -5,7 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from phaselens.plugin import CAUSAL_TABLES, CausalMetric, Column, Condition, Display, TableSpec
+from phaselens.plugin import (
+    CAUSAL_TABLES,
+    CausalMetric,
+    Column,
+    Condition,
+    Display,
+    TableSpec,
+    with_adjusted_p,
+)
 from phaselens.runs import MetricResult, ModelRecord, Run, TextRecord
 from tests.toys import toy_info
 
@@ -79,6 +87,8 @@ def causal_run(
         facts = replace(toy_info(n_layers=6, label=label), **info)
         models.append(ModelRecord(facts, "auto", 0, True, 637))
         for name, rows in rows_by_table.items():
+            if name in ("conditions", "contrasts"):
+                rows = with_adjusted_p(rows, metric.spec(name).index("p_value"))
             result.add(label, name, metric.table(name, rows), {})
     texts = [TextRecord(f"t{index}", "00", dict.fromkeys(tables, 4)) for index in range(60)]
     return Run(models, texts, {metric.name: result}, [], {"seed": 0}, {"phaselens": "1"})

@@ -47,7 +47,7 @@ def test_the_text_counts_the_tests_and_names_the_models(comparison: Any) -> None
     text = str(comparison)
     assert "b [x] − a" in text
     assert re.search(
-        rf"^{comparison.n_differences} differences were tested by sign flips of texts; p is not",
+        rf"^{comparison.n_differences} differences were tested by sign flips of texts; p is adjusted",
         text,
         re.MULTILINE,
     )

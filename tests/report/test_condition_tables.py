@@ -92,7 +92,8 @@ def test_the_mark_needs_an_effect_beyond_every_control_and_on_the_same_side() ->
     assert not marked(beyond, (-0.1, 0.3, 0.001)), "as large as one of its controls"
     assert not marked(beyond, (-0.3, -0.1, 0.001)), "smaller than one of its controls"
     assert not marked((0.1, 0.3, 0.06)), "p"
-    assert not marked(beyond, (0.1, 0.3, 0.03)), "p ≤ 0.05 over two differences is 0.025"
+    assert marked(beyond, (0.1, 0.3, 0.03)), "the smaller p leaves one difference"
+    assert not marked((0.1, 0.3, 0.03), (0.1, 0.3, 0.03)), "two differences of p = 0.03 are adjusted to 0.06"
     assert not marked(beyond, low=-0.1), "its own interval"
     assert marked((-0.3, -0.1, 0.001), low=-0.3, high=-0.1), "a gain is an effect, too"
 
@@ -217,7 +218,7 @@ def test_a_display_of_shares_shows_only_shares_in_percent() -> None:
 
 def test_markdown_has_whole_names_and_the_same_cells() -> None:
     markdown_lines = written(two_models(), "markdown").splitlines()
-    assert markdown_lines[4] == "95 % interval: paired percentile bootstrap over texts"
+    assert markdown_lines[4].startswith("95 % interval: paired percentile bootstrap over texts; p: adjusted")
     assert markdown_lines[6].startswith(
         "| condition | rope layer | rope ppl | rope ratio | rope 95 % interval | rope Δ nats | rope p |"
     )

@@ -12,6 +12,7 @@ from phaselens.errors import InputError
 from phaselens.lens.info import ModelInfo, RotatedPairs
 from phaselens.lens.points import in_layer
 from phaselens.lens.projection import Projection
+from phaselens.plugin.adjusted_p import ADJUSTED_P, with_adjusted_p
 from phaselens.plugin.causal_metric import CausalMetric, kind_of
 from phaselens.plugin.causal_tables import CAUSAL_TABLES, CausalTables
 from phaselens.plugin.condition_losses import EditEffect, Losses
@@ -26,6 +27,7 @@ from phaselens.plugin.conditions import (
 )
 from phaselens.plugin.display import Display, FigurePanel, FigureSet
 from phaselens.plugin.hookspecs import FinishedRun, hookimpl
+from phaselens.plugin.intervals import interval_columns, mean_intervals
 from phaselens.plugin.manager import Plugins, plugins
 from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
@@ -41,6 +43,7 @@ from phaselens.plugin.views import Batch, LayerView, PerText
 from phaselens.plugin.warning import TOO_FEW_TEXTS, MetricWarning
 
 __all__ = [
+    "ADJUSTED_P",
     "BASELINE",
     "CAUSAL_TABLES",
     "MODEL",
@@ -86,11 +89,14 @@ __all__ = [
     "TokenSequence",
     "hookimpl",
     "in_layer",
+    "interval_columns",
     "interval_help",
     "kind_of",
+    "mean_intervals",
     "param",
     "plugins",
     "read_state",
     "require_metric",
+    "with_adjusted_p",
     "write_state",
 ]

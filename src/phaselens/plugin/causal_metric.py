@@ -59,7 +59,7 @@ class CausalMetric(Metric[P]):
         title="ratio",
         low="ci_low",
         high="ci_high",
-        also=(("delta_nats", "Δ nats"), ("p_value", "p")),
+        also=(("delta_nats", "Δ nats"), ("p_holm", "p")),
     )
 
     #: Whether the conditions run on the run's texts as well as on `prompts`, whose indices count from 0 too: tell the

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import require_function, require_kind, require_whole
+from phaselens.plugin.adjusted_p import ADJUSTED_P, with_adjusted_p
 from phaselens.plugin.author_errors import finding_error
 from phaselens.plugin.condition_losses import Losses
 from phaselens.plugin.conditions import BASELINE, Condition
@@ -74,6 +75,7 @@ CAUSAL_TABLES = (
                 "texts weighted by their tokens, the first one included",
             ),
             Column("ratio_length_weighted", float, "ratio", "ratio with texts weighted by all tokens"),
+            *ADJUSTED_P,
         ),
         "one row per condition, the baseline first",
     ),
@@ -96,11 +98,14 @@ CAUSAL_TABLES = (
             Column("d_z", float, "sd", f"delta_nats {_D_Z}"),
             Column("n_texts", int, "texts", "texts in both"),
             Column("n_seeds", int, "seeds", "repeats of the control, averaged text by text first"),
+            *ADJUSTED_P,
         ),
         "one row per condition and control",
     ),
 )
 
+
+_P_OF_CONDITION, _P_OF_CONTRAST = (spec.index("p_value") for spec in CAUSAL_TABLES[1:])
 
 #: Fields of a comparison that are columns of a table, and so need a reason if they are missing.
 _FIELDS = frozenset(
@@ -176,8 +181,11 @@ class CausalTables:
                     condition.seed,
                 )
 
-    def conditions(self) -> Iterator[tuple[Any, ...]]:
-        """Yield one row per condition, the baseline first."""
+    def conditions(self) -> list[tuple[Any, ...]]:
+        """Return one row per condition, the baseline first."""
+        return with_adjusted_p(self._conditions(), _P_OF_CONDITION)
+
+    def _conditions(self) -> Iterator[tuple[Any, ...]]:
         from phaselens.uncertainty import compare_conditions
 
         indices = self._losses.predicted_by_content
@@ -217,8 +225,11 @@ class CausalTables:
                 comparison.ppl_length_weighted, comparison.ratio_length_weighted,
             )  # fmt: skip
 
-    def contrasts(self) -> Iterator[tuple[Any, ...]]:
-        """Yield one row per condition and control."""
+    def contrasts(self) -> list[tuple[Any, ...]]:
+        """Return one row per condition and control."""
+        return with_adjusted_p(self._contrasts(), _P_OF_CONTRAST)
+
+    def _contrasts(self) -> Iterator[tuple[Any, ...]]:
         from phaselens.uncertainty import compare_arms
 
         indices = self._losses.predicted_by_content

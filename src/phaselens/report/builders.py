@@ -46,6 +46,10 @@ def main_column(display: Display, spec: Column | None, number_format: NumberForm
     )
 
 
+#: What a column of adjusted p-values means.
+ADJUSTED = "p: adjusted for the number of rows (Holm)"
+
+
 def legend(display: Display, specs: Mapping[str, Column]) -> str:
     """Return what the display's interval and null mean, from the help texts of their columns; empty without either."""
     meanings = []
@@ -54,6 +58,8 @@ def legend(display: Display, specs: Mapping[str, Column]) -> str:
         meanings.append(f"95 % interval: {meaning}")
     if display.null and display.null in specs and specs[display.null].help:
         meanings.append(f"null: {specs[display.null].help}")
+    if any(name == "p_holm" for name, _ in display.also):
+        meanings.append(ADJUSTED)
     return "; ".join(meanings)
 
 

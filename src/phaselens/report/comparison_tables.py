@@ -43,7 +43,7 @@ def _table(comparison: Comparison, records: Sequence[Record], caption: str) -> D
         DisplayColumn("first", first, exact),
         DisplayColumn("second", second, exact),
         DisplayColumn("difference", "difference", exact, low="ci_low", high="ci_high", is_main=True),
-        DisplayColumn("p_value", "p", NumberFormat("p_value")),
+        DisplayColumn("p_holm", "p", NumberFormat("p_value")),
         DisplayColumn("d_z", "d_z", NumberFormat(digits=2)),
         DisplayColumn("n_texts", "texts"),
     ]
@@ -75,7 +75,7 @@ def comparison_notes(comparison: Comparison) -> list[str]:
     n_differences = comparison.n_differences
     tested = "1 difference was" if n_differences == 1 else f"{n_differences:,} differences were"
     return [
-        f"{tested} tested by sign flips of texts; p is not adjusted for their number",
+        f"{tested} tested by sign flips of texts; p is adjusted for the rows of its table (Holm)",
         *(f"note: {printable(note)}" for note in comparison.notes),
         *(
             f"note: compared although they differ: {printable(difference)}"

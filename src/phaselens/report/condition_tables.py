@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from phaselens.plugin import BASELINE, CellValue, Display
 from phaselens.report.builders import (
+    ADJUSTED,
     column_specs,
     legend,
     main_column,
@@ -31,6 +32,7 @@ from phaselens.report.table import (
     mark_notes,
 )
 from phaselens.runs import MetricResult, Run
+from phaselens.uncertainty import adjust_p_values
 
 RowKey: TypeAlias = tuple[str, int]
 """A row's name, and the number of rows of that name above it in its model."""
@@ -39,31 +41,31 @@ RowKey: TypeAlias = tuple[str, int]
 LEVEL = 0.05
 BEYOND_CONTROLS = (
     "the ratio's interval excludes 1, and the difference from each of its controls lies on the same side, with "
-    f"p ≤ {shortest(LEVEL)} over the number of differences"
+    f"p ≤ {shortest(LEVEL)}, adjusted for the number of differences"
 )
 CONTRASTS_CAPTION = (
     "condition − control, text by text; repeats of a control are averaged first; 95 % interval: paired percentile "
-    "bootstrap over texts"
+    f"bootstrap over texts; {ADJUSTED}"
 )
 
 _PUNCTUATION = " :,;–—-()"
 _NATS = NumberFormat("compact", reference=0.0)
 _CONTRAST_COLUMNS = (
     DisplayColumn("delta_nats", "Δ nats", _NATS, "nats/token", low="ci_low", high="ci_high"),
-    DisplayColumn("p_value", "p", NumberFormat("p_value"), "probability"),
+    DisplayColumn("p_holm", "p", NumberFormat("p_value"), "probability"),
     DisplayColumn("d_z", "d_z", NumberFormat("compact", digits=2), "sd"),
     DisplayColumn("n_seeds", "seeds", NumberFormat("compact"), "seeds"),
 )
 _REQUIRED_OF_CONTRASTS = {
-    "condition", "control", "layer", "delta_nats", "ci_low", "ci_high", "p_value", "d_z", "n_seeds",
+    "condition", "control", "layer", "delta_nats", "ci_low", "ci_high", "p_holm", "d_z", "n_seeds",
 }  # fmt: skip
 
 
 def condition_table(run: Run, result: MetricResult, display: Display) -> DisplayTable:
     """Return the table that `display` describes, with one row per condition."""
     labels = model_labels(run)
-    records = {label: model_records(result, display.table, label) for label in labels}
-    contrasts = {label: model_records(result, "contrasts", label) for label in labels}
+    records = {label: adjusted_records(model_records(result, display.table, label)) for label in labels}
+    contrasts = {label: adjusted_records(model_records(result, "contrasts", label)) for label in labels}
     columns = with_layer_column(condition_columns(result, display), records)
     rows = aligned_rows(
         records,
@@ -88,6 +90,8 @@ def condition_columns(result: MetricResult, display: Display) -> list[DisplayCol
     specs = column_specs(result, display.table)
     formats = {name: condition_format(spec, display) for name, spec in specs.items()}
 
+    formats.setdefault("p_holm", NumberFormat("p_value"))
+
     def columns(pairs: Iterable[tuple[str, str]]) -> list[DisplayColumn]:
         return [DisplayColumn(name, title, formats.get(name, DECIMAL)) for name, title in pairs]
 
@@ -95,10 +99,21 @@ def condition_columns(result: MetricResult, display: Display) -> list[DisplayCol
     return [*columns(display.before), main, *columns(display.also)]
 
 
+def adjusted_records(records: Sequence[Record]) -> Sequence[Record]:
+    """Return one model's rows with `p_holm`, which runs stored by earlier versions lack."""
+    if not records or "p_holm" in records[0] or "p_value" not in records[0]:
+        return records
+    p_values = [p if isinstance(p := record["p_value"], float) else None for record in records]
+    return [
+        {**record, "p_holm": p_holm}
+        for record, p_holm in zip(records, adjust_p_values(p_values), strict=True)
+    ]
+
+
 def contrast_table(run: Run, result: MetricResult) -> DisplayTable | None:
     """Return the table of differences between conditions and controls; None if no condition has a control."""
     labels = model_labels(run)
-    records = {label: model_records(result, "contrasts", label) for label in labels}
+    records = {label: adjusted_records(model_records(result, "contrasts", label)) for label in labels}
     sample = next((record for label in labels for record in records[label]), None)
     if sample is None or not _REQUIRED_OF_CONTRASTS.issubset(sample):
         return None
@@ -246,7 +261,7 @@ def beyond_controls(record: Record, contrasts: Sequence[Record]) -> bool:
         return False
     side = _side(record["delta_low"], record["delta_high"], 0.0, 0.0)
     contrast_sides = [
-        _side(contrast["ci_low"], contrast["ci_high"], contrast["p_value"], LEVEL / len(contrasts))
+        _side(contrast["ci_low"], contrast["ci_high"], contrast["p_holm"], LEVEL)
         for contrast in contrasts
         if all(contrast.get(name) == record.get(name) for name in ("condition", "layer", "head"))
     ]

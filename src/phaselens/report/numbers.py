@@ -148,7 +148,7 @@ def reference_value(column: Column) -> float | None:
 
 def condition_format(column: Column, display: Display) -> NumberFormat:
     """Return the format of a column of a table of conditions; shares are in percent if the display asks for it."""
-    if column.name == "p_value":
+    if column.name in ("p_value", "p_holm", "p_bh"):
         return NumberFormat("p_value")
     is_share = (column.unit or "").startswith(("share", "fraction")) or column.name == display.value
     if display.percent and is_share:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phaselens.errors import InputError, close_matches, is_list_like, require_kind, require_whole, short_form
-from phaselens.plugin import Column, Table, TableSpec, interval_help
+from phaselens.plugin import Column, Table, TableSpec, interval_help, with_adjusted_p
 from phaselens.runs.comparability import (
     Obstacle,
     obstacles_of_cuts,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "phaselens.comparison/1"
 
+_FAMILY = "p_value adjusted for the rows of the same value and label"
 DIFFERENCES_TABLE = TableSpec(
     "differences",
     (
@@ -58,6 +59,8 @@ DIFFERENCES_TABLE = TableSpec(
         Column("excludes_zero", int, "0 or 1", "1 if the interval excludes 0"),
         Column("p_value", float, "probability", "two-sided, by sign flips of the texts' differences"),
         Column("d_z", float, "standard deviations", "difference over the sd of the texts' differences"),
+        Column("p_holm", float, "probability", f"{_FAMILY}, by Holm's method"),
+        Column("p_bh", float, "probability", f"{_FAMILY}, by Benjamini and Hochberg's method"),
     ),
     "One row per metric, value, condition and layer.",
 )
@@ -261,6 +264,10 @@ def _by_label(run: Run, texts: Sequence[str]) -> dict[str | None, list[str]]:
     return {label: ids for label, ids in by_label.items() if ids}
 
 
+#: Index of p in the rows of one value and label, which are a family of tests.
+_P_OF_GROUP = 10
+
+
 @dataclass(frozen=True)
 class _Pairing:
     """Two runs, a model of each, and the ids of the texts that both have; `groups` has them by label."""
@@ -290,7 +297,8 @@ class _Pairing:
             groups = self.groups
         for label, texts in groups.items():
             if pairs and texts:
-                for row in self._group_rows(metric, pairs, texts, first, second):
+                rows = list(self._group_rows(metric, pairs, texts, first, second))
+                for row in with_adjusted_p(rows, _P_OF_GROUP):
                     yield (metric, table, column.name, column.unit, *self.labels, *row[:2], label, *row[2:])
 
     def _group_rows(

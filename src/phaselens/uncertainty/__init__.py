@@ -3,9 +3,11 @@
 Texts are the independent units; tokens, heads, layers and seeds of one text are not. Means over texts with
 intervals: `mean_interval`, `paired_interval`. Losses of conditions against their baseline: `compare_conditions`. An arm
 against a control drawn with several seeds: `compare_arms`. Many quantities of two models or runs: `compare_paired`.
-Accuracies: `wilson_interval`. Orders of items, such as heads: `rank_correlation`.
+Accuracies: `wilson_interval`. Orders of items, such as heads: `rank_correlation`. Many p-values of one family:
+`adjust_p_values`.
 """
 
+from phaselens.uncertainty._adjustment import ADJUSTMENTS, adjust_p_values
 from phaselens.uncertainty._arms import ArmComparison, compare_arms
 from phaselens.uncertainty._bootstrap import (
     FEWEST_TEXTS,
@@ -21,6 +23,7 @@ from phaselens.uncertainty._proportions import Proportion, wilson_interval
 from phaselens.uncertainty._ranks import RankCorrelation, rank_correlation, spearman
 
 __all__ = [
+    "ADJUSTMENTS",
     "FEWEST_TEXTS",
     "N_RESAMPLES",
     "ArmComparison",
@@ -30,6 +33,7 @@ __all__ = [
     "PairedComparison",
     "Proportion",
     "RankCorrelation",
+    "adjust_p_values",
     "compare_arms",
     "compare_conditions",
     "compare_paired",
