@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import IO, ParamSpec, TypeVar
+from typing import IO, ParamSpec, TextIO, TypeVar
 
 import click
 
@@ -35,7 +35,7 @@ class UnclosableStream(io.TextIOWrapper):
         self.flush()
 
     @classmethod
-    def on(cls, descriptor: int, like: IO[str]) -> UnclosableStream:
+    def on(cls, descriptor: int, like: TextIO) -> UnclosableStream:
         """Return a stream with the settings of another one."""
         buffered = io.BufferedWriter(io.FileIO(descriptor, "wb", closefd=False))
         return cls(
