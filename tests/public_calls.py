@@ -125,7 +125,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     attention.key_scores: lambda: {
         **{key: value for key, value in QKV.items() if key != "v"}, "keys": torch.tensor([[0]]),
     },
-    attention.largest_product: lambda: {"q": Q[0], "k": Q[0], "window": 3},
+    attention.largest_product: lambda: {"q": Q[0], "k": Q[0], "window": 3, "by_query": torch.ones(2, 4)},
     attention.rows_changed: lambda: {
         "rest": attention.Remainder(Q, LSE), "scores": torch.zeros(1, 2, 4, 1),
         "edited": torch.zeros(1, 2, 4, 1), "dtype": torch.float32,
@@ -164,7 +164,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     },
     attention.summarise: lambda: {
         **QK_LSE, "position": 0, "entropy": True, "received": True, "distances": 2, "itself": True, "refine": True,
-        "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True,
+        "segments": torch.zeros(1, 4, dtype=torch.long), "n_segments": 2, "top": True, "largest": True,
         "lengths": LENGTHS, "real": None,
     },
     attention.top_keys: lambda: QK_LSE,
@@ -219,6 +219,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
         "first": [1.0, 2.0], "second": [1.0, 2.0], "present": [True, True], **DRAWS,
     },
     uncertainty.wilson_interval: lambda: {"successes": 1, "n": 2, "confidence": 0.9},
+    plugin.interval_columns: lambda: {"unit": "share", "low": "low", "high": "high"},
+    plugin.mean_intervals: lambda: {"metric": METRIC(), "values": [], "where": None, "n_resamples": 9, "explain": True},
     plugin.with_adjusted_p: lambda: {"rows": [("a", 0.5)], "index": 1},
     uncertainty.adjust_p_values: lambda: {"p_values": [0.5, None], "method": "holm"},
     patching.Experiment: lambda: {"clean": PROMPT(), "corrupt": PROMPT(), "metric": patching.loss},

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from phaselens.plugin import (
-    TOO_FEW_TEXTS,
     Column,
     Display,
     LayerView,
@@ -21,7 +20,8 @@ from phaselens.plugin import (
     Table,
     TableSpec,
     hookimpl,
-    interval_help,
+    interval_columns,
+    mean_intervals,
     param,
 )
 
@@ -40,9 +40,7 @@ def delimiter_positions(words: Sequence[str], delimiters: str, count: int) -> li
     """
     spaces = {"Ġ": "", "▁": "", "Ċ": "\n"}
     plain = ["".join(spaces.get(sign, sign) for sign in word) for word in words]
-    positions = [
-        position for position, word in enumerate(plain) if position and word and set(word) <= set(delimiters)
-    ]
+    positions = [position for position, word in enumerate(plain) if position and word and set(word) <= set(delimiters)]
     return positions[:count]
 
 
@@ -76,9 +74,7 @@ def uniform_score(positions: Sequence[int], length: int, window: int | None = No
     scores = []
     for key in positions:
         last = length if window is None else min(length, key + window)
-        received = sum(
-            1 / (query + 1 if window is None else min(query + 1, window)) for query in range(key, last)
-        )
+        received = sum(1 / (query + 1 if window is None else min(query + 1, window)) for query in range(key, last))
         scores.append(received / (last - key))
     return sum(scores) / len(scores)
 
@@ -88,9 +84,7 @@ class DelimiterParams(Params):
     """Parameters of the metric."""
 
     delimiters: str = param(".,;:!?\n", help="characters that a delimiter token consists of")
-    count: int = param(
-        1, help="number of delimiters per text that count, from its beginning", unit="tokens", minimum=1
-    )
+    count: int = param(1, help="number of delimiters per text that count, from its beginning", unit="tokens", minimum=1)
 
 
 class DelimiterSinks(Metric[DelimiterParams]):
@@ -109,9 +103,7 @@ class DelimiterSinks(Metric[DelimiterParams]):
                 Column("text", str, None, "the text's id"),
                 Column("layer", int, "index", "0-based"),
                 Column("head", int, "index", "0-based"),
-                Column(
-                    "score", float, SHARE, "over the queries that see the delimiter; mean over delimiters"
-                ),
+                Column("score", float, SHARE, "over the queries that see the delimiter; mean over delimiters"),
                 Column("null", float, SHARE, "score under uniform attention"),
                 Column("n_delimiters", int, "tokens", "delimiters that counted"),
             ),
@@ -122,8 +114,7 @@ class DelimiterSinks(Metric[DelimiterParams]):
             (
                 Column("layer", int, "index", "0-based"),
                 Column("score", float, SHARE, "mean over texts and heads"),
-                Column("ci_low", float, SHARE, interval_help()),
-                Column("ci_high", float, SHARE, interval_help()),
+                *interval_columns(SHARE),
                 Column("null", float, SHARE, "score under uniform attention"),
                 Column("strongest", float, SHARE, "the head with the highest mean over texts"),
             ),
@@ -205,16 +196,14 @@ class DelimiterSinks(Metric[DelimiterParams]):
 
     def _layers(self, score: np.ndarray, null: np.ndarray, present: np.ndarray) -> list[tuple[Any, ...]]:
         """Return the rows of `layers` from score [text, layer, head], null [text, layer] and present [text]."""
-        from phaselens.uncertainty import mean_interval
+        import numpy as np
 
         if not present.any():
             return [(layer, None, None, None, None, None) for layer in range(score.shape[1])]
-        order = [text_index for text_index in self.per_text.by_content if present[text_index]]
-        columns = [column.tolist() for column in mean_interval(score[order].mean(-1), seed=self.seed)]
+        over_heads = np.where(present[:, None], score.mean(-1), np.nan)
+        columns = mean_intervals(self, over_heads)
         columns.append(null[present].mean(0).tolist())
         columns.append(score[present].mean(0).max(-1).tolist())
-        if present.sum() < 2:
-            self.warn("fewer than 2 texts with a delimiter: intervals are missing", TOO_FEW_TEXTS)
         return [(layer, *row) for layer, row in enumerate(zip(*columns, strict=True))]
 
 

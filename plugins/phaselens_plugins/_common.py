@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsFloat, TypeAlias
 
-from phaselens.plugin import CellValue, Column, FigureSet, LayerView, Metric, interval_help
+from phaselens import plugin
+from phaselens.plugin import CellValue, Column, FigureSet, LayerView, Metric
+from phaselens.plugin import interval_columns as interval_columns
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +30,6 @@ N_TEXTS = Column("n_texts", int, "texts", "texts with a value")
 STUDY = FigureSet("study", ("sink-rate", "bos-norm", "entropy", "anisotropy"))
 
 
-def interval_columns(unit: str, low: str = "ci_low", high: str = "ci_high") -> tuple[Column, Column]:
-    """Return the columns of the two ends of an interval."""
-    help_ = interval_help()
-    return Column(low, float, unit, help_), Column(high, float, unit, help_)
-
-
 @dataclass(frozen=True)
 class LayerText:
     """One text of a batch in one layer: its activations and tokens without the pads."""
@@ -49,6 +45,10 @@ class LayerText:
     def __getitem__(self, point: str) -> Tensor:
         """Return the activations at a hook point of the layer, [pos, …]."""
         return self.layer[point][self.index, : self.n_tokens]
+
+    def by_query(self, point: str) -> Tensor:
+        """Return a statistic of the layer's attention, [head, query, …]."""
+        return self.layer[point][self.index, :, : self.n_tokens]
 
     def token_ids(self, positions: Tensor | Sequence[int]) -> list[int]:
         """Return the token ids at `positions`."""
@@ -140,21 +140,8 @@ def mean_intervals(
     where: np.ndarray | None = None,
     n_resamples: int | None = None,
 ) -> list[Any]:
-    """Return the mean over texts, low and high, each [...] as nested lists, None where missing.
-
-    `values` [text, …] are in the order of `per_text`, NaN where missing; texts that `where` [text, …] excludes do not
-    count. Texts are resampled in the order of their hashes, so the order in which they arrived has no effect.
-    """
-    import numpy as np
-
-    from phaselens.uncertainty import N_RESAMPLES, mean_interval
-
-    order = metric.per_text.by_content
-    present = ~np.isnan(values) if where is None else where & ~np.isnan(values)
-    interval = mean_interval(
-        values[order], present=present[order], n_resamples=n_resamples or N_RESAMPLES, seed=metric.seed
-    )
-    return [bound.tolist() for bound in interval]
+    """Return what `phaselens.plugin.mean_intervals` does; the metric itself says why ends are missing."""
+    return plugin.mean_intervals(metric, values, where=where, n_resamples=n_resamples, explain=False)
 
 
 def null_means(metric: Metric[Any], nulls: np.ndarray, where: np.ndarray | None = None) -> list[Any]:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 QUERIES, KEYS, VALUES = "attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v"
+LARGEST = "attn.hook_largest_product"
 FP16_MAX = 65504.0
 """The largest number of fp16."""
 #: Where the largest product is: names under which its query and key are stored.
@@ -143,8 +144,8 @@ class QkGeometry(LayerMetric[GeometryParams]):
         )
 
     def hooks(self) -> Sequence[str]:
-        """Return the points of queries, keys and values."""
-        return [in_layer("{layer}", point) for point in (QUERIES, KEYS, VALUES)]
+        """Return the points of queries, keys and values, and of each query's largest product."""
+        return [in_layer("{layer}", point) for point in (QUERIES, KEYS, VALUES, LARGEST)]
 
     def update(self, layer: LayerView) -> None:
         """Measure this layer for the texts of the batch."""
@@ -164,7 +165,7 @@ class QkGeometry(LayerMetric[GeometryParams]):
             return {**dict.fromkeys(names, [float("nan")] * n_heads), "problem": problem}
         scale = self.model.scales[layer]
         assert scale is not None, "a layer with queries has attention"
-        largest = largest_product(q, k, window=window)
+        largest = largest_product(q, k, window=window, by_query=text.by_query(LARGEST))
         geometry = key_geometry(q, k, scale=scale, position=position, window=window)
         group = n_heads // k.shape[1]
         norms = [_norm_ratio(states, position).repeat_interleave(group) for states in (k, v)]

@@ -130,10 +130,10 @@ def test_only_heads_that_need_float64_are_recomputed():
 
 def test_float64_is_used_where_torch_rounds_products():
     q, k = queries_and_keys("any", 20.0, n=16)
-    previous_precision = torch.backends.mkldnn.matmul.fp32_precision
+    previous_precision = torch.get_float32_matmul_precision()
     try:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        torch.set_float32_matmul_precision("medium")
         assert Problem(q, k, 1.0).compute_dtype == torch.float64
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = previous_precision
+        torch.set_float32_matmul_precision(previous_precision)
     assert Problem(q, k, 1.0).compute_dtype == torch.float32

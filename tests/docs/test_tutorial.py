@@ -48,12 +48,14 @@ def test_the_tutorials_code_runs_from_top_to_bottom(
                 ]
                 assert run_to_exit_code(arguments) == 0, capsys.readouterr()
     plugins.cache_clear()
-    for module in ("diffuseness", "parameters", "silence"):
+    for module in ("diffuseness", "intervals", "parameters", "silence"):
         sys.modules.pop(module, None)
     assert executed_blocks == [
         "diffuseness.py",
         "sh",
         "sh",
+        "sh",
+        "intervals.py",
         "sh",
         "python",
         "python",

@@ -106,13 +106,15 @@ def test_the_tests_of_the_example_pass(fresh: Environment, tmp_path: Path) -> No
     fresh.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", cwd=tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["observational", "causal"])
 def test_a_new_plugin_passes_its_tests_at_once_and_appears_when_installed(
-    fresh: Environment, tmp_path: Path
+    fresh: Environment, tmp_path: Path, kind: str
 ) -> None:
     folder = tmp_path / "norms"
-    fresh.phaselens("new-plugin", "residual-norms", folder)
+    name = f"residual-{kind}"
+    fresh.phaselens("new-plugin", name, folder, *(["--causal"] if kind == "causal" else []))
     fresh.run("-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=folder)
-    assert "residual-norms" not in plugins(fresh)
+    assert name not in plugins(fresh)
     fresh.install(folder, tmp_path)
-    assert plugins(fresh)["residual-norms"]["status"] == "ok"
-    assert sys.prefix not in str(plugins(fresh)["residual-norms"])
+    assert plugins(fresh)[name]["status"] == "ok"
+    assert sys.prefix not in str(plugins(fresh)[name])

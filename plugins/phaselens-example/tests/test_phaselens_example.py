@@ -3,11 +3,11 @@
 import doctest
 import math
 
-import phaselens_example
-import pytest
-from phaselens_example import DelimiterSinks, delimiter_positions, uniform_score
-
 import phaselens
+import pytest
+
+import phaselens_example
+from phaselens_example import DelimiterSinks, delimiter_positions, uniform_score
 
 
 def test_the_examples_in_docstrings_run() -> None:

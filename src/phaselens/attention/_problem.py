@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from phaselens.attention._arguments import require_key_indices, require_window, shape_of
+from phaselens.attention._float32_products import products_are_exact
 from phaselens.errors import InputError, require_number, require_tensor
 
 
@@ -165,9 +166,8 @@ class Problem:
 
         float64 for float64 inputs, and where torch is set to round float32 products to TF32 or bf16.
         """
-        backend = torch.backends.cuda if self.q.device.type == "cuda" else torch.backends.mkldnn
-        exact = backend.matmul.fp32_precision in ("none", "ieee")
-        return torch.float32 if exact and self.q.dtype != torch.float64 else torch.float64
+        is_exact = products_are_exact(self.q.device) and self.q.dtype != torch.float64
+        return torch.float32 if is_exact else torch.float64
 
     @cached_property
     def has_bias(self) -> bool:

@@ -15,6 +15,7 @@ from phaselens.attention._accumulators import (
     OwnMass,
     ReceivedMass,
     RowEntropy,
+    RowLargest,
     SegmentMass,
     TopKey,
     WindowMass,
@@ -44,6 +45,8 @@ class Summary:
     distance: [batch, head, distance], the mass given to keys `distance` positions back, in queries.
     segments: [batch, head, query, segment], the mass of each query on each segment of keys, a fraction of 1.
     top: [batch, head, query, 2], the key with the query's largest weight, the first of several, and how many they are.
+    largest: [batch, head, query], the largest |q·k| of the query and a key that it sees, without scale; NaN for a query
+    that sees nothing. Rounded as scores are: by some 1e-7 of the row's log-sum-exp, or of the product.
     lse: [batch, head, query], the log-sum-exp from `refine_lse`.
     """
 
@@ -54,6 +57,7 @@ class Summary:
     distance: Tensor | None = None
     segments: Tensor | None = None
     top: Tensor | None = None
+    largest: Tensor | None = None
     lse: Tensor | None = None
 
 
@@ -70,6 +74,7 @@ def summarise(
     segments: Tensor | None = None,
     n_segments: int | None = None,
     top: bool = False,
+    largest: bool = False,
     refine: bool = False,
     lengths: Tensor | None = None,
     real: Tensor | None = None,
@@ -77,7 +82,7 @@ def summarise(
 ) -> Summary:
     """Compute the requested statistics in one pass: `sink_mass` of `position`, each query's mass on its own key
     (`itself`), `row_entropy`, `received_mass`, `distance_mass` (distances 0 … `distances` − 1), `segment_mass` of
-    `segments`, the `top_keys`, and `refine_lse`.
+    `segments`, the `top_keys`, each query's largest product (`largest`), and `refine_lse`.
 
     Arguments as in those functions; `real` [batch, query], True where a query is not a pad, replaces `lengths`.
     Entropy, received mass, sink and some distances together cost about one call of a fused kernel; the sink alone
@@ -92,8 +97,8 @@ def summarise(
     (True, [2.0833, 1.0833, 0.5833, 0.25])
     """
     problem = _checked_problem("summarise", q, k, lse, options)
-    flags = {"itself": itself, "entropy": entropy, "received": received, "top": top, "refine": refine}
-    for name, flag in flags.items():
+    flags = {"itself": itself, "entropy": entropy, "received": received, "top": top, "largest": largest}
+    for name, flag in {**flags, "refine": refine}.items():
         require_flag(name, flag)
     if distances is not None:
         require_whole("distances", distances, 1)
@@ -125,6 +130,8 @@ def summarise(
         makers["segments"] = _segment_maker(problem, segments, n_segments)
     if top:
         makers["top"] = lambda problem, real: TopKey(problem)
+    if largest:
+        makers["largest"] = lambda problem, real: RowLargest(problem)
     if entropy:  # the last one: it overwrites the blocks
         makers["entropy"] = lambda problem, real: RowEntropy(problem)
     large = needs_float64(problem, problem.relative(lse))

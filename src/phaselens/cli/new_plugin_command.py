@@ -12,20 +12,30 @@ import click
 from phaselens.errors import InputError
 from phaselens.plugin import plugins
 
-# Destination of each template file in the new package.
+# Destination in the new package of each template, without `.tmpl`.
 _FILES = {
-    "pyproject.toml.tmpl": "pyproject.toml",
-    "metric.py.tmpl": "{module}.py",
-    "test_metric.py.tmpl": "tests/test_{module}.py",
-    "README.md.tmpl": "README.md",
+    "pyproject.toml": "pyproject.toml",
+    "metric.py": "{module}.py",
+    "test_metric.py": "tests/test_{module}.py",
+    "README.md": "README.md",
+    "ci.yml": ".github/workflows/ci.yml",
+    "gitignore": ".gitignore",
+}
+# Templates that a causal metric has in another form.
+_CAUSAL = {"metric.py": "causal_metric.py", "test_metric.py": "test_causal_metric.py"}
+# What the metric of a template measures, for the README.
+_ABOUT = {
+    False: "the mean norm of the residual stream, layer by layer",
+    True: "the loss without the value vectors of the first token, layer by layer",
 }
 
 
 @click.command("new-plugin")
 @click.argument("name")
 @click.argument("folder", metavar="[DIR]", required=False)
-def new_plugin(name: str, folder: str | None) -> None:
-    """Write a package with a working metric NAME into DIR (default: ./phaselens-NAME): pyproject, metric, test, README.
+@click.option("--causal", is_flag=True, help="A metric that edits the model and compares the loss.")
+def new_plugin(name: str, folder: str | None, causal: bool) -> None:
+    """Write a package with a working metric NAME into DIR (default: ./phaselens-NAME): metric, test, README, CI.
 
     NAME consists of lowercase letters, digits and dashes. Nothing is downloaded, and no file is overwritten.
     """
@@ -50,9 +60,12 @@ def new_plugin(name: str, folder: str | None) -> None:
         "metric": "".join(word.capitalize() for word in name.split("-")),
         "params": "".join(word.capitalize() for word in name.split("-")) + "Params",
         "version": version("phaselens"),
+        "about": _ABOUT[causal],
     }
     for source, destination in _FILES.items():
-        template = Template((files("phaselens.cli") / "template" / source).read_text(encoding="utf-8"))
+        template_name = _CAUSAL.get(source, source) if causal else source
+        template_file = files("phaselens.cli") / "template" / f"{template_name}.tmpl"
+        template = Template(template_file.read_text(encoding="utf-8"))
         path = target / destination.format(**words)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(template.substitute(words), encoding="utf-8")

@@ -33,6 +33,7 @@ from phaselens.lens.matrix import (
     at_positions,
     fire_matrix,
     from_matrix,
+    largest_products,
     learned_sink_mass,
     weigh,
     without_sink_logits,
@@ -155,7 +156,8 @@ def _attend_owned(
     if explicit:
         scores, pattern, edited = fire_matrix(owner, slots, query, key, options, key_edit)
         if edited or not owner.streaming_options.reads_only or needs_gradient:
-            return from_matrix(owner, slots, scores, pattern, value, options)
+            largest = functools.partial(largest_products, query, key, options)
+            return from_matrix(owner, slots, scores, pattern, value, options, largest)
     if not statistics:
         if key_edit is not None:
             return key_edit.output(owner, attend_as_model, query, key, value, options), pattern
@@ -240,6 +242,7 @@ def _fire_statistics(
         segments=slots.segment_labels(key.device) if "hook_segments" in statistics else None,
         n_segments=slots.n_segments,
         top="hook_top_key" in statistics,
+        largest="hook_largest_product" in statistics,
         refine="hook_lse" in statistics or "hook_learned_sink" in statistics,
         real=slots.real,
         **options,
@@ -258,6 +261,7 @@ def _fire_statistics(
         "hook_distance": summary.distance,
         "hook_segments": summary.segments,
         "hook_top_key": None if summary.top is None else at_positions(summary.top, slots),
+        "hook_largest_product": summary.largest,
     }
     for name, value in values.items():
         if name in statistics and value is not None:

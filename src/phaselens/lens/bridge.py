@@ -338,7 +338,8 @@ class HookedTransformer(SwitchesRotation, LabelsSegments, ReplaysAttention, Read
         """Return the hook point with this name, or None."""
         require_text("the name of a hook point", name)
         if name not in self._points:
-            self._points[name] = super().hook_dict.get(name)
+            points = super().hook_dict
+            self._points = {**points, **self._points, name: points.get(name)}
         return self._points[name]
 
     def require_hook(self, name: str) -> HookPoint:

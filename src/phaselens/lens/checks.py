@@ -178,6 +178,7 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
             "hook_distance": _distances(pattern, activations[layer, "hook_distance"].shape[-1]),
             "hook_segments": pattern.sum(-1, keepdim=True),
             "hook_top_key": _consistent_top(pattern, activations[layer, "hook_top_key"].cpu()),
+            "hook_largest_product": _largest_products(query, key, scores != -torch.inf),
         }
         for name in (
             *STATISTICS,
@@ -219,6 +220,12 @@ def _consistent_top(pattern: Tensor, top: Tensor) -> Tensor:
     weight = pattern.gather(-1, torch.where(key.isnan(), 0.0, key).long())
     is_consistent = weight >= pattern.amax(-1, keepdim=True) * (1 - 2 * attention.TIE)
     return torch.where(is_consistent & (top[..., 1:] >= 1), top, torch.nan)
+
+
+def _largest_products(query: Tensor, key: Tensor, is_visible: Tensor) -> Tensor:
+    """Return the largest |q·k| [batch, head, query] of q [batch, head, query, d_head] and the visible keys."""
+    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
+    return (query @ keys.transpose(-1, -2)).abs().masked_fill(~is_visible, 0.0).amax(-1)
 
 
 def _can_be_zero(statistic: str) -> bool:
@@ -274,22 +281,25 @@ def _long_neighbours_change_nothing(lens: HookedTransformer, reference: Referenc
     near_positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     limit = lens.arithmetic.limit
 
-    def gap_in(
-        forward: OwnForward, tokens: Tensor, positions: Tensor, text: int, expected: OwnForward
-    ) -> float:
+    def run_as_in(forward: OwnForward, tokens: Tensor, positions: Tensor) -> list[Tensor]:
         with _as_in(lens, forward.residuals, forward.choices) as entering:
             logits = model(tokens, position_ids=positions, use_cache=False).logits
-        pairs = zip((*entering, logits), (*expected.residuals, expected.logits), strict=True)
-        return max(difference(measured[text : text + 1], own) for measured, own in pairs)
+        return [*entering, logits]
+
+    def gap_of(own: OwnForward, measured: list[Tensor], text: int) -> float:
+        pairs = zip(measured, (*own.residuals, own.logits), strict=True)
+        return max(difference(tensor[text : text + 1], expected) for tensor, expected in pairs)
 
     both_texts, both_positions = tokens.expand(2, -1), torch.cat([near_positions, far_positions])
     with torch.no_grad(), lens.rows.with_lengths(None):
         model(tokens, position_ids=far_positions, use_cache=False)
-        gaps = {
-            "a short text after a long one": gap_in(near, tokens, near_positions, 0, near),
-            "a short text beside a long one": gap_in(near.beside(far), both_texts, both_positions, 0, near),
-            "a long text beside a short one": gap_in(near.beside(far), both_texts, both_positions, 1, far),
-        }
+        after = run_as_in(near, tokens, near_positions)
+        beside = run_as_in(near.beside(far), both_texts, both_positions)
+    gaps = {
+        "a short text after a long one": gap_of(near, after, 0),
+        "a short text beside a long one": gap_of(near, beside, 0),
+        "a long text beside a short one": gap_of(far, beside, 1),
+    }
     worst_case = max(gaps, key=lambda name: gaps[name])
     detail = "no difference" if gaps[worst_case] == 0 else f"worst for {worst_case}"
     return [

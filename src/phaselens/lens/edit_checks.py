@@ -42,7 +42,8 @@ def edit_changes_layers_above(lens: HookedTransformer, tokens: Tensor, layers: l
 
         edited: dict[int | str, Tensor] = {}
         hooks = [(name, keeper(edited, key)) for key, name in points.items()]
-        lens.stream(tokens, [*hooks, (edited_point, raise_first)])
+        end = min(layer + 2, lens.info.n_layers)
+        lens.stream(tokens, [*hooks, (edited_point, raise_first)], stop_at_layer=end)
         gap_below = max(difference(edited[index], clean[index]) for index in range(layer + 1))
         point_above = layer + 1 if layer + 1 in clean else "out"
         # Where NaN weights left nothing finite, no edit can be detected.
@@ -59,6 +60,7 @@ def mid_edit_reaches_skip_path(
     """Set the mid residual to zero: the block's output must be the MLP's alone. A copy must change no bit."""
     gaps: dict[int, float] = {}
     limit = 0.0
+    _, clean = capture(lens, tokens, {layer: in_layer(layer, "hook_out") for layer in layers})
     for layer in layers:
         block = lens.blocks[layer]
         points = ("hook_resid_mid", "hook_mlp_out")
@@ -67,16 +69,17 @@ def mid_edit_reaches_skip_path(
         limit = limit if block.adds_mlp_out_exactly() else lens.arithmetic.limit
         block_output = in_layer(layer, "hook_out")
         mid = in_layer(layer, "hook_resid_mid")
-        _, clean = capture(lens, tokens, {"out": block_output})
         copied: dict[str, Tensor] = {}
-        lens.stream(tokens, [(mid, lambda value, hook: value.clone()), (block_output, keeper(copied, "out"))])
+        hooks = [(mid, lambda value, hook: value.clone()), (block_output, keeper(copied, "out"))]
+        lens.stream(tokens, hooks, stop_at_layer=layer + 1)
         edited: dict[str, Tensor] = {}
         hooks = [
+            (mid, lambda value, hook: torch.zeros_like(value)),
             (block_output, keeper(edited, "out")),
             (in_layer(layer, "hook_mlp_out"), keeper(edited, "mlp")),
         ]
-        lens.stream(tokens, [(mid, lambda value, hook: torch.zeros_like(value)), *hooks])
-        gaps[layer] = max(difference(copied["out"], clean["out"]), difference(edited["out"], edited["mlp"]))
+        lens.stream(tokens, hooks, stop_at_layer=layer + 1)
+        gaps[layer] = max(difference(copied["out"], clean[layer]), difference(edited["out"], edited["mlp"]))
     return [worst("an edit of hook_resid_mid reaches the skip path", limit, gaps)] if gaps else []
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grouped_mm
+from torch.nn import functional
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,7 +19,8 @@ _BY_EXPERT, _GROUPED = "eager", "grouped_mm"
 def use_runnable_experts(model: PreTrainedModel) -> None:
     """Let the experts of a mixture be computed one by one where torch's grouped product cannot compute them.
 
-    That is so in float64, and for widths that are not a multiple of 16 bytes.
+    That is so in float64, for widths that are not a multiple of 16 bytes, and before torch 2.10, which has no such
+    product.
     """
     if _GROUPED in model.get_experts_implementation().values() and not all(
         map(_is_runnable, _experts_of(model))
@@ -40,6 +41,9 @@ def _experts_of(model: PreTrainedModel) -> list[tuple[Tensor, bool]]:
 
 def _is_runnable(experts: tuple[Tensor, bool]) -> bool:
     """Return whether torch's grouped product runs with these weights, by computing it for one row."""
+    grouped_mm = getattr(functional, "grouped_mm", None)
+    if grouped_mm is None:
+        return False
     weight, is_transposed = experts
     matrices = weight.detach() if is_transposed else weight.detach().mT
     row = matrices.new_zeros(1, matrices.shape[1])

@@ -67,8 +67,12 @@ def from_matrix(
     pattern: Tensor,
     value: Tensor,
     options: KernelOptions,
+    largest: Callable[[], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and the pattern, and fire the statistics, from the matrix, so that they follow its edits."""
+    """Return the output and the pattern, and fire the statistics, from the matrix, so that they follow its edits.
+
+    `largest` returns the largest products, which are those of queries and keys, before any edit of the matrix.
+    """
     output = weigh(pattern[..., slots.n_dropped :], value).transpose(1, 2).contiguous()
     statistics = owner.hooked_statistics()
     if statistics:
@@ -93,11 +97,19 @@ def from_matrix(
                     slots.n_segments,
                 ),
                 "hook_top_key": lambda: at_positions(_top_key(pattern[..., slots.n_dropped :]), slots),
+                "hook_largest_product": largest,
             }
             slots.require_served(statistics)
             for name in statistics:
                 owner.fire_statistic(name, compute[name]())
     return output, pattern
+
+
+def largest_products(query: Tensor, key: Tensor, options: KernelOptions) -> Tensor:
+    """Return the largest |q·k| [batch, head, query] over the keys that each query sees; NaN if it sees none."""
+    is_visible = attention.explicit_scores(query, key, **without_sink_logits(options)) != -torch.inf
+    products = attention.explicit_scores(query, key, scale=1.0, mask=torch.ones_like(is_visible)).abs()
+    return products.masked_fill(~is_visible, -torch.inf).amax(-1).masked_fill(~is_visible.any(-1), torch.nan)
 
 
 def _require_untouched(owner: AttentionOwner, point: str, dropped: Tensor, value: float) -> None:

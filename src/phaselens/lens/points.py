@@ -24,7 +24,6 @@ Hook = tuple[str, HookFunction]
 N_DISTANCES = 64
 """The default number of distances of `hook_distance`."""
 
-
 _RESIDUAL = ("batch", "pos", "d_model")
 _BY_HEAD = ("batch", "pos", "head", "d_head")
 _BY_KV_HEAD = ("batch", "pos", "kv_head", "d_head")
@@ -137,6 +136,9 @@ _DECLARATIONS = (
         "attention",
     ),
     _statistic("hook_segments", (*_ROWS, "segment"), "attention by segment of keys", "attention"),
+    _statistic(
+        "hook_largest_product", _ROWS, "largest product q·k of the row by size, without scale", "scores"
+    ),
     _statistic("hook_top_key", (*_ROWS, "2"), "position of the largest weight, number of ties", "attention"),
     PointDeclaration(
         "attn.hook_key_scores",

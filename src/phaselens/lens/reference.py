@@ -18,7 +18,8 @@ from phaselens.lens.null_rotation import null_rotation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROBE = 16
+_PROBE = 8
+"""Tokens of a check: each costs time in some thirty forwards, and as few as these tell any two positions apart."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ classes derive from Llama's and Qwen2's, whose modules may be only partly import
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -36,49 +37,62 @@ class _LazyModule:
         return getattr(import_module("phaselens.lens.drope"), name)
 
 
-class _PostImportFinder(MetaPathFinder):
-    """Calls a function with a module as soon as the module is imported.
+class _ImportFinder(MetaPathFinder):
+    """Runs the import of a module inside a context, which is given the module.
 
-    wrapt does the same, but it imports asyncio for it, which would double the cost of `import phaselens`.
+    wrapt calls a function after an import, but it imports asyncio for it, which would double the cost of `import
+    phaselens`.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, Callable[[ModuleType], None]] = {}
+        self._waiting: dict[str, Callable[[ModuleType], AbstractContextManager[None]]] = {}
 
-    def add(self, name: str, hook: Callable[[ModuleType], None]) -> None:
+    def call_after(self, name: str, hook: Callable[[ModuleType], None]) -> None:
         """Call `hook` now if the module is imported already, else when it is imported."""
         if name in sys.modules:
             hook(sys.modules[name])
-        else:
-            self._waiting[name] = hook
+            return
+
+        @contextmanager
+        def context(module: ModuleType) -> Iterator[None]:
+            yield
+            hook(module)
+
+        self._waiting[name] = context
+
+    def surround(self, name: str, context: Callable[[ModuleType], AbstractContextManager[None]]) -> None:
+        """Execute the module inside the context, unless it is imported already."""
+        if name not in sys.modules:
+            self._waiting[name] = context
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the spec that the other finders return, with a loader that calls the hook at its end."""
+        """Return the spec that the other finders return, with a loader that runs inside the context."""
         # Popped, so that the lookup below does not recurse into this finder.
-        hook = self._waiting.pop(fullname, None)
-        if hook is None:
+        context = self._waiting.pop(fullname, None)
+        if context is None:
             return None
         spec = find_spec(fullname)
         if spec is None or spec.loader is None:
-            self._waiting[fullname] = hook
+            self._waiting[fullname] = context
             return None
         execute = spec.loader.exec_module
 
-        def execute_and_notify(module: ModuleType) -> None:
-            execute(module)
-            hook(module)
+        def execute_inside(module: ModuleType) -> None:
+            with context(module):
+                execute(module)
 
-        spec.loader.exec_module = execute_and_notify  # type: ignore[method-assign]
+        spec.loader.exec_module = execute_inside  # type: ignore[method-assign]
         return spec
 
 
-_FINDER = _PostImportFinder()
+_FINDER = _ImportFinder()
 
 
 def register_when_imported() -> None:
     """Schedule the three registrations; cheap, and safe to call again."""
+    _FINDER.surround("transformers.cache_utils", _without_hqq)
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
     for module, hook in (
@@ -86,7 +100,39 @@ def register_when_imported() -> None:
         ("transformers.models.auto.modeling_auto", _register_models),
         ("transformer_lens.factories.architecture_adapter_factory", _register_adapters),
     ):
-        _FINDER.add(module, hook)
+        _FINDER.call_after(module, hook)
+
+
+@contextmanager
+def _without_hqq(_module: ModuleType) -> Iterator[None]:
+    """Give transformers' caches a quantizer that imports hqq when it is used.
+
+    Where hqq is installed, its import loads torch's compiler, which takes as long as torch itself.
+    """
+    name = "hqq.core.quantize"
+    if name in sys.modules:
+        yield
+        return
+    placeholder = ModuleType(name)
+    vars(placeholder)["Quantizer"] = _LazyQuantizer()
+    sys.modules[name] = placeholder
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is placeholder:
+            del sys.modules[name]
+        package = sys.modules.get("hqq.core")
+        if package is not None and vars(package).get("quantize") is placeholder:
+            del vars(package)["quantize"]
+
+
+class _LazyQuantizer:
+    """A placeholder for hqq's `Quantizer` that imports it when an attribute of it is looked up."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(import_module("hqq.core.quantize").Quantizer, name)
 
 
 # transformers' own `register` takes classes, not names; its mappings resolve names in the module stored beside them.

@@ -27,6 +27,7 @@ from phaselens.plugin.conditions import (
 )
 from phaselens.plugin.display import Display, FigurePanel, FigureSet
 from phaselens.plugin.hookspecs import FinishedRun, hookimpl
+from phaselens.plugin.intervals import interval_columns, mean_intervals
 from phaselens.plugin.manager import Plugins, plugins
 from phaselens.plugin.metric import Metric, require_metric
 from phaselens.plugin.named_sources import NamedModel, NamedTexts
@@ -88,8 +89,10 @@ __all__ = [
     "TokenSequence",
     "hookimpl",
     "in_layer",
+    "interval_columns",
     "interval_help",
     "kind_of",
+    "mean_intervals",
     "param",
     "plugins",
     "read_state",
