@@ -23,10 +23,10 @@ def scaled(x: float) -> float:
     def inner(y: float) -> float:
         return y * FACTOR
 
-    class Local:
-        shift = len(os.path.sep)
+    class Shift:
+        amount = len(os.path.sep)
 
-    return inner(x) + Local.shift + sum(n for n in range(3)) + mathematics.floor(0.5)
+    return inner(x) + Shift.amount + sum(n for n in range(3)) + mathematics.floor(0.5)
 
 
 def with_modules(x: float) -> tuple[float, str | None, str]:
