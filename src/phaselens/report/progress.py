@@ -37,6 +37,7 @@ class ProgressBar(Observer):
             *columns, console=self._console, transient=True, disable=quiet or not sys.stderr.isatty()
         )
         self._task: TaskID | None = None
+        self._n_done = 0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -57,11 +58,16 @@ class ProgressBar(Observer):
     def measuring(self, label: str, n_tokens: int) -> None:
         self._next(f"measuring {strings.printable(label)}", n_tokens)
 
-    def advance(self, n_tokens: int) -> None:
+    def reading(self, n_tokens: float) -> None:
         if self._task is not None:
-            self._progress.advance(self._task, n_tokens)
+            self._progress.update(self._task, completed=self._n_done + n_tokens)
+
+    def advance(self, n_tokens: int) -> None:
+        self._n_done += n_tokens
+        self.reading(0)
 
     def _next(self, description: str, total: int | None) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
+        self._n_done = 0
         self._task = self._progress.add_task(Text(description).plain, total=total)

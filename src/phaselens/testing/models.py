@@ -154,7 +154,9 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # A loop over experts also runs in float64; other implementations of mixtures of experts do not.
-        model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, experts_implementation="eager"
+        )
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if parameter.dim() == 1:
