@@ -253,7 +253,11 @@ def texts_from(source: str | Iterable[str | Text], limit: int | None = None) -> 
 def corpus_from(
     source: str | Iterable[str | Text], limit: int | None = None, fields: TextFields | None = None
 ) -> Corpus:
-    """Return texts as `texts_from` does, and notes about what was left out."""
+    """Return texts as `texts_from` does, and notes about what was left out.
+
+    Raises:
+        InputError: for a source that is neither a path nor texts, for an entry that is no text, and without texts.
+    """
     if limit is not None:
         require_whole("limit", limit, 1)
     fields = _checked_fields(fields)

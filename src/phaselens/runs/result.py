@@ -17,6 +17,7 @@ from phaselens.runs.presentation import PresentedResult, PresentedRun, Presenter
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: Version of the JSON that a run is written as; another number is another format.
 SCHEMA = "phaselens.run/1"
 #: The column that a run puts after the ids of texts, if texts have labels.
 LABEL = Column("label", str, None, "the text's label")
