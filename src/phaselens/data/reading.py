@@ -253,7 +253,11 @@ def texts_from(source: str | Iterable[str | Text], limit: int | None = None) -> 
 def corpus_from(
     source: str | Iterable[str | Text], limit: int | None = None, fields: TextFields | None = None
 ) -> Corpus:
-    """Return texts as `texts_from` does, and notes about what was left out."""
+    """Return texts as `texts_from` does, and notes about what was left out.
+
+    Raises:
+        InputError: for a source that is neither a path nor texts, for an entry that is no text, and without texts.
+    """
     if limit is not None:
         require_whole("limit", limit, 1)
     fields = _checked_fields(fields)
@@ -277,11 +281,16 @@ def corpus_from(
     return Corpus(_require_distinct_ids(texts, "the list of texts"))
 
 
+def _quoted(text: str) -> str:
+    """Return the `repr` of a text, without its end if it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:79]}…")
+
+
 def _require_distinct_ids(texts: list[Text], source: str) -> list[Text]:
     """Return `texts`; raise InputError if two have the same id."""
     ids: set[str] = set()
     for text in texts:
         if text.id in ids:
-            raise InputError(f"two texts in {source} have the id {text.id!r}; give each its own")
+            raise InputError(f"two texts in {source} have the id {_quoted(text.id)}; give each its own")
         ids.add(text.id)
     return texts

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from phaselens.data.new_files import partial_path
+from phaselens.data.new_files import partial_path, whole_file
 from phaselens.errors import InputError, close_matches
 from phaselens.plugin import Display, FigurePanel, FigureSet
 from phaselens.report.builders import layer_table, model_labels
@@ -83,8 +83,8 @@ def draw(
                 set_width(figure, width)
             for extension in formats:
                 path = target / f"{name}.{extension}"
-                with matplotlib.rc_context(_FONTS):
-                    figure.savefig(path, format=extension, **FORMATS[extension])
+                with matplotlib.rc_context(_FONTS), whole_file(path) as partial:
+                    figure.savefig(partial, format=extension, **FORMATS[extension])
                 paths.append(path)
     except OSError as error:
         raise InputError(f"figures cannot be written to {target}: {error.strerror or error}") from error

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from phaselens.data.new_files import whole_file
 from phaselens.errors import InputError
 from phaselens.patching import Sweep
 from phaselens.patching.wording import number_text
@@ -224,7 +225,9 @@ def save(sweeps: Sequence[Sweep], path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure(*sweeps).savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
+        metadata = {"Date": None} if target.suffix == ".svg" else None
+        with whole_file(target) as partial:
+            figure(*sweeps).savefig(partial, format=target.suffix.removeprefix("."), metadata=metadata)
     except (OSError, ValueError) as error:
         raise InputError(f"the figure cannot be written to {target}: {error}") from error
     return target

@@ -17,6 +17,7 @@ from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.author_errors import describe_value
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 
+#: Models of a run that names none.
 DEFAULT_MODELS = BUNDLED
 
 _LABEL = re.compile(r"(?P<label>[\w.+-]+)=(?P<source>.*)", re.DOTALL)
@@ -295,6 +296,9 @@ MetricRequests = MetricRequest | Iterable[MetricRequest] | Mapping[str | type[Me
 
 def select_metrics(requests: MetricRequests) -> list[SelectedMetric]:
     """Return metrics with parameters, from names, classes, (metric, parameters) pairs, or a mapping of such pairs.
+
+    Raises:
+        InputError: for two metrics of one name, an unknown one, and without a metric.
 
     >>> [selected.params.threshold for selected in select_metrics({"sinks": {"threshold": 0.9}})]
     [0.9]

@@ -74,6 +74,7 @@ _RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     },
 }
 
+#: Families of which `tiny_lens` and `tiny_model` can make a model.
 FAMILIES: tuple[str, ...] = tuple(_RECIPES)
 
 # Configuration fields that a family names differently, or does not have (None).
@@ -106,6 +107,9 @@ def tiny_model(
 
     Returns:
         A model in eval mode, without a tokenizer: 2 layers, d_model 32, 67 token ids.
+
+    Raises:
+        InputError: for an unknown family, a dtype that is none, and a field that the family's configuration lacks.
 
     >>> tiny_model("gpt2").config.n_layer
     2
