@@ -132,9 +132,7 @@ def test_every_figure_is_a_png_and_an_svg_file(run: Run, tmp_path: Path) -> None
     sinks_run = Run(run.models, run.texts, {"sinks": run.metrics["sinks"]}, [], run.options, run.versions)
     paths = draw(sinks_run, tmp_path / "new" / "folder")
     assert sorted(path.name for path in paths) == sorted(
-        f"{name}.{extension}"
-        for name in ("sinks", "sinks-heads")
-        for extension in ("png", "svg")
+        f"{name}.{extension}" for name in ("sinks", "sinks-heads") for extension in ("png", "svg")
     )
     for path in paths:
         start = path.read_bytes()[:200]
