@@ -17,7 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "testing.md"
 REPORT = ROOT / "build" / "coverage" / "report.json"
-GOAL = 95.0
+#: Modules below this are listed, in percent.
+LOW = 90.0
 _BLOCK = re.compile(r"(?<=<!-- generated: coverage -->\n).*?(?=<!-- end of coverage -->)", re.DOTALL)
 
 
@@ -54,7 +55,7 @@ class Coverage:
 def by_module(report: Mapping[str, Any]) -> dict[str, Coverage]:
     """Return the coverage of each module, by its path from the repository's root."""
     return {
-        re.sub(r"^.*?(?=src/|plugins/)", "", path): Coverage.of(file["summary"])
+        re.sub(r"^.*?(?=src/|plugins/)", "", path, count=1): Coverage.of(file["summary"])
         for path, file in report["files"].items()
     }
 
@@ -71,7 +72,7 @@ def total(modules: Iterable[Coverage]) -> Coverage:
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """Return the tables by package and of the modules below the goal, as Markdown."""
+    """Return the tables by package and of the lowest modules, as Markdown."""
     modules = by_module(report)
     packages: dict[str, list[Coverage]] = defaultdict(list)
     for path, coverage in modules.items():
@@ -79,9 +80,9 @@ def tables(report: Mapping[str, Any]) -> str:
     lines = ["| package | lines | branches | covered |", "|---|---|---|---|"]
     for name in sorted(packages):
         lines.append(_row(f"`{name}`", total(packages[name])))
-    lines += [_row("all", total(modules.values())), "", f"Modules below {GOAL:g} %, the lowest first:", ""]
+    lines += [_row("all", total(modules.values())), "", f"Modules below {LOW:g} %, the lowest first:", ""]
     lines += ["| module | lines | branches | covered |", "|---|---|---|---|"]
-    low = [path for path in modules if modules[path].percent < GOAL]
+    low = [path for path in modules if modules[path].percent < LOW]
     lines += [
         _row(f"`{path}`", modules[path]) for path in sorted(low, key=lambda path: modules[path].percent)
     ]

@@ -26,7 +26,11 @@ def _lines(study: Study) -> Iterator[str]:
     yield ""
     yield study.description.strip()
     yield ""
-    yield f"    phaselens study run {study.name}"
+    yield "<!-- not run: measures the models of the source -->"
+    yield ""
+    yield "```sh"
+    yield f"phaselens study run {study.name}"
+    yield "```"
     yield ""
     yield "| model | source |"
     yield "|---|---|"

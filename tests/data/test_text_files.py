@@ -232,11 +232,31 @@ def test_nothing_outside_the_folder_is_read(tmp_path: Path) -> None:
     assert [text.id for text in read_texts(str(folder))] == ["inside:1", "near:1"]
 
 
-def test_files_of_one_name_and_two_formats_need_ids(tmp_path: Path) -> None:
+def test_files_of_one_name_and_two_formats_are_told_apart_by_their_suffix(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("three")
     as_file(tmp_path, "a.jsonl", [{"text": "two"}])
-    with pytest.raises(InputError, match=r"two texts in .* have the id 'a:1'"):
-        read_texts(str(tmp_path))
+    assert [text.id for text in read_texts(str(tmp_path))] == ["a.jsonl:1", "a.txt:1", "b:1"]
+
+
+WRAPPED = (
+    "Call me Ishmael. Some years ago--never mind how long precisely--having\n"
+    "little or no money in my purse, and nothing particular to interest me on\n"
+    "shore, I thought I would sail about a little.\n\nIt is a way I have.\n"
+)
+
+
+def test_lines_that_end_within_a_sentence_get_a_note(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(WRAPPED)
+    corpus = read_corpus(str(path))
+    assert len(corpus.texts) == 4
+    assert "each line is a text, and many lines end within a sentence; --paragraphs" in corpus.notes[-1]
+    by_paragraph = read_corpus(str(path), fields=TextFields(paragraphs=True))
+    assert len(by_paragraph.texts) == 2
+    assert by_paragraph.notes == []
+    path.write_text("Whole sentences, one in each line, are texts of their own.\n" * 4 + "a title\nanother\n")
+    assert read_corpus(str(path)).notes == []
 
 
 # Stdin

@@ -16,7 +16,7 @@ def test_every_shipped_study_is_listed_with_its_page() -> None:
 
 
 def test_the_example_can_be_measured() -> None:
-    (example,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    (example,) = re.findall(r"```toml title=my-study.toml\n(.*?)```", PAGE, re.DOTALL)
     study = parse_study(example, "example")
     require_measurable(study)
     assert [value.layer for value in study.values] == [None, 0, 1, 2]

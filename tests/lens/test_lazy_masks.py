@@ -57,3 +57,31 @@ def test_a_bias_that_the_mask_is_filled_into_stays_one_row() -> None:
     assert isinstance(filled, LazyMask)
     assert filled.bias is bias
     assert torch.equal(filled.built(), torch.masked_fill(bias, mask.built() < -1, LOWEST))
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["added to scores", "True hides"])
+def test_a_change_of_dtype_is_that_of_the_matrix(hides: bool) -> None:
+    expected = eager_mask(**SHAPE, dtype=torch.float32)
+    mask = build_lazy_mask(**SHAPE, dtype=torch.float32)
+    if hides:
+        expected, mask = expected.bool(), mask.bool()
+    for dtype in (torch.float64, torch.bool):
+        converted = mask.to(dtype)
+        cells = converted.built() if isinstance(converted, LazyMask) else converted
+        assert cells.dtype == dtype
+        if dtype.is_floating_point and not hides:
+            # The lowest number of each dtype hides, so that a wider mask hides as much.
+            assert torch.equal((cells < -1).expand_as(expected), expected < -1)
+            assert float(cells.min()) == torch.finfo(dtype).min
+        else:
+            assert torch.equal(cells.expand_as(expected), expected.to(dtype))
+    assert isinstance(mask.to("cpu"), LazyMask), "a mask without a new dtype is not built"
+
+
+def test_a_comparison_with_a_number_that_does_not_divide_the_mask_is_that_of_the_matrix() -> None:
+    expected = eager_mask(**SHAPE, dtype=torch.float32)
+    mask = build_lazy_mask(**SHAPE, dtype=torch.float32)
+    for bound in (1.0, LOWEST, float("-inf"), torch.tensor(-1.0)):
+        compared = mask < bound
+        assert not isinstance(compared, LazyMask)
+        assert torch.equal(compared.expand_as(expected), expected < bound)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import phaselens
 from phaselens.errors import InputError, RefusedModel
+from phaselens.lens.overrides import override_rope_scaling, override_softmax_scale
 from phaselens.lens.scaling import RopeScaling
 from phaselens.testing import tiny_model
 from tests.lens.conftest import text
@@ -81,3 +82,31 @@ def test_what_cannot_be_set_is_refused_by_name() -> None:
         with pytest.raises(InputError, match="softmax_scale is"):
             phaselens.load(tiny_model("llama"), softmax_scale=scale)  # type: ignore[arg-type]
     assert str(RopeScaling.parse("yarn:4.0")) == "yarn:4"
+
+
+def test_an_attention_without_an_attribute_for_its_scale_and_a_model_without_a_length_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without_scale = tiny_model("llama")
+    for layer in without_scale.model.layers:
+        del layer.self_attn.scaling
+    with pytest.raises(RefusedModel, match="softmax_scale cannot be set"):
+        override_softmax_scale(without_scale, 0.21)
+    monkeypatch.setattr("phaselens.lens.families.n_ctx_of", lambda model: None)
+    with pytest.raises(RefusedModel, match="does not state the length that it was trained for"):
+        override_rope_scaling(tiny_model("llama"), RopeScaling.parse("yarn:4"))
+
+
+def test_a_rotary_module_that_cannot_be_made_leaves_the_configuration_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    parameters = dict(model.config.rope_parameters)
+
+    def fail(*_: object) -> None:
+        raise KeyError("rope_type")
+
+    monkeypatch.setattr("phaselens.lens.overrides._replace", fail)
+    with pytest.raises(RefusedModel, match="rope_scaling=linear:2 cannot be served: KeyError: 'rope_type'"):
+        override_rope_scaling(model, RopeScaling.parse("linear:2"))
+    assert model.config.rope_parameters == parameters

@@ -41,6 +41,18 @@ def test_conditions_have_a_separate_bar(monkeypatch: pytest.MonkeyPatch) -> None
     assert "25 %" in stderr.getvalue()
 
 
+def test_the_bar_moves_within_a_batch_and_a_batch_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", TerminalStream())
+    with ProgressBar() as bar:
+        bar.measuring("rope", 100)
+        percentages = []
+        for verb, n_tokens in (("reading", 20.0), ("reading", 45.0), ("advance", 50), ("reading", 25.0)):
+            getattr(bar, verb)(n_tokens)
+            percentages.append(bar._progress.tasks[0].percentage)
+        assert percentages == [20, 45, 50, 75]
+
+
 def test_the_bar_is_off_when_quiet_or_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert drawn(monkeypatch, TerminalStream(), quiet=True) == ""
     assert drawn(monkeypatch, io.StringIO()) == ""

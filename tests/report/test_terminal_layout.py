@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from phaselens.report.terminal_layout import as_text, console, print_run
+from phaselens.report.terminal_layout import as_text, console, plain_text, print_run
 from phaselens.runs import Run
+from tests.report.causal_runs import two_models
 from tests.report.runs import TerminalStream, made_run, written_table
 from tests.runs.metrics import Probe
 
@@ -133,3 +134,26 @@ def test_str_of_a_run_is_the_text_of_its_renderer() -> None:
     run = made_run()
     run.renderer = as_text
     assert str(run) == as_text(made_run())
+
+
+@pytest.mark.parametrize("width", [60, 40])
+def test_a_narrow_terminal_stacks_columns_and_loses_no_label(width: int) -> None:
+    run = made_run("a-model-of-names", "b-model", rows=((1.0, 1.0, 1.0, 1.0),) * 3)
+    text = plain_text(lambda output: print_run(run, output), width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert "…" not in text
+    words = " ".join(text.split())
+    for title in ("average", "mean score", "texts 60", "tokens 20,480", "positions rope", "dtype float32"):
+        assert words.count(title) >= 2, title
+    assert {"a-model-of-names", "b-model"} <= {line.strip() for line in lines}
+
+
+@pytest.mark.parametrize("width", [60, 44])
+def test_conditions_that_are_too_wide_have_their_columns_below_each_other(width: int) -> None:
+    text = plain_text(lambda output: print_run(two_models(), output), width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert text.count("Δ nats") >= 4
+    rows = [line for line in lines if line.startswith("write layer")]
+    assert sum("1.149" in row for row in rows) == 1

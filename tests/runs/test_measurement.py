@@ -10,6 +10,7 @@ import pytest
 import phaselens
 from phaselens.data import Text
 from phaselens.errors import InputError, ModelError
+from phaselens.runs import Observer
 from phaselens.testing import tiny_model
 from tests.runs.metrics import probe
 from tests.toys import letters, save_checkpoint, toy_lens, toy_tokenizer
@@ -233,3 +234,21 @@ def test_tokens_that_the_model_does_not_have_are_refused() -> None:
     small = toy_lens(vocab_size=10)
     with pytest.raises(InputError, match="encode the text with this model's tokenizer"):
         phaselens.run(small, metrics="sinks", texts=TEXTS)
+
+
+def test_progress_moves_by_layers_within_a_batch() -> None:
+    class ReadingsOfBatches(Observer):
+        def __init__(self) -> None:
+            self.readings: list[float] = []
+
+        def reading(self, n_tokens: float) -> None:
+            self.readings.append(n_tokens)
+
+        def advance(self, n_tokens: int) -> None:
+            self.readings.append(n_tokens)
+
+    readings = ReadingsOfBatches()
+    phaselens.run(toy_lens(), metrics=["bos-norm"], texts=[letters(8)], observer=readings)
+    n_layers = toy_lens().info.n_layers
+    n_tokens = readings.readings[-1]
+    assert readings.readings[:-1] == [n_tokens * layer / n_layers for layer in range(n_layers)]

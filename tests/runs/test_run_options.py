@@ -50,7 +50,15 @@ def test_an_incomplete_model_is_refused(text: str) -> None:
 def test_labels_are_short_where_that_is_unique_and_full_otherwise() -> None:
     parse = ModelSpec.parse
     assert distinct_labels([parse("/a/one"), parse("org/two")]) == ["one", "two"]
-    assert distinct_labels([parse("/a/one"), parse("/b/one")]) == ["/a/one", "/b/one"]
+    assert distinct_labels([parse("/a/one"), parse("/b/one")]) == ["a/one", "b/one"]
+    assert distinct_labels([parse("/a/x/one"), parse("/b/x/one"), parse("two")]) == [
+        "a/x/one",
+        "b/x/one",
+        "two",
+    ]
+    assert distinct_labels([parse("org/one@v1"), parse("org/one@v2")]) == ["org/one@v1", "org/one@v2"]
+    assert distinct_labels([parse("org/one"), parse("org/one@v2")]) == ["org/one", "org/one@v2"]
+    assert distinct_labels([parse("one=/b/two"), parse("/a/one")]) == ["one", "a/one"]
     assert distinct_labels([parse("/a/one"), parse("x=/a/one")]) == ["one", "x"]
     with pytest.raises(
         InputError, match="two models are labelled 'rope'; give each its own label: LABEL=SOURCE"

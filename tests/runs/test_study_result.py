@@ -9,6 +9,7 @@ import pytest
 from phaselens.errors import InputError
 from phaselens.runs import StudyResult, run_study
 from phaselens.runs.study_file import parse_study
+from phaselens.runs.study_result import _reduced as reduced
 from phaselens.runs.study_result import chosen_models
 from tests.runs.studies import study_text
 from tests.toys import save_checkpoint
@@ -64,3 +65,12 @@ def test_models_are_taken_in_order_or_by_label() -> None:
     assert chosen_models(study, ["two=b"]) == {"two": "b"}
     with pytest.raises(InputError, match="has 2 models"):
         chosen_models(study, ["a", "b", "c"])
+
+
+def test_rows_are_reduced_as_the_study_says_and_several_rows_without_a_rule_are_a_reason() -> None:
+    numbers = [(2.0, 0), (5.0, 1), (-1.0, 2)]
+    for reduce, expected in (("mean", 2.0), ("min", -1.0), ("max", 5.0), ("argmin", 2.0), ("argmax", 1.0)):
+        assert reduced(numbers, reduce) == (expected, "")
+    assert reduced([(2.0, None)], "argmax") == (None, "its rows have no layer")
+    assert reduced(numbers[:1], "") == (2.0, "")
+    assert reduced(numbers, "") == (None, "3 rows fit; a study names one, or says how to reduce them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +40,25 @@ def test_bound_of_the_fixture() -> None:
     require_bound(spectrum(x), bound)
     with pytest.raises(ArithmeticError, match="below its bound"):
         require_bound(spectrum(x[1:]), bound)
+
+
+def test_an_entropy_above_its_bound_is_an_error_and_so_is_an_anisotropy_below() -> None:
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[0] *= 20
+    measured, bound = spectrum(x), compression_bound(x)
+    require_bound(measured, bound)
+    with pytest.raises(ArithmeticError, match=r"entropy = .* is above its bound"):
+        require_bound(measured._replace(entropy=bound.entropy * 1.001), bound)
+    with pytest.raises(ArithmeticError, match=r"p1 = .* is below its bound"):
+        require_bound(measured._replace(anisotropy=bound.anisotropy * 0.999), bound)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [[[1.0, 2.0]], [[0.0, 0.0], [1.0, 2.0]], [[1.0, 2.0], [0.0, 0.0]], [[1.0, float("inf")], [1.0, 2.0]]],
+)
+def test_rows_that_set_no_bound_give_nan_and_forbid_nothing(rows: list[list[float]]) -> None:
+    bound = compression_bound(torch.tensor(rows))
+    assert math.isnan(bound.anisotropy)
+    assert math.isnan(bound.entropy)
+    require_bound(spectrum(torch.eye(2)), bound)

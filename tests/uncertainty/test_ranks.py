@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations
 
 import numpy as np
@@ -35,3 +36,9 @@ def test_what_has_no_order_is_missing_with_the_reason() -> None:
         rank_correlation([1.0, 2.0, float("nan")], [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="of one length"):
         spearman([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("correlate", [spearman, rank_correlation])
+def test_items_of_different_numbers_are_refused_with_both(correlate: Callable[..., object]) -> None:
+    with pytest.raises(ValueError, match=r"of one length, received \(3,\) and \(2,\)"):
+        correlate([1.0, 2.0, 3.0], [1.0, 2.0])

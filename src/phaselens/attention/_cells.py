@@ -51,6 +51,9 @@ def massive_cells(
 
     The mean is over all cells (`global`) or over those of the same head (`per_head`); both are in use.
 
+    Raises:
+        InputError: unless over is `global` or `per_head`.
+
     >>> M = torch.tensor([[5.0, 0.0, 1.0, 1.0], [20.0, 20.0, 20.0, 20.0]])
     >>> massive_cells(M, 1.5).sum().item(), massive_cells(M, 1.5, "per_head").sum().item()
     (4, 1)

@@ -78,6 +78,9 @@ def explicit_pattern(scores: Tensor, *, sink_logits: Tensor | None = None) -> Te
 
     `sink_logits` [head] enter the sum and are dropped: rows then sum to less than 1. A query that sees
     nothing gets a row of zeros.
+
+    Raises:
+        InputError: unless sink_logits are [head].
     """
     require_tensor("scores", scores, "batch", "head", "query", "key")
     if sink_logits is not None:

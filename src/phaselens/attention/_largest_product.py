@@ -47,6 +47,9 @@ def largest_product(
         by_query: each query's largest |q·k| [head, query], to within the rounding of float32, as in
             `attn.hook_largest_product`. It saves a pass over all products.
 
+    Raises:
+        InputError: unless by_query is [head, query].
+
     >>> q = torch.tensor([[[1.0]], [[-4.0]], [[2.0]]])
     >>> k = torch.tensor([[[1.0]], [[2.0]], [[9.0]]])
     >>> largest = largest_product(q, k, window=2)

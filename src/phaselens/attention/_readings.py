@@ -17,6 +17,9 @@ def query_mean(rows: Tensor, lengths: Tensor, *, first: int = 0, last: int | Non
     beyond them are not read. The mean of a text without such a query is NaN; the only other cause of NaN is NaN in
     `rows`.
 
+    Raises:
+        ValueError: unless rows are [batch, head, query] and lengths [batch].
+
     >>> import torch
     >>> rows = torch.tensor([[[1.0, 0.5, 0.25, 9.0]]])
     >>> query_mean(rows, torch.tensor([3]), first=1)
@@ -101,6 +104,9 @@ def concentration(received: Tensor, lengths: Tensor) -> Tensor:
     C = 1 + Σ_k c_k ln c_k / ln T with c_k = received_k / T. With sink logits the shares sum to less than 1, and are
     used as they are, so that C is 1 where a sink logit takes everything. received [batch, head, key] comes from
     `received_mass` with the same `lengths`; NaN for a text of one token. METRICS 2.2, ColSum concentration.
+
+    Raises:
+        ValueError: unless received is [batch, head, key] and lengths [batch].
 
     >>> import torch
     >>> concentration(torch.tensor([[[3.0, 0.0, 0.0]]]), torch.tensor([3])).item()

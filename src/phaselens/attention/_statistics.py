@@ -88,6 +88,10 @@ def summarise(
     Entropy, received mass, sink and some distances together cost about one call of a fused kernel; the sink alone
     costs next to nothing.
 
+    Raises:
+        InputError: for real that is not bool.
+        ValueError: for real of another shape, or together with lengths, and for a position that is no key.
+
     >>> import torch
     >>> from phaselens.attention import attend
     >>> x = torch.zeros(1, 1, 4, 8)
@@ -283,6 +287,9 @@ def window_mass(
     to a sink is not local. With width 0 and `include_self`, a query's mass on itself. Costs O(query · width).
     Options and errors as in `sink_mass`.
 
+    Raises:
+        ValueError: for a width below 1, or 0 without include_self.
+
     >>> import torch
     >>> from phaselens.attention import attend
     >>> x = torch.zeros(1, 1, 5, 8)
@@ -304,7 +311,7 @@ def window_mass(
 
 
 def refine_lse(q: Tensor, k: Tensor, lse: Tensor, **options: Unpack[SoftmaxOptions]) -> Tensor:
-    """Recompute `lse` in float64 for the heads whose scores are too large for float32.
+    """Recompute `lse` [batch, head, query] in float64 for the heads whose scores are too large for float32.
 
     The same tensor if there are none. Options and errors as in `sink_mass`.
 

@@ -17,6 +17,10 @@ from phaselens.errors import InputError, require_kind, require_unicode, require_
 
 BUNDLED = "bundled"
 _MAX_KEYS = 8
+#: A line that is broken within a sentence has at least so many characters, and none of these ends.
+_LONG_LINE = 40
+_SENTENCE_ENDS = ".!?…:;。！？"
+_CLOSING = "\"'”’»)]*_"
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,32 @@ def _checked_fields(fields: TextFields | None) -> TextFields:
     return fields
 
 
+@dataclass
+class LineWrapping:
+    """Counts lines of text files that end within a sentence, as those of a text broken into lines do.
+
+    `n_followed` lines have another right below them, of which `n_open` are long and end without punctuation.
+    """
+
+    n_followed: int = 0
+    n_open: int = 0
+    _last: tuple[str, int, str] = ("", 0, "")
+
+    def add(self, name: str, number: int, line: str) -> None:
+        """Count the line before this one, if it is right above it in the same file."""
+        last_name, last_number, last_line = self._last
+        if last_name == name and last_number + 1 == number:
+            self.n_followed += 1
+            end = last_line.rstrip().rstrip(_CLOSING)
+            self.n_open += len(end) >= _LONG_LINE and end[-1:] not in _SENTENCE_ENDS
+        self._last = name, number, line
+
+    @property
+    def is_likely(self) -> bool:
+        """Whether the lines look like those of texts broken into lines: half of them or more end within a sentence."""
+        return self.n_open >= 2 and 2 * self.n_open >= self.n_followed
+
+
 class _Reader:
     """Turns records into texts up to a limit, and counts those that are empty."""
 
@@ -88,6 +118,7 @@ class _Reader:
         self.fields = fields
         self.n_left = sys.maxsize if limit is None else limit
         self.n_empty = 0
+        self.wrapping = LineWrapping()
         self.left_out: list[str] = []
 
     @property
@@ -101,6 +132,11 @@ class _Reader:
         notes = []
         if self.n_empty:
             notes.append(f"texts {source!r}: {self.skipped} skipped")
+        if self.wrapping.is_likely:
+            notes.append(
+                f"texts {source!r}: each line is a text, and many lines end within a sentence; --paragraphs reads "
+                "texts that are separated by blank lines"
+            )
         if self.left_out:
             names = ", ".join(map(repr, self.left_out[:3]))
             more = f" and {len(self.left_out) - 3} more" if len(self.left_out) > 3 else ""
@@ -126,6 +162,8 @@ class _Reader:
         if record.value is None:
             return None
         if isinstance(record.value, str):
+            if not self.fields.paragraphs:
+                self.wrapping.add(name, record.number, record.value)
             return Text(default_id, record.value)
         fields, values = self.fields, record.value
         if fields.text not in values:
@@ -197,8 +235,10 @@ def _folder_texts(folder: Path, fields: TextFields, reader: _Reader) -> Iterator
     reader.left_out = [path.name + ("/" if path.is_dir() else "") for path in paths if path not in readable]
     if not readable:
         raise InputError(f"texts {str(folder)!r}: the folder holds none of {FORMATS}")
-    for path in readable:
-        yield from reader.texts_of(read_records(path, fields), stem(path))
+    stems = list(map(stem, readable))
+    for path, name in zip(readable, stems, strict=True):
+        # Two files of one name, notes.txt and notes.jsonl, keep their suffixes.
+        yield from reader.texts_of(read_records(path, fields), name if stems.count(name) == 1 else path.name)
 
 
 def texts_from(source: str | Iterable[str | Text], limit: int | None = None) -> list[Text]:
@@ -213,7 +253,11 @@ def texts_from(source: str | Iterable[str | Text], limit: int | None = None) -> 
 def corpus_from(
     source: str | Iterable[str | Text], limit: int | None = None, fields: TextFields | None = None
 ) -> Corpus:
-    """Return texts as `texts_from` does, and notes about what was left out."""
+    """Return texts as `texts_from` does, and notes about what was left out.
+
+    Raises:
+        InputError: for a source that is neither a path nor texts, for an entry that is no text, and without texts.
+    """
     if limit is not None:
         require_whole("limit", limit, 1)
     fields = _checked_fields(fields)
@@ -237,11 +281,16 @@ def corpus_from(
     return Corpus(_require_distinct_ids(texts, "the list of texts"))
 
 
+def _quoted(text: str) -> str:
+    """Return the `repr` of a text, without its end if it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:79]}…")
+
+
 def _require_distinct_ids(texts: list[Text], source: str) -> list[Text]:
     """Return `texts`; raise InputError if two have the same id."""
     ids: set[str] = set()
     for text in texts:
         if text.id in ids:
-            raise InputError(f"two texts in {source} have the id {text.id!r}; give each its own")
+            raise InputError(f"two texts in {source} have the id {_quoted(text.id)}; give each its own")
         ids.add(text.id)
     return texts

@@ -13,7 +13,7 @@ import torch
 
 from phaselens.data.tokens import require_bos
 from phaselens.errors import InputError, RefusedModel, require_unicode, short_form
-from phaselens.lens import checkpoints, checks, quantised, text_towers, weight_adapters
+from phaselens.lens import checkpoints, checks, quantised, text_towers, tokenizer_files, weight_adapters
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.description import LoadOptions, describe
 from phaselens.lens.experts import use_runnable_experts
@@ -205,9 +205,9 @@ def _from_checkpoint(
             _require_placeable(source, config, is_merged=is_merged)
             model = device_map.place(lambda arguments: load_model(placement=arguments), source.name)
         if tokenizer is None:
-            tokenizer, tokenizer_note = checkpoints.load_own_tokenizer(source)
+            tokenizer, tokenizer_note = tokenizer_files.load_own_tokenizer(source)
         elif isinstance(tokenizer, str):
-            tokenizer = checkpoints.load_tokenizer(tokenizer, source.base.revision)
+            tokenizer = tokenizer_files.load_tokenizer(tokenizer, source.base.revision)
     adapter = _apply_adapters(model, source, options.adapter_scale)
     if merged_in is not None:
         weight_adapters.cast_parameters(model, dtype)
@@ -272,7 +272,7 @@ def _from_object(model: PreTrainedModel, options: LoadOptions) -> HookedTransfor
         model.to(checkpoints.resolve_dtype(options.dtype, torch.device("cpu"), model.config))
     note = None if options.tokenizer is not None else "the model was given as an object without a tokenizer"
     if isinstance(options.tokenizer, str):
-        options = replace(options, tokenizer=checkpoints.load_tokenizer(options.tokenizer))
+        options = replace(options, tokenizer=tokenizer_files.load_tokenizer(options.tokenizer))
     return _build(model, None, options, note)
 
 

@@ -26,6 +26,9 @@ def with_adjusted_p(rows: Iterable[Sequence[Any]], index: int) -> list[tuple[Any
         rows: the rows of one model, a family of tests.
         index: the index of the p-value in a row.
 
+    Raises:
+        TypeError: for rows that are not a list.
+
     >>> with_adjusted_p([("a", 0.01), ("b", 0.04), ("c", None)], 1)
     [('a', 0.01, 0.02, 0.02), ('b', 0.04, 0.04, 0.04), ('c', None, None, None)]
     """

@@ -22,6 +22,9 @@ P = TypeVar("P", bound=Params)
 def kind_of(metric: type[Metric[Any]]) -> Literal["observational", "causal", "task"]:
     """Return whether a metric only reads the model, edits it, or tests it on prompts of its own (a task).
 
+    Raises:
+        InputError: for what is not a metric.
+
     >>> from phaselens.plugin import plugins
     >>> [kind_of(plugins().metric(name)) for name in ("sinks", "bos-mlp", "passkey")]
     ['observational', 'causal', 'task']

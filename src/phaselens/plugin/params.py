@@ -27,7 +27,11 @@ def param(
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """Declare a field of a `Params` class. Bounds are inclusive; `unit` is shown in help and docs."""
+    """Declare a field of a `Params` class. Bounds are inclusive; `unit` is shown in help and docs.
+
+    Raises:
+        TypeError: for an argument of another type, and for bounds between which no value lies.
+    """
     if not isinstance(help, str):
         raise TypeError(f"param(help={help!r}): give text")
     if choices is not None and not (

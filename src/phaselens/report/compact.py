@@ -120,15 +120,45 @@ def name_lines(row: DisplayRow, width: int) -> list[str]:
 def compact_lines(table: DisplayTable, width: int) -> Iterator[Text]:
     """Yield lines with as many models side by side as fit, and the others below them.
 
-    Gaps become narrower and names take more lines before a model is moved below.
+    Gaps become narrower and names take more lines before a model is moved below. A model that does not fit by itself
+    has its columns in several blocks.
     """
     first_model, n_models = 0, len(table.models)
     while first_model < n_models:
         if first_model:
             yield Text("")
         block = _widest_block(table, first_model, width)
-        yield from block.lines()
+        for index, part in enumerate(_blocks_of_columns(block, width)):
+            if index:
+                yield Text("")
+            yield from part.lines()
         first_model = block.end_model
+
+
+def _blocks_of_columns(block: _ModelBlock, width: int) -> Iterator[_ModelBlock]:
+    """Yield the block, or one model's columns in blocks that each have as many columns as fit, but at least one."""
+    table, n_columns = block.table, len(block.table.columns)
+    if block.name_width + block.models_width <= width or n_columns == 1:
+        yield block
+        return
+    first_column = 0
+    while first_column < n_columns:
+        for end_column in range(n_columns, first_column, -1):
+            part = _widest_block(_with_columns(table, first_column, end_column), block.first_model, width)
+            if part.name_width + part.models_width <= width:
+                break
+        yield replace(part, end_model=block.end_model)
+        first_column = end_column
+
+
+def _with_columns(table: DisplayTable, first_column: int, end_column: int) -> DisplayTable:
+    """Return the table with some of its columns."""
+    columns = slice(first_column, end_column)
+    rows = [
+        replace(row, cells=[None if cells is None else cells[columns] for cells in row.cells])
+        for row in table.rows
+    ]
+    return replace(table, columns=table.columns[columns], rows=rows)
 
 
 def _widest_block(table: DisplayTable, first_model: int, width: int) -> _ModelBlock:

@@ -33,10 +33,12 @@ class ProgressBar(Observer):
         self.wants_plans = announce is not None and not quiet
         self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
         columns = (_Label(), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._progress = Progress(
-            *columns, console=self._console, transient=True, disable=quiet or not sys.stderr.isatty()
+            *columns, console=self._console, transient=True, disable=quiet or not is_terminal
         )
         self._task: TaskID | None = None
+        self._n_done = 0
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -57,11 +59,16 @@ class ProgressBar(Observer):
     def measuring(self, label: str, n_tokens: int) -> None:
         self._next(f"measuring {strings.printable(label)}", n_tokens)
 
-    def advance(self, n_tokens: int) -> None:
+    def reading(self, n_tokens: float) -> None:
         if self._task is not None:
-            self._progress.advance(self._task, n_tokens)
+            self._progress.update(self._task, completed=self._n_done + n_tokens)
+
+    def advance(self, n_tokens: int) -> None:
+        self._n_done += n_tokens
+        self.reading(0)
 
     def _next(self, description: str, total: int | None) -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
+        self._n_done = 0
         self._task = self._progress.add_task(Text(description).plain, total=total)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table as RichTable
@@ -17,7 +18,7 @@ from phaselens.report.document import MetricSection, run_document
 from phaselens.report.numbers import DECIMAL
 from phaselens.report.strings import aligned_columns, printable, shortened
 from phaselens.report.styles import MARKED, STYLES
-from phaselens.report.table import DisplayTable
+from phaselens.report.table import DisplayRow, DisplayTable
 from phaselens.runs import Run
 
 #: Width of output that is not a terminal.
@@ -97,40 +98,88 @@ def _table(table: DisplayTable, output: Console, max_rows: int | None = None) ->
     elif table.rows_are == "layers":
         yield from _grid(table, output)
     else:
-        yield from _list(table, max_rows)
+        yield from _list(table, output, max_rows)
     for note in table.notes:
         blank, marked = Text(""), Text(note, style=MARKED)
         yield from (blank, marked) if is_compact else (marked, blank)
 
 
-def _list(table: DisplayTable, max_rows: int | None) -> Iterator[RenderableType]:
-    """Yield a table without models across; only its first column is broken into lines."""
+def _list(table: DisplayTable, output: Console, max_rows: int | None) -> Iterator[RenderableType]:
+    """Yield a table without models across; one that is too wide has its cells stacked below each row's name."""
     names = [table.row_title] if table.row_title is not None else []
     rich_table = _rich_table([*names, *table.titles()], right_from=1)
     for column, rich_column in zip(table.columns, rich_table.columns[len(names) :], strict=True):
         rich_column.justify = column.align
     if table.name:
         rich_table.title = Text(table.name)
-    for row in table.rows[:max_rows]:
+    rows = table.rows[:max_rows]
+    for row in rows:
         name = [Text(shortened(row.name, _MAX_NAME_WIDTH))] if names else []
         rich_table.add_row(*name, *(Text(cell.text) for cell in table.printed(row.cells[0])))
-    yield rich_table
+    if _width(rich_table, output) <= output.width:
+        yield rich_table
+    else:
+        yield from _stacked(table, rows, output)
     if max_rows is not None and len(table.rows) > max_rows:
         n_more = len(table.rows) - max_rows
         yield Text(f"{DECIMAL.write(n_more)} more rows: --table {table.name}", style="dim")
 
 
+def _stacked(table: DisplayTable, rows: Sequence[DisplayRow], output: Console) -> Iterator[RenderableType]:
+    """Yield each row as its name and, below it, titles with their cells, as many on a line as fit."""
+    if table.name:
+        yield Text(table.name, style="bold")
+    titles = table.titles()
+    for row in rows:
+        if table.row_title is not None:
+            yield Text(printable(row.name), style="bold")
+        pairs = [
+            f"{title} {cell.text}" for title, cell in zip(titles, table.printed(row.cells[0]), strict=True)
+        ]
+        line = ""
+        for pair in pairs:
+            joined = f"{line}, {pair}" if line else f"  {pair}"
+            if line and cell_len(joined) + 1 > output.width:
+                yield Text(f"{line},")
+                joined = f"  {pair}"
+            line = joined
+        yield Text(line)
+    yield Text("")
+
+
 def _grid(table: DisplayTable, output: Console) -> Iterator[RenderableType]:
-    """Yield lines with as many models side by side as fit, and the others below them."""
+    """Yield lines with as many models side by side as fit, and the others below them.
+
+    A model that does not fit by itself has its columns in several grids.
+    """
     first_model, n_models = 0, len(table.models)
+    every_column = range(len(table.titles()))
     while first_model < n_models:
         end_model = n_models
-        grid = _model_grid(table, first_model, end_model)
+        grid = _model_grid(table, first_model, end_model, every_column)
         while end_model > first_model + 1 and _width(grid, output) > output.width:
             end_model -= 1
-            grid = _model_grid(table, first_model, end_model)
-        yield grid
+            grid = _model_grid(table, first_model, end_model, every_column)
+        if _width(grid, output) <= output.width:
+            yield grid
+        else:
+            yield from _grids_of_columns(table, first_model, output)
         first_model = end_model
+
+
+def _grids_of_columns(table: DisplayTable, model_index: int, output: Console) -> Iterator[RenderableType]:
+    """Yield one model's columns in grids that each have as many columns as fit, but at least one."""
+    first_column, n_columns = 0, len(table.titles())
+    while first_column < n_columns:
+        end_column = n_columns
+        while end_column > first_column:
+            columns = range(first_column, end_column)
+            grid = _model_grid(table, model_index, model_index + 1, columns)
+            if _width(grid, output) <= output.width:
+                break
+            end_column -= 1
+        yield grid
+        first_column = max(end_column, first_column + 1)
 
 
 def _width(table: RichTable, output: Console) -> int:
@@ -138,8 +187,9 @@ def _width(table: RichTable, output: Console) -> int:
     return Measurement.get(output, output.options.update(max_width=10_000), table).maximum
 
 
-def _model_grid(table: DisplayTable, first_model: int, end_model: int) -> RichTable:
-    titles = table.titles()
+def _model_grid(table: DisplayTable, first_model: int, end_model: int, columns: range) -> RichTable:
+    """Return the grid of some models and, of each, some printed columns."""
+    titles = [table.titles()[index] for index in columns]
     headings = [f"\n{table.row_title}"]
     for label in table.models[first_model:end_model]:
         labels = [shortened(label, _MAX_MODEL_WIDTH), *([""] * (len(titles) - 1))]
@@ -148,8 +198,9 @@ def _model_grid(table: DisplayTable, first_model: int, end_model: int) -> RichTa
     for row in table.rows:
         texts = [Text(row.name)]
         for cells in row.cells[first_model:end_model]:
+            printed = table.printed(cells)
             texts.append(Text("│"))
-            texts += [Text(cell.text, style=STYLES[cell.role]) for cell in table.printed(cells)]
+            texts += [Text(printed[index].text, style=STYLES[printed[index].role]) for index in columns]
         rich_table.add_row(*texts)
     return rich_table
 

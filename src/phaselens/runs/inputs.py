@@ -32,7 +32,12 @@ def load_model(
     device_map: str | None = None,
     check: bool | Literal["report"] = True,
 ) -> HookedTransformer:
-    """Load the model that `spec` names; ModelError names the plugin if the plugin's loading fails."""
+    """Load the model that `spec` names; ModelError names the plugin if the plugin's loading fails.
+
+    Raises:
+        InputError: for a revision or an adapter of a plugin's model.
+        ModelError: if the model cannot be loaded.
+    """
     from phaselens.lens import load
 
     require_kind("spec", spec, ModelSpec, "such as ModelSpec.parse('rope')")

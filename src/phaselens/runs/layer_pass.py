@@ -14,6 +14,7 @@ from phaselens.plugin.return_checks import hook_names, require_constructed
 from phaselens.runs.active_metrics import ActiveMetric, guarded
 from phaselens.runs.batches import out_of_memory_explained
 from phaselens.runs.layer_points import points_to_read
+from phaselens.runs.observer import Observer
 from phaselens.runs.result import MetricResult
 from phaselens.runs.weights import copied_projection, copied_weight
 
@@ -54,16 +55,23 @@ def group_by_pass(active_metrics: Sequence[ActiveMetric]) -> dict[int, list[Acti
 
 
 def forward(
-    lens: HookedTransformer, batch: Batch, members: Sequence[ActiveMetric], sink_position: int
+    lens: HookedTransformer,
+    batch: Batch,
+    members: Sequence[ActiveMetric],
+    sink_position: int,
+    observer: Observer | None = None,
 ) -> None:
-    """Run one batch through the model, and pass its layers to every metric that still works."""
+    """Run one batch through the model, and pass its layers to every metric that still works.
+
+    `observer` receives the progress within the batch, by its layers.
+    """
     import torch
 
     working = [member for member in members if member.works and _reads(member, batch)]
     names = list(dict.fromkeys(name for member in working for name in member.points))
     if not names:
         return
-    dispatcher = LayerDispatcher(lens, batch, list(map(reader_of, working)))
+    dispatcher = LayerDispatcher(lens, batch, list(map(reader_of, working)), observer)
     with torch.no_grad():
         with out_of_memory_explained(lens, batch):
             lens.stream(
@@ -116,8 +124,16 @@ class LayerDispatcher:
     A point outside of the layers is dispatched alone, under its own name in place of a layer.
     """
 
-    def __init__(self, lens: HookedTransformer, batch: Batch, readers: Sequence[Reader]) -> None:
+    def __init__(
+        self,
+        lens: HookedTransformer,
+        batch: Batch,
+        readers: Sequence[Reader],
+        observer: Observer | None = None,
+    ) -> None:
         self._lens = lens
+        self._observer = observer
+        self._n_tokens = sum(batch.lengths)
         self._readers = readers
         self._layer: int | None = None
         #: Each reader has its own copy of the batch's tensors.
@@ -147,6 +163,8 @@ class LayerDispatcher:
             if layer is not None and layer != self._layer:
                 self.finish_layer()
                 self._layer = layer
+                if self._observer is not None:
+                    self._observer.reading(self._n_tokens * layer / self._lens.info.n_layers)
             self._activations[name] = tensor
             self._fired.add(name)
             self._update_complete(key)

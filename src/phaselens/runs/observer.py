@@ -23,5 +23,11 @@ class Observer:
     def measuring(self, label: str, n_tokens: int) -> None:
         """Report that a model is about to read `n_tokens` tokens."""
 
+    def reading(self, n_tokens: float) -> None:
+        """Report how much of the running batch the model has read, by its layers: as many tokens' worth.
+
+        `advance` follows with the whole batch.
+        """
+
     def advance(self, n_tokens: int) -> None:
         """Report that the model has read `n_tokens` more tokens."""

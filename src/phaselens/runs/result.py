@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import MODEL, Column, Metric, ModelInfo, Params, Table, TableSpec
 from phaselens.plugin.author_errors import describe_error, is_of_plugin
+from phaselens.plugin.return_checks import require_definition
 from phaselens.runs.presentation import PresentedResult, PresentedRun, Presenter
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+#: Version of the JSON that a run is written as; another number is another format.
 SCHEMA = "phaselens.run/1"
 #: The column that a run puts after the ids of texts, if texts have labels.
 LABEL = Column("label", str, None, "the text's label")
@@ -192,6 +194,7 @@ class MetricResult(PresentedResult):
     def definition(self) -> str:
         """One line that describes the definition chosen by the parameters."""
         try:
+            require_definition(self.metric, self.params)
             return self.metric.define(self.params)
         except BaseException as error:  # a run has already recorded the failure
             if not is_of_plugin(error):

@@ -17,6 +17,7 @@ from phaselens.plugin import Metric, ModelInfo, Params, plugins, require_metric
 from phaselens.plugin.author_errors import describe_value
 from phaselens.runs.shards import DEFAULT_SHARD_TOKENS
 
+#: Models of a run that names none.
 DEFAULT_MODELS = BUNDLED
 
 _LABEL = re.compile(r"(?P<label>[\w.+-]+)=(?P<source>.*)", re.DOTALL)
@@ -73,14 +74,34 @@ class ModelSpec:
 
 
 def distinct_labels(specs: Sequence[ModelSpec]) -> list[str]:
-    """Return a label for each model: its own, else the short name, else (where two are equal) the whole source."""
-    short_names = [spec.short for spec in specs]
-    labels = [
-        name if short_names.count(name) == 1 or spec.label else spec.source
-        for name, spec in zip(short_names, specs, strict=True)
-    ]
+    """Return a label for each model: its own, else the short name; where two are equal, more of their sources.
+
+    `a/model` and `b/model` keep as many parts of their names as tell them apart, and two revisions of one source have
+    `@REVISION`.
+    """
+    labels = [spec.short for spec in specs]
+    for name in dict.fromkeys(labels):
+        namesakes = [index for index, spec in enumerate(specs) if spec.short == name]
+        unnamed = [index for index in namesakes if not specs[index].label]
+        if len(namesakes) > 1 and unnamed:
+            sources = [specs[index].source for index in unnamed]
+            for index, tail in zip(unnamed, _distinct_tails(sources), strict=True):
+                revision = specs[index].revision
+                is_repeated = sources.count(specs[index].source) > 1
+                labels[index] = f"{tail}@{revision}" if is_repeated and revision else tail
     require_distinct(labels)
     return labels
+
+
+def _distinct_tails(sources: Sequence[str]) -> list[str]:
+    """Return the last parts of each source, two or more, as many as tell different sources apart."""
+    parts = [source.rstrip("/").split("/") for source in sources]
+    depth = 2
+    while True:
+        tails = ["/".join(names[-depth:]) for names in parts]
+        if len(set(tails)) == len(set(sources)) or depth >= max(map(len, parts)):
+            return tails
+        depth += 1
 
 
 def require_distinct(labels: Sequence[str]) -> None:
@@ -278,6 +299,9 @@ MetricRequests = MetricRequest | Iterable[MetricRequest] | Mapping[str | type[Me
 
 def select_metrics(requests: MetricRequests) -> list[SelectedMetric]:
     """Return metrics with parameters, from names, classes, (metric, parameters) pairs, or a mapping of such pairs.
+
+    Raises:
+        InputError: for two metrics of one name, an unknown one, and without a metric.
 
     >>> [selected.params.threshold for selected in select_metrics({"sinks": {"threshold": 0.9}})]
     [0.9]

@@ -143,7 +143,8 @@ def read_sequences(
         with guarded(active.result, lens.info.label, "sequences"), in_rotation_mode(lens, mode):
             for indices in same_mode:
                 with plan.segmented(lens, indices):
-                    forward(lens, make_batch(lens, plan.tokenized, indices), [active], active.sink_position)
+                    batch = make_batch(lens, plan.tokenized, indices)
+                    forward(lens, batch, [active], active.sink_position, observer)
                 observer.advance(sum(len(plan.tokenized[index].ids) for index in indices))
 
 

@@ -235,7 +235,7 @@ class ShardWork:
         lens, texts = self._model.lens, self._model.tokenized_texts
         for sink_position, members in group_by_pass(active_metrics).items():
             for indices in shard.batches:
-                forward(lens, make_batch(lens, texts, indices), members, sink_position)
+                forward(lens, make_batch(lens, texts, indices), members, sink_position, self._observer)
                 self._observer.advance(sum(len(texts[index].ids) for index in indices))
 
     def _observed(self, metric: Metric[Any]) -> ShardPart:

@@ -75,6 +75,9 @@ def spectra(x: Tensor, left_out: Tensor) -> tuple[Spectrum, Spectrum]:
     Leaving out one row costs almost nothing: its direction is the first vector of the basis in which the Gram matrix
     is made tridiagonal, so that removing the row changes one number of that matrix.
 
+    Raises:
+        InputError: unless left_out is bool [pos].
+
     >>> x = torch.tensor([[10.0, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 1]])
     >>> pair = spectra(x, torch.tensor([True, False, False, False]))
     >>> [round(s.entropy, 4) for s in pair]

@@ -77,6 +77,9 @@ def random_rows(norms: ArrayLike, d: int) -> NullSpectrum:
     From the self-consistent equation of the resolvent (Marchenko & Pastur 1967; Silverstein 1995), so exact up to
     terms of order 1/d, which is also the scatter of a simulation. NaN where all norms are 0.
 
+    Raises:
+        InputError: unless norms are [pos].
+
     >>> null = random_rows(np.ones(512), 512)
     >>> round(null.entropy, 2), round(null.anisotropy * 512, 2)
     (5.74, 4.0)

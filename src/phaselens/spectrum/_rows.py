@@ -43,6 +43,9 @@ def row_norms(x: Tensor) -> Tensor:
 def row_cosines(x: Tensor, row: Tensor) -> Tensor:
     """Return the cosines [pos] of the rows of x [pos, d_model] with `row` [d_model], float64; NaN where either is zero.
 
+    Raises:
+        InputError: unless row is [d_model].
+
     >>> row_cosines(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([1.0, 0.0])).tolist()
     [0.6, nan]
     """
@@ -241,6 +244,9 @@ def balance(attn_out: Tensor, mlp_out: Tensor) -> Balance:
 
     The layer's change is their sum, so the MLP's projection is 1 − attention's. Norms are not contributions: the
     two can cancel, which only the projection shows.
+
+    Raises:
+        InputError: for two shapes.
 
     >>> result = balance(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
     >>> round(result.share.item(), 4), round(result.projection.item(), 4)

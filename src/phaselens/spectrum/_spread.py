@@ -84,6 +84,9 @@ def relative_change(x: Tensor, changed: Tensor) -> Tensor:
 
     NaN where x_t is zero. METRICS 10.9.
 
+    Raises:
+        InputError: for two shapes.
+
     >>> relative_change(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 5.0]])).tolist()
     [0.2]
     """
@@ -106,6 +109,9 @@ def adjacency(x: Tensor, partners: Tensor) -> float:
 
     `partners` [pos − 1] are whole numbers, rows drawn at random. Closer means a greater cosine; an equal one counts as
     half. Exchangeable rows have 0.5. NaN without a pair, or if a row is zero or not finite. METRICS 10.10.
+
+    Raises:
+        InputError: unless partners are whole numbers [pos − 1] that are rows of x.
 
     >>> x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, 1.0]])
     >>> adjacency(x, torch.tensor([2, 3, 0]))

@@ -48,6 +48,9 @@ def examine(
     strict; batch size and padding have no effect; halves merged equal the whole; state survives a file; two runs give
     the same numbers; activations are not changed; missing values for a short text have a reason; uniform attention
     gives the null; memory does not grow with the square of the text's length.
+
+    Raises:
+        InputError: unless metric is a class and parameters are a mapping.
     """
     if not isinstance(metric, type):
         raise InputError(

@@ -74,6 +74,7 @@ _RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     },
 }
 
+#: Families of which `tiny_lens` and `tiny_model` can make a model.
 FAMILIES: tuple[str, ...] = tuple(_RECIPES)
 
 # Configuration fields that a family names differently, or does not have (None).
@@ -106,6 +107,9 @@ def tiny_model(
 
     Returns:
         A model in eval mode, without a tokenizer: 2 layers, d_model 32, 67 token ids.
+
+    Raises:
+        InputError: for an unknown family, a dtype that is none, and a field that the family's configuration lacks.
 
     >>> tiny_model("gpt2").config.n_layer
     2
@@ -150,7 +154,9 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # A loop over experts also runs in float64; other implementations of mixtures of experts do not.
-        model = transformers.AutoModelForCausalLM.from_config(config, experts_implementation="eager")
+        model = transformers.AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, experts_implementation="eager"
+        )
         with torch.no_grad():
             for parameter_name, parameter in model.named_parameters():
                 if parameter.dim() == 1:

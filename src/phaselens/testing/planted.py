@@ -58,6 +58,9 @@ def plant(kind: str, *, positions: str = "auto", seed: int = 0) -> Planted:
         positions: `"auto"` for a rotary model, `"nope"` for the same model with its rotation switched off.
         seed: seed of the weights that stay random.
 
+    Raises:
+        InputError: for a kind that is not in `PLANTED`.
+
     >>> truth = plant("uniform head")
     >>> truth.statement
     'head 2 of layer 1 attends equally to all tokens that it sees'
@@ -146,6 +149,7 @@ _RECIPES: dict[str, Callable[[TinyModel], Facts]] = {
     "massive dimension": _massive_dimension,
     "massive token": _massive_token,
 }
+#: Kinds of truths that `plant` can plant.
 PLANTED: tuple[str, ...] = tuple(_RECIPES)
 
 

@@ -26,6 +26,9 @@ def spearman(first: ArrayLike, second: ArrayLike) -> FloatArray:
 
     Equal values share their mean rank. NaN where a side is constant.
 
+    Raises:
+        ValueError: for arrays of two lengths.
+
     >>> spearman([1.0, 2.0, 3.0, 4.0], [[10.0, 20.0, 40.0, 30.0], [5.0, 5.0, 5.0, 5.0]]).tolist()
     [0.8, nan]
     """
