@@ -42,7 +42,8 @@ def test_frequent_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert process.stdout
 
 
-def test_a_closed_reader_is_not_an_error() -> None:
+def test_a_closed_reader_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     reading, writing = os.pipe()
     os.close(reading)
     process = start("plugins", stdout=writing)
@@ -51,11 +52,14 @@ def test_a_closed_reader_is_not_an_error() -> None:
     assert (process.returncode, errors) == (0, "")
 
 
-def test_a_full_disk_is_an_error_of_one_line() -> None:
+def test_a_full_disk_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with Path("/dev/full").open("w") as full_disk:
         process = start("plugins", stdout=full_disk.fileno())
         _, errors = process.communicate(timeout=60)
-    assert errors == "phaselens: error: No space left on device: standard output\n"
+    assert errors == (
+        "phaselens: error: No space left on device: standard output; free some space, or name another place\n"
+    )
     assert process.returncode == 2
 
 

@@ -118,6 +118,9 @@ def test_an_unforeseen_error_is_one_line(
             1,
             "phaselens: error: unforeseen SystemError: a bug here; please report it with the output of --debug\n",
         ),
-        OSError: (2, "phaselens: error: No space left: standard output\n"),
+        OSError: (
+            2,
+            "phaselens: error: No space left: standard output; free some space, or name another place\n",
+        ),
     }[error if isinstance(error, type) else type(error)]
     assert (outcome.code, outcome.err) == expected

@@ -1,6 +1,7 @@
 """Ctrl-C while a library or the printing of results is at work."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -83,3 +84,22 @@ def test_an_interrupt_that_a_library_turns_into_an_error_is_an_interrupt() -> No
         answered_by_an_error()
     with pytest.raises(ImportError), insistent_interrupt():
         raise ImportError("its own")
+
+
+def test_a_terminated_command_shows_the_cursor_on_a_terminal() -> None:
+    script = """
+import time
+from phaselens.cli.interrupts import insistent_interrupt
+with insistent_interrupt():
+    print("begun", flush=True)
+    time.sleep(50)
+"""
+    terminal, its_side = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=its_side) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == -signal.SIGTERM
+    os.close(its_side)
+    assert b"\x1b[?25h" in os.read(terminal, 1000)
+    os.close(terminal)

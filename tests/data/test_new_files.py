@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from phaselens.data import new_files
-from phaselens.data.new_files import remove_abandoned, write_new
+from phaselens.data.new_files import remove_abandoned, whole_file, write_new
 
 
 def names(folder: Path) -> list[str]:
@@ -76,3 +76,19 @@ def test_only_old_partial_files_are_removed(tmp_path: Path) -> None:
     os.utime(tmp_path / "a", (0, 0))
     remove_abandoned(tmp_path)
     assert names(tmp_path) == sorted(["a", recent.name])
+
+
+def test_a_file_that_could_not_be_written_whole_does_not_appear(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+
+    def fail(partial: Path) -> None:
+        partial.write_bytes(b"half")
+        raise OSError(28, "the disk is full")
+
+    with pytest.raises(OSError, match="full"), whole_file(path) as partial:
+        fail(partial)
+    assert list(tmp_path.iterdir()) == []
+    for content in (b"first", b"second"):
+        with whole_file(path) as partial:
+            partial.write_bytes(content)
+        assert path.read_bytes() == content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -176,3 +177,9 @@ def test_a_gguf_file_is_the_base_of_an_adapter(written, tmp_path) -> None:
 def test_a_checkpoint_in_a_folder_called_gguf_is_a_folder(tmp_path) -> None:
     save_checkpoint(tmp_path / "odd.gguf")
     assert phaselens.load(tmp_path / "odd.gguf", check=False).info.quantisation is None
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(ModelError, match=r"pipe.gguf' is not a regular file; it is not read"):
+        phaselens.load(tmp_path / "pipe.gguf")

@@ -21,6 +21,7 @@ from phaselens.lens.info import ROTATION_MODES
     help="nope nulls the rotation.",
 )
 @shared_options.device
+@shared_options.device_map
 @shared_options.dtype
 @shared_options.bos
 @shared_options.adapter_scale
@@ -33,8 +34,6 @@ def check(model: str, positions: str, device: str, dtype: str, bos: str, debug: 
     Also compares the model's loss on bundled texts with its rotation as configured and nulled: some models without
     positions come with a configuration that rotates.
     """
-    from phaselens.lens import run_checks
-    from phaselens.lens.nulled_loss import compare_nulled_loss
     from phaselens.report.numbers import significant
     from phaselens.report.terminal_layout import console, print_rows
     from phaselens.runs import ModelSpec, load_model
@@ -44,6 +43,9 @@ def check(model: str, positions: str, device: str, dtype: str, bos: str, debug: 
     softmax_scale = shared_options.one_softmax_scale(scales["softmax_scales"], label)
     rope_scaling = shared_options.one_model_value(scales["rope_scalings"], label, "--rope-scaling", "yarn:4")
     with only_results_on_stdout(debug=debug):
+        from phaselens.lens import run_checks
+        from phaselens.lens.nulled_loss import compare_nulled_loss
+
         lens = load_model(
             spec,
             label=spec.label,
@@ -54,6 +56,7 @@ def check(model: str, positions: str, device: str, dtype: str, bos: str, debug: 
             adapter_scale=shared_options.one_adapter_scale(scales["adapter_scales"]),
             softmax_scale=softmax_scale,
             rope_scaling=rope_scaling,
+            device_map=scales["device_map"],
             check="report",
         )
         results = run_checks(lens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,10 +14,20 @@ from phaselens.cli.app import app
 from phaselens.cli.completion_command import complete
 from phaselens.cli.interrupts import insistent_interrupt
 from phaselens.cli.shared_options import COMMAND_LINE
-from phaselens.cli.streams import discard_stdout, print_message
+from phaselens.cli.streams import discard_stdout, print_message, private_stdout
 from phaselens.errors import PhaseLensError
+from phaselens.plugin.author_errors import describe_error
 
 INTERRUPTED = 130
+#: What to do about errors of the system, by their number.
+_HINTS = {
+    errno.EACCES: "; check its permissions, or name another place",
+    errno.EPERM: "; check its permissions, or name another place",
+    errno.EROFS: "; name a place that can be written to",
+    errno.ENOSPC: "; free some space, or name another place",
+    errno.EDQUOT: "; free some space, or name another place",
+    errno.ENAMETOOLONG: "; give a shorter name",
+}
 
 
 def run_to_exit_code(arguments: Sequence[str]) -> int:
@@ -26,9 +38,11 @@ def run_to_exit_code(arguments: Sequence[str]) -> int:
             stream.reconfigure(errors="replace")  # characters that a terminal cannot show become ?
     try:
         with insistent_interrupt():
-            code = _invoke(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+            # A session is the terminal's own.
+            with contextlib.nullcontext() if arguments[:1] == ["repl"] else private_stdout():
+                code = _invoke(arguments)
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED, debug)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -42,9 +56,14 @@ def run_to_exit_code(arguments: Sequence[str]) -> int:
         discard_stdout()
         return 0
     except OSError as error:
-        return _fail(f"{error.strerror or error}: {error.filename or 'standard output'}", 2, debug)
-    except Exception as error:  # noqa: BLE001 - the last resort: a bug is one line too
-        message = f"unforeseen {type(error).__name__}: {error}; please report it with the output of --debug"
+        if error.filename is None:
+            discard_stdout()
+        hint = _HINTS.get(error.errno or 0, "")
+        return _fail(f"{error.strerror or error}: {error.filename or 'standard output'}{hint}", 2, debug)
+    except SystemExit:
+        raise
+    except BaseException as error:  # noqa: BLE001 - the last resort: a bug is one line too
+        message = f"unforeseen {describe_error(error)}; please report it with the output of --debug"
         return _fail(message, 1, debug)
     return code
 

@@ -1,9 +1,10 @@
-"""Handling of Ctrl-C: repeated until it is handled, delayed while something is printed."""
+"""Handling of Ctrl-C: repeated until it is handled, delayed while something is printed; and of SIGTERM."""
 
 from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -35,6 +36,7 @@ def insistent_interrupt() -> Iterator[None]:
             sys.__unraisablehook__(lost)
 
     previous_handler = signal.signal(signal.SIGINT, interrupt)
+    previous_end = signal.signal(signal.SIGTERM, _end_with_cursor)
     previous_hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
         yield
@@ -47,6 +49,7 @@ def insistent_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         stop_repeating()
         sys.unraisablehook = previous_hook
+        signal.signal(signal.SIGTERM, previous_end)
         signal.signal(signal.SIGINT, previous_handler)
 
 
@@ -73,6 +76,17 @@ def patient_interrupt() -> Iterator[None]:
     if pending:
         raise KeyboardInterrupt
 
+
+def _end_with_cursor(number: int, frame: FrameType | None) -> None:
+    """End the process as SIGTERM does by default, after showing the cursor that a progress bar hides."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, _SHOW_CURSOR)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+_SHOW_CURSOR = b"\r\x1b[K\x1b[?25h"
 
 #: Timers that repeat the interrupt unless the first one is handled.
 _repetitions: list[threading.Timer] = []

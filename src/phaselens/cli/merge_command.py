@@ -6,7 +6,7 @@ import click
 
 from phaselens.cli import shared_options
 from phaselens.cli.output import Output, format_option, report_failures, table_option
-from phaselens.cli.streams import only_results_on_stdout, print_message
+from phaselens.cli.streams import only_results, only_results_on_stdout, print_message
 from phaselens.plugin import plugins
 
 
@@ -20,6 +20,7 @@ from phaselens.plugin import plugins
 @table_option
 @click.option("--quiet", is_flag=True, help="Show no notes on stderr.")
 @shared_options.debug
+@only_results
 def merge(
     directory: str,
     allow_missing: bool,

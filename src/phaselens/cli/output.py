@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -10,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import click
 
 from phaselens.cli.interrupts import patient_interrupt
-from phaselens.cli.streams import print_message
+from phaselens.cli.streams import print_message, results_stream
 from phaselens.errors import InputError
 from phaselens.plugin import Metric
 from phaselens.report.formats import (
@@ -118,17 +117,19 @@ class Output:
 
     def require_file(self) -> None:
         """Raise InputError for a binary format on a terminal."""
-        if self.output_format.is_binary and sys.stdout is not None and sys.stdout.isatty():
+        stream = results_stream()
+        if self.output_format.is_binary and stream is not None and stream.isatty():
             name = next(name for name, kind in FORMATS.items() if isinstance(self.output_format, kind))
             raise InputError(f"--format {name} is binary; redirect it to a file: … > FILE.{name}")
 
     def write(self, run: Run) -> None:
         """Write the run or its table in full, even if Ctrl-C is pressed meanwhile."""
-        if sys.stdout is None:
+        stream = results_stream()
+        if stream is None:
             return
         with patient_interrupt():
-            self.write_to(run, sys.stdout)
-            sys.stdout.flush()
+            self.write_to(run, stream)
+            stream.flush()
 
     def write_to(self, run: Run, file: IO[str]) -> None:
         """Write the run or its table to a file, and notes on a table to stderr."""

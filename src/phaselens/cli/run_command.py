@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,7 +13,7 @@ from phaselens.cli.interrupts import stop_repeating
 from phaselens.cli.metric_flags import MetricCommand, chosen_metrics, metric_flags
 from phaselens.cli.output import Output, format_option, report_failures, table_option
 from phaselens.cli.report_command import report_target, write_report
-from phaselens.cli.streams import only_results_on_stdout, print_message
+from phaselens.cli.streams import only_results, only_results_on_stdout, print_message, results_stream
 from phaselens.cli.text_options import (
     require_labels,
     require_window_within,
@@ -80,6 +79,7 @@ class _BatchTokens(click.IntRange):
 )
 @shared_options.bos
 @shared_options.device
+@shared_options.device_map
 @shared_options.dtype
 @shared_options.positions
 @shared_options.adapter_scale
@@ -144,6 +144,7 @@ class _BatchTokens(click.IntRange):
 @click.option("--quiet", is_flag=True, help="Show no progress bar and no notes on stderr.")
 @shared_options.debug
 @click.pass_context
+@only_results
 def run(ctx: click.Context, /, models: tuple[str, ...], **arguments: Any) -> int:
     """Measure metrics on models, side by side, on the same texts.
 
@@ -249,13 +250,14 @@ def _heatmaps(targets: tuple[str, ...], names: Sequence[str], output: Output) ->
 
 
 def _print_heatmaps(run: Run, heatmaps: Sequence[HeadQuantity]) -> None:
-    if not heatmaps or sys.stdout is None:
+    stream = results_stream()
+    if not heatmaps or stream is None:
         return
     from phaselens.report.run_heatmap import print_heatmaps
     from phaselens.report.terminal_layout import console
 
     for quantity in heatmaps:
-        print_heatmaps(run, quantity, console(sys.stdout))
+        print_heatmaps(run, quantity, console(stream))
 
 
 def _drawing_options(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -359,10 +361,11 @@ def _plan(
             automatic_batches=is_automatic,
             observer=observer,
         )
+    stream = results_stream()
     if arguments["format_name"] == "json":
-        click.echo(json.dumps(planned.as_dict(), allow_nan=False))
-    else:
-        print_plan(planned, console(sys.stdout))
+        click.echo(json.dumps(planned.as_dict(), allow_nan=False), file=stream)
+    elif stream is not None:
+        print_plan(planned, console(stream))
     return 0
 
 
@@ -377,6 +380,7 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
         "shard_tokens",
         "bos",
         "device",
+        "device_map",
         "dtype",
     )
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import click
 
 from phaselens.cli import shared_options
 from phaselens.cli.interrupts import patient_interrupt
-from phaselens.cli.streams import only_results_on_stdout, print_message
+from phaselens.cli.streams import only_results, only_results_on_stdout, print_message, results_stream
 from phaselens.errors import InputError
 from phaselens.report.formats import DEFAULT_FORMAT, FORMATS, TableFormat
 from phaselens.report.strings import aligned_columns, printable
@@ -43,6 +42,7 @@ def study() -> None:
 )
 @click.option("--quiet", is_flag=True, help="Show no progress bar and no notes on stderr.")
 @shared_options.debug
+@only_results
 def run_command(
     name: str,
     more_models: tuple[str, ...],
@@ -79,18 +79,19 @@ def run_command(
 
 
 def _write(result: StudyResult, format_name: str) -> None:
-    if sys.stdout is None:
+    stream = results_stream()
+    if stream is None:
         return
     if format_name == DEFAULT_FORMAT:
         from phaselens.report.study_tables import print_study
         from phaselens.report.terminal_layout import console
 
-        print_study(result, console(sys.stdout))
+        print_study(result, console(stream))
     else:
         output_format = FORMATS[format_name]()
         if isinstance(output_format, TableFormat):
-            output_format.write_table(result.study.name, result.table, sys.stdout)
-    sys.stdout.flush()
+            output_format.write_table(result.study.name, result.table, stream)
+    stream.flush()
 
 
 @study.command("list")

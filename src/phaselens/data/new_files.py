@@ -47,6 +47,14 @@ def partial_path(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield an unused path beside `path` to write to; its file replaces that of `path` if the block raises nothing."""
+    with partial_path(path) as partial:
+        yield partial
+        partial.replace(path)
+
+
 def _rename_to_new(partial: Path, path: Path) -> bool:
     """Give a complete file its name unless another file has it."""
     try:

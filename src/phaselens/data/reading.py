@@ -281,11 +281,16 @@ def corpus_from(
     return Corpus(_require_distinct_ids(texts, "the list of texts"))
 
 
+def _quoted(text: str) -> str:
+    """Return the `repr` of a text, without its end if it is long."""
+    return repr(text if len(text) <= 80 else f"{text[:79]}…")
+
+
 def _require_distinct_ids(texts: list[Text], source: str) -> list[Text]:
     """Return `texts`; raise InputError if two have the same id."""
     ids: set[str] = set()
     for text in texts:
         if text.id in ids:
-            raise InputError(f"two texts in {source} have the id {text.id!r}; give each its own")
+            raise InputError(f"two texts in {source} have the id {_quoted(text.id)}; give each its own")
         ids.add(text.id)
     return texts

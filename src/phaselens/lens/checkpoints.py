@@ -12,7 +12,6 @@ import torch
 from phaselens.errors import InputError, ModelError, RefusedModel, close_matches, short_form
 from phaselens.lens import gguf_files, headers, quantised, text_towers, weight_adapters
 from phaselens.lens.config_errors import explaining_config, require_shapes
-from phaselens.lens.declared_sizes import require_token_ids
 from phaselens.lens.model_source import NAMES, ModelSource
 from phaselens.lens.pretrained import as_model_errors, one_line, quiet_transformers, without_compilers
 
@@ -140,6 +139,8 @@ def require_readable(source: ModelSource, allow_pickle: bool = False) -> None:
     if source.named_adapter is not None:
         weight_adapters.require_readable(source.named_adapter, source.name)
     if source.gguf is not None:
+        if not source.gguf.is_file():
+            raise ModelError(f"model {source.name!r} is not a regular file; it is not read")
         gguf_files.require_served(source.gguf, source.name)
         return
     if source.folder is not None:
@@ -238,49 +239,6 @@ def require_memory(
         )
 
 
-def load_tokenizer(tokenizer: str, revision: str | None = None) -> Any:
-    """Return the tokenizer of a folder or hub id.
-
-    Raises:
-        ModelError: where it cannot be loaded.
-    """
-    from transformers import AutoTokenizer
-
-    if Path(tokenizer).is_dir():
-        headers.require_own_files(Path(tokenizer), tokenizer)
-    try:
-        return AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=False)
-    except BaseException as error:
-        if not _is_damage(error):
-            raise
-        raise ModelError(f"tokenizer {tokenizer!r} could not be loaded: {one_line(error)}") from error
-
-
-def _is_damage(error: BaseException) -> bool:
-    """Return whether a tokenizer's files raised it: the library tokenizers raises plain exceptions, or panics."""
-    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
-
-
-def load_own_tokenizer(source: ModelSource) -> tuple[Any, str | None]:
-    """Return the checkpoint's tokenizer and None, or None and the reason why there is none."""
-    from transformers import AutoTokenizer
-
-    if source.folder is not None and not headers.has_tokenizer(source.folder):
-        return None, f"{source.location} holds no tokenizer files; name one with tokenizer=…"
-    if source.folder is not None:
-        require_token_ids(source.folder, source.name)
-    try:
-        if source.gguf is not None:
-            return gguf_files.load_tokenizer(source.gguf), None
-        return AutoTokenizer.from_pretrained(
-            source.location, revision=source.base.revision, trust_remote_code=False
-        ), None
-    except BaseException as error:
-        if not _is_damage(error):
-            raise
-        return None, f"no tokenizer could be loaded from {source.location}: {one_line(error)}"
-
-
 def load_pretrained(
     source: ModelSource,
     dtype: torch.dtype,
@@ -289,11 +247,13 @@ def load_pretrained(
     config: Any = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    placement: dict[str, Any] | None = None,
 ) -> Any:
     """Load the text model, with every weight from the checkpoint, and without the adapter of its source.
 
     Args:
         config: its configuration, where that is known already.
+        placement: arguments of `from_pretrained` that say where modules go, instead of `device`.
 
     Raises:
         ModelError: for a checkpoint whose package is not installed.
@@ -305,14 +265,16 @@ def load_pretrained(
     else:
         config = config if config is not None else read_config(source, trust_remote_code)
         quantised.require_package(config, source.name)
-        is_on_device = quantised.method_of(config) is not None
+        if placement is None:
+            placement = quantised.placement(config, device)
+        is_on_device = placement is not None
         model, loading_info = _load_safetensors(
             source,
             config,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
-            **(quantised.device_map(config, device) if is_on_device else {}),
+            **(placement or {}),
         )
     require_shapes(loading_info.get("mismatched_keys", ()), source.name)
     missing = sorted(loading_info["missing_keys"])

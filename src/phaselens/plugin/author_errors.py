@@ -12,18 +12,26 @@ from phaselens.lens.points import in_layer, layer_and_point
 
 
 def is_of_plugin(error: BaseException) -> bool:
-    """Return whether an exception may come from a plugin and must not end the run: all but Ctrl-C and GeneratorExit.
+    """Return whether an exception may come from a plugin and must not end the run: all but Ctrl-C, and but the
+    GeneratorExit by which Python closes a generator of PhaseLens.
 
     `sys.exit`, a panic in Rust and `asyncio.CancelledError` are no subclasses of Exception.
     """
-    return not isinstance(error, KeyboardInterrupt | GeneratorExit)
+    if isinstance(error, GeneratorExit):
+        modules = [
+            str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)
+        ]
+        return bool(modules) and modules[-1].partition(".")[0] not in ("phaselens", "contextlib")
+    return not isinstance(error, KeyboardInterrupt)
 
 
 def message_of(error: BaseException) -> str:
     """Return an exception's message on one line; a placeholder if its `__str__` fails."""
     try:
         return " ".join(str(error).split())
-    except Exception as failed:  # noqa: BLE001 - a class of the plugin may raise anything
+    except BaseException as failed:  # a class of the plugin may raise anything
+        if isinstance(failed, KeyboardInterrupt):
+            raise
         return f"its message cannot be read ({type(failed).__name__})"
 
 

@@ -14,6 +14,7 @@ from phaselens.plugin.params import Params
 from phaselens.plugin.sequences import TokenSequence
 from phaselens.plugin.tables import Table
 from phaselens.plugin.views import Batch
+from phaselens.plugin.warning import MetricWarning
 
 Item = TypeVar("Item")
 
@@ -227,7 +228,26 @@ def tables_of(metric: Metric[Any]) -> Mapping[str, Table]:
             raise author_error(
                 f"table {name} is not as {metric.name} declares it; build it with self.table", location
             )
-    return tables
+    return {name: _rebuilt(table) for name, table in tables.items()}
+
+
+def _rebuilt(table: Table) -> Table:
+    """Return a table with its cells checked again: a metric can write to the rows of a table without a check."""
+    checked = table.spec.build(table.rows)
+    for column, count in table.not_finite.items():
+        checked.not_finite[column] = checked.not_finite.get(column, 0) + count
+    return checked
+
+
+def warnings_of(metric: Metric[Any]) -> list[MetricWarning]:
+    """Return the warnings of a metric; raise TypeError for an attribute `warnings` that is not a list of texts."""
+    warnings: object = metric.warnings
+    if not isinstance(warnings, list) or not all(isinstance(warning, str) for warning in warnings):
+        raise author_error(
+            f"warnings is {describe_value(warnings)}; leave it to Metric, and call self.warn(message)",
+            source_location(type(metric)),
+        )
+    return [MetricWarning(warning) for warning in warnings]
 
 
 def _as_list(metric: Metric[Any], method: str, returned: Iterable[Item], expected: str) -> list[Item]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from phaselens.data.new_files import whole_file
 from phaselens.errors import InputError
 from phaselens.report.drawing import COLOURS, INK, bare, lettering, new_figure, signed_scale, whole_numbers
 from phaselens.report.table import Record
@@ -57,7 +58,8 @@ def draw_comparison(comparison: Comparison, path: str | Path) -> None:
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-        comparison_figure(comparison).savefig(path, format=suffix, metadata=metadata)
+        with whole_file(Path(path)) as partial:
+            comparison_figure(comparison).savefig(partial, format=suffix, metadata=metadata)
     except OSError as error:
         raise InputError(f"the figure {str(path)!r} cannot be written: {error.strerror or error}") from error
 

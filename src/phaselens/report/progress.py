@@ -33,8 +33,9 @@ class ProgressBar(Observer):
         self.wants_plans = announce is not None and not quiet
         self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
         columns = (_Label(), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._progress = Progress(
-            *columns, console=self._console, transient=True, disable=quiet or not sys.stderr.isatty()
+            *columns, console=self._console, transient=True, disable=quiet or not is_terminal
         )
         self._task: TaskID | None = None
         self._n_done = 0

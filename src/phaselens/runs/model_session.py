@@ -68,6 +68,7 @@ class ModelSession:
             adapter_scale=self._options.adapter_scale_of(self.label, spec),
             softmax_scale=self._options.softmax_scale.get(self.label),
             rope_scaling=self._options.rope_scaling.get(self.label),
+            device_map=self._options.device_map,
         )
 
     @cached_property
@@ -78,7 +79,7 @@ class ModelSession:
         """Return what turns documents into this model's tokens; a model that is named by text is not loaded for it."""
         if not isinstance(self.model, ModelSpec) or self.is_of_plugin:
             return self._encoder
-        from phaselens.lens.checkpoints import load_own_tokenizer
+        from phaselens.lens.tokenizer_files import load_own_tokenizer
 
         tokenizer, reason = load_own_tokenizer(self.model.identified)
         if tokenizer is None:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from phaselens.plugin import Metric, MetricWarning, Table
-from phaselens.plugin.return_checks import tables_of
+from phaselens.plugin.return_checks import tables_of, warnings_of
 from phaselens.runs.active_metrics import guarded
 from phaselens.runs.result import MetricResult
 
@@ -29,7 +29,8 @@ def tables_of_metrics(
             tables[name] = empty if name in without_values else tables_of(metric)
             for message in _non_finite_warnings(tables[name]):
                 metric.warn(message)
-        warnings.extend(MetricWarning(warning).prefixed(f"{name}: {label}") for warning in metric.warnings)
+        with guarded(results[name], label, "warn"):
+            warnings.extend(warning.prefixed(f"{name}: {label}") for warning in warnings_of(metric))
     return tables, warnings
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from phaselens.errors import InputError, close_matches, require_text
 from phaselens.plugin import MODEL, Column, Metric, ModelInfo, Params, Table, TableSpec
 from phaselens.plugin.author_errors import describe_error, is_of_plugin
+from phaselens.plugin.return_checks import require_definition
 from phaselens.runs.presentation import PresentedResult, PresentedRun, Presenter
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class MetricResult(PresentedResult):
     def definition(self) -> str:
         """One line that describes the definition chosen by the parameters."""
         try:
+            require_definition(self.metric, self.params)
             return self.metric.define(self.params)
         except BaseException as error:  # a run has already recorded the failure
             if not is_of_plugin(error):
