@@ -89,7 +89,6 @@ gpu-wheels: $(STAMP)
 	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
 	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
 	  --platform manylinux_2_5_x86_64 --platform manylinux1_x86_64 --dest $(GPU_WHEELS) --requirement tools/gpu/wheels.txt
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(GPU_WHEELS) .
 	du -sh $(GPU_WHEELS)
 
 clean:

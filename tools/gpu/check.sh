@@ -19,7 +19,7 @@ if ! compgen -G "$wheels/*.whl" > /dev/null; then
   exit 2
 fi
 "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$site" "$wheels"/*.whl
-# The working tree goes before the wheel of phaselens, which is there for its entry points.
+"$python" tools/gpu/register.py "$site"
 export PYTHONPATH="$PWD/src:$PWD/plugins:$PWD:$site" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 "$python" tools/gpu/environment.py ${GPU_CHECK_DEVICE:+--device "$GPU_CHECK_DEVICE"} | tee "$out/environment.json"
 status=0
