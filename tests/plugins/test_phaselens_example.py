@@ -4,58 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
-import sysconfig
-import venv
 from pathlib import Path
 
 import pytest
 
+from tests.environments import Environment
 from tests.toys import letters, save_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "plugins" / "phaselens-example"
 
 pytestmark = pytest.mark.slow
-
-
-class Environment:
-    """A virtual environment with PhaseLens. It sees the packages of the running environment, so that nothing heavy is
-    downloaded again; packages installed into it are not visible in the running one."""
-
-    def __init__(self, folder: Path) -> None:
-        venv.create(folder, with_pip=False)
-        self.python = folder / "bin" / "python"
-        self.bin = folder / "bin"
-        site_packages = Path(
-            self.run("-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip()
-        )
-        package_folders = dict.fromkeys(
-            sysconfig.get_paths()[package_folder] for package_folder in ("purelib", "platlib")
-        )
-        # site.addsitedir, unlike a plain path, also reads the .pth files there: editable installs are made of them.
-        (site_packages / "running.pth").write_text(
-            "".join(
-                f"import site; site.addsitedir({package_folder!r})\n" for package_folder in package_folders
-            )
-        )
-
-    def run(self, *arguments: object, code: int = 0, cwd: Path | None = None) -> str:
-        """Return stdout of this environment's Python, run with `arguments`."""
-        command = [str(self.python), *map(str, arguments)]
-        process = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
-        assert process.returncode == code, process.stdout + process.stderr
-        return process.stdout
-
-    def phaselens(self, *arguments: object) -> str:
-        """Return stdout of the command line, run in this environment."""
-        return self.run("-c", "from phaselens.cli import main; main()", *arguments)
-
-    def install(self, package: Path, cwd: Path) -> None:
-        """Build and install a package from a copy, without the network."""
-        copy = cwd / f"copy-{package.name}"
-        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        self.run("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", copy)
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ def test_the_figure_has_a_panel_for_each_metric(comparison: Any) -> None:
         "massive-values: count_global, cells",
     ]
     assert f"{comparison.n_differences} differences in all" in figure.get_suptitle()
+    assert "paired by text; 6 texts" in figure.get_suptitle()
 
 
 def test_points_are_filled_where_the_interval_excludes_zero(comparison: Any) -> None:

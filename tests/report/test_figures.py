@@ -34,12 +34,31 @@ def test_each_metric_has_a_figure_some_have_heads_and_there_is_a_set(drawn: dict
     curves = {"sinks", "bos-norm", "compression", "bos-write"}
     heads = {"sinks-heads", "bos-write-heads"}
     assert set(drawn) == curves | heads | {
-        "study-sink-rate",
         "study-bos-norm",
-        "study-entropy",
         "study-summary",
     }
     assert len(drawn["study-summary"].axes) == 4
+
+
+def test_no_two_figures_show_the_same_curves_and_titles_name_models_and_texts(
+    drawn: dict[str, Figure],
+) -> None:
+    curves = {}
+    for name, figure in drawn.items():
+        assert "one, two & <b>; 3 texts" in figure.get_suptitle(), name
+        if name != "study-summary":
+            lines = [tuple(line.get_ydata()) for axes in figure.axes for line in axes.lines]
+            images = [image.get_array().tobytes() for axes in figure.axes for image in axes.images]
+            curves[name] = repr((lines, images))
+    assert len(set(curves.values())) == len(curves)
+    assert drawn["sinks"].get_suptitle().splitlines()[0] == "attention sinks: sink rate"
+
+
+def test_a_title_that_a_metric_draws_is_kept_above_models_and_texts() -> None:
+    metric = probe(plots=True, plot=classmethod(lambda cls, tables, figure: figure.suptitle("of its own")))
+    run = phaselens.run(toy_lens(label="$x$"), metrics=metric, texts=[letters(5)])
+    (figure,) = dict(figures(run)).values()
+    assert figure.get_suptitle() == "of its own\n\\$x\\$; 1 text"
 
 
 def test_a_plugin_adds_a_figure_set_of_its_own() -> None:
@@ -59,7 +78,7 @@ def test_a_plugin_adds_a_figure_set_of_its_own() -> None:
     drawn = dict(figures(phaselens.run(toy_lens(), metrics=metrics, texts=[letters(5)])))
     assert list(drawn) == ["norms-first", "norms-second", "norms-third", "norms-summary"]
     titles = [axes.get_title(loc="left") for axes in drawn["norms-summary"].axes]
-    assert titles == ["a  value", "b  value", "c  value", ""]
+    assert titles == ["a  other: value", "b  other: value", "c  one: value", ""]
     assert list(drawn["norms-third"].axes[0].lines[0].get_ydata()) == [1.0, 2.0]
     assert list(dict(figures(phaselens.run(toy_lens(), metrics=metrics[:1], texts=[letters(5)])))) == [
         "norms-third"
@@ -113,9 +132,7 @@ def test_every_figure_is_a_png_and_an_svg_file(run: Run, tmp_path: Path) -> None
     sinks_run = Run(run.models, run.texts, {"sinks": run.metrics["sinks"]}, [], run.options, run.versions)
     paths = draw(sinks_run, tmp_path / "new" / "folder")
     assert sorted(path.name for path in paths) == sorted(
-        f"{name}.{extension}"
-        for name in ("sinks", "sinks-heads", "study-sink-rate")
-        for extension in ("png", "svg")
+        f"{name}.{extension}" for name in ("sinks", "sinks-heads") for extension in ("png", "svg")
     )
     for path in paths:
         start = path.read_bytes()[:200]

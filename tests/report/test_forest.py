@@ -88,7 +88,7 @@ def test_a_sweep_is_one_curve_per_model_with_its_control_dashed() -> None:
 def test_sweeps_and_single_conditions_have_separate_figures() -> None:
     run = sweep({"one": 3})
     run.metrics["effects"].tables["conditions"].rows.append(
-        ("one", *condition("all layers", None, 2.0, delta=(0.69, 0.6, 0.8)))
+        ("one", *condition("all layers", None, 2.0, delta=(0.69, 0.6, 0.8)), 0.5, 0.5)
     )
     assert list(drawn(run)) == ["effects", "effects-by-layer"]
     (axes,) = drawn(run)["effects"].axes
@@ -147,3 +147,12 @@ def test_an_axis_is_logarithmic_only_where_small_values_need_it(values: list[flo
     assert bool(note) == (scale == "symlog")
     if note:
         assert axes.get_ylim()[0] > -0.01, "limits follow the new scale"
+
+
+def test_of_many_effects_the_largest_are_drawn_and_the_legend_says_so() -> None:
+    rows = [condition(f"c{index}", None, 1.0, delta=(index / 100, 0.0, 1.0)) for index in range(60)]
+    (figure,) = drawn(causal_run({"one": {"conditions": [baseline(), *rows], "contrasts": []}})).values()
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert names == [f"c{index}" for index in range(20, 60)]
+    assert "the 40 largest of 60 effects" in figure.legends[0].get_title().get_text()
+    assert figure.get_size_inches()[1] < 11

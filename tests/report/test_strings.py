@@ -30,3 +30,15 @@ def test_columns_are_aligned() -> None:
         "longer  x",
         "y       z",
     ]
+
+
+def test_a_list_that_leaves_too_little_for_its_last_column_is_stacked() -> None:
+    titles, rows = (
+        ["plugin", "kind", "measures"],
+        [["attention-patterns", "observational", "entropy of attention"]],
+    )
+    assert aligned_columns(titles, rows, width=50) == [
+        "plugin\n    kind\n    measures",
+        "attention-patterns\n    observational\n    entropy of attention",
+    ]
+    assert aligned_columns(titles, rows, width=56)[0] == "plugin              kind           measures"

@@ -23,9 +23,10 @@ RUN_ELSEWHERE = {
     "docs/plugins/reference.md": "docs/test_reference.py",
     "docs/plugins/tutorial.md": "docs/test_tutorial.py",
     "docs/real-model.md": "docs/test_pair_real_model.py",
+    "docs/repl.md": "docs/test_repl.py",
     "docs/tasks.md": "docs/test_tasks.py",
     "docs/tour.md": "docs/test_tour.py",
-    "docs/traps.md": "traps",
+    "docs/traps.md": "docs/test_traps.py",
     "docs/workers.md": "docs/test_workers.py",
 }
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted(DOCS.rglob("*.md")))}

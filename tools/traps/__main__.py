@@ -23,11 +23,11 @@ def main() -> int:
         prog="python -m tools.traps", description="Sizes of the traps on a model"
     )
     parser.add_argument("models", nargs="*", help="rope, drope, smollm2; default: those that are installed")
-    parser.add_argument("--trap", help="one trap, by its heading on the page; default: all")
+    parser.add_argument("--trap", action="append", help="a trap, by its heading on the page; default: all")
     parser.add_argument("--write", action="store_true", help="rewrite the tables of docs/traps.md")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a number on the page differs")
     options = parser.parse_args()
-    traps = [trap for trap in TRAPS if options.trap in (None, trap.name)]
+    traps = [trap for trap in TRAPS if not options.trap or trap.name in options.trap]
     if not traps:
         parser.error(f"no trap {options.trap!r}; use one of the headings of docs/traps.md")
     rows = measured_rows(options.models or default_models(), traps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -93,10 +93,11 @@ class Bench:
 
     @cached_property
     def padded_texts(self) -> list[DenseText]:
-        """All texts, padded on the right with EOS, as a script pads them."""
+        """All texts, padded on the right with EOS, as a script pads them; of the pattern, the column of key 0 alone."""
         eos = self.lens.tokenizer.eos_token_id
-        padded = [self.ids(text) + [eos] * PADDED_LENGTH for text in self.texts]
-        return [self.dense.forward(ids[:PADDED_LENGTH], unembed=False) for ids in padded]
+        padded = (self.ids(text) + [eos] * PADDED_LENGTH for text in self.texts)
+        forwards = (self.dense.forward(ids[:PADDED_LENGTH], unembed=False) for ids in padded)
+        return [replace(text, pattern=text.pattern[..., :1].clone()) for text in forwards]
 
     @cached_property
     def run(self) -> Run:

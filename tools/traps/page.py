@@ -8,12 +8,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tools.traps import attention, interventions, spectrum, tasks, writes
+from tools.traps import attention, interventions, libraries, spectrum, tasks, writes
 from tools.traps.bench import Bench, Trap, TrapNumbers
 
 PAGE = Path(__file__).parents[2] / "docs" / "traps.md"
 TRAPS: tuple[Trap, ...] = (
-    *attention.TRAPS, *writes.TRAPS, *spectrum.TRAPS, *interventions.TRAPS, *tasks.TRAPS
+    *attention.TRAPS, *writes.TRAPS, *spectrum.TRAPS, *interventions.TRAPS, *libraries.TRAPS, *tasks.TRAPS
 )  # fmt: skip
 PAIR = ("rope", "drope")
 REAL_MODEL = "smollm2"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from phaselens.attention._key_blocks import LN_2, KeyBlock, key_blocks
-from phaselens.attention._precision import needs_float64
+from phaselens.attention._precision import large_heads
 from phaselens.attention._problem import Problem
 from phaselens.errors import InputError, type_unless_whole
 
@@ -25,6 +25,8 @@ class Accumulator(Protocol):
     def add(self, block: KeyBlock) -> None: ...
 
 
+LargeHeads = Sequence[tuple[int, int]]
+"""The batch row and head of each whose scores are too large for float32."""
 MakeAccumulator = Callable[[Problem, Tensor | None], Accumulator]
 """A callable that creates an accumulator for a problem and the queries [batch, query] that count (None: all)."""
 
@@ -32,13 +34,11 @@ MakeAccumulator = Callable[[Problem, Tensor | None], Accumulator]
 def accumulate(
     problem: Problem,
     lse: Tensor,
-    large: Tensor,
+    large: LargeHeads,
     makers: Sequence[MakeAccumulator],
     real: Tensor | None = None,
 ) -> list[Tensor]:
     """Compute all statistics in one pass over the key blocks; heads too `large` for float32 run in float64."""
-    if real is not None and bool(real.all()):
-        real = None
     accumulators = [make(problem, real) for make in makers]
     _run_pass(problem, lse, large, accumulators)
     _recompute_large_heads(problem, large, makers, accumulators, real)
@@ -52,7 +52,7 @@ def accumulate_band(
 
     `make(whole_rows)` returns the maker. Blocks contain whole rows only in the heads that run in float64.
     """
-    large = needs_float64(problem, lse)
+    large = large_heads(problem, lse)
     window = n if problem.window is None else min(problem.window, n)
     band = replace(problem, window=window, sink_logits=None)
     accumulator = make(False)(band, real)
@@ -61,8 +61,8 @@ def accumulate_band(
     return accumulator.result
 
 
-def _run_pass(problem: Problem, lse: Tensor, large: Tensor, accumulators: Sequence[Accumulator]) -> None:
-    if not large.all():
+def _run_pass(problem: Problem, lse: Tensor, large: LargeHeads, accumulators: Sequence[Accumulator]) -> None:
+    if len(large) < lse.shape[0] * lse.shape[1]:
         for block in key_blocks(problem, lse):
             for accumulator in accumulators:
                 accumulator.add(block)
@@ -70,12 +70,12 @@ def _run_pass(problem: Problem, lse: Tensor, large: Tensor, accumulators: Sequen
 
 def _recompute_large_heads(
     problem: Problem,
-    large: Tensor,
+    large: LargeHeads,
     makers: Sequence[MakeAccumulator],
     accumulators: Sequence[Accumulator],
     real: Tensor | None,
 ) -> None:
-    for batch, head in large.nonzero().tolist():
+    for batch, head in large:
         exact_results = accumulate_head(problem, batch, head, makers, real)
         for accumulator, exact in zip(accumulators, exact_results, strict=True):
             accumulator.result[batch, head] = exact.to(accumulator.result.dtype)
@@ -320,7 +320,7 @@ def _zero_uncounted(block: KeyBlock, p: Tensor, real: Tensor | None) -> tuple[Te
     if real is None:
         return p, weight
     counts = real[block.batch, None, slice(*block.rows)]
-    if counts.all():
+    if p.device.type == "cpu" and counts.all():  # on a GPU, to ask takes longer than to fill
         return p, weight
     return p.masked_fill(~counts[..., None], 0.0), weight.masked_fill(~counts, 0.0)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from phaselens.attention import _kernels, _key_blocks
 from phaselens.attention._arguments import require_key_indices, require_no_gradient
 from phaselens.attention._attend import check_values
-from phaselens.attention._precision import needs_float64
+from phaselens.attention._precision import large_heads
 from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.attention._statistics import has_exact_lse
 from phaselens.errors import InputError, require_kind, require_tensor
@@ -108,7 +108,7 @@ def attend_without(
     check_values(k, v)
     attend = _kernels.attend if has_exact_lse(problem) else _key_blocks.attend
     out, kernel_lse = attend(problem, v)
-    large = needs_float64(problem, kernel_lse).nonzero().tolist()
+    large = large_heads(problem, kernel_lse)
     lse = kernel_lse if kernel_lse.device.type == "mps" else kernel_lse.double()
     if large:
         out = out.to(problem.compute_dtype, copy=True)

@@ -13,6 +13,11 @@ TOLERANCE = 1e-5
 """Largest error from float32 in a weight (a fraction of 1) or an entropy (nats)."""
 
 
+def large_heads(problem: Problem, lse: Tensor) -> list[tuple[int, int]]:
+    """Return the batch row and head of each that `needs_float64`: all that a statistic reads on the host."""
+    return [(batch, head) for batch, head in needs_float64(problem, lse).nonzero().tolist()]
+
+
 def needs_float64(problem: Problem, lse: Tensor) -> Tensor:
     """Return bool [batch, head]: True where the error in `compute_dtype` could exceed `TOLERANCE`.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from phaselens.attention._accumulators import (
     DistanceMass,
     KeyMass,
+    LargeHeads,
     MakeAccumulator,
     OwnMass,
     ReceivedMass,
@@ -26,7 +27,7 @@ from phaselens.attention._accumulators import (
 )
 from phaselens.attention._arguments import require_key_indices, require_no_gradient
 from phaselens.attention._key_blocks import key_blocks
-from phaselens.attention._precision import needs_float64
+from phaselens.attention._precision import large_heads
 from phaselens.attention._problem import Problem, SoftmaxOptions
 from phaselens.errors import InputError, require_flag, require_tensor, require_whole
 
@@ -138,7 +139,7 @@ def summarise(
         makers["largest"] = lambda problem, real: RowLargest(problem)
     if entropy:  # the last one: it overwrites the blocks
         makers["entropy"] = lambda problem, real: RowEntropy(problem)
-    large = needs_float64(problem, problem.relative(lse))
+    large = large_heads(problem, problem.relative(lse))
     sink = None
     if position is not None and "sink" not in makers:
         sink = _key_mass(problem, lse, large, position)
@@ -263,7 +264,7 @@ def distance_mass(
     problem = _checked_problem("distance_mass", q, k, lse, options)
     real = real_queries(problem, lengths)
     if longest is None:
-        large = needs_float64(problem, problem.relative(lse))
+        large = large_heads(problem, problem.relative(lse))
         return accumulate(problem, lse, large, [_distance_maker(problem.n_keys)], real)[0]
     require_whole("longest", longest, 1)
     return accumulate_band(
@@ -325,11 +326,10 @@ def refine_lse(q: Tensor, k: Tensor, lse: Tensor, **options: Unpack[SoftmaxOptio
     return _present(summarise(q, k, lse, refine=True, **options).lse)
 
 
-def _refined(problem: Problem, lse: Tensor, large: Tensor) -> Tensor:
-    heads = large.nonzero().tolist()
-    if heads:
+def _refined(problem: Problem, lse: Tensor, large: LargeHeads) -> Tensor:
+    if large:
         lse = lse.clone()
-    for batch, head in heads:
+    for batch, head in large:
         precise = problem.head(batch, head)
         for block in key_blocks(precise):
             rows = slice(*block.rows)
@@ -356,10 +356,10 @@ def _present(statistic: Tensor | None) -> Tensor:
     return statistic
 
 
-def _key_mass(problem: Problem, lse: Tensor, large: Tensor, position: int) -> Tensor:
+def _key_mass(problem: Problem, lse: Tensor, large: LargeHeads, position: int) -> Tensor:
     """Return the mass on one key, [batch, head, query], without a pass over the other keys."""
     mass = _key_mass_from_lse(problem, lse, position)
-    for batch, head in large.nonzero().tolist():
+    for batch, head in large:
         precise = accumulate_head(
             problem, batch, head, [lambda problem, real: KeyMass(problem, position)], None
         )

@@ -21,6 +21,7 @@ from phaselens.lens.info import ROTATION_MODES
     help="nope nulls the rotation.",
 )
 @shared_options.device
+@shared_options.device_map
 @shared_options.dtype
 @shared_options.bos
 @shared_options.adapter_scale
@@ -55,6 +56,7 @@ def check(model: str, positions: str, device: str, dtype: str, bos: str, debug: 
             adapter_scale=shared_options.one_adapter_scale(scales["adapter_scales"]),
             softmax_scale=softmax_scale,
             rope_scaling=rope_scaling,
+            device_map=scales["device_map"],
             check="report",
         )
         results = run_checks(lens)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"show_default": True})
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @shared_options.device
+@shared_options.device_map
 @shared_options.bos
 @shared_options.dtype
 @shared_options.positions
@@ -75,6 +76,7 @@ def repl(models: tuple[str, ...], **arguments: Any) -> None:
                 "adapter_scale": options.adapter_scale_of(label, spec),
                 "softmax_scale": options.softmax_scale.get(label),
                 "rope_scaling": options.rope_scaling.get(label),
+                "device_map": arguments["device_map"],
             }
             lenses[label] = load_model(spec, **load_options)
             loads[label] = _load_call(spec, load_options)

@@ -79,6 +79,7 @@ class _BatchTokens(click.IntRange):
 )
 @shared_options.bos
 @shared_options.device
+@shared_options.device_map
 @shared_options.dtype
 @shared_options.positions
 @shared_options.adapter_scale
@@ -379,6 +380,7 @@ def _options(arguments: dict[str, Any]) -> dict[str, Any]:
         "shard_tokens",
         "bos",
         "device",
+        "device_map",
         "dtype",
     )
     return {

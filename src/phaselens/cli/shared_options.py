@@ -18,6 +18,11 @@ COMMAND_LINE = "phaselens.command_line"
 device = click.option(
     "--device", default="auto", metavar="NAME", help="auto (a GPU if there is one), cpu, cuda, cuda:1."
 )
+device_map = click.option(
+    "--device-map",
+    metavar="auto|FILE.json",
+    help="Spread large models over GPUs, CPU and disk; FILE.json names the device of each module.",
+)
 dtype = click.option(
     "--dtype",
     default="auto",

@@ -244,7 +244,7 @@ def _fire_statistics(
         top="hook_top_key" in statistics,
         largest="hook_largest_product" in statistics,
         refine="hook_lse" in statistics or "hook_learned_sink" in statistics,
-        real=slots.real,
+        real=None if slots.real is None else slots.real.to(key.device),
         **options,
     )
     sink = summary.sink

@@ -247,11 +247,13 @@ def load_pretrained(
     config: Any = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    placement: dict[str, Any] | None = None,
 ) -> Any:
     """Load the text model, with every weight from the checkpoint, and without the adapter of its source.
 
     Args:
         config: its configuration, where that is known already.
+        placement: arguments of `from_pretrained` that say where modules go, instead of `device`.
 
     Raises:
         ModelError: for a checkpoint whose package is not installed.
@@ -263,14 +265,16 @@ def load_pretrained(
     else:
         config = config if config is not None else read_config(source, trust_remote_code)
         quantised.require_package(config, source.name)
-        is_on_device = quantised.method_of(config) is not None
+        if placement is None:
+            placement = quantised.placement(config, device)
+        is_on_device = placement is not None
         model, loading_info = _load_safetensors(
             source,
             config,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
-            **(quantised.device_map(config, device) if is_on_device else {}),
+            **(placement or {}),
         )
     require_shapes(loading_info.get("mismatched_keys", ()), source.name)
     missing = sorted(loading_info["missing_keys"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from phaselens.data import Encoder
-from phaselens.lens import families, gguf_files, quantised
+from phaselens.lens import families, gguf_files, placement, quantised
 from phaselens.lens.anatomy import absent_points
 from phaselens.lens.attention_facts import AttentionFacts
 from phaselens.lens.components import attention_layers
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from phaselens.lens.bridge import HookedTransformer
     from phaselens.lens.model_source import ModelSource
+    from phaselens.lens.placement import DeviceMap
     from phaselens.lens.scaling import RopeScaling
 
 
@@ -43,6 +44,7 @@ class LoadOptions:
     adapter_scale: float | None = None
     softmax_scale: float | None = None
     rope_scaling: RopeScaling | None = None
+    device_map: DeviceMap | None = None
 
 
 def describe(
@@ -81,6 +83,7 @@ def describe(
         softcap=None if first is None else first.softcap,
         dtype=str(lens.dtype).removeprefix("torch."),
         device=str(lens.device),
+        device_map=placement.description_of(model),
         attention_path="sdpa; statistics from the fused kernel's log-sum-exp",
         bos_token_id=bos_token_id,
         bos_policy=_bos_policy(tokenizer),

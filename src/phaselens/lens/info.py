@@ -102,7 +102,7 @@ class ModelInfo:
     maps the checkpoint's files, and those of its adapter, to their sha256. ``protocol`` says what the model is and with
     which settings it should be measured (the caption of its tables), ``note`` how it was made. ``adapter`` describes an
     adapter and how it was applied. ``part_of`` is the class of the model of several modalities whose text model this
-    is.
+    is. ``device_map`` counts the modules on each device, such as ``cuda:0 12, disk 4``, of a model on several.
     """
 
     label: str
@@ -145,6 +145,7 @@ class ModelInfo:
     note: str | None = None
     adapter: str | None = None
     part_of: str | None = None
+    device_map: str | None = None
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +21,7 @@ from phaselens.lens.finite_weights import require_finite
 from phaselens.lens.info import ROTATION_MODES
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.overrides import override_rope_scaling, override_softmax_scale
+from phaselens.lens.placement import DeviceMap
 from phaselens.lens.pretrained import as_model_errors
 from phaselens.lens.reference import reference_of
 from phaselens.lens.refusals import refusing
@@ -28,7 +31,7 @@ from phaselens.lens.unwrapping import Unwrapped
 from phaselens.lens.wrapping import has_own_adapter, measure_anatomy, require_served, wrap
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load(
@@ -44,6 +47,7 @@ def load(
     adapter_scale: float | None = None,
     softmax_scale: float | None = None,
     rope_scaling: str | None = None,
+    device_map: str | os.PathLike[str] | Mapping[str, str | int] | None = None,
     check: bool | Literal["report"] = True,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
@@ -70,6 +74,10 @@ def load(
         softmax_scale: the factor of q·k in every layer, in place of the model's own; None keeps that.
         rope_scaling: ``"linear:4"``, ``"dynamic:4"`` or ``"yarn:4"`` gives a model of the default rope type another
             one, with this factor, by transformers' own module; None keeps the checkpoint's.
+        device_map: spreads a model that is too large for one device, instead of `device`: ``"auto"`` fills the GPUs,
+            then the CPU, then the disk; a dict or a JSON file names the device of each module (a GPU's number,
+            ``cpu`` or ``disk``). Weights on the CPU of a machine with GPUs, or on the disk, are loaded for each
+            forward of their module.
         check: compare the hooked forward with the model's own, and refuse the model on a difference; ``"report"`` keeps
             the reference for `run_checks`, and refuses nothing.
         trust_remote_code: run code that comes with a checkpoint. No family that is served needs it.
@@ -104,8 +112,21 @@ def load(
     require_adapter_scale(adapter_scale)
     require_softmax_scale(softmax_scale)
     scaling = None if rope_scaling is None else RopeScaling.parse(rope_scaling)
+    placement = None if device_map is None else DeviceMap.parse(device_map)
+    if placement is not None and device != "auto":
+        raise InputError(f"device {str(device)!r} and device_map {placement.source}: give one of them")
     options = LoadOptions(
-        label, positions, bos, device, dtype, tokenizer, check, adapter_scale, softmax_scale, scaling
+        label,
+        positions,
+        bos,
+        device,
+        dtype,
+        tokenizer,
+        check,
+        adapter_scale,
+        softmax_scale,
+        scaling,
+        placement,
     )
     if isinstance(source, ModelSource):
         _require_unused("a ModelSource, which has its own", revision=revision)
@@ -116,6 +137,7 @@ def load(
             "a model object",
             revision=revision,
             adapter_scale=adapter_scale is not None,
+            device_map=device_map,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -156,7 +178,8 @@ def _from_checkpoint(
             f"adapter_scale {options.adapter_scale:g}: {source.name!r} has no adapter; write BASE+ADAPTER, or leave "
             "adapter_scale out"
         )
-    device = checkpoints.resolve_device(options.device)
+    device_map = options.device_map
+    device = checkpoints.resolve_device(options.device) if device_map is None else device_map.device
     checkpoints.require_readable(source, allow_pickle)
     tokenizer, tokenizer_note = options.tokenizer, None
     with as_model_errors(source.name):
@@ -166,8 +189,8 @@ def _from_checkpoint(
         is_quantised = quantised.method_of(config) is not None
         # An adapter is merged in float32, so that every dtype starts from the same weights.
         merged_in = torch.float32 if is_merged and not is_quantised else None
-        checkpoints.require_memory(source, dtype, device, loaded_as=merged_in, as_stored=is_quantised)
-        model = checkpoints.load_pretrained(
+        load_model = functools.partial(
+            checkpoints.load_pretrained,
             source,
             merged_in or dtype,
             device,
@@ -175,6 +198,12 @@ def _from_checkpoint(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
+        if device_map is None:
+            checkpoints.require_memory(source, dtype, device, loaded_as=merged_in, as_stored=is_quantised)
+            model = load_model()
+        else:
+            _require_placeable(source, config, is_merged=is_merged)
+            model = device_map.place(lambda arguments: load_model(placement=arguments), source.name)
         if tokenizer is None:
             tokenizer, tokenizer_note = tokenizer_files.load_own_tokenizer(source)
         elif isinstance(tokenizer, str):
@@ -193,6 +222,23 @@ def _from_checkpoint(
     part_of = None if whole is None else whole.__name__
     lens.info = replace(lens.info, adapter=adapter, part_of=part_of, quantisation=method)
     return lens
+
+
+def _require_placeable(source: ModelSource, config: PreTrainedConfig, *, is_merged: bool) -> None:
+    """Raise InputError for a source whose modules a device map cannot spread."""
+    reason = ""
+    if source.gguf is not None:
+        reason = "a GGUF file is unpacked as a whole; convert it to safetensors"
+    elif is_merged:
+        reason = "an adapter is merged into weights in memory; save the merged model and load that"
+    elif text_towers.whole_class(config) is not None:
+        reason = (
+            "its text model is taken out of a model of several modalities, whose modules have other names"
+        )
+    if reason:
+        raise InputError(
+            f"model {source.name!r}: device_map is not served: {reason}, or leave device_map out"
+        )
 
 
 def _apply_adapters(model: PreTrainedModel, source: ModelSource, scale: float | None) -> str | None:

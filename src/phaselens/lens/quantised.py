@@ -86,8 +86,11 @@ def _is_installed(module: str) -> bool:
     return find_spec(package) is not None and (package == module or find_spec(module) is not None)
 
 
-def device_map(config: PreTrainedConfig, device: torch.device) -> dict[str, Any]:
-    """Return the argument of `from_pretrained` that loads a quantised model on `device`, without a move afterwards."""
+def placement(config: PreTrainedConfig, device: torch.device) -> dict[str, Any] | None:
+    """Return the argument of `from_pretrained` that loads a quantised model on `device`, without a move afterwards;
+    None for a model that is not quantised."""
+    if method_of(config) is None:
+        return None
     if device.type == "cpu" and method_of(config) in _WITHOUT_CPU_MAP:
         return {}
     return {"device_map": {"": device}}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _PROBE = 8
 """Tokens of a check: each costs time in some thirty forwards, and as few as these tell any two positions apart."""
+_PROBE_OF_CHOICES = 16
+"""Tokens for a model that chooses experts: with fewer, a wrong choice may be too rare to be seen beside rounding."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,9 @@ class Reference:
     nulled: bool = False
 
 
-def probe_tokens(model: PreTrainedModel) -> Tensor:
+def probe_tokens(model: PreTrainedModel, n_tokens: int = _PROBE) -> Tensor:
     """Return a few ids [1, pos], the same for every model with a vocabulary of this size."""
-    length = families.probe_length(model, _PROBE)
+    length = families.probe_length(model, n_tokens)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(families.d_vocab_of(model), (1, length), generator=generator).to(model.device)
 
@@ -90,10 +92,13 @@ def reference_of(
     # The model may have run before, on longer texts.
     for module in frequencies.length_dependent(model):
         frequencies.reset(module)
-    far_positions = _far_positions(model, tokens)
     try:
         with torch.no_grad(), _identity_rotation(model, nulled):
             forward = _run(model, tokens, layers)
+            if forward.choices.by_line:
+                tokens = probe_tokens(model, _PROBE_OF_CHOICES)
+                forward = _run(model, tokens, layers)
+            far_positions = _far_positions(model, tokens)
             far_forward = (
                 None if far_positions is None else _run(model, tokens, layers, position_ids=far_positions)
             )

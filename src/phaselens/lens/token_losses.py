@@ -16,6 +16,7 @@ from torch.nn import functional
 from phaselens.errors import RefusedModel
 from phaselens.lens import families
 from phaselens.lens.blocks import original_module
+from phaselens.lens.placement import parameter_of
 from phaselens.lens.weights import dense_weight
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Unembedding:
         """
         model = lens.original_model
         module = families.unembedding_of(model)
-        weight = getattr(module, "weight", None)
+        weight = parameter_of(module, "weight")
         if isinstance(weight, Tensor) and module is not None:
             # What a quantised or adapted module multiplies by is not the tensor that it stores.
             like = torch.empty(0, dtype=lens.dtype, device=weight.device)
@@ -70,7 +71,7 @@ class Unembedding:
             )
         unembedding = cls(
             weight,
-            getattr(module, "bias", None),
+            parameter_of(module, "bias"),
             families.logit_factor_of(model),
             families.logit_softcap_of(model),
         )

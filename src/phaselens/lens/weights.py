@@ -21,6 +21,7 @@ from phaselens.errors import InputError, RefusedModel, require_text, short_form
 from phaselens.lens import families
 from phaselens.lens.blocks import original_module
 from phaselens.lens.components import StreamingAttention, attention_of
+from phaselens.lens.placement import loaded_weights
 from phaselens.lens.precision import LIMITS
 from phaselens.lens.projection import ROUNDINGS, Projection
 
@@ -155,13 +156,23 @@ def weight_of(lens: HookedTransformer, layer: int | None, name: str) -> Tensor:
             "model, which include that step"
         )
     target: object = lens if layer is None else lens.blocks[layer]
-    try:
-        for attribute in name.split("."):
-            target = getattr(target, attribute)
-    except AttributeError as error:
-        raise InputError(f"{lens.info.label} has no weight {name!r} in layer {layer}") from error
+    model = lens.original_model
+    roots = (families.unembedding_of(model),) if layer is None else (lens.blocks[layer],)
+    with loaded_weights(*roots) as was_offloaded:
+        try:
+            for attribute in name.split("."):
+                target = getattr(target, attribute)
+        except AttributeError as error:
+            raise InputError(f"{lens.info.label} has no weight {name!r} in layer {layer}") from error
+        if was_offloaded and isinstance(target, Tensor):
+            target = target.detach().clone()
     if not isinstance(target, Tensor):
         raise InputError(f"{lens.info.label}: {name!r} in layer {layer} is not a weight")
+    if target.is_meta:
+        raise InputError(
+            f"{lens.info.label}: {name!r} in layer {layer} is offloaded by the device map, and TransformerLens keeps "
+            "no copy; load the model without device_map to read it"
+        )
     if not target.is_floating_point():
         raise InputError(
             f"{lens.info.label}: {name!r} in layer {layer} is stored as {target.dtype}, which is not what the model "

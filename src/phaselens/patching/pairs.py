@@ -288,6 +288,7 @@ class Experiments:
             interrupted,
             first.set_aside,
             bos=self._bos,
+            model=first.model,
             low=low,
             high=high,
             sweeps=tuple(sweeps),

@@ -88,4 +88,5 @@ class SweepPlan:
             interrupted,
             self.set_aside,
             bos=bos_of(self.clean, self.corrupt),
+            model=self.lens.info.label,
         )

@@ -69,7 +69,8 @@ class Sweep(TextResult):
     edits, `clean` that of the clean run.
 
     With `kind` `"attribution"` the values are `base` plus the gradient's estimate of each cell's effect. `set_aside`
-    are the edits that did not fit the prompts and were not applied; `bos` is the prompts' BOS policy.
+    are the edits that did not fit the prompts and were not applied; `bos` is the prompts' BOS policy, and `model` the
+    model's label.
     """
 
     what: str
@@ -86,6 +87,7 @@ class Sweep(TextResult):
     interrupted: bool = False
     set_aside: tuple[str, ...] = ()
     bos: str = field(kw_only=True)
+    model: str = field(default="", kw_only=True)
 
     @property
     def axes(self) -> tuple[str, ...]:

@@ -40,7 +40,9 @@ def comparison_figure(comparison: Comparison) -> Figure:
     for panel in list(axes.flat)[len(metrics) :]:
         panel.axis("off")
     first, second = comparison.titles
-    title = lettering(f"{second} − {first}, paired by text", 80)
+    n_texts = max(count for record in records if isinstance(count := record["n_texts"], int))
+    of_texts = "1 text" if n_texts == 1 else f"{n_texts:,} texts"
+    title = lettering(f"{second} − {first}, paired by text; {of_texts}", 80)
     n_differences = f"{comparison.n_differences:,} differences in all"
     figure.suptitle(
         f"{title}\nbars: 95 % intervals, filled where they exclude 0; {n_differences}", fontsize=8

@@ -33,6 +33,7 @@ from phaselens.report.drawing import (
 )
 from phaselens.report.drawing_sizes import set_width
 from phaselens.report.figure_data import head_grids, model_points
+from phaselens.report.figure_titles import subject_of, title_of
 from phaselens.report.forest import condition_figures
 from phaselens.report.strings import heading
 from phaselens.runs import MetricResult, Run, guarded
@@ -136,6 +137,9 @@ def _figures_of(run: Run, name: str, result: MetricResult) -> Iterator[tuple[str
     if result.tables and result.metric.plots:
         figure = empty_figure(WIDE, HIGH)
         result.metric.plot(result.tables, figure)
+        own_title = figure.get_suptitle()
+        title = f"{own_title}\n{subject_of(run)}" if own_title else title_of(run, result.metric)
+        _set_title(figure, title)
         figure.draw_without_rendering()  # an error is raised here, not on saving
         yield name, figure
     elif display is not None and display.table in result.tables:
@@ -150,8 +154,12 @@ def _figures_of(run: Run, name: str, result: MetricResult) -> Iterator[tuple[str
 def _curve_figure(run: Run, result: MetricResult, display: Display) -> Figure:
     figure, axes = new_figure(WIDE, HIGH)
     _curve(axes[0, 0], run, result, display)
-    axes[0, 0].set_title(lettering(result.metric.title or result.metric.name), loc="left", color=INK)
+    _set_title(figure, title_of(run, result.metric, display.title))
     return figure
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)
 
 
 def _curve(axes: Axes, run: Run, result: MetricResult, display: Display, *, has_legend: bool = True) -> None:
@@ -220,7 +228,7 @@ def _heads_figure(run: Run, result: MetricResult, column: str) -> Figure:
     unit = table.spec.columns[table.spec.index(column)].unit
     bar = figure.colorbar(image, ax=list(axes[0]), shrink=0.9)
     bar.set_label(f"{heading(column)} ({unit})" if unit else heading(column), fontsize=8)
-    figure.suptitle(f"{lettering(result.metric.title)}: by head", x=0.02, ha="left", fontsize=11, color=INK)
+    _set_title(figure, title_of(run, result.metric, f"{heading(column)} by head"))
     return figure
 
 
@@ -234,15 +242,24 @@ def _figure_sets(run: Run) -> Iterator[tuple[str, Figure]]:
     for figure_set, panels in sets.items():
         ordered = [panels[name] for name in figure_set.panels if name in panels]
         for panel, result in ordered:
-            if panel.summary_only:
+            if panel.summary_only or _is_own_curve(result, panel.display):
                 continue
             figure, axes = new_figure(WIDE, HIGH)
             with guarded(result, "all models", "plot"):
                 _curve(axes[0, 0], run, result, panel.display)
-                axes[0, 0].set_title(f"{panel.display.title} by layer", loc="left", color=INK)
+                _set_title(figure, title_of(run, result.metric, panel.display.title))
             yield f"{figure_set.name}-{panel.name}", figure
         if len(ordered) == len(figure_set.panels):
             yield f"{figure_set.name}-summary", _summary_page(run, ordered)
+
+
+def _is_own_curve(result: MetricResult, display: Display) -> bool:
+    """Return whether the metric's own figure is this curve already."""
+    own = result.metric.display
+    if own is None or result.metric.plots or own.rows != "layer":
+        return False
+    names = ("table", "value", "low", "high", "null")
+    return all(getattr(own, name) == getattr(display, name) for name in names)
 
 
 class _SetPanel(NamedTuple):
@@ -259,16 +276,12 @@ def _summary_page(run: Run, panels: Sequence[_SetPanel]) -> Figure:
     for index, (panel, result) in enumerate(panels):
         with guarded(result, "all models", "plot"):
             _curve(axes.flat[index], run, result, panel.display, has_legend=False)
-            title = f"{ascii_lowercase[index]}  {panel.display.title}"
+            name = lettering(result.metric.title or result.metric.name)
+            title = f"{ascii_lowercase[index]}  {name}: {panel.display.title}"
             axes.flat[index].set_title(title, loc="left", fontsize=10, color=INK)
     for unused in axes.flat[len(panels) :]:
         unused.set_axis_off()
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8)
-    n_texts = len(run.texts)
-    figure.suptitle(
-        f"{' and '.join(lettering(model.info.label) for model in run.models)}, {n_texts} texts; bands: 95 % "
-        "intervals over texts; dashed: null",
-        x=0.01, ha="left", fontsize=10, color=INK,
-    )  # fmt: skip
+    _set_title(figure, f"{subject_of(run)}\nbands: 95 % intervals over texts; dashed: null")
     return figure

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from phaselens.plugin import BASELINE, CellValue, Display
 from phaselens.report.builders import column_specs, main_column, model_labels, model_records
+from phaselens.report.condition_heatmap import heads_figure, layers_figure
 from phaselens.report.condition_tables import (
     RowKey,
     aligned_rows,
@@ -32,8 +33,16 @@ from phaselens.report.drawing import (
     whole_numbers,
 )
 from phaselens.report.figure_data import FigurePoint, model_points
+from phaselens.report.figure_titles import title_of
 from phaselens.report.numbers import NumberFormat, condition_format
-from phaselens.report.table import CONTROL_PREFIX, LAYER_COLUMN, DisplayColumn, DisplayTable, Record
+from phaselens.report.table import (
+    CONTROL_PREFIX,
+    LAYER_COLUMN,
+    DisplayColumn,
+    DisplayRow,
+    DisplayTable,
+    Record,
+)
 from phaselens.runs import MetricResult, Run
 
 if TYPE_CHECKING:
@@ -43,6 +52,9 @@ if TYPE_CHECKING:
 #: A condition in at least this many layers of one model is a sweep.
 MIN_SWEPT_LAYERS = 3
 _MAX_NAME_WIDTH = 60
+#: Rows of a forest, and panels of curves, beyond which neither can be read.
+_MAX_ROWS, _MAX_PANELS = 40, 8
+_MAX_SPACED_ROWS = 20
 _MAX_LABEL_WIDTH = 28
 _NATS = DisplayColumn(
     "delta_nats",
@@ -55,25 +67,52 @@ _NATS = DisplayColumn(
 
 
 def condition_figures(run: Run, result: MetricResult, display: Display) -> Iterator[tuple[str, Figure]]:
-    """Yield (suffix of the name, figure): the forest plot, and the curves of conditions swept over layers."""
+    """Yield (suffix of the name, figure): the forest plot, conditions swept over layers, and those of single heads.
+
+    Swept conditions are curves, or a heatmap if there are many; conditions of heads are heatmaps of layers × heads.
+    """
     effect = _effect_column(result, display)
-    # A condition of one head has no place on these axes; `by_head` and a metric's own picture show heads.
+    all_records = {label: model_records(result, display.table, label) for label in model_labels(run)}
     records = {
-        label: [
-            record for record in model_records(result, display.table, label) if record.get("head") is None
-        ]
-        for label in model_labels(run)
+        label: [record for record in rows if record.get("head") is None]
+        for label, rows in all_records.items()
+    }
+    of_heads = {
+        label: [record for record in rows if record.get("head") is not None and record["layer"] is not None]
+        for label, rows in all_records.items()
     }
     swept = _swept_conditions(records)
     if _has_zero(effect):
         records = _without(records, {BASELINE.name})
     single = _without(records, set(swept))
     controls = conditions_by_control(result)
-    title = lettering(result.metric.title or result.metric.name)
+    title = title_of(run, result.metric)
+    signed = _has_zero(effect)
     if any(single.values()):
-        yield "", _forest(_effect_table(single, effect), controls, title)
-    if swept:
+        table, note = _largest_rows(_effect_table(single, effect))
+        yield "", _forest(table, controls, title, note)
+    n_panels = sum(controls.get(name) not in swept for name in swept)
+    if n_panels > _MAX_PANELS:
+        yield "-by-layer", layers_figure(records, swept, effect, title, signed=signed)
+    elif swept:
         yield "-by-layer", _sweep_curves(_effect_table(records, effect), swept, controls, title)
+    if any(of_heads.values()):
+        yield "-by-head", heads_figure(of_heads, effect, title, signed=signed)
+
+
+def _largest_rows(table: DisplayTable) -> tuple[DisplayTable, str]:
+    """Return the table, or its rows with the largest effects if there are too many, and a note that says so."""
+    n_rows = len(table.rows)
+    if n_rows <= _MAX_ROWS:
+        return table, ""
+
+    def size(row: DisplayRow) -> float:
+        values = [cells[1].value for cells in row.cells if cells is not None]
+        return max((abs(value) for value in values if isinstance(value, int | float)), default=-1.0)
+
+    largest = sorted(range(n_rows), key=lambda index: -size(table.rows[index]))[:_MAX_ROWS]
+    rows = [table.rows[index] for index in sorted(largest)]
+    return replace(table, rows=rows), f"the {_MAX_ROWS} largest of {n_rows:,} effects"
 
 
 def _effect_column(result: MetricResult, display: Display) -> DisplayColumn:
@@ -117,14 +156,15 @@ def _swept_conditions(records: Mapping[str, Sequence[Record]]) -> list[str]:
     return list(names)
 
 
-def _forest(table: DisplayTable, controls: Mapping[str, str], title: str) -> Figure:
+def _forest(table: DisplayTable, controls: Mapping[str, str], title: str, note: str = "") -> Figure:
     """Draw conditions down, effects across, a colour and marker per model, hollow controls beneath their condition."""
     effect = table.columns[1]
     keys = [(row.name, row.occurrence) for row in table.rows]
     ordered = _beneath_conditions(keys, controls)
     heights = {key: height for height, key in enumerate(ordered)}
     labels = [_row_label(name, controls) for name, _ in ordered]
-    step = 0.14 + 0.11 * len(table.models)
+    is_dense = len(keys) > _MAX_SPACED_ROWS
+    step = 0.1 + 0.07 * len(table.models) if is_dense else 0.14 + 0.11 * len(table.models)
     figure, panels = new_figure(4.6 + 0.075 * max(map(len, labels)), 1.3 + step * len(keys))
     axes = panels[0, 0]
     values: list[float] = []
@@ -147,7 +187,7 @@ def _forest(table: DisplayTable, controls: Mapping[str, str], title: str) -> Fig
         axes.plot([], [], color=INK, marker="|", markersize=9, linestyle="none", label="null")
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0, labelsize=8.5)
+    axes.tick_params(axis="y", length=0, labelsize=7 if is_dense else 8.5)
     for height, (name, _) in enumerate(ordered):
         if height and name not in controls:
             axes.axhline(height - 0.5, color="#cccccc", linewidth=0.6)
@@ -158,7 +198,7 @@ def _forest(table: DisplayTable, controls: Mapping[str, str], title: str) -> Fig
     axes.tick_params(axis="x", labelsize=8.5)
     bare(axes, "x")
     axes.spines["left"].set_visible(False)
-    _add_title_and_legend(figure, axes, title, ["bars: 95 % intervals" if effect.low else "", scale])
+    _add_title_and_legend(figure, axes, title, ["bars: 95 % intervals" if effect.low else "", scale, note])
     return figure
 
 

@@ -18,7 +18,7 @@ from phaselens.patching.wording import number_text
 from phaselens.report.drawing import INK, hatch_missing, new_figure
 from phaselens.report.figure_data import EffectGrid, effect_grid, effect_grid_by_layer
 from phaselens.report.numbers import DECIMAL, UNMEASURED, significant
-from phaselens.report.strings import printable
+from phaselens.report.strings import printable, shortened
 from phaselens.report.terminal_layout import WIDTH, plain_text
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's blue and vermilion, distinct for all common kinds of colour vision; the sign repeats the distinction.
 _UP, _DOWN = (0, 114, 178), (213, 94, 0)
 _MAX_ROWS = 48
+_MAX_PROMPT_WIDTH = 80
 _MAX_TICK_LABELS = 48
 _NUMBER_WIDTH, _NINTHS_WIDTH = 8, 3
 
@@ -154,15 +155,37 @@ def figure(*sweeps: Sweep) -> Figure:
         image = _draw_panel(panel, sweep.title, grid, largest)
     bar = drawing.colorbar(image, ax=list(axes[0]), shrink=0.9)
     bar.set_label(_drawable(f"effect on {sweeps[0].metric}"), fontsize=8, parse_math=False)
-    ends = f"{sweeps[0].metric}: corrupt {number_text(sweeps[0].base)}, clean {number_text(sweeps[0].clean)}"
-    drawing.suptitle(_drawable(ends), x=0.01, ha="left", fontsize=9, color=INK, parse_math=False)
+    of_model = f"{sweeps[0].model}; " if sweeps[0].model else ""
+    ends = f"{of_model}{sweeps[0].metric}: corrupt {number_text(sweeps[0].base)}, clean {number_text(sweeps[0].clean)}"
+    drawing.suptitle(
+        _drawable(ends) + _prompts_line(sweeps[0]), x=0.01, ha="left", fontsize=9, color=INK, parse_math=False
+    )
     return drawing
+
+
+def _prompts_line(sweep: Sweep) -> str:
+    """Return a second line with both prompts, shortened; empty for the mean over pairs, whose words differ."""
+    if "…" in sweep.clean_words:
+        return ""
+    texts = ("".join(map(_unquoted, words)) for words in (sweep.clean_words, sweep.corrupt_words))
+    clean, corrupt = (_drawable(shortened(text, _MAX_PROMPT_WIDTH)) for text in texts)
+    return f"\nclean: {clean}\ncorrupt: {corrupt}"
+
+
+def _unquoted(word: str) -> str:
+    """Return a token's text without its quotes."""
+    return word[1:-1] if word[:1] == word[-1:] and word[:1] in ("'", '"') else f"{word} "
 
 
 def _draw_panel(panel: Axes, title: str, grid: EffectGrid, largest: float) -> AxesImage:
     hatch_missing(panel)
     image = panel.imshow(
-        grid.effects, cmap=_colours(), vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
+        grid.effects,
+        cmap=effect_colours(),
+        vmin=-largest,
+        vmax=largest,
+        aspect="auto",
+        interpolation="nearest",
     )
     panel.set_title(_drawable(title), fontsize=9, color=INK, loc="left", parse_math=False)
     for axis, labels in ((panel.xaxis, grid.column_labels), (panel.yaxis, grid.row_labels)):
@@ -177,7 +200,7 @@ def _draw_panel(panel: Axes, title: str, grid: EffectGrid, largest: float) -> Ax
     return image
 
 
-def _colours() -> Colormap:
+def effect_colours() -> Colormap:
     """Return the terminal's colours as a colour map, white at 0."""
     from matplotlib.colors import LinearSegmentedColormap
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 _GAP = "  "
 _MIN_LAST_WIDTH = 20
+_STEP = "    "
 
 
 def printable(text: str) -> str:
@@ -42,10 +43,28 @@ def heading(column: str) -> str:
     return column.replace("_", " ")
 
 
+def _stacked(cells: Sequence[str], width: int) -> str:
+    """Return the first cell, and below it the others, indented and broken at words."""
+    first, *others, last = cells
+    lines = [first]
+    for part in (_GAP.join(others), last):
+        lines += textwrap.wrap(
+            part,
+            width,
+            initial_indent=_STEP,
+            subsequent_indent=_STEP,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines)
+
+
 def aligned_columns(
     titles: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None
 ) -> list[str]:
     """Format titles and rows in left-aligned columns; with `width`, the last column is broken into lines at words.
+
+    Where that leaves the last column too narrow, each row is stacked: its first cell, and the others indented below.
 
     rich is not imported, so that commands that print lists start fast.
 
@@ -57,6 +76,8 @@ def aligned_columns(
     cells = [list(titles), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(titles) - 1)]
     indent = sum(widths) + len(_GAP) * len(widths)
+    if width is not None and indent + _MIN_LAST_WIDTH > width:
+        return [_stacked(line, width) for line in cells]
     lines = []
     for *names, last in cells:
         parts = [last]

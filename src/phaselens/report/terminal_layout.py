@@ -24,7 +24,8 @@ from phaselens.runs import Run
 #: Width of output that is not a terminal.
 WIDTH = 100
 _MAX_NAME_WIDTH = 22
-_MAX_MODEL_WIDTH = 16
+#: Widths of models' labels: where a table has room, and elsewhere.
+_LABEL_WIDTHS = (40, 16)
 _MAX_ROWS = 60
 
 
@@ -156,10 +157,10 @@ def _grid(table: DisplayTable, output: Console) -> Iterator[RenderableType]:
     every_column = range(len(table.titles()))
     while first_model < n_models:
         end_model = n_models
-        grid = _model_grid(table, first_model, end_model, every_column)
+        grid = _fitting_grid(table, first_model, end_model, every_column, output)
         while end_model > first_model + 1 and _width(grid, output) > output.width:
             end_model -= 1
-            grid = _model_grid(table, first_model, end_model, every_column)
+            grid = _fitting_grid(table, first_model, end_model, every_column, output)
         if _width(grid, output) <= output.width:
             yield grid
         else:
@@ -174,7 +175,7 @@ def _grids_of_columns(table: DisplayTable, model_index: int, output: Console) ->
         end_column = n_columns
         while end_column > first_column:
             columns = range(first_column, end_column)
-            grid = _model_grid(table, model_index, model_index + 1, columns)
+            grid = _fitting_grid(table, model_index, model_index + 1, columns, output)
             if _width(grid, output) <= output.width:
                 break
             end_column -= 1
@@ -182,17 +183,30 @@ def _grids_of_columns(table: DisplayTable, model_index: int, output: Console) ->
         first_column = max(end_column, first_column + 1)
 
 
+def _fitting_grid(
+    table: DisplayTable, first_model: int, end_model: int, columns: range, output: Console
+) -> RichTable:
+    """Return the grid with whole labels where these fit, else with shortened ones."""
+    for label_width in _LABEL_WIDTHS:
+        grid = _model_grid(table, first_model, end_model, columns, label_width)
+        if _width(grid, output) <= output.width:
+            break
+    return grid
+
+
 def _width(table: RichTable, output: Console) -> int:
     """Return the width that a table needs, however narrow the console is."""
     return Measurement.get(output, output.options.update(max_width=10_000), table).maximum
 
 
-def _model_grid(table: DisplayTable, first_model: int, end_model: int, columns: range) -> RichTable:
+def _model_grid(
+    table: DisplayTable, first_model: int, end_model: int, columns: range, label_width: int
+) -> RichTable:
     """Return the grid of some models and, of each, some printed columns."""
     titles = [table.titles()[index] for index in columns]
     headings = [f"\n{table.row_title}"]
     for label in table.models[first_model:end_model]:
-        labels = [shortened(label, _MAX_MODEL_WIDTH), *([""] * (len(titles) - 1))]
+        labels = [shortened(label, label_width), *([""] * (len(titles) - 1))]
         headings += ["│\n│", *(f"{line}\n{title}" for line, title in zip(labels, titles, strict=True))]
     rich_table = _rich_table(headings, right_from=0)
     for row in table.rows:

@@ -29,6 +29,7 @@ def load_model(
     adapter_scale: float | None = None,
     softmax_scale: float | None = None,
     rope_scaling: str | None = None,
+    device_map: str | None = None,
     check: bool | Literal["report"] = True,
 ) -> HookedTransformer:
     """Load the model that `spec` names; ModelError names the plugin if the plugin's loading fails.
@@ -47,6 +48,7 @@ def load_model(
         "dtype": dtype,
         "softmax_scale": softmax_scale,
         "rope_scaling": rope_scaling,
+        "device_map": device_map,
         "check": check,
     }
     plugin_model = _plugin_model(spec)

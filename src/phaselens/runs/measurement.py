@@ -64,6 +64,7 @@ def run(
     adapter_scale: float | Mapping[str, float] | None = None,
     softmax_scale: Mapping[str, float] | None = None,
     rope_scaling: Mapping[str, str] | None = None,
+    device_map: str | None = None,
     observer: Observer | None = None,
     out: Source | None = None,
     fresh: bool = False,
@@ -102,6 +103,7 @@ def run(
         seed: seed of the bootstrap intervals.
         adapter_scale: as in `phaselens.load`, for all models of the form `BASE+ADAPTER`, or by label.
         softmax_scale, rope_scaling: as in `phaselens.load`, by label, for models named by text.
+        device_map: `"auto"` or a JSON file, as in `phaselens.load`, for models named by text.
         observer: receives the progress of the run.
         out: a directory for the run: its record, the results of finished shards, and its tables. A run that was
             interrupted continues there, if nothing that determines its numbers has changed. None writes nothing.
@@ -145,6 +147,7 @@ def run(
         softmax_scale={} if softmax_scale is None else softmax_scale,
         rope_scaling={} if rope_scaling is None else rope_scaling,
         threads=threads,
+        device_map=device_map,
     )
     distribution = Distribution.parse(workers, engine, address, shards, phase, out)
     inputs = RunInputs.read(models, metrics, texts, text_fields, options)

@@ -68,6 +68,7 @@ class ModelSession:
             adapter_scale=self._options.adapter_scale_of(self.label, spec),
             softmax_scale=self._options.softmax_scale.get(self.label),
             rope_scaling=self._options.rope_scaling.get(self.label),
+            device_map=self._options.device_map,
         )
 
     @cached_property

@@ -135,6 +135,7 @@ class RunOptions:
     softmax_scale: Mapping[str, float] = field(default_factory=dict)
     rope_scaling: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
+    device_map: str | None = None
 
     def __post_init__(self) -> None:
         minimums = {
@@ -166,6 +167,8 @@ class RunOptions:
                 raise InputError(f"{name} is {describe_value(getattr(self, name))}; give text")
         if self.bos is not None:
             require_bos(self.bos)
+        if self.device_map is not None and not isinstance(self.device_map, str):
+            raise InputError(f"device_map is {describe_value(self.device_map)}; give auto or a JSON file")
         if not isinstance(self.positions, Mapping):
             raise InputError(
                 f"positions is {describe_value(self.positions)}; give a dict from labels to "
