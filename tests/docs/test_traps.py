@@ -59,7 +59,7 @@ def test_the_page_is_linked_where_metrics_are_chosen() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [*PAIR, REAL_MODEL])
 def test_the_tool_measures_what_the_page_says(model: str) -> None:
-    """Of the real model, only what one pass measures; `python -m tools.traps --check` takes two minutes for all."""
+    """The real model is measured by one pass only; `python -m tools.traps --check` takes two minutes for all."""
     if model == REAL_MODEL and not has_real_model():
         pytest.skip(f"{REAL_MODEL} is not installed")
     traps = (*attention.TRAPS, *writes.TRAPS) if model == REAL_MODEL else TRAPS

@@ -133,8 +133,9 @@ def private_stdout() -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            original.flush()  # what a plugin wrote to it
+        for written in (original, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                written.flush()  # what a plugin wrote to it
         os.dup2(descriptor, 1)
         sys.stdout = open(1, "w", closefd=False) if original.closed else original  # noqa: SIM115
         sys.stderr = messages if messages is None or not messages.closed else sys.stderr

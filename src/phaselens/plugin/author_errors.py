@@ -100,14 +100,23 @@ def describe_error(error: BaseException) -> str:
 
 
 def source_location(definition: object) -> str | None:
-    """Return `file:line` where a function or class is defined; None if Python cannot tell."""
+    """Return `file:line` where a function or class is defined; None if Python cannot tell.
+
+    A class that was made by a call of `type` is in no file; from Python 3.13 on, its location is that of the class that
+    it extends, where an author wrote that.
+    """
     code = getattr(inspect.unwrap(definition), "__code__", None) if callable(definition) else None
     if code is not None:
         return f"{code.co_filename}:{code.co_firstlineno}"
-    try:
-        return f"{inspect.getsourcefile(definition)}:{inspect.getsourcelines(definition)[1]}"  # type: ignore[arg-type]
-    except (OSError, TypeError):
-        return None
+    bases = definition.__mro__ if isinstance(definition, type) else (definition,)
+    for candidate in bases:
+        if isinstance(candidate, type) and candidate.__module__.startswith("phaselens."):
+            return None
+        try:
+            return f"{inspect.getsourcefile(candidate)}:{inspect.getsourcelines(candidate)[1]}"  # type: ignore[arg-type]
+        except (OSError, TypeError):
+            continue
+    return None
 
 
 def location_in_class(error: BaseException, author_class: type) -> str | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, distributions, entry_points, version
 from typing import Literal
 
+from phaselens.plugin.author_errors import describe_error
+
 GROUP = "phaselens"
 #: The distribution of the built-in plugins.
 PHASELENS = "phaselens"
@@ -134,6 +136,17 @@ def _entry_points() -> Iterable[EntryPoint]:
 
 
 def _read_entry_point(entry_point: EntryPoint) -> RegisteredPlugin:
+    """Return the plugin of an entry point, failed if the metadata of its distribution cannot be read."""
+    try:
+        return _described(entry_point)
+    except Exception as error:  # noqa: BLE001 - importlib.metadata raises whatever a broken file causes
+        plugin = RegisteredPlugin(entry_point.name, entry_point.value, "?", "?")
+        return plugin.with_status(
+            "failed", f"the metadata of its distribution cannot be read: {describe_error(error)}"
+        )
+
+
+def _described(entry_point: EntryPoint) -> RegisteredPlugin:
     name = getattr(entry_point.dist, "name", None) or "?"
     version_number = getattr(entry_point.dist, "version", None) or "?"
     plugin = RegisteredPlugin(entry_point.name, entry_point.value, name, version_number)
