@@ -284,7 +284,8 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.RunOptions: lambda: {
         "max_tokens": 3, "n_texts": 2, "window": 3, "stride": 2, "batch_tokens": 2, "shard_tokens": 9, "bos": "auto",
         "device": "auto",
-        "dtype": "auto", "positions": {}, "seed": 0, "adapter_scale": 0.5, "softmax_scale": {}, "rope_scaling": {},
+        "dtype": "auto", "positions": {}, "seed": 0,
+        "device_map": None, "adapter_scale": 0.5, "softmax_scale": {}, "rope_scaling": {},
         "threads": 1,
     },
     runs.applied: lambda: {"lens": LENS(), "condition": [Edit("blocks.0.hook_mlp_out", 0.0)], "batch": None},
@@ -313,14 +314,15 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     runs.guarded: lambda: {"result": runs.MetricResult(ValidMetric, Params(), "a"), "label": "a", "stage": "update"},
     runs.load_model: lambda: {
         "spec": runs.ModelSpec("rope"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
-        "dtype": "auto", "check": True, "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
+        "dtype": "auto", "check": True, "device_map": None,
+        "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
     },
     runs.run: lambda: {
         "models": [LENS()], "metrics": "sinks", "texts": ["to be"], "text_fields": None, "max_tokens": 8, "n_texts": 1,
         "window": 4, "stride": None,
         "batch_tokens": 9, "shard_tokens": 9, "bos": "auto", "device": "auto", "dtype": "auto", "positions": {},
         "seed": 0, "observer": runs.Observer(), "out": None, "fresh": False, "command": ["phaselens", "run"],
-        "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
+        "device_map": None, "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
         "threads": None, "workers": None, "engine": "processes", "address": None, "shards": None, "phase": None,
     },
     runs.merge: lambda: {"path": "no-such-folder", "allow_missing": False},
@@ -350,7 +352,7 @@ CALLS: dict[Any, Callable[[], dict[str, Any]]] = {
     phaselens.load: lambda: {
         "source": testing.tiny_model("llama"), "label": "a", "positions": "auto", "bos": "auto", "device": "auto",
         "dtype": "auto", "revision": None, "tokenizer": None, "check": False, "trust_remote_code": False,
-        "allow_pickle": False, "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
+        "allow_pickle": False, "device_map": None, "adapter_scale": None, "softmax_scale": None, "rope_scaling": None,
     },
 }  # fmt: skip
 

@@ -189,9 +189,9 @@ def test_points_are_declared_once():
     assert len(names) == len(set(names))
 
 
-def test_the_readme_lists_the_statistics_with_their_shapes():
+def test_the_page_of_hook_points_lists_the_statistics_with_their_shapes():
     rows = re.findall(
-        r"^\| `blocks\.\{i\}\.attn\.(\w+)` \| (\[.*?\]) \|", (ROOT / "README.md").read_text(), re.M
+        r"^\| `blocks\.\{i\}\.attn\.(\w+)` \| (\[.*?\]) \|", (ROOT / "docs" / "hooks.md").read_text(), re.M
     )
     assert sorted(rows) == sorted((name, declaration(f"attn.{name}").shape) for name in STATISTICS)
 
