@@ -126,7 +126,7 @@ def test_all_options_reach_the_run(phaselens: Phaselens, run_calls: list[Any]) -
         "shard_tokens": 999, "out": "folder", "fresh": False, "adapter_scale": {"a": 0.5},
         "rope_scaling": {}, "softmax_scale": {}, "text_fields": TextFields(text="body"),
         "window": 6, "stride": 2, "workers": None, "engine": "processes", "address": None, "shards": None,
-        "phase": None, "threads": None,
+        "phase": None, "threads": None, "device_map": None,
     }  # fmt: skip
     assert call == expected
 

@@ -196,6 +196,14 @@ def test_show_describes_a_metric(phaselens: Phaselens) -> None:
         assert line in words
 
 
+def test_show_knows_every_installed_metric(phaselens: Phaselens) -> None:
+    names = [plugin["name"] for plugin in json.loads(phaselens("plugins", "--json").out)]
+    assert "p-rope" in names
+    for name in names:
+        outcome = phaselens("plugins", "show", name)
+        assert (outcome.code, outcome.err) == (0, ""), name
+
+
 def test_show_distinguishes_causal_from_observational_metrics(phaselens: Phaselens) -> None:
     for name, kind_line in (
         ("sinks", "observational: it does not change the model"),

@@ -267,7 +267,8 @@ def _device() -> dict[str, Any]:
     cuda = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "machine": platform.machine(),
-        "system": platform.platform(),
+        # Not platform.platform(), which starts a process to find the processor.
+        "system": f"{platform.system()}-{platform.release()}",
         "host": platform.node(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),

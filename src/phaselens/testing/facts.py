@@ -37,6 +37,8 @@ def model_info(*, n_layers: int = 2, n_heads: int = 4, positions: str = "rope", 
     }
     facts |= fields
     half = facts["d_head"] // 2
-    halves = RotatedPairs(tuple((low, low + half) for low in range(half)), facts["d_head"])
+    pairs = tuple((low, low + half) for low in range(half))
+    angles = tuple(10000.0 ** (-low / half) for low in range(half))
+    halves = RotatedPairs(pairs, facts["d_head"], angles=angles, factor=1.0, entries=pairs)
     rotations = tuple(halves if "rope" in encoding else None for encoding in facts["positions"])
     return ModelInfo(**{"rotations": rotations, "head_outputs": ("same",) * n_layers} | facts)
