@@ -93,11 +93,7 @@ def mutate_checkpoint(rng: Random, folder: Path) -> str:
         return f"{name} is no file"
     how = rng.choice(("structure",) * 8 + ("bytes",) * 3 + ("link", "pipe", "folder", "absent"))
     if how == "structure":
-        if path.suffix == ".json":
-            content = mutate_json(rng, json.loads(path.read_text()))
-            path.write_text(json.dumps(content))
-        else:
-            path.write_bytes(mutate_header(rng, path.read_bytes()))
+        path.write_bytes(_with_other_structure(rng, path))
     elif how == "bytes":
         path.write_bytes(mutate_bytes(rng, path.read_bytes()))
     else:
@@ -111,6 +107,17 @@ def mutate_checkpoint(rng: Random, folder: Path) -> str:
         elif how == "folder":
             path.mkdir()
     return f"{name}: {how}"
+
+
+def _with_other_structure(rng: Random, path: Path) -> bytes:
+    """Return a file's content with changed JSON; with changed bytes if another change has left none."""
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".json":
+            return json.dumps(mutate_json(rng, json.loads(content))).encode("utf-8", "surrogatepass")
+        return mutate_header(rng, content)
+    except (ValueError, struct.error):
+        return mutate_bytes(rng, content)
 
 
 def with_index(folder: Path) -> None:
