@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("src", "plugins", "tools", "tests")
 #: Words that hide the noun that a variable or argument stands for.
@@ -46,6 +48,7 @@ def assigned_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
             yield node.name, node.lineno
 
 
+@pytest.mark.slow
 def test_fewer_than_one_name_in_two_hundred_is_a_filler() -> None:
     names = [(name, path, line) for path, tree in trees().items() for name, line in assigned_names(tree)]
     fillers = [f"{path}:{line} {name}" for name, path, line in names if name.strip("_") in FILLERS]
@@ -53,6 +56,7 @@ def test_fewer_than_one_name_in_two_hundred_is_a_filler() -> None:
     assert len(fillers) < len(names) / 200, fillers
 
 
+@pytest.mark.slow
 def test_no_two_classes_share_a_name() -> None:
     lines_by_class: dict[str, list[str]] = defaultdict(list)
     for path, tree in trees().items():
@@ -62,6 +66,7 @@ def test_no_two_classes_share_a_name() -> None:
     assert {name: lines for name, lines in lines_by_class.items() if len(lines) > 1} == {}
 
 
+@pytest.mark.slow
 def test_docstrings_open_with_a_word_that_stands_alone() -> None:
     documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     texts = {
@@ -102,6 +107,7 @@ def run_time_imports(tree: ast.AST, module_paths: dict[str, Path]) -> Iterator[s
         yield from run_time_imports(node, module_paths)
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_way_of_others() -> None:
     module_paths = modules()
     graph = {

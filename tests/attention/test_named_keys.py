@@ -75,6 +75,7 @@ def shifted(q, k, v, keys, shifts=SHIFTS, **options):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS.keys())
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())

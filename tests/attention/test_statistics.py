@@ -64,6 +64,7 @@ def assert_equals_dense(q, k, v, tolerance, lse_tolerance=None, **options):
     assert largest_difference(window, (expected.pattern * in_window).sum(-1)) < (lse_tolerance or tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("kv_heads", "group"), [(4, 1), (2, 3), (1, 4)], ids=["mha", "gqa", "mqa"])
 @pytest.mark.parametrize(

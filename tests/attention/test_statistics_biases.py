@@ -62,6 +62,7 @@ def check(q, k, v, **options):
     torch.testing.assert_close(scores.logsumexp(-1).double(), expected.lse, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_bias", [alibi, by_distance, per_text])
 @pytest.mark.parametrize("window", [None, 7])
 def test_statistics_with_a_bias_equal_dense(make_bias, window):

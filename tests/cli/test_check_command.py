@@ -7,6 +7,7 @@ import pytest
 from tests.cli.conftest import Phaselens
 
 
+@pytest.mark.slow
 def test_check_prints_a_table_and_passes_a_sound_model(phaselens: Phaselens, checkpoint: Path) -> None:
     outcome = phaselens("check", checkpoint)
     assert (outcome.code, outcome.err) == (0, "")
@@ -14,6 +15,7 @@ def test_check_prints_a_table_and_passes_a_sound_model(phaselens: Phaselens, che
     assert "failed" not in outcome.out
 
 
+@pytest.mark.slow
 def test_check_says_what_failed_with_code_3(
     phaselens: Phaselens, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -27,6 +29,7 @@ def test_check_says_what_failed_with_code_3(
     assert "worst in layer 1" in outcome.out
 
 
+@pytest.mark.slow
 def test_check_compares_the_loss_with_the_rotation_nulled(phaselens: Phaselens, checkpoint: Path) -> None:
     out = phaselens("check", checkpoint).out
     assert "nats per token with the rotation as configured" in out
@@ -54,6 +57,7 @@ def test_check_takes_one_adapter_scale(phaselens: Phaselens, checkpoint: Path) -
     assert "there is one model; write a number without a label" in outcome.err
 
 
+@pytest.mark.slow
 def test_check_takes_the_overrides_of_a_run(phaselens: Phaselens, checkpoint: Path) -> None:
     for scale in ("0.5", f"{checkpoint.name}=0.5"):
         outcome = phaselens("check", checkpoint, "--softmax-scale", scale, "--rope-scaling", "linear:2")

@@ -35,6 +35,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_models_of_a_run_are_compared(phaselens: Phaselens, studies: Path) -> None:
     expected = library.compare(library.open_run(studies / "pair"))
     printed = phaselens("compare", studies / "pair")

@@ -42,6 +42,7 @@ def test_frequent_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert process.stdout
 
 
+@pytest.mark.slow
 def test_a_closed_reader_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     reading, writing = os.pipe()
@@ -52,6 +53,7 @@ def test_a_closed_reader_is_not_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (process.returncode, errors) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     with Path("/dev/full").open("w") as full_disk:
@@ -142,6 +144,7 @@ def test_ctrl_c_during_the_imports_shows_no_traceback() -> None:
         assert process.returncode in (-signal.SIGINT, 130, 0)
 
 
+@pytest.mark.slow
 def test_a_session_without_an_output_is_an_error_of_one_line() -> None:
     call = "import sys; sys.stdout = None; from phaselens.cli import main; main()"
     process = subprocess.run(

@@ -12,6 +12,7 @@ import pytest
 from phaselens.cli.interrupts import insistent_interrupt, patient_interrupt
 
 
+@pytest.mark.slow
 def test_an_interrupt_that_a_finaliser_swallows_is_repeated() -> None:
     script = """
 import os, signal, time
@@ -41,6 +42,7 @@ def ctrl_c() -> None:
     time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_an_interrupt_does_not_cut_output_that_is_being_printed() -> None:
     """Run without a buffer, where a signal in the middle of a write would lose the remainder."""
     printing = """

@@ -16,6 +16,7 @@ def part(checkpoint: Path, texts: Path, out: Path, number: int) -> list[Any]:
     return [*arguments, "--shards", f"{number}/2"]
 
 
+@pytest.mark.slow
 def test_parts_print_a_note_and_merge_prints_the_run(
     phaselens: Phaselens, error_line: ErrorLine, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:
@@ -35,6 +36,7 @@ def test_parts_print_a_note_and_merge_prints_the_run(
     assert (out / "figures" / "sinks.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_shard_that_failed_twice_is_one_line_and_exit_code_1(
     phaselens: Phaselens, checkpoint: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

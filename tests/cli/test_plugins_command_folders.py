@@ -62,6 +62,7 @@ def test_a_package_is_checked_without_being_installed(
     assert "failed" not in outcome.out
 
 
+@pytest.mark.slow
 def test_a_package_whose_metric_breaks_the_contract_is_reported(
     phaselens: Phaselens, package: Callable[..., Path]
 ) -> None:

@@ -38,6 +38,7 @@ def test_a_missing_model_is_an_error_before_ipython_starts(tmp_path):
     assert run_to_exit_code(["repl", "rope", "--positions", "other=nope"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("argument", "label"), [("gpt2", "gpt2"), ("mine=gpt2@main", "mine")])
 def test_a_hub_id_without_an_owner_opens_a_session(argument, label, tmp_path, monkeypatch):
     """The model comes from a cache, and the shell is a stand-in."""

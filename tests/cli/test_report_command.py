@@ -9,6 +9,7 @@ import pytest
 from tests.cli.conftest import ErrorLine, Phaselens
 
 
+@pytest.mark.slow
 def test_a_run_with_a_directory_has_a_report(
     phaselens: Phaselens, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:
@@ -25,6 +26,7 @@ def test_a_run_with_a_directory_has_a_report(
     assert "--report" in page  # the command
 
 
+@pytest.mark.slow
 def test_a_report_without_a_directory_can_leave_tokens_out(
     phaselens: Phaselens, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:

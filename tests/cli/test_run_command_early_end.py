@@ -130,6 +130,7 @@ DAMAGES: list[tuple[Callable[[Path], Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "message"), DAMAGES, ids=range(len(DAMAGES)))
 def test_a_damaged_second_model_is_found_before_the_first_is_measured(
     lens: Any, second: Path, damage: Callable[[Path], Any], message: str
@@ -152,6 +153,7 @@ def lens() -> Any:
     return toy_lens(label="whole")
 
 
+@pytest.mark.slow
 def test_intact_sharded_checkpoints_pass(lens: Any, second: Path) -> None:
     sharded(second)
     run = phaselens.run([lens, second], metrics="sinks", texts=[letters(4)])
@@ -228,6 +230,7 @@ def test_an_interrupt_while_plugins_are_notified_keeps_all_models(
     assert ([model.info.label for model in partial_run.models], partial_run.errors) == (["whole"], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["json", "table", "csv", "markdown"])
 def test_an_interrupt_during_printing_does_not_cut_the_output(
     phaselens: Phaselens, checkpoint: Path, texts: Path, form: str, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +249,7 @@ def test_an_interrupt_during_printing_does_not_cut_the_output(
     assert interrupted_result.err.endswith("phaselens: error: interrupted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["json", "table", "csv", "markdown"])
 def test_the_command_prints_the_finished_models_and_exits_with_3(
     phaselens: Phaselens, checkpoint: Path, second: Path, texts: Path, form: str
@@ -268,6 +272,7 @@ def test_the_command_prints_the_finished_models_and_exits_with_3(
         assert first_model_result.out.splitlines()[2:8] == result.out.splitlines()[2:8]
 
 
+@pytest.mark.slow
 def test_debug_prints_the_metrics_traceback(
     phaselens: Phaselens, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:
@@ -375,6 +380,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["json", "table"])
 @pytest.mark.parametrize("weight_format", ["folder", "owner/second", "second"])
 def test_the_command_finds_a_truncated_second_checkpoint_before_it_measures_the_first(

@@ -59,6 +59,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_command, "params", parameters)
 
 
+@pytest.mark.slow
 def test_a_registered_format_writes_the_run_or_one_table(
     phaselens: Phaselens, checkpoint: Path, texts: Path
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_registered_format_writes_the_run_or_one_table(
     assert (table.code, table.out) == (0, "bos-norm.layers 2\n")
 
 
+@pytest.mark.slow
 def test_a_format_without_tables_refuses_the_option_before_it_measures(
     phaselens: Phaselens, checkpoint: Path, texts: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_help_and_the_list_of_choices_come_from_the_registry(phaselens: Phaselen
     assert "[table|json|csv|markdown|parquet|latex|row-counts|model-names]" in text
 
 
+@pytest.mark.slow
 def test_parquet_has_the_rows_types_and_units_of_the_table(
     capsysbinary: pytest.CaptureFixture[bytes], checkpoint: Path, texts: Path
 ) -> None:
@@ -114,6 +117,7 @@ def test_parquet_is_refused_on_a_terminal(
     assert message == "--format parquet is binary; redirect it to a file: … > FILE.parquet"
 
 
+@pytest.mark.slow
 def test_a_heatmap_is_drawn_below_the_tables(
     phaselens: Phaselens, error_line: ErrorLine, checkpoint: Path, texts: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.cli.conftest import ErrorLine, Phaselens
 
 
+@pytest.mark.slow
 def test_the_same_command_prints_the_same_output_again(
     phaselens: Phaselens, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:
@@ -29,6 +30,7 @@ def test_the_same_command_prints_the_same_output_again(
     assert command == ["phaselens", *map(str, arguments), "--out", str(tmp_path / "r")]
 
 
+@pytest.mark.slow
 def test_another_command_is_refused_and_fresh_starts_over(
     phaselens: Phaselens, error_line: ErrorLine, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:

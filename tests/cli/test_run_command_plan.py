@@ -11,6 +11,7 @@ from phaselens.runs import planning
 from tests.cli.conftest import ErrorLine, Phaselens
 
 
+@pytest.mark.slow
 def test_a_plan_measures_and_writes_nothing(
     phaselens: Phaselens, checkpoint: Path, texts: Path, tmp_path: Path
 ) -> None:
@@ -25,6 +26,7 @@ def test_a_plan_measures_and_writes_nothing(
     assert plan["models"][0]["n_texts"] == 4
 
 
+@pytest.mark.slow
 def test_a_long_run_prints_its_plan_as_a_note(
     phaselens: Phaselens, checkpoint: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

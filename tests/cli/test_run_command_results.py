@@ -44,6 +44,7 @@ def test_json_is_all_that_is_on_stdout(phaselens: Phaselens, checkpoint: Path, t
     assert record["metrics"]["sinks"]["status"] == "ok"
 
 
+@pytest.mark.slow
 def test_the_table_compares_models_side_by_side(phaselens: Phaselens, checkpoint: Path, texts: Path) -> None:
     outcome = phaselens(
         "run", f"rope={checkpoint}", f"nulled={checkpoint}", "-p", "sinks", "--texts", texts,
@@ -58,6 +59,7 @@ def test_the_table_compares_models_side_by_side(phaselens: Phaselens, checkpoint
     assert "\x1b" not in outcome.out
 
 
+@pytest.mark.slow
 def test_csv_and_markdown_hold_the_same_layers(phaselens: Phaselens, checkpoint: Path, texts: Path) -> None:
     arguments = ("run", checkpoint, "-p", "sinks", "--texts", texts, "--table", "sinks.layers", "--format")
     rows = list(csv.reader(io.StringIO(phaselens(*arguments, "csv").out)))
@@ -77,6 +79,7 @@ def test_csv_and_markdown_hold_the_same_layers(phaselens: Phaselens, checkpoint:
     assert f"{float(rows[1][2]):.4f}" in markdown[2]
 
 
+@pytest.mark.slow
 def test_notes_go_to_stderr_where_stdout_is_a_table_of_data(
     phaselens: Phaselens, checkpoint: Path, texts: Path
 ) -> None:
@@ -85,6 +88,7 @@ def test_notes_go_to_stderr_where_stdout_is_a_table_of_data(
     assert phaselens(*arguments, "--quiet").err == ""
 
 
+@pytest.mark.slow
 def test_a_text_of_one_token_is_missing_with_a_note_and_no_error(
     phaselens: Phaselens, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -94,6 +98,7 @@ def test_a_text_of_one_token_is_missing_with_a_note_and_no_error(
     assert "score is missing: fewer than two tokens in text 'one:1', 'one:2'" in " ".join(outcome.out.split())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("broken")
 def test_a_failed_metric_exits_with_code_1_and_the_others_are_written(
     phaselens: Phaselens, checkpoint: Path, texts: Path
@@ -144,6 +149,7 @@ def spoil_config(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": ')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -189,6 +195,7 @@ def test_unknown_models_dtypes_and_devices_are_refused(
     )
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_an_error_of_one_line(
     error_line: ErrorLine, checkpoint: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,6 +213,7 @@ def test_too_little_memory_is_an_error_of_one_line(
     assert "lower --batch-tokens or --max-tokens" in message
 
 
+@pytest.mark.slow
 def test_texts_come_from_the_named_fields_or_from_stdin(
     phaselens: Phaselens, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +227,7 @@ def test_texts_come_from_the_named_fields_or_from_stdin(
     assert [text["id"] for text in json.loads(result.out)["texts"]] == ["stdin:1", "stdin:4"]
 
 
+@pytest.mark.slow
 def test_scale_and_rope_type_are_set_by_label_and_recorded(
     phaselens: Phaselens, checkpoint: Path, texts: Path
 ) -> None:

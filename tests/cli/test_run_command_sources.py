@@ -20,6 +20,7 @@ def adapter(tmp_path: Path) -> Path:
     return tmp_path / "lora"
 
 
+@pytest.mark.slow
 def test_a_gguf_file_is_a_model(phaselens: Phaselens, tmp_path: Path) -> None:
     from tests.lens.gguf_models import write_gguf
 
@@ -30,6 +31,7 @@ def test_a_gguf_file_is_a_model(phaselens: Phaselens, tmp_path: Path) -> None:
     assert (model["label"], model["quantisation"]) == ("model.gguf", "GGUF Q4_1, dequantised")
 
 
+@pytest.mark.slow
 def test_base_and_adapter_are_a_model(phaselens: Phaselens, checkpoint: Path, adapter: Path) -> None:
     outcome = phaselens(*RUN, f"{checkpoint}+{adapter}", "--adapter-scale", "0.5")
     assert (outcome.code, outcome.err) == (0, "")

@@ -23,6 +23,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "study"
 
 
+@pytest.mark.slow
 def test_show_prints_what_the_run_printed(phaselens: Phaselens, study: Path) -> None:
     command = json.loads((study / "run.json").read_text())["command"][1:]
     again = phaselens(*command)
@@ -41,6 +42,7 @@ def test_what_is_not_a_complete_run_is_refused(error_line: ErrorLine, study: Pat
     assert "no table 'layer'; did you mean layers?" in error_line(2, "show", study, "--table", "layer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["csv", "json", "markdown", "latex"])
 def test_export_writes_what_the_run_prints_in_that_format(
     phaselens: Phaselens, study: Path, name: str, tmp_path: Path

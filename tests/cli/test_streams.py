@@ -55,6 +55,7 @@ def run_with(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_json_stays_clean_while_a_plugin_writes_to_every_stream(
     tmp_path: Path, checkpoint: Path, texts: Path
 ) -> None:
@@ -83,6 +84,7 @@ def test_json_stays_clean_while_a_plugin_writes_to_every_stream(
     assert "JUNK" in process.stderr
 
 
+@pytest.mark.slow
 def test_the_results_of_others_are_complete_whatever_a_metric_raises_or_returns(
     phaselens: Any, tmp_path: Path, checkpoint: Path, texts: Path
 ) -> None:
@@ -108,6 +110,7 @@ def test_the_results_of_others_are_complete_whatever_a_metric_raises_or_returns(
         assert json.loads(result.out)["metrics"]["sinks"]["tables"]["texts"]["rows"]
 
 
+@pytest.mark.slow
 def test_cells_that_a_metric_writes_past_the_checks_are_checked(
     phaselens: Any, tmp_path: Path, checkpoint: Path, texts: Path
 ) -> None:

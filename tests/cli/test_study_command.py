@@ -18,6 +18,7 @@ def file(tmp_path: Path, checkpoint: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_study_is_run_and_printed(phaselens: Phaselens, file: Path, checkpoint: Path) -> None:
     result = phaselens("study", "run", file, "--models", checkpoint, checkpoint, "--quiet")
     assert result.code == 0

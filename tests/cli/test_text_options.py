@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import ErrorLine, Phaselens
 from tests.toys import letters
 
 
+@pytest.mark.slow
 def test_labels_group_the_tables_of_every_command(
     phaselens: Phaselens, error_line: ErrorLine, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_a_stride_beyond_the_window_skips_text() -> None:
     assert [window.text.split() for window in windows] == [words[0:4], words[10:14], words[20:23]]
 
 
+@pytest.mark.slow
 @given(text=st.text(min_size=1, max_size=60), size=st.integers(2, 20))
 def test_no_character_but_space_is_lost_or_repeated(bundled_tokenizer: Any, text: str, size: int) -> None:
     encoder = Encoder(bundled_tokenizer)

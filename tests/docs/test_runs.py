@@ -22,6 +22,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_file_and_folder_of_a_run_is_on_the_page(study: Path) -> None:
     table = PAGE.partition("| path | contents |")[2].partition("\n\n")[0]
     listed = {name.rstrip("/") for name in re.findall(r"^\| `([\w./]+)` \|", table, re.MULTILINE)}

@@ -25,6 +25,7 @@ def lens_of(model_type: str):
     return phaselens.load(model_of(model_type), label=model_type)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", EVERY_RECIPE)
 def test_the_full_check_passes(model_type):
     assert not has_own_adapter(model_of(model_type))
@@ -160,6 +161,7 @@ def test_a_model_whose_layers_run_twice_is_refused_with_that_reason():
         measure_anatomy(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama4_text", "deepseek_v32"])
 def test_texts_beyond_a_chunk_or_the_selected_keys_are_refused(model_type):
     lens = lens_of(model_type)

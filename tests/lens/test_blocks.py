@@ -90,6 +90,7 @@ def test_a_module_that_is_replaced_in_its_bridge_is_the_one_that_runs(tokens):
     assert not torch.allclose(unhooked, with_original_module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt-neox"])
 def test_a_nulled_rotation_is_nulled_in_blocks_without_hooks(family, tokens):
     lens = phaselens.load(tiny_model(family), positions="nope")

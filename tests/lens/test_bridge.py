@@ -75,6 +75,7 @@ def test_a_statistic_cannot_be_edited(tokens):
         lens_of("llama").stream(tokens, [("blocks.0.attn.hook_sink", lambda value, hook: value * 0)])
 
 
+@pytest.mark.slow
 def test_start_at_layer_skips_the_layers_below(tokens):
     lens = lens_of("llama", num_hidden_layers=4)
     with torch.no_grad():
@@ -89,6 +90,7 @@ def test_start_at_layer_skips_the_layers_below(tokens):
     torch.testing.assert_close(resumed, logits, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mark_later_slow(["llama", "gemma2", "olmo2", "gpt2"], 2))
 def test_an_edit_of_resid_mid_reaches_the_skip_path(family, tokens):
     lens = lens_of(family)
@@ -257,6 +259,7 @@ def test_a_point_of_the_models_own_attention_is_refused_if_that_does_not_run(tok
     assert name not in lens.run_with_cache(tokens)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:run_with_cache. skipped .* gated-off hook")
 @pytest.mark.parametrize(
     "option", ["use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"]
@@ -324,6 +327,7 @@ def test_texts_longer_than_the_learned_positions_are_refused():
         lens.stream(torch.zeros(1, 129, dtype=torch.long))
 
 
+@pytest.mark.slow
 def test_a_lens_without_references_is_freed():
     lens = phaselens.load(tiny_model("llama"))
     reference = weakref.ref(lens.original_model)
@@ -341,6 +345,7 @@ def test_the_sink_can_be_at_any_position(tokens):
     assert streamed["s"][..., 10:].abs().max() == 0  # outside of the window
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["mistral", "gpt-oss"])
 @pytest.mark.parametrize("n", [1, 5, LENGTH, 2 * LENGTH])
 def test_any_number_of_distances_is_exact_with_and_without_the_matrix(tokens, family, n):

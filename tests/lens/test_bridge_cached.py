@@ -126,6 +126,7 @@ POINTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_class", ["dynamic", "static"])
 @pytest.mark.parametrize("points", POINTS)
 @pytest.mark.parametrize("family", SLIDING_FIRST)
@@ -190,6 +191,7 @@ def require_same_chunks(
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache_class", ["dynamic", "static"])
 @pytest.mark.parametrize("family", mark_later_slow(UNUSUAL_FIRST, 3))
 def test_every_hook_point_shows_in_chunks_what_it_shows_in_one_forward(family, cache_class):

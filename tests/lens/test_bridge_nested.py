@@ -56,6 +56,7 @@ FORWARDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks", [[20], [9, 1, 10]])
 @pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize("point", ["hook_resid_pre", "attn.hook_q", "attn.hook_rot_k", "attn.hook_pattern"])

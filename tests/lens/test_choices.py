@@ -123,6 +123,7 @@ def test_a_mixture_differs_by_rounding_alone_once_its_experts_are_repeated() -> 
     assert _difference(repeated, in_batch) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mixture_that_chooses_other_experts_than_its_own_fails_its_check(dtype: torch.dtype) -> None:
     lens = phaselens.load(tiny_mixture("glm4_moe", dtype), check="report")

@@ -42,6 +42,7 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "fields", "message"), CASES)
 def test_the_field_is_named(tmp_path: Path, family: str, fields: dict[str, Any], message: str) -> None:
     folder = save_checkpoint(tmp_path / "tiny", family)

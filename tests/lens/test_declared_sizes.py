@@ -50,6 +50,7 @@ def test_an_id_far_beyond_the_tokens_is_refused(tmp_path: Path) -> None:
         phaselens.load(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"{}", b"[1", b'{"model": {"type": "BPE", "vocab": 3}}', b"\xff\xfe"])
 def test_a_damaged_tokenizer_is_named(tmp_path: Path, content: bytes) -> None:
     folder = save_checkpoint(tmp_path / "tiny")

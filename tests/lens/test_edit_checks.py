@@ -16,6 +16,7 @@ MODEL_TYPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_the_body_returns_the_residual_above_the_last_layer_where_it_has_no_final_norm(
     model_type: str,

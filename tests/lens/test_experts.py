@@ -10,6 +10,7 @@ from tests.lens.conftest import text
 from tests.lens.mixtures import tiny_mixture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
 @pytest.mark.parametrize(
     ("dtype", "width", "implementation"),
@@ -28,6 +29,7 @@ def test_experts_are_computed_one_by_one_only_where_the_grouped_product_fails(
     assert lens.stream(text()).isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_users_own_implementation_stays() -> None:
     model = tiny_mixture("mixtral")
     model.set_experts_implementation("batched_mm")

@@ -30,6 +30,7 @@ def streamed(lens, tokens, **options):
     return capture(lens, tokens, points, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_statistics_equal_the_float64_eager_attention(family):
     lens, reference = lens_of(family), dense(family)
@@ -112,6 +113,7 @@ def test_measuring_changes_no_logit_beyond_rounding(family):
     torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_the_full_check_passes(family):
     from phaselens.lens import run_checks

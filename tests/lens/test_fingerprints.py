@@ -74,6 +74,7 @@ def test_a_gguf_file_with_an_adapter_has_both(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_weights_that_were_not_loaded_from_files_have_a_digest_of_their_own() -> None:
     assert weights_digest(toy_lens()) == weights_digest(toy_lens())
     assert weights_digest(toy_lens()) != weights_digest(toy_lens(seed=1))

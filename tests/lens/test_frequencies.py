@@ -119,6 +119,7 @@ def continued(rope_type: str, tokens: Tensor, n_new: int) -> Tensor:
 LENGTHS = st.integers(2, 2 * N_CTX) | st.sampled_from([N_CTX - 1, N_CTX, N_CTX + 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", ROPE_TYPES)
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(batches=st.lists(st.lists(LENGTHS, min_size=1, max_size=4), min_size=1, max_size=3))
@@ -145,6 +146,7 @@ def test_a_mask_gives_the_length_of_each_text(rope_type):
             torch.testing.assert_close(text_logits, alone(rope_type, length)[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
 @pytest.mark.parametrize("lengths", [(N_CTX - 4,), (2 * N_CTX - 8,), (20, N_CTX + 4)])
 def test_generation_follows_a_fresh_model(rope_type, lengths):
@@ -157,6 +159,7 @@ def test_generation_follows_a_fresh_model(rope_type, lengths):
         assert torch.equal(generated, continued(rope_type, text(length), 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
 def test_transformers_own_generation_follows_a_fresh_model(rope_type):
     lens = phaselens.load(fresh(rope_type), tokenizer=tiny_tokenizer(), check=False)
@@ -167,6 +170,7 @@ def test_transformers_own_generation_follows_a_fresh_model(rope_type):
         assert torch.equal(generated, continued(rope_type, text(length), 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", mark_later_slow([*BY_LENGTH, "default", "linear", "yarn", "llama3"], 2))
 def test_texts_generated_in_a_batch_continue_as_alone(rope_type):
     """One text outgrows the trained length during generation, the other is longer from the start."""
@@ -208,6 +212,7 @@ def test_a_cache_serves_texts_of_one_rotation():
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
 def test_conditions_rotate_each_text_of_a_batch_by_its_own_length(rope_type):
     """Edits resume from a residual in the middle of the model, where the rotation needs the texts' lengths too."""
@@ -286,6 +291,7 @@ def test_each_layer_type_keeps_its_own_rotation():
         torch.testing.assert_close(logits[row, :length], expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "rope_type"),
     mark_later_slow(
@@ -309,6 +315,7 @@ def test_families_that_rotate_unlike_llama_are_measured_as_alone(family, rope_ty
             require_alone(rope_type, length, logits[row], sink[row], family)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
 def test_the_self_check_detects_a_rotation_that_depends_on_other_texts(rope_type, monkeypatch):
     assert all(result.ok for result in checks.run_checks(lens_of(rope_type)))

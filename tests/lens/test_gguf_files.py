@@ -29,6 +29,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, t
     return path, write_gguf(path)
 
 
+@pytest.mark.slow
 def test_a_file_loads_with_the_weights_that_it_stores(written) -> None:
     path, weights = written
     lens = phaselens.load(path)
@@ -46,6 +47,7 @@ def test_a_file_loads_with_the_weights_that_it_stores(written) -> None:
     assert all(result.ok for result in run_checks(lens))
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_that_of_the_file(written) -> None:
     lens = phaselens.load(written[0])
     assert lens.tokenizer_note is None
@@ -58,6 +60,7 @@ def test_the_tokenizer_is_that_of_the_file(written) -> None:
     assert run.models[0].info.files == lens.info.files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "float64"])
 def test_every_dtype_has_the_same_dequantised_weights(written, dtype) -> None:
     lens = phaselens.load(written[0], dtype=dtype)
@@ -65,6 +68,7 @@ def test_every_dtype_has_the_same_dequantised_weights(written, dtype) -> None:
     assert torch.equal(weight, written[1]["model.layers.0.mlp.down_proj.weight"].to(weight.dtype))
 
 
+@pytest.mark.slow
 def test_files_beside_it_and_in_the_current_folder_are_not_read(written, tmp_path, monkeypatch) -> None:
     """transformers would take a file of the same name in the current folder, and an adapter or tokenizer beside it."""
     folder = tmp_path / "model"
@@ -80,6 +84,7 @@ def test_files_beside_it_and_in_the_current_folder_are_not_read(written, tmp_pat
         torch.testing.assert_close(lens(TOKENS), same_model(written[1])(TOKENS).logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_divisors_of_the_frequencies_are_applied(tmp_path) -> None:
     """Llama 3.1 files store how much slower each frequency turns, which transformers does not read."""
     low, high, factor, n_ctx = 1.0, 4.0, 8.0, 64

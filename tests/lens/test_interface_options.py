@@ -20,6 +20,7 @@ def test_an_option_that_changes_attention_is_refused_by_its_effect(option: str) 
         require_served(nn.Linear(1, 1), {"position_ids": torch.zeros(1), option: torch.zeros(1)})
 
 
+@pytest.mark.slow
 def test_a_bias_of_the_scores_is_served() -> None:
     lens = phaselens.load(tiny_model("inkling_text"))
     assert set(lens.info.positions) == {"relative"}

@@ -74,6 +74,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(change, reason, id=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "reason"), list(cases()))
 def test_what_is_not_one_stack_of_layers_is_refused_with_the_reason(
     change: Callable[[Any], None], reason: str

@@ -54,6 +54,7 @@ def test_a_path_object_loads_under_the_given_label(folder):
     assert phaselens.load(folder, label="mine").info.label == "mine"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bf16", "float16", torch.float64])
 def test_the_dtype_is_that_of_the_option(folder, name):
     lens = phaselens.load(folder, dtype=name)
@@ -63,6 +64,7 @@ def test_the_dtype_is_that_of_the_option(folder, name):
     assert dtypes == [torch.float64 if name is torch.float64 else torch.float32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["llama", "qwen2"])
 @pytest.mark.parametrize(
     "attention_type", mark_later_slow(["nope", "qk_norm_nope", "q_norm_nope", "k_norm_nope"])
@@ -260,6 +262,7 @@ def test_a_missing_cuda_device_is_refused(folder, monkeypatch):
     assert checkpoints.resolve_device("auto") == torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_model_that_differs_is_refused_and_the_layer_is_named(folder, monkeypatch):
     """A lens that computes layer 1's attention wrongly is refused, with the layer in the message."""
     from phaselens import attention
@@ -274,6 +277,7 @@ def test_a_model_that_differs_is_refused_and_the_layer_is_named(folder, monkeypa
     refused(folder, r"failed its check 'logits, all statistics hooked'.*first seen entering layer 1, by 0\.")
 
 
+@pytest.mark.slow
 def test_wrong_statistics_are_refused(folder, monkeypatch):
     from phaselens import attention
 
@@ -311,6 +315,7 @@ def test_other_objects_and_loaded_lenses_are_refused(tokens):
         phaselens.load(lens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "ignored", "expected"),
     [
@@ -330,6 +335,7 @@ def test_configuration_fields_that_the_model_ignores_are_ignored(family, ignored
     assert cache["blocks.0.attn.hook_k"].shape[2:] == (lens.info.n_kv_heads, lens.info.d_head)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"adds_bos": False}, {"adds_bos": False, "has_bos": False}])
 def test_a_tokenizer_made_in_memory_is_used(options):
     lens = phaselens.load(tiny_model("llama"), tokenizer=tiny_tokenizer(**options))
@@ -369,6 +375,7 @@ def test_a_hub_id_that_cannot_be_fetched_fails_at_once(monkeypatch):
     refused("nobody/nothing", "the hub at .* cannot be reached")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "label"), [("gpt2", "gpt2"), ("gpt2-medium", "gpt2-medium"), ("owner/gpt2", "gpt2")]
 )
@@ -392,6 +399,7 @@ def test_an_uncached_hub_id_without_an_owner_is_refused(tmp_path, monkeypatch):
 # Weights in several files, tied and not
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shards", [False, True])
 def test_shards_and_a_single_file_load_tied_and_untied(tmp_path, tokens, shards, tied):
@@ -493,6 +501,7 @@ def test_the_index_of_a_hub_model_is_checked_before_its_shards_are_read(tmp_path
     refused("org/model", "model.safetensors.index.json names weights")
 
 
+@pytest.mark.slow
 def test_implementations_that_a_config_names_are_left_out(folder, tmp_path, tokens):
     """A config can name kernels on the hub, which transformers would fetch and run."""
     path = copy_of(folder, tmp_path)

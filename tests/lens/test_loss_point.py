@@ -87,6 +87,7 @@ def test_it_needs_tokens_and_cannot_be_edited(tokens: Tensor) -> None:
         Edit("hook_loss", 0.0)
 
 
+@pytest.mark.slow
 def test_it_keeps_no_model_alive() -> None:
     lens = phaselens.load(tiny_model("llama"), check=False)
     capture(lens, text(), HOOK)

@@ -62,6 +62,7 @@ def test_a_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert ModelSource.identify("~nobody-of-this-name/base").kind == "other"
 
 
+@pytest.mark.slow
 def test_each_model_of_a_run_is_identified_once(tmp_path: Path, identified: Counter[str]):
     base, twin = (str(save_checkpoint(tmp_path / name)) for name in ("base", "twin"))
     run = phaselens.run([base, f"twin={twin}"], metrics="sinks", texts=["to be or not to be"])
@@ -69,6 +70,7 @@ def test_each_model_of_a_run_is_identified_once(tmp_path: Path, identified: Coun
     assert identified == {base: 1, f"twin={twin}": 1, twin: 1}
 
 
+@pytest.mark.slow
 def test_loading_identifies_once(tmp_path: Path, identified: Counter[str]):
     folder = save_checkpoint(tmp_path / "base")
     phaselens.load(folder, check=False)

@@ -30,6 +30,7 @@ def lying_copy(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_nope_model_that_calls_itself_llama_is_recognised(tmp_path) -> None:
     lens = phaselens.load(lying_copy(tmp_path), check=False)
     loss = compare_nulled_loss(lens, texts_from("bundled", 8))
@@ -44,6 +45,7 @@ def test_a_nope_model_that_calls_itself_llama_is_recognised(tmp_path) -> None:
     assert nulled.info.positions == ("nope",) * 6
 
 
+@pytest.mark.slow
 def test_a_rotary_model_is_worse_without_its_rotation() -> None:
     loss = compare_nulled_loss(phaselens.load("rope", check=False), texts_from("bundled", 8))
     assert isinstance(loss, NulledLoss)
@@ -70,6 +72,7 @@ def test_losses_are_the_means_over_texts_of_the_models_own_cross_entropy() -> No
     assert loss.uniform == pytest.approx(math.log(67))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_random_model_looks_like_nothing(seed) -> None:
     loss = compare_nulled_loss(tiny_lens("llama", seed=seed), TEXTS)

@@ -21,6 +21,7 @@ def logits(lens: phaselens.HookedTransformer) -> Tensor:
     return lens.stream(text(2, LONG), unembed=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn"])
 def test_a_rope_type_equals_that_of_a_configured_model(rope_type: str) -> None:
     parameters = {"rope_type": rope_type, "rope_theta": 1e4, "factor": 4.0}
@@ -36,6 +37,7 @@ def test_a_rope_type_equals_that_of_a_configured_model(rope_type: str) -> None:
     assert lens.info.as_dict()["rope_scaling"] == f"{rope_type}:4"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", mark_later_slow(["gpt-neox", "llama-gqa", "phi3", "cohere2", "gpt-oss"], 2)
 )
@@ -52,6 +54,7 @@ def test_a_rope_type_is_served_in_other_families(family: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mark_later_slow(["llama-gqa", "gemma2", "gpt-oss", "gpt2"], 2))
 def test_a_scale_replaces_the_models_own(family: str) -> None:
     lens = phaselens.load(tiny_model(family), softmax_scale=0.21)
@@ -60,6 +63,7 @@ def test_a_scale_replaces_the_models_own(family: str) -> None:
     assert not torch.equal(logits(lens), logits(phaselens.load(tiny_model(family))))
 
 
+@pytest.mark.slow
 def test_a_scale_equals_that_of_a_drope_checkpoint() -> None:
     configured = phaselens.load(tiny_model("llama-drope-nope", softmax_scale=0.21))
     lens = phaselens.load(tiny_model("llama-drope-nope"), softmax_scale=0.21)

@@ -260,6 +260,7 @@ def test_a_lens_serves_one_thread(subject: Subject) -> None:
     subject.require_unchanged()
 
 
+@pytest.mark.slow
 def test_lenses_of_their_own_serve_threads_at_once() -> None:
     texts = [letters(n) for n in range(5, 9)]
     expected = phaselens.run(toy_lens(), metrics="sinks", texts=texts).to_dict()["metrics"]

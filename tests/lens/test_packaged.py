@@ -65,6 +65,7 @@ def refuse_to_read(*_: object) -> None:
     raise AssertionError("the GGUF file was dequantised again")
 
 
+@pytest.mark.slow
 def test_loading_returns_the_dequantised_weights(package, model, tmp_path, capfd) -> None:
     lens = phaselens.load("smollm2")
     (folder,) = cache_folders(tmp_path)
@@ -82,6 +83,7 @@ def test_loading_returns_the_dequantised_weights(package, model, tmp_path, capfd
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_second_load_reads_the_cache(package, tmp_path, monkeypatch) -> None:
     first_lens = phaselens.load("smollm2")
     times = {file: file.stat().st_mtime_ns for file in cache_folders(tmp_path)[0].iterdir()}
@@ -91,6 +93,7 @@ def test_a_second_load_reads_the_cache(package, tmp_path, monkeypatch) -> None:
     assert {file: file.stat().st_mtime_ns for file in cache_folders(tmp_path)[0].iterdir()} == times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -192,6 +195,7 @@ def test_a_close_name_is_suggested(monkeypatch) -> None:
         phaselens.load("smolm2")
 
 
+@pytest.mark.slow
 def test_the_caption_of_each_metric_states_the_recommended_settings(package, adapter) -> None:
     """Models of one protocol share a sentence; its twin's making is a note of the run."""
     models = ["smollm2", "smollm2-drope", "rope"]
@@ -209,11 +213,13 @@ def test_the_caption_of_each_metric_states_the_recommended_settings(package, ada
     ]
 
 
+@pytest.mark.slow
 def test_a_model_without_a_protocol_adds_no_caption() -> None:
     run = phaselens.run(["rope"], metrics=["sinks"], texts=["Call me Ishmael."])
     assert "rope" not in run_document(run).sections[0].tables[0].caption
 
 
+@pytest.mark.slow
 def test_a_run_reads_its_files_once_for_their_digests(package, tmp_path, read_for_digests) -> None:
     """Finding the cache, checking it and recording its digests need one reading together."""
     import hashlib
@@ -258,6 +264,7 @@ def adapter(model, tmp_path, monkeypatch):
     return folder, adapted.eval()
 
 
+@pytest.mark.slow
 def test_a_twin_is_the_base_and_its_adapter(adapter) -> None:
     lens = phaselens.load("smollm2-rope")
     with torch.no_grad():
@@ -267,6 +274,7 @@ def test_a_twin_is_the_base_and_its_adapter(adapter) -> None:
     assert "trained as smollm2-drope was" in lens.info.note
 
 
+@pytest.mark.slow
 def test_the_drope_twin_has_no_rotation(adapter) -> None:
     lens = phaselens.load("smollm2-drope")
     assert lens.info.positions == ("nope", "nope")
@@ -277,6 +285,7 @@ def test_the_drope_twin_has_no_rotation(adapter) -> None:
         assert not torch.allclose(lens(TOKENS), adapter[1](TOKENS).logits, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "float64"])
 def test_a_twin_has_the_merged_weights_in_every_dtype(adapter, dtype) -> None:
     merged = adapter[1].merge_and_unload().state_dict()
@@ -288,6 +297,7 @@ def test_a_twin_has_the_merged_weights_in_every_dtype(adapter, dtype) -> None:
     torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=0 if dtype == "bf16" else 1e-7)
 
 
+@pytest.mark.slow
 def test_a_twin_needs_the_memory_of_the_dtype_in_which_it_is_merged(adapter, monkeypatch) -> None:
     import psutil
 

@@ -39,6 +39,7 @@ def map_file(tmp_path: Path, devices: object) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", mark_later_slow(["disk", "cpu"]))
 def test_a_run_on_two_parts_equals_a_run_on_one_device_to_the_bit(folder, tmp_path, second):
     options = {"metrics": METRICS, "texts": TEXTS, "max_tokens": 12}
@@ -51,6 +52,7 @@ def test_a_run_on_two_parts_equals_a_run_on_one_device_to_the_bit(folder, tmp_pa
             assert parts.table(name, table) == whole.table(name, table), (name, table)
 
 
+@pytest.mark.slow
 def test_offloaded_weights_can_be_read(folder):
     whole, parts = (phaselens.load(folder, device_map=devices) for devices in (None, two_parts("disk")))
     assert parts.info.device_map == "cpu 3, disk 3"
@@ -61,6 +63,7 @@ def test_offloaded_weights_can_be_read(folder):
         parts.weight_of(1, "ln1.w")
 
 
+@pytest.mark.slow
 def test_the_folder_of_offloaded_weights_goes_with_the_model(folder):
     folders = Path(tempfile.gettempdir())
     before = set(folders.glob("phaselens-offload-*"))

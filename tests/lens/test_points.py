@@ -46,6 +46,7 @@ AXES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama-gqa", "gpt2", "phi3"])
 def test_each_listed_point_has_the_declared_shape(family, tokens):
     lens = lens_of(family)
@@ -82,6 +83,7 @@ def test_the_documented_points_are_listed():
     assert expected | {"hook_embed", "ln_final.hook_normalized"} <= names
 
 
+@pytest.mark.slow
 def test_points_are_listed_only_for_models_that_have_them():
     """SmolLM3's second layer has no rotation; Cohere 2 has no mid residual."""
     names = [point.name for point in describe_hooks(lens_of("cohere2"))]
@@ -128,6 +130,7 @@ def texts_of(node: ast.AST) -> list[str]:
     return [element.value for element in elements if isinstance(element, ast.Constant)]
 
 
+@pytest.mark.slow
 def test_no_other_module_of_the_package_lists_the_statistics():
     lists = [
         f"{path}:{node.lineno}"
@@ -138,6 +141,7 @@ def test_no_other_module_of_the_package_lists_the_statistics():
     assert not lists, lists
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["src", "plugins"])
 def test_no_other_module_has_a_pattern_for_the_points_of_a_layer(root):
     patterns = [
@@ -149,6 +153,7 @@ def test_no_other_module_has_a_pattern_for_the_points_of_a_layer(root):
     assert not patterns, patterns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["src", "plugins"])
 def test_no_other_module_builds_the_name_of_a_point_in_a_layer(root):
     built = [

@@ -66,6 +66,7 @@ def test_scores_near_a_million_are_measured_in_fp16_where_eager_gives_nan():
     torch.testing.assert_close(activations["hook_lse"].double(), scores.logsumexp(-1), atol=0, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_models_are_served_with_float32_statistics(dtype):
     lens = phaselens.load(tiny_model("llama-gqa", dtype=dtype))

@@ -26,6 +26,7 @@ def model_of(name: str, dtype: torch.dtype, **options: Any) -> Any:
     return (tiny_mixture if name in MIXTURES else tiny_model)(name, dtype=dtype, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_the_full_check_passes_in_each_dtype(name: str, dtype: torch.dtype) -> None:
     lens = phaselens.load(model_of(name, dtype))

@@ -43,6 +43,7 @@ def torchao_config(kind: str, **fields: Any) -> Any:
     return TorchAoConfig(getattr(quantization, kind)(), **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", mark_later_slow(["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
 )
@@ -82,6 +83,7 @@ def test_torchao_checkpoints_load_and_measure_their_dequantised_weights(
     assert lens.projection_of(0, "attn.W_O").is_linear != rounds
 
 
+@pytest.mark.slow
 def test_a_quantised_unembedding_gives_the_models_own_losses(tmp_path) -> None:
     config = torchao_config("Int8WeightOnlyConfig", include_input_output_embeddings=True)
     model = save_quantised(tmp_path, "llama-gqa", config)
@@ -126,6 +128,7 @@ def test_8_bit_floats_are_dequantised_on_a_cpu(tmp_path) -> None:
     assert lens.info.quantisation == "fp8, dequantised"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "packages"),
     [
@@ -215,6 +218,7 @@ def with_hqq(compute_dtype: torch.dtype) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_a_model_that_hqq_has_quantised_is_measured() -> None:
     model = with_hqq(torch.float32)
     dense = model.model.layers[1].self_attn.o_proj.dequantize()
@@ -241,6 +245,7 @@ class CastingToHalf(Casting):
     compute_in = torch.float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module_class", [Casting, CastingToHalf])
 def test_the_tolerance_is_that_of_the_coarsest_module(module_class) -> None:
     model = tiny_model("llama-gqa")

@@ -44,6 +44,7 @@ def model_of(name: str, dtype: torch.dtype = torch.float64) -> Any:
     return tiny_model(family, dtype=dtype, rope_parameters=scaling, **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALED)
 def test_queries_and_keys_keep_the_attention_factor_and_lose_the_rotation(name):
     factor = SCALED[name][2]
@@ -65,6 +66,7 @@ def test_queries_and_keys_keep_the_attention_factor_and_lose_the_rotation(name):
             assert torch.allclose(rotated, factor * unrotated.view(rotated.shape), rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCALED)
 def test_logits_are_those_of_the_model_with_cos_of_the_factor_and_sin_of_zero(name):
     factor, model = SCALED[name][2], model_of(name)
@@ -81,6 +83,7 @@ def test_logits_are_those_of_the_model_with_cos_of_the_factor_and_sin_of_zero(na
     assert torch.allclose(lens.stream(TOKENS, unembed=True), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", mark_later_slow([torch.float64, torch.float32, torch.bfloat16]))
 @pytest.mark.parametrize("name", SCALED)
 def test_nulling_on_loading_while_running_and_in_an_experiment_is_bit_equal(name, dtype):
@@ -97,6 +100,7 @@ def test_nulling_on_loading_while_running_and_in_an_experiment_is_bit_equal(name
     assert torch.equal(lens.stream(TOKENS, unembed=True), rotated)
 
 
+@pytest.mark.slow
 def test_an_experiment_nulls_as_loading_does():
     lens = phaselens.load(model_of("yarn"), tokenizer=tiny_tokenizer())
     loaded = phaselens.load(model_of("yarn"), positions="nope")
@@ -138,6 +142,7 @@ def test_nulling_and_restoring_update_the_facts():
     assert lens.info.positions == ("rope", "nope")
 
 
+@pytest.mark.slow
 def test_a_layer_that_never_rotated_is_not_nulled():
     lens = phaselens.load(tiny_model("smollm3"), positions="nope")
     assert lens.info.positions == ("nope", "nope")
@@ -178,6 +183,7 @@ def test_an_interrupted_switch_leaves_the_rotation_as_it_was():
     assert lens.info.positions == ("rope", "rope")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotation_mode", ["auto", "nope"])
 def test_the_self_check_compares_with_the_rotation_of_loading(rotation_mode):
     lens = phaselens.load(tiny_model("llama"), positions=rotation_mode)

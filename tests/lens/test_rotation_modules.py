@@ -25,6 +25,7 @@ def rotated_by_hand(model, nulled):
         return model(TOKENS).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["gptj", "codegen"])
 def test_an_interleaved_rotation_by_a_table_is_nulled(model_type):
     """GPT-J rotates pairs 2i and 2i + 1 by sines and cosines that it looks up by position."""
@@ -46,6 +47,7 @@ def test_a_rotation_by_a_table_ends_with_the_table():
         lens.stream(torch.ones(1, 129, dtype=torch.long))
 
 
+@pytest.mark.slow
 def test_a_rotation_by_positions_that_the_model_counts_itself_is_seen():
     """RoFormer takes no positions."""
     assert phaselens.load(tiny_model("roformer")).info.positions == ("rope", "rope")
@@ -53,6 +55,7 @@ def test_a_rotation_by_positions_that_the_model_counts_itself_is_seen():
         phaselens.load(tiny_model("roformer"), positions="nope")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["bert", "jamba", "granitemoehybrid"])
 def test_layers_that_do_not_rotate_are_not_said_to(model_type):
     assert "rope" not in phaselens.load(tiny_model(model_type)).info.positions

@@ -79,6 +79,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_pairs_are_those_that_the_family_rotates(name):
     make, pairs = CASES[name]
@@ -87,6 +88,7 @@ def test_pairs_are_those_that_the_family_rotates(name):
     assert {rotation.d_head for rotation in info.rotations} == {info.d_head}
 
 
+@pytest.mark.slow
 def test_layers_without_rotation_have_no_pairs():
     for family in ("smollm3", "cohere2"):
         rotated, unrotated = phaselens.load(tiny_model(family)).info.rotations
@@ -95,6 +97,7 @@ def test_layers_without_rotation_have_no_pairs():
     assert phaselens.load(tiny_model("gpt2")).info.rotations == (None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt-neox", "smollm3"])
 def test_a_nulled_rotation_keeps_the_pairs_that_it_would_mix(family):
     rotated, nulled = (
@@ -104,6 +107,7 @@ def test_a_nulled_rotation_keeps_the_pairs_that_it_would_mix(family):
     assert nulled.rotations == rotated.rotations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", ["llama-drope-nope", "llama-drope-qk-norm-nope", "qwen2-drope-k-norm-nope"]
 )
@@ -185,6 +189,7 @@ def test_a_map_that_does_not_rotate_pairs_is_reported_as_a_problem():
     assert "not finite" in str(pairs_of(incomplete * torch.nan, torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["llama", "a part of the head", "cohere", "a very large base", "yarn", "llama3", "dynamic"]
 )
@@ -197,6 +202,7 @@ def test_angles_are_the_frequencies_of_the_models_rotary_module(name):
     assert rotation.factor == pytest.approx(attention_factor if name == "yarn" else 1.0)
 
 
+@pytest.mark.slow
 def test_a_model_without_rotation_keeps_the_angles_of_its_base():
     nulled = phaselens.load(tiny_model("llama"), positions="nope").info.rotations[0]
     dropped = phaselens.load(tiny_model("llama-drope-nope")).info.rotations[0]

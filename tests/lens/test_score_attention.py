@@ -107,6 +107,7 @@ def streamed(lens, tokens, **options):
     return capture(lens, tokens, points, **options)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_statistics_equal_those_of_the_models_own_softmax_in_float64(name: str) -> None:
     lens = lens_of(name)
@@ -134,6 +135,7 @@ def test_logits_are_the_models_own(name: str) -> None:
         torch.testing.assert_close(lens_of(name)(text()), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_the_full_check_passes(name: str) -> None:
     assert [result for result in run_checks(lens_of(name)) if not result.ok] == []
@@ -188,6 +190,7 @@ def test_an_edit_of_the_first_keys_scores_equals_the_same_edit_of_the_matrix(nam
     torch.testing.assert_close(by_key, by_matrix, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_generation_with_a_cache_equals_the_models_own(name: str) -> None:
     if name in ("openai-gpt", "mpt"):
@@ -239,6 +242,7 @@ def test_nulling_alibi_is_refused_by_name() -> None:
         phaselens.load(model_of("bloom"), positions="nope")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIBI)
 def test_statistics_of_alibi_need_no_matrix(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     n = 600

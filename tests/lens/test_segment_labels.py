@@ -28,6 +28,7 @@ def expected_mass(pattern: Tensor, labels: Tensor, n: int) -> Tensor:
     return torch.stack([(pattern * (labels == s)[:, None, None, :]).sum(-1) for s in range(n)], -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama-gqa", "mistral", "gpt-oss", "gemma2"])
 def test_each_text_has_its_own_segments(family: str) -> None:
     lens = tiny_lens(family, dtype=torch.float64)
@@ -110,6 +111,7 @@ def test_both_statistics_follow_an_edit_of_the_matrix(point: str) -> None:
     assert fired[names[1]][0, 0, 5].tolist() == [3.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

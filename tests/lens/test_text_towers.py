@@ -60,6 +60,7 @@ def test_no_other_weights_are_in_memory(model_type, tmp_path) -> None:
     assert not any("vision" in name or "visual" in name for name, _ in model.named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", mark_later_slow(_MEASURED))
 def test_the_text_model_is_measured_exactly(model_type, tmp_path) -> None:
     folder, full_model = saved(tmp_path / model_type, model_type)

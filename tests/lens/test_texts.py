@@ -63,6 +63,7 @@ def measured_ids(lens: Any, texts: list[str], **options: Any) -> list[list[int]]
     return [[int(token) for token in str(row[-1]).split()] for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bos"), SERVED)
 def test_every_method_gives_the_same_ids(name: str, bos: str) -> None:
     lens = lens_with(name, bos)
@@ -95,6 +96,7 @@ def test_the_policy_decides_the_first_token(name: str, bos: str) -> None:
     assert lens.get_token_position("b", "ab") == len(bos_ids) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", ["adds BOS", "adds none", "adds BOS and EOS"])
 def test_texts_in_a_batch_give_the_logits_of_each_text_alone(name: str, side: str) -> None:
@@ -240,6 +242,7 @@ def test_plain_texts_have_the_ids_that_transformer_lens_gives_them(side: str) ->
             assert torch.equal(lens.to_tokens(texts, prepend_bos=prepend_bos, padding_side=side), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("prepend_bos", [None, True, False])
 def test_positional_options_have_the_effect_of_named_ones(side: str, prepend_bos: bool | None) -> None:

@@ -99,6 +99,7 @@ def test_logits_computed_in_another_way_are_refused() -> None:
         token_losses(lens, lens.stream(text())[0, :-1], text()[0, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_pieces", [1, 5])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 20.0])
 def test_the_divergence_is_that_of_the_dense_distributions(

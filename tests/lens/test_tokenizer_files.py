@@ -27,6 +27,7 @@ DAMAGES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "fields"), DAMAGES)
 def test_the_file_is_named(tmp_path: Path, file: str, fields: dict[str, Any]) -> None:
     folder = save_checkpoint(tmp_path / "tiny")

@@ -30,6 +30,7 @@ def refuse(adapter: Any) -> None:
     raise NotImplementedError("this configuration is not supported")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [swap_norms, rename_mlp, refuse])
 @pytest.mark.parametrize("check", [True, "report"])
 def test_a_faulty_adapter_is_replaced_by_the_measured_anatomy(

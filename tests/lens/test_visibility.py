@@ -55,6 +55,7 @@ def model_of(name: str, window: int = W) -> Any:
     return model.double().eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mark_later_slow(list(WINDOWED), 6))
 def test_a_layer_sees_what_has_weight_in_the_models_own_eager_attention(name):
     model, tokens = model_of(name), torch.arange(3, 23)[None]
@@ -68,6 +69,7 @@ def test_a_layer_sees_what_has_weight_in_the_models_own_eager_attention(name):
         assert torch.equal(pattern[0].sum(0) > 0, visible(position[:, None], position, window))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 2, 64, 4096, 100_000])
 def test_windows_are_measured_at_any_size_without_a_text_of_that_length(window):
     for name in ("mistral", "exaone4, ignored in full layers"):
@@ -95,6 +97,7 @@ def test_the_self_check_sees_a_wrong_window_of_any_size(family, windows):
         checks.require(lens, checks.run_checks(lens, full=False))
 
 
+@pytest.mark.slow
 def test_the_self_check_sees_a_long_window_that_was_missed():
     lens = phaselens.load(model_of("mistral", 4096))
     lens.info = dataclasses.replace(lens.info, windows=(None, 4096, 4096, 4096))
@@ -110,6 +113,7 @@ def replace_causal_mask(monkeypatch: pytest.MonkeyPatch, mask_function: Any) -> 
     monkeypatch.setattr(masking_utils, "causal_mask_function", mask_function)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask_function",
     [

@@ -39,6 +39,7 @@ def close(lens, adapted, atol: float = 2e-5) -> None:
         torch.testing.assert_close(lens(text()), adapted(text()).logits, rtol=0, atol=atol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [None, 1.0])
 @pytest.mark.parametrize(
     ("family", "fields"),
@@ -64,6 +65,7 @@ def test_merged_and_apart_compute_what_peft_computes(family, fields, scale, tmp_
     assert all(result.ok for result in run_checks(lens))
 
 
+@pytest.mark.slow
 def test_a_scale_leads_from_the_base_to_the_adapted_model(base, adapter) -> None:
     name = f"{base}+{adapter}"
     ends = [phaselens.load(name, adapter_scale=scale) for scale in (0, 1)]
@@ -76,6 +78,7 @@ def test_a_scale_leads_from_the_base_to_the_adapted_model(base, adapter) -> None
     )
 
 
+@pytest.mark.slow
 def test_both_hashes_and_the_way_of_applying_are_recorded(base, adapter) -> None:
     lens = phaselens.load(f"{base}+{adapter}")
     digests = {
@@ -92,6 +95,7 @@ def test_both_hashes_and_the_way_of_applying_are_recorded(base, adapter) -> None
     assert json.loads(json.dumps(lens.info.as_dict()))["adapter"] == lens.info.adapter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["absolute", "beside"])
 def test_an_adapter_folder_names_its_base(base, adapter, name) -> None:
     if name == "beside":
@@ -126,6 +130,7 @@ def test_a_base_that_is_not_here_is_never_fetched(adapter, monkeypatch, name, me
     refused(str(adapter), message)
 
 
+@pytest.mark.slow
 def test_base_and_adapter_load_from_the_hubs_cache(base, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cached_base = save_in_hub_cache(tmp_path, "org/base", "llama-gqa")
@@ -184,6 +189,7 @@ def test_an_adapter_that_adds_tokens_is_refused(base, tmp_path) -> None:
     refused(f"{base}+{tmp_path / 'prompt'}", "PROMPT_TUNING, which adds tokens instead of changing weights")
 
 
+@pytest.mark.slow
 def test_a_merge_that_changes_another_weight_is_refused(tmp_path) -> None:
     """Merged into a tied unembedding, an adapter would change the embedding as well."""
     folder = save_checkpoint(tmp_path / "tied", "llama-gqa", tie_word_embeddings=True)
@@ -205,6 +211,7 @@ def test_an_adapter_without_its_modules_is_refused(adapter, tmp_path) -> None:
     refused(f"{folder}+{adapter}", "the adapter was made for another model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -253,6 +260,7 @@ def test_a_folder_with_a_model_and_an_adapter_is_refused(base, adapter) -> None:
     refused(str(adapter), r"holds a model and an adapter; move the adapter into a folder of its own")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "float64"])
 def test_every_dtype_starts_from_the_weights_merged_in_float32(base, adapter, dtype) -> None:
     merged = phaselens.load(f"{base}+{adapter}").weight_of(1, "mlp.W_out")

@@ -84,6 +84,7 @@ def test_every_projection_reproduces_its_module(family):
     assert checked >= 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_packed_weights_and_rounded_inputs_reproduce_the_module(dtype):
     lens = phaselens.load(replaced(Packed, dtype))
@@ -138,6 +139,7 @@ def test_a_module_that_is_not_a_product_is_refused_with_the_reason():
         lens.weight_of(1, "attn.W_O")
 
 
+@pytest.mark.slow
 def test_other_weights_are_returned_as_stored_and_packed_ones_refused():
     model = tiny_model("llama-gqa")
     lens = phaselens.load(model)
@@ -154,6 +156,7 @@ class _Mixing(nn.Module):
         return states - states.mean(-1, keepdim=True)
 
 
+@pytest.mark.slow
 def test_the_step_before_the_output_projection_is_measured():
     assert phaselens.load(tiny_model("gpt2")).info.head_outputs == ("same", "same")
     assert phaselens.load(tiny_model("bitnet", dtype=torch.float64)).info.head_outputs == ("scaled", "scaled")
@@ -162,6 +165,7 @@ def test_the_step_before_the_output_projection_is_measured():
     assert phaselens.load(model).info.head_outputs == ("scaled", "mixed")
 
 
+@pytest.mark.slow
 def test_the_self_check_compares_the_heads_outputs_with_attentions():
     name = "the heads' outputs add up to the output of attention"
     for model in (tiny_model("gpt-neox"), tiny_model("bitnet"), replaced(Packed, torch.float32)):
@@ -176,6 +180,7 @@ def test_the_self_check_compares_the_heads_outputs_with_attentions():
     assert result.measured == pytest.approx(0.01, rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_transformer_lens_refuses_loads_without_its_packed_projection():
     model = tiny_model("bitnet", dtype=torch.float64)
     model.model.layers[0].self_attn.o_proj = Packed(model.model.layers[0].self_attn.o_proj)

@@ -113,6 +113,7 @@ def attention_without(
     return scores.softmax(-1)
 
 
+@pytest.mark.slow
 def test_the_sink_is_ablated_by_removing_the_key_from_later_queries(experiment):
     name = "blocks.1.attn.hook_pattern"
     experiment.ablate(what="sink", layer=1)

@@ -50,6 +50,7 @@ EDITS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 @pytest.mark.parametrize("name", EDITS)
 def test_a_patched_prompt_decodes_as_one_forward_would(family, name):
@@ -144,6 +145,7 @@ CONDITIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "condition_name", "layer"), mark_later_slow(CONDITIONS, 3))
 @pytest.mark.parametrize("family", mark_later_slow(["mistral", "gemma2", "gpt-oss"]))
 def test_every_condition_decodes_past_a_window_as_without_a_cache(family, name, condition_name, layer):

@@ -94,6 +94,7 @@ def metrics_with_null() -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", metrics_with_null())
 def test_each_value_has_the_null_of_a_run_of_the_same_text(experiment, name):
     """The value and the null are those that `phaselens run` computes on the text."""

@@ -54,6 +54,7 @@ def test_the_lens_reads_the_edited_run_and_its_metric(experiment: Experiment) ->
     assert logit_lens(Experiment(Prompt(experiment.lens, "", (1,)))).values is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mark_later_slow(sorted(FAMILIES), 3))
 def test_the_parts_add_up_to_the_logits(family):
     lens = tiny_lens(family, dtype=torch.float64)

@@ -219,6 +219,7 @@ def test_attribution_is_exact_where_the_metric_is_linear():
 
 
 # transformers computes RMS norms in float32 whatever the model's dtype: differences in those families are rough.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "step", "rel"),
     mark_later_slow([("gpt2", 1e-4, 1e-6), ("gpt-neox", 1e-4, 1e-6), ("llama-gqa", 3e-3, 1e-3)]),

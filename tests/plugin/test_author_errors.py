@@ -122,6 +122,7 @@ MISTAKES: list[tuple[type[Metric[Any]], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("metric", "message"), MISTAKES, ids=range(len(MISTAKES)))
 def test_the_error_of_a_mistake_names_the_problem_and_its_location(
     lens: Any, metric: Any, message: str

@@ -56,6 +56,7 @@ def test_the_lists_are_those_of_mean_interval_in_the_order_of_the_content() -> N
     assert run["probe"]["layers"].spec.columns[3].help.startswith("95 % interval")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("explain", [True, False])
 def test_one_text_has_no_interval_and_a_reason(explain: bool) -> None:
     results, run = measured([[0.1, 0.5], [0.3, float("nan")]], explain=explain)

@@ -39,6 +39,7 @@ def test_a_run_directory_keeps_the_sections(tmp_path: Path) -> None:
     assert report_sections(stored.metrics["probe"]) == [section]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returned", ["text", None, [1]])
 def test_another_value_fails_the_metric_only(returned: Any) -> None:
     metric = probe(report=classmethod(lambda cls, tables, params: returned))

@@ -140,6 +140,7 @@ def patterns_of(p: np.ndarray, visible: np.ndarray) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 def test_every_column_of_attention_patterns_and_its_null(model_run: ModelRun) -> None:
     for row in model_run.rows("attention-patterns", "texts"):
         p = model_run.pattern(row)
@@ -274,6 +275,7 @@ def run_with_window_of_one() -> Run:
     return phaselens.run(lens, metrics=["sinks", "attention-patterns", "bos-write"], texts=TEXTS)
 
 
+@pytest.mark.slow
 def test_in_a_window_of_one_what_no_query_sees_is_missing_with_a_reason() -> None:
     run = run_with_window_of_one()
     assert not run.failed

@@ -138,6 +138,7 @@ def test_the_removed_norm_is_reported_with_the_norm_of_the_stream(planted: Any, 
     assert changes[0] == changes[SHRINKER] == 0.0
 
 
+@pytest.mark.slow
 def test_several_writers_give_a_warning_and_can_be_removed_together() -> None:
     """Three layers write a third each: without one of them, most of the norm and of its effect remains."""
     lens = bos_lens(writers=THREE, shrinks=False)
@@ -232,6 +233,7 @@ def test_the_studys_weights_by_all_tokens_have_columns_of_their_own(planted: Any
     assert abs(record["ppl"] / record["ppl_length_weighted"] - 1) > 1e-3
 
 
+@pytest.mark.slow
 def test_conditions_order_and_batches_change_no_number() -> None:
     lens = toy_lens("llama-gqa", dtype=torch.float64)
     params = {"at": "definitions", "layer": 0, "seeds": 2}

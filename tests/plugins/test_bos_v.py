@@ -19,6 +19,7 @@ from tests.toys import letters, toy_lens
 METRIC = "bos-v"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mark_later_slow(["llama-gqa", "mistral", "gpt2"]))
 def test_every_number_equals_a_naive_implementation(family: str) -> None:
     from phaselens_plugins._causal import draw_other_position

@@ -211,6 +211,7 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("name", MODELS)
 def test_writes_equal_those_of_the_modules(name: str) -> None:
@@ -305,6 +306,7 @@ def test_writes_with_an_unreadable_factor_are_missing_with_a_warning() -> None:
     assert true_writes == pytest.approx([0.5 * 2.0 * 2.0, 0.5 * 2.0 * 3**0.5])
 
 
+@pytest.mark.slow
 def test_a_projection_is_read_once_per_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refused projection too is read once, although each text is a batch."""
     from phaselens.lens import bridge

@@ -136,6 +136,7 @@ def calls_the_interface(model: Any, layers: tuple[int, ...]) -> bool:
     return counter.n_calls == len(layers)
 
 
+@pytest.mark.slow
 def test_a_random_pair_of_types_gives_the_losses_under_plain_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
     seed = time.time_ns() % 10**6
     sample = random.Random(seed).sample(TYPES, 2)

@@ -166,6 +166,7 @@ def edited_attention(name: str, cells: dict[tuple[int, str], np.ndarray]) -> str
     return "edited"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_disrupted_queries_and_keys_equal_an_edit_in_the_models_attention_function(
     name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -188,6 +189,7 @@ def test_disrupted_queries_and_keys_equal_an_edit_in_the_models_attention_functi
     require_equal(measured, expected, name, dtype, "top-1")
 
 
+@pytest.mark.slow
 def test_attention_that_adds_the_residual_itself_is_ablated_inside() -> None:
     lens, model = phaselens.load(survey_model("bloom")), survey_model("bloom")
     lens.text_tokenizer = toy_tokenizer()
@@ -199,6 +201,7 @@ def test_attention_that_adds_the_residual_itself_is_ablated_inside() -> None:
         require_equal(measured, expected, "bloom", torch.float32, f"attention off in layer {index}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_norm_in_float32_before_an_unembedding_in_half_precision_gives_the_models_losses(
     dtype: torch.dtype,

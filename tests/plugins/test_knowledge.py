@@ -269,6 +269,7 @@ def test_a_baseline_at_chance_has_nothing_to_lose(tmp_path: Path) -> None:
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "goldens" / "tasks.json").read_text())["items"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: f"{row['model']} {row['task']}")
 def test_published_degradations_of_a_baseline_at_chance_are_missing(
     row: dict[str, Any], tmp_path: Path
@@ -447,6 +448,7 @@ def test_silenced_heads_lose_contextual_answers_only(planted: Any, silence: None
     assert {row["text"] for row in texts} == {item["id"] for item in PLANTED}
 
 
+@pytest.mark.slow
 def test_batch_size_and_the_order_of_the_file_have_no_effect(
     tiny: Any, silence: None, tmp_path: Path
 ) -> None:

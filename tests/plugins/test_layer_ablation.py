@@ -48,6 +48,7 @@ def test_every_number_equals_a_naive_implementation(family: str) -> None:
                 assert control["ppl"] == pytest.approx(perplexity(drawn, n), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["attn", "both", "bos_only"])
 def test_layers_can_be_ablated_together(part: str) -> None:
     lens = toy_lens("llama-gqa", dtype=torch.float64, num_hidden_layers=4)
@@ -126,6 +127,7 @@ def test_text_without_layers_is_refused_before_anything_runs(layers: str) -> Non
         plugins().metric(METRIC).Params.parse({"layers": layers})
 
 
+@pytest.mark.slow
 def test_order_and_batches_change_no_number() -> None:
     lens = toy_lens("llama-gqa", dtype=torch.float64)
     texts = [letters(9), letters(24, 3), letters(15, 11)]

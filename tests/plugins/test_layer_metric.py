@@ -128,6 +128,7 @@ def spectral_entropy(x: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
+@pytest.mark.slow
 def test_entropy_error_bounds_the_arithmetic_and_not_the_forward() -> None:
     """The forward rounds its rows in bfloat16; their entropy is exact, but far from that of a float64 forward."""
     rounded, exact = toy_lens("llama-gqa", dtype=torch.bfloat16), toy_lens("llama-gqa", dtype=torch.bfloat16)
@@ -264,6 +265,7 @@ def test_no_result_depends_on_batches_padding_or_order(lens: HookedTransformer, 
         assert_same(sorted(texts_table(result, metric), key=sort_key), sorted(reversed_rows, key=sort_key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", [*METRICS, "sinks"])
 def test_the_order_of_texts_changes_no_interval(lens: HookedTransformer, metric: str) -> None:
     """Texts are resampled in an order that follows from their content."""
@@ -304,6 +306,7 @@ def test_float32_agrees_with_float64(result: Run) -> None:
                     assert single_row[name] == pytest.approx(value, rel=2e-4, abs=1e-5), (metric, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad_value", [float("nan"), float("inf")])
 def test_bad_weights_are_missing_with_a_reason_from_their_layer_on(bad_value: float) -> None:
     lens = toy_lens("llama")

@@ -26,12 +26,14 @@ def lens_of(model_type: str) -> Any:
     return lens
 
 
+@pytest.mark.slow
 def test_the_number_of_heads_of_each_layer_is_known() -> None:
     info = lens_of("laguna").info
     assert (info.n_heads, info.heads, [info.n_heads_in(layer) for layer in (0, 1)]) == (4, (4, 2), [4, 2])
     assert lens_of("mimo_v2_flash").info.heads == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "metric", ["sinks", "attention-patterns", "bos-write", "qk-geometry", "head-ablation"]
 )

@@ -46,6 +46,7 @@ CHECKED_CASES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKED_CASES)
 def test_count_share_and_null_are_over_the_pairs_that_are_mixed(name: str) -> None:
     build, pairs = CASES[name]
@@ -98,6 +99,7 @@ def test_slow_pairs_of_a_large_base_are_paired_on_short_texts() -> None:
             assert row["fraction_pairs"] == pytest.approx(row["count_pairs"] / (4 * 32))
 
 
+@pytest.mark.slow
 def test_layers_without_rotation_have_no_pairs_and_the_true_reason() -> None:
     lens = phaselens.load(tiny_model("smollm3"))
     run = run_of(lens)
@@ -116,6 +118,7 @@ def test_layers_without_rotation_have_no_pairs_and_the_true_reason() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_model_and_its_copy_without_rotation_are_counted_on_the_same_pairs() -> None:
     """Projected queries and keys of layer 0 are equal in both models, so their pairs must be, too."""
     counts = []

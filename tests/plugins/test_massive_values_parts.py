@@ -24,6 +24,7 @@ def latent_lens():
     return phaselens.load(model_of("minicpm3"), label="latent", tokenizer=tiny_tokenizer())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", ["q", "k"])
 def test_the_parts_of_latent_queries_and_keys_equal_the_dense_computation(tensor):
     """The last 4 of 12 dimensions are the ones that the model's configuration says it rotates."""

@@ -60,6 +60,7 @@ def changed_ids(lens: Any, result: Run, text: int, token: str) -> tuple[list[int
     return ids, [*ids[: row["position"]], new, *ids[row["position"] + 1 :]], row["position"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [AS_IS, NO_BOS, NO_ROTATION, NEITHER])
 def test_change_and_collapse_equal_those_of_separate_forwards(lens: Any, result: Run, setting: str) -> None:
     reference = lens if setting in (AS_IS, NO_BOS) else toy_lens("llama-gqa", dtype=torch.float64)

@@ -39,6 +39,7 @@ def logits_under(lens: Any, condition: Condition, tokens: Tensor) -> Tensor:
         return lens.stream(tokens, unembed=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     mark_later_slow(["llama", "a part of the head", "glm", "cohere", "yarn", "phi-4-mini", "bfloat16"], 4),
@@ -82,6 +83,7 @@ def test_half_of_the_frequencies_are_those_of_hand_made_cos_and_sin(end: str, is
     torch.testing.assert_close(edited, lens.stream(tokens, hooks, unembed=True), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_curve_begins_at_the_unedited_model_and_ends_at_nope() -> None:
     lens = toy_lens("llama", dtype=torch.float64)
     result = ablations.run(METRIC, lens, TEXTS, batch_tokens=64)
@@ -139,6 +141,7 @@ def test_sinks_under_a_condition_are_those_of_its_own_forward() -> None:
     assert row["mean_score"] == pytest.approx(np.mean(scores), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_model_without_positions_is_at_p_0_as_it_is() -> None:
     lenses = [toy_lens("llama"), toy_lens("llama-drope-nope")]
     result = phaselens.run(lenses, metrics=[(METRIC, {"passkey_lengths": "", "p": "1, 0.5"})], texts=TEXTS)

@@ -119,6 +119,7 @@ TOKENIZERS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_prompts_have_exactly_the_given_length_and_the_tokens_of_their_text(
     name: str, pair_tokenizer: Any
@@ -304,6 +305,7 @@ def test_every_top_is_its_target_if_and_only_if_greedy_decoding_gives_the_target
     assert metric_class.exact_by_prompt == expected
 
 
+@pytest.mark.slow
 def test_log_probabilities_equal_those_of_a_whole_forward() -> None:
     lens = tiny_lens("llama", dtype=torch.float64, max_position_embeddings=512)
     records = {row["prompt"]: row for row in rows(run(lens, **LETTERS), "prompts")}
@@ -388,6 +390,7 @@ def test_conditions_come_from_any_installed_causal_metric_with_its_parameters(
     assert any("silence: saw 2 texts" in warning for warning in result.warnings)
 
 
+@pytest.mark.slow
 def test_a_condition_has_the_layer_that_its_metric_selects_alone() -> None:
     """The layer is selected on the same texts, whatever the prompts are."""
     lens = tiny_lens("llama", dtype=torch.float64, num_hidden_layers=3, max_position_embeddings=512)
@@ -456,6 +459,7 @@ def test_a_condition_at_a_missing_layer_fails_and_names_the_layer(planted: Any, 
 # --- what cannot be scored -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_learned_positions_beyond_n_ctx_are_missing_with_the_reason() -> None:
     lens = tiny_lens("gpt2", max_position_embeddings=280, dtype=torch.float64)
     result = run(lens, **LETTERS)

@@ -48,6 +48,7 @@ def private_imports(source: str) -> list[str]:
     return private
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_only_public_modules_are_imported(path: Path) -> None:
     assert private_imports(path.read_text()) == []

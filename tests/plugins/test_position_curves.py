@@ -67,6 +67,7 @@ def dense_values(family: str, text: str, windows: tuple[int | None, ...]) -> tup
     return by_layer, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mark_later_slow(["llama-gqa", "mistral", "gemma2", "gpt2", "gpt-oss"], 2))
 def test_bins_are_means_of_the_dense_values(family: str) -> None:
     lens = toy_lens(family)
@@ -140,6 +141,7 @@ def test_uniform_attention_and_a_sink_are_found() -> None:
     assert all(row["sink"] >= 0.25 > row["sink_null"] for row in planted if row["first"] >= 8)
 
 
+@pytest.mark.slow
 def test_missing_values_have_reasons() -> None:
     lens = toy_lens("mistral")
     windowed = phaselens.run(lens, metrics="position-curves", texts=TEXTS)
@@ -171,6 +173,7 @@ def test_bins_of_finer_steps_cover_all_positions_once() -> None:
     assert np.isnan(pooled_means(means.numpy(), counts.numpy(), []))
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_panel_for_each_curve(tmp_path: Any) -> None:
     from phaselens.report.figures import draw
 

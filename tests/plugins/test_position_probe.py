@@ -148,6 +148,7 @@ def test_a_walk_has_neighbours_that_are_alike() -> None:
     assert layer["adjacency_low"] > layer["adjacency_null"] == 0.5
 
 
+@pytest.mark.slow
 def test_learned_positions_are_read_before_layer_0() -> None:
     texts = [letters(12, index) for index in range(20)]
     params = {"permutations": 3}

@@ -121,6 +121,7 @@ def test_more_seeds_are_not_more_evidence(needle: Any, result: Any) -> None:
 # --- against whole forwards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["post", "pre"])
 @pytest.mark.parametrize("operation", mark_later_slow(["top-1", "top-1-mean", "smallest", "massive"], 2))
 def test_losses_equal_those_of_whole_forwards(lens: Any, side: str, operation: str) -> None:

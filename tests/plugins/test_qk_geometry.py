@@ -23,6 +23,7 @@ def rows_of(run: Any, table: str) -> list[dict[str, Any]]:
     return run.rows("qk-geometry", table).records()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mark_later_slow(["llama-gqa", "mistral", "qwen3", "gpt2", "phi3"], 2))
 def test_norms_and_products_equal_those_of_the_models_scores(family: str) -> None:
     lens = toy_lens(family, dtype=torch.float64)
@@ -102,6 +103,7 @@ def test_a_planted_sink_is_preferred_by_the_same_amount_everywhere() -> None:
     assert any("activations are all zero" in warning for warning in run.warnings)
 
 
+@pytest.mark.slow
 def test_another_key_can_be_measured_and_missing_values_have_reasons() -> None:
     lens = toy_lens("llama")
     run = phaselens.run(lens, metrics=("qk-geometry", {"sink_position": 12}), texts=TEXTS)

@@ -143,6 +143,7 @@ def test_massive_cells_are_counted_in_the_band_of_their_pair() -> None:
     assert rows[0, "q", "low"]["null"] < 1e-6
 
 
+@pytest.mark.slow
 def test_unrotated_copies_have_the_same_pairs_and_the_label() -> None:
     rotated, nulled = toy_lens("llama", label="rotated"), toy_lens("llama", label="nulled")
     nulled.set_rotation(nulled=True)
@@ -159,6 +160,7 @@ def test_unrotated_copies_have_the_same_pairs_and_the_label() -> None:
         assert one_row["use"] == pytest.approx(other_row["use"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_layers_and_models_without_pairs_are_missing_with_the_reason() -> None:
     mixed = phaselens.run(toy_lens("smollm3"), metrics="rope-frequencies", texts=TEXTS)
     assert [row["low"] is None for row in rows_of(mixed, "layers")] == [False, True]
@@ -182,6 +184,7 @@ def test_a_texts_scores_do_not_depend_on_its_neighbours() -> None:
     assert [row["score"] for row in beside] == pytest.approx([row["score"] for row in rows_alone], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_figure_has_each_pair_by_its_period() -> None:
     lenses = [toy_lens("llama"), toy_lens("llama-drope-nope"), toy_lens("gpt2")]
     run = phaselens.run(lenses, metrics="rope-frequencies", texts=TEXTS)

@@ -177,6 +177,7 @@ def test_tables_by_cell_and_length_are_means_over_their_prompts() -> None:
     assert {row["retrieval_head"] for row in cells} == {layer["retrieval_head"]}
 
 
+@pytest.mark.slow
 def test_the_figure_is_a_grid_of_depths_and_lengths_for_each_model() -> None:
     lenses = [tiny_lens("llama"), tiny_lens("llama-drope-nope")]
     result = phaselens.run(lenses, metrics=[("segments", PARAMS)], texts=["a"])
@@ -266,6 +267,7 @@ def test_attention_that_is_nan_is_missing_with_its_reason() -> None:
 # --- hostile input
 
 
+@pytest.mark.slow
 def test_lengths_that_are_too_short_are_named() -> None:
     result = phaselens.run(
         tiny_lens("llama"), metrics=[("segments", PARAMS | {"lengths": "20, 300"})], texts=["a"]
@@ -281,6 +283,7 @@ def test_lengths_that_are_too_short_are_named() -> None:
     assert "no prompt of these lengths can be made" in str(failure)
 
 
+@pytest.mark.slow
 def test_lengths_beyond_learned_positions_and_the_limit_are_left_out() -> None:
     lens = tiny_lens("gpt2", max_position_embeddings=300)
     result = run(lens, lengths="n_ctx, 2*n_ctx")

@@ -55,6 +55,7 @@ def weighted(values: np.ndarray, n: np.ndarray) -> float:
     return float((values * n).sum() / n.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mark_later_slow(["llama-gqa", "gpt-oss", "gemma2", "mistral", "gpt2"]))
 def test_every_dose_equals_a_dense_softmax_in_float64(family: str) -> None:
     from phaselens_plugins._doses import draw_other_key
@@ -103,6 +104,7 @@ def test_the_other_key_is_one_that_a_predicting_query_sees() -> None:
             assert keys == (candidates or set(range(1, length - 1)) - {position} or {None})
 
 
+@pytest.mark.slow
 def test_the_figure_has_the_sweeps_over_layers_and_heads() -> None:
     lens = toy_lens("llama-gqa")
     for at, n_panels in (("all", 1), ("layers", 2), ("heads", 3)):
@@ -171,6 +173,7 @@ def deaf_lens() -> Any:
     return lens
 
 
+@pytest.mark.slow
 def test_a_head_without_attention_on_the_sink_has_nothing_to_remove() -> None:
     result = run(SinkRemoval, deaf_lens(), params={"at": "heads", "shifts": "-inf,-4,2", "seeds": 0, **ALONE})
     of_reader = [
@@ -186,6 +189,7 @@ def test_a_head_without_attention_on_the_sink_has_nothing_to_remove() -> None:
     assert min(abs(ratio - 1) for ratio in others) > 1e-4
 
 
+@pytest.mark.slow
 def test_every_shift_of_a_layer_shares_one_kernel_call(monkeypatch: pytest.MonkeyPatch) -> None:
     from phaselens import attention
 

@@ -66,6 +66,7 @@ def dense_tokens(family: str, text: str, window: int | None, factor: float, mass
     return {position: row | {"largest": largest[position]} for position, row in listed.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", mark_later_slow(["llama-gqa", "mistral", "qwen3"], 2))
 def test_listed_tokens_equal_those_of_the_dense_matrix(family: str) -> None:
     lens = toy_lens(family)
@@ -105,6 +106,7 @@ def test_listed_tokens_equal_those_of_the_dense_matrix(family: str) -> None:
         assert row["listed"] == len(listed_here)
 
 
+@pytest.mark.slow
 def test_planted_sinks_are_listed_with_their_layer() -> None:
     for kind, position in (("pure sink", 0), ("sink at position 7", 7)):
         planted = plant(kind)

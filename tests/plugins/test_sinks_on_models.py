@@ -96,6 +96,7 @@ def test_weights_that_are_not_finite_give_a_missing_value_and_not_zero() -> None
     assert run.metrics["sinks"].status == "ok"
 
 
+@pytest.mark.slow
 def test_the_share_of_a_learned_sink_logit_is_what_the_keys_lack() -> None:
     """GPT-OSS' rows sum to less than 1; a family without sink logits has 0 there."""
     lens, texts = toy_lens("gpt-oss", dtype=torch.float64), [letters(9), letters(15, 3)]

@@ -42,6 +42,7 @@ def token_losses(lens: Any, text: str, factors: dict[int, float]) -> np.ndarray:
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family", mark_later_slow(["llama-gqa", "gemma2", "gpt-oss", "llama-drope-qk-norm-nope"], 2)
 )
@@ -144,6 +145,7 @@ def test_wrong_factors_and_layers_are_refused() -> None:
     assert parse_betas("2,2.0, .5") == [0.5, 1.0, 2.0]
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn(tmp_path: Any) -> None:
     from phaselens.report.figures import draw
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 MISFITS = [
     ("metric('logit_diff', 'e', 'o')", "logit_diff is a command; write logit_diff('e', 'o')"),
     ("metric('logit_diff')", "logit_diff is a command"),
@@ -67,6 +69,7 @@ MISFITS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_error_of_a_call_that_does_not_fit_is_one_line(ready):
     for line, message in MISFITS:
         out, error = ready(line)

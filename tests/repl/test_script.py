@@ -139,6 +139,7 @@ STATES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", mark_later_slow(list(STATES), 5))
 def test_every_state_can_be_shown_saved_and_undone(lines, shell, lenses, state, capsys):
     """The script has the same edits, and prints the results of the session's experiment."""

@@ -12,6 +12,7 @@ from tests.marks import mark_later_slow
 from tests.patching.test_plugin_metrics import metrics_with_null
 
 
+@pytest.mark.slow
 def test_two_prompts_are_shown_side_by_side(lines):
     out, _ = lines('clean = m.prompt("to be")')
     assert out.startswith("6 tokens of 'rope': 0'<s>'")
@@ -301,6 +302,7 @@ def test_labels_with_another_meaning_are_not_bound(lenses, tmp_path):
         assert session.mismatch.startswith("there is no prompt yet")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", metrics_with_null())
 def test_every_metric_shows_the_null_of_each_run(ready, shell, name):
     out, error = ready(f"metric({name!r})")
@@ -319,6 +321,7 @@ def test_a_table_of_a_metric_shows_the_null_of_each_run(ready):
     assert "null" in ready("run()")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["sweep", "attribution"])
 @pytest.mark.parametrize("what", ["resid", "head"])
 def test_a_sweep_equals_that_of_the_api(ready, shell, verb, what):
@@ -333,6 +336,7 @@ def test_a_sweep_equals_that_of_the_api(ready, shell, verb, what):
     assert result.effect.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["sweep", "attribution"])
 def test_kinds_are_named_as_in_the_api(ready, shell, verb):
     ready(f"{verb}('q', layer=0)")
@@ -343,6 +347,7 @@ def test_kinds_are_named_as_in_the_api(ready, shell, verb):
     assert shell.user_ns["result"].what == "k"
 
 
+@pytest.mark.slow
 def test_sweeps_of_two_functions_are_not_compared(ready):
     ready("metric(lambda logits: logits[:, -1, 3])", 'sweep("v", layer=0)')
     out, _ = ready("metric(lambda logits: logits[:, -1, 4])", 'attribution("v", layer=0)')

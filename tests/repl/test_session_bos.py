@@ -28,6 +28,7 @@ class RecordingShell:
     def mainloop(self) -> None: ...
 
 
+@pytest.mark.slow
 def test_the_bos_policy_applies_to_all_prompts_and_to_the_script(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("phaselens.repl.shell.make_shell", RecordingShell)
     folder = save_checkpoint(tmp_path / "toy")
@@ -55,6 +56,7 @@ def test_new_prompts_are_shown_with_their_notes(tmp_path: Path, capsys: Any) -> 
     assert "note: text 'prompt' itself begins with BOS '<s>'; no second one is added" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bos", BOS_POLICIES)
 @pytest.mark.parametrize("options", [{}, {"adds_bos": False}], ids=["adds BOS", "adds none"])
 def test_a_prompt_has_the_tokens_of_a_run_and_of_the_lens(

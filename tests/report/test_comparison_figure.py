@@ -22,6 +22,7 @@ def comparison() -> Any:
     return phaselens.compare(run)
 
 
+@pytest.mark.slow
 def test_the_figure_has_a_panel_for_each_metric(comparison: Any) -> None:
     figure = comparison_figure(comparison)
     titles = [axes.get_title() for axes in figure.axes if axes.axison]

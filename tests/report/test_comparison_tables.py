@@ -21,6 +21,7 @@ def comparison() -> Any:
     return phaselens.compare(run)
 
 
+@pytest.mark.slow
 def test_each_metric_has_a_table_of_its_displayed_value(comparison: Any) -> None:
     tables = list(comparison_tables(comparison))
     assert [table.caption.split(";")[0] for table in tables] == [

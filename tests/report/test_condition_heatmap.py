@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 
 from phaselens.report.figures import figures
@@ -51,6 +52,7 @@ def test_conditions_of_heads_are_layers_by_heads_on_one_scale() -> None:
     assert "one, two; 60 texts" in figure.get_suptitle()
 
 
+@pytest.mark.slow
 def test_many_conditions_over_layers_are_rows_and_few_stay_curves() -> None:
     def run_of(n_conditions: int) -> dict[str, Figure]:
         rows = [

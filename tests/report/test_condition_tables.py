@@ -171,6 +171,7 @@ def test_more_models_than_fit_come_below_each_other() -> None:
     assert heads == [["model-0", "model-1"], ["model-2", "model-3"], ["model-4"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [30, 60, 79, 100, 240])
 def test_columns_are_aligned_with_their_titles_at_any_width(width: int) -> None:
     file = io.StringIO()

@@ -38,6 +38,7 @@ def test_letters_shrink_less_than_the_figure() -> None:
     assert max(narrow) < max(sizes)
 
 
+@pytest.mark.slow
 def test_figures_are_written_in_the_formats_and_the_width_asked_for(tmp_path: Path) -> None:
     paths = draw(made_run(), tmp_path, formats=["pdf", "png"], width=3.3)
     assert {path.suffix for path in paths} == {".pdf", ".png"}

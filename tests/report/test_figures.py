@@ -30,6 +30,7 @@ def drawn(run: Run) -> dict[str, Figure]:
     return dict(figures(run))
 
 
+@pytest.mark.slow
 def test_each_metric_has_a_figure_some_have_heads_and_there_is_a_set(drawn: dict[str, Figure]) -> None:
     curves = {"sinks", "bos-norm", "compression", "bos-write"}
     heads = {"sinks-heads", "bos-write-heads"}

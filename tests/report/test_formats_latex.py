@@ -30,6 +30,7 @@ def width(row: str) -> int:
     return sum(int(span[1]) if span else 1 for span in spans)
 
 
+@pytest.mark.slow
 def test_every_row_has_as_many_cells_as_the_table_has_columns() -> None:
     lenses = [toy_lens(seed=0, label="a"), toy_lens(seed=1, label="b_c & 50 %")]
     texts = [letters(6), letters(9, 3), letters(7, 5)]

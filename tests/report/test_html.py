@@ -66,6 +66,7 @@ def data_of(page: str) -> Any:
     return json.loads(text)
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_runs_only_its_own_script(page: str) -> None:
     tags = Tags(page)
     assert tags.count("script") == 2
@@ -176,6 +177,7 @@ def test_a_chart_has_a_gap_where_a_value_is_missing() -> None:
     assert layer_chart(layers_of(empty)) is None
 
 
+@pytest.mark.slow
 def test_a_metrics_own_figure_is_shown_from_its_directory_too(tmp_path: Path) -> None:
     def plot(cls: Any, tables: Any, figure: Any) -> None:
         figure.subplots().plot([1.0, 2.0])

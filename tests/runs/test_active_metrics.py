@@ -33,6 +33,7 @@ ERRORS: list[tuple[BaseException, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "message"), ERRORS, ids=range(len(ERRORS)))
 def test_a_metric_may_raise_anything(error: BaseException, message: str) -> None:
     class Raising(Metric[Params]):

@@ -45,6 +45,7 @@ def by_text(run: Run, metric: str, column: str, model: str, **chosen: Any) -> di
     return values
 
 
+@pytest.mark.slow
 def test_heads_of_a_text_are_averaged_before_texts_are_paired(run: Run) -> None:
     comparison = phaselens.compare(run)
     for layer in range(run.models[0].info.n_layers):
@@ -177,6 +178,7 @@ def test_what_differs_besides_the_model_is_refused_by_name(
     assert comparison.to_dict()["allowed"] == comparison.allowed
 
 
+@pytest.mark.slow
 def test_other_texts_are_refused_or_left_out(run: Run) -> None:
     changed_run = measured(n_texts=5)
     with pytest.raises(InputError, match=r"2 of 7 texts are not in both .* such as '5' .--allow texts"):
@@ -188,6 +190,7 @@ def test_other_texts_are_refused_or_left_out(run: Run) -> None:
         phaselens.compare(run, changed_run, models=("a", "b"), allow=["texts"])
 
 
+@pytest.mark.slow
 def test_other_lengths_parameters_and_versions_are_refused(run: Run) -> None:
     with pytest.raises(InputError, match=r"texts were cut to 512 and to 6 tokens .--allow length"):
         phaselens.compare(run, measured(max_tokens=6), models=("a", "b"))
@@ -235,6 +238,7 @@ def test_equal_labels_are_told_apart_by_their_runs(run: Run, tmp_path: Any) -> N
     assert comparison.to_dict()["directories"] == [str(tmp_path / "before"), str(tmp_path / "after")]
 
 
+@pytest.mark.slow
 def test_models_are_chosen_or_named(run: Run) -> None:
     single_run = phaselens.run(toy_lens(seed=1, label="b"), metrics=METRICS, texts=TEXTS)
     assert phaselens.compare(run, single_run).first == phaselens.compare(run, single_run).second == "b"

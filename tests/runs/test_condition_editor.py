@@ -131,6 +131,7 @@ def test_an_edit_can_read_weights_and_choose_rows(lens: Any) -> None:
     assert (after != before).any(-1).tolist() == [[False, True, False]]
 
 
+@pytest.mark.slow
 def test_positions_are_found_in_tensors_with_the_head_axis_first() -> None:
     """Gemma 3 normalises queries as [batch, head, pos, d_head]; with as many tokens as heads the axes look alike."""
     import phaselens

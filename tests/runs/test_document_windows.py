@@ -47,6 +47,7 @@ def test_a_long_window_is_not_cut_by_max_tokens() -> None:
     assert run.options["max_tokens"] == 15
 
 
+@pytest.mark.slow
 def test_models_named_by_text_are_cut_by_the_first_ones_tokenizer(tmp_path: Path) -> None:
     checkpoints = [f"{name}={save_checkpoint(tmp_path / name, seed=n)}" for n, name in enumerate("ab")]
     run = measured(checkpoints, window=8, stride=4, out=tmp_path / "run")

@@ -240,6 +240,7 @@ def test_a_number_that_is_not_finite_is_missing_with_a_warning(lens: Any) -> Non
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory"), MemoryError()],

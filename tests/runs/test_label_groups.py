@@ -32,6 +32,7 @@ def unlabelled() -> Run:
     return phaselens.run(toy_lens(), metrics=["sinks"], texts=[letters(5), letters(6)])
 
 
+@pytest.mark.slow
 def test_labels_are_a_column_behind_the_ids(run: Run) -> None:
     for metric in ("sinks", "bos-mlp"):
         table = run.rows(metric, "texts")
@@ -108,6 +109,7 @@ def test_texts_without_labels_cannot_be_grouped() -> None:
         phaselens.compare(unlabelled(), by="text")
 
 
+@pytest.mark.slow
 def test_texts_without_one_form_a_group(tmp_path: Path) -> None:
     texts = [TEXTS[0], Text("bare", letters(6))]
     run = phaselens.run(toy_lens(), metrics=["sinks"], texts=texts, out=tmp_path / "run")

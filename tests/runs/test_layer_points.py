@@ -54,6 +54,7 @@ def test_a_model_without_attention_has_empty_tables_and_the_reason(metric):
     assert str(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["mamba", "bamba", "gemma4_text"])
 def test_ablation_of_a_layer_equals_module_hooks_on_the_unwrapped_model(model_type):
     lens = lens_of(model_type)

@@ -135,6 +135,7 @@ def test_a_worker_that_cannot_start_ends_the_run_in_one_line(
         measure(source, workers=1, **OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_number_of_threads_is_refused(source: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {**OPTIONS, "metrics": "sinks", "out": tmp_path / "r"}
     first = measure(source, threads=2, **options)

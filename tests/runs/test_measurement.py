@@ -139,6 +139,7 @@ def test_a_metric_class_works_like_its_name(lens: Any) -> None:
     assert run.metrics["probe"].distribution == "module tests.runs.metrics"
 
 
+@pytest.mark.slow
 def test_models_are_loaded_by_source_and_label_and_positions_apply_by_label(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "base")
     texts = tmp_path / "t.jsonl"

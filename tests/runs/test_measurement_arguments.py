@@ -110,6 +110,7 @@ def test_run_refuses_options_that_it_would_ignore(lens: Any, arguments: dict[str
         phaselens.run(lens, **({"metrics": "sinks", "texts": TEXTS} | arguments))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [
     {"dtype": torch.float32}, {"dtype": "fp32"}, {"dtype": "torch.float32"}, {"device": "cpu"},
     {"positions": {"llama": "auto"}}, {"positions": None}, {"texts": tuple(TEXTS)},
@@ -167,6 +168,7 @@ def test_an_unknown_dtype_is_refused_before_a_model_is_looked_up() -> None:
         phaselens.run(["./nowhere", "rope"], metrics="sinks", texts=TEXTS, dtype="int8")
 
 
+@pytest.mark.slow
 def test_fields_of_a_file_choose_its_texts_and_are_recorded(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("body,name\nCall me Ishmael.,x\n,y\n")
     run = phaselens.run(

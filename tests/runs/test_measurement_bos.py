@@ -69,6 +69,7 @@ class RecordsPolicy(CausalMetric[Any]):
         return [TaskPrompt("one", encode("<s>abcd"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lens_bos", "run_bos", "expected", "n_tokens"), [
     ("auto", None, "auto", 5),
     ("never", None, "never", 4),
@@ -98,6 +99,7 @@ def test_lenses_with_different_policies_keep_them() -> None:
     assert run.options["bos"] is None
 
 
+@pytest.mark.slow
 def test_models_named_by_text_are_loaded_with_the_runs_policy(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "toy")
     run = phaselens.run(str(folder), metrics="sinks", texts=["a b"], bos="never")
@@ -106,6 +108,7 @@ def test_models_named_by_text_are_loaded_with_the_runs_policy(tmp_path: Path) ->
     assert (lens.bos, lens.to_tokens("a b").tolist()) == ("always", [[0, 3, 4]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("appends", [False, True])
 def test_tasks_read_a_question_as_a_run_would(tmp_path: Path, appends: bool) -> None:
     """Answers follow the question itself, with one BOS in front and no EOS token between."""

@@ -88,6 +88,7 @@ def test_writes_into_any_layer_are_isolated(lens: Any, layers: tuple[int, ...]) 
     assert {name: combined[name] for name in separate} == separate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["hook_pattern", "hook_attn_scores"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
 def test_a_metric_that_reads_the_matrix_leaves_the_others_bit_equal(family: str, point: str) -> None:
@@ -206,6 +207,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("read", "change"), SETTINGS.values(), ids=SETTINGS.keys())
 def test_settings_of_the_process_are_restored(
     lens: Any, read: Callable[[], Any], change: Callable[[], Any]

@@ -174,6 +174,7 @@ def test_questions_batched_with_longer_ones_are_answered_as_alone(rope_type: str
             require_same(rows, expected[name], (name, batch_tokens))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", BY_LENGTH)
 def test_a_sweep_after_a_longer_text_is_that_of_a_fresh_model(rope_type: str) -> None:
     def sweep(lens: Any) -> Any:
@@ -207,6 +208,7 @@ def patching_results(experiment: Experiment) -> dict[str, torch.Tensor]:
     return {verb: torch.tensor(values, dtype=torch.float64) for verb, values in numbers.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rope_type", mark_later_slow(BY_LENGTH))
 def test_patching_after_longer_texts_and_prompts_is_that_of_a_fresh_model(rope_type: str) -> None:
     lens = lens_of(rope_type)

@@ -37,6 +37,7 @@ def values(run: phaselens.Run, metric: str) -> Any:
     return [[cell for cell in row if isinstance(cell, float)] for row in run.rows(metric, "texts").rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_tokens", [20, 65_536])
 @pytest.mark.parametrize("keeps", [False, True])
 def test_the_run_goes_on_with_smaller_batches(
@@ -62,6 +63,7 @@ def test_the_run_goes_on_with_smaller_batches(
         assert [w for w in phaselens.open_run(tmp_path / "run").warnings if "memory ran out" in w] == notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_tokens", [40, 65_536])
 @pytest.mark.parametrize("call", [1, 3])
 def test_conditions_begin_anew_after_a_part_was_recorded(
@@ -92,6 +94,7 @@ def test_conditions_begin_anew_after_a_part_was_recorded(
     assert note.startswith("llama, conditions: memory ran out; ")
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_in_half_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"does not fit into the memory of cpu; lower --batch-tokens"):
         phaselens.run(limited_lens(10, monkeypatch), metrics=METRICS, texts=TEXTS)
@@ -104,6 +107,7 @@ def test_halves_hold_the_same_texts_in_order() -> None:
     assert halved(shard) == Shard(3, (5, 1, 2, 7), ((5, 1), (2,), (7,)), 40)
 
 
+@pytest.mark.slow
 def test_automatic_batches_are_recorded_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lens = toy_lens()
     n_tokens = fitting_batch_tokens(lens)

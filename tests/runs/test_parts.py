@@ -32,6 +32,7 @@ def expected(lens: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return measure(lens, out=tmp_path_factory.mktemp("parts") / "alone", **OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", mark_later_slow([[3, 1, 2], [1], [2, 1], list(range(9, 0, -1))]))
 def test_parts_in_any_order_are_merged_to_the_same_tables(
     lens: Any, expected: Run, tmp_path: Path, order: list[int]

@@ -23,6 +23,7 @@ def planned(metrics: Any, **options: Any) -> RunPlan:
     return plan(toy_lens(), metrics=metrics, texts=TEXTS, options=OPTIONS, **options)
 
 
+@pytest.mark.slow
 def test_texts_tokens_and_shards_are_those_of_the_run(tmp_path: Any) -> None:
     (model,) = planned(["sinks", "bos-mlp"]).models
     lens = toy_lens()
@@ -78,6 +79,7 @@ class PlanListener(Observer):
         self.plans.append(plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keeps", [False, True])
 def test_a_long_run_is_announced_and_measures_the_same(
     keeps: bool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch

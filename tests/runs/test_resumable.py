@@ -91,6 +91,7 @@ def require_equal(run: Run, expected: Run) -> None:
     assert api.tables_text(run) == api.tables_text(expected)
 
 
+@pytest.mark.slow
 def test_the_run_in_a_directory_equals_the_one_without(lens: Any, expected: Run, tmp_path: Path) -> None:
     require_equal(measure(lens, out=tmp_path / "r", **OPTIONS), expected)
     opened = phaselens.open_run(tmp_path / "r")
@@ -101,6 +102,7 @@ def test_the_run_in_a_directory_equals_the_one_without(lens: Any, expected: Run,
         opened.table("sinks", "layer")
 
 
+@pytest.mark.slow
 def test_the_directory_has_the_record_the_tables_and_the_figures(
     lens: Any, expected: Run, tmp_path: Path
 ) -> None:
@@ -132,6 +134,7 @@ def test_the_directory_has_the_record_the_tables_and_the_figures(
             }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_batches", mark_later_slow([9, 0, 1, 5, 20, 60]))
 @pytest.mark.parametrize("error", mark_later_slow([KeyboardInterrupt(), PhaseLensError("stopped")]))
 def test_an_interrupted_run_continues_to_the_same_tables(
@@ -152,6 +155,7 @@ def test_an_interrupted_run_continues_to_the_same_tables(
         assert remaining.n_tokens < total.n_tokens
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_read_and_nothing_is_measured_or_written(tmp_path: Path) -> None:
     source = str(save_checkpoint(tmp_path / "model"))
     options = {**OPTIONS, "out": tmp_path / "r"}
@@ -206,6 +210,7 @@ def test_metrics_with_texts_of_their_own_and_without_values_continue_too(
         (tmp_path / "result.json").unlink()
 
 
+@pytest.mark.slow
 def test_damaged_shards_are_computed_again(lens: Any, expected: Run, tmp_path: Path) -> None:
     measure(lens, out=tmp_path, **OPTIONS)
     before = contents(tmp_path)
@@ -244,6 +249,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"), CHANGES, ids=lambda value: value if isinstance(value, str) else ""
 )
@@ -261,6 +267,7 @@ def test_a_run_of_something_else_is_refused_by_what_has_changed(
     assert contents(tmp_path).items() >= before.items()
 
 
+@pytest.mark.slow
 def test_a_changed_model_is_refused_by_the_file(lens: Any, tmp_path: Path) -> None:
     source = save_checkpoint(tmp_path / "model")
     options = {**OPTIONS, "metrics": "sinks", "out": tmp_path / "r"}
@@ -359,6 +366,7 @@ def test_conditions_that_are_drawn_anew_are_refused(lens: Any, tmp_path: Path) -
         measure(lens, **options)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_continues(
     lens: Any, expected: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

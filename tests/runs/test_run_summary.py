@@ -34,6 +34,7 @@ def interrupted(study: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_complete_run_is_described(study: Path) -> None:
     summary = RunSummary.read(study)
     assert (summary.models, summary.metrics) == (("a", "b/x"), ("sinks", "bos-mlp"))
@@ -62,6 +63,7 @@ def test_prompts_count_once_they_are_planned(tmp_path: Path) -> None:
     assert RunSummary.read(tmp_path / "run").state == f"{len(finished)} of {len(finished)} shards"
 
 
+@pytest.mark.slow
 def test_a_failed_metric_is_named(tmp_path: Path) -> None:
     def fail(metric: object, view: object) -> None:
         raise ValueError("no number")

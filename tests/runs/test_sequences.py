@@ -102,6 +102,7 @@ def test_the_metric_gets_all_texts_at_once() -> None:
     assert (texts.texts, texts.lengths, texts.indices) == (("0", "1"), (10, 5), (0, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "smollm3"])
 def test_a_nulled_rotation_is_that_of_a_model_loaded_without_rotation(family: str) -> None:
     def without_rotation(self: SequenceReader, texts: Batch, tokenizer: Any) -> list[TokenSequence]:
@@ -174,6 +175,7 @@ def test_a_causal_metric_can_read_other_sequences_than_those_on_which_it_runs_co
     assert run(CausalReader).rows("causal-reader", "texts").column("text") == ["0", "0", "1", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

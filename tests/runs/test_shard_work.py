@@ -143,6 +143,7 @@ def lens() -> Any:
 BUILT_IN = [plugin.name for plugin in Plugins().registered if plugin.distribution == "phaselens"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mark_later_slow(BUILT_IN))
 def test_a_built_in_metric_gives_the_same_tables_for_any_shards(lens: Any, name: str, tmp_path: Path) -> None:
     requests = requests_of(name, tmp_path)
@@ -207,6 +208,7 @@ def test_a_value_that_merge_leaves_out_is_refused_by_name() -> None:
     assert measure(lens, Merging, 20)[0]["merging"]["summary"].rows == [row]
 
 
+@pytest.mark.slow
 def test_a_metric_that_fails_in_one_shard_is_dropped_and_the_others_go_on() -> None:
     lens, updates = toy_lens(), []
 
@@ -239,6 +241,7 @@ def test_a_state_that_cannot_be_stored_fails_the_metric_only_where_it_must_be_st
     assert "Probe.function is a builtin_function_or_method" in failure.message
 
 
+@pytest.mark.slow
 def test_conditions_are_chosen_once_from_all_texts() -> None:
     """What `conditions` stores reaches the tables, although `merge` knows nothing of it."""
     calls: list[int] = []

@@ -26,6 +26,7 @@ def result(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyResul
     return run_study(study, models=[f"one={folder}"], out=tmp_path_factory.mktemp("out"))
 
 
+@pytest.mark.slow
 def test_published_and_measured_values_are_subtracted(result: StudyResult) -> None:
     layers = result.runs["published"].rows("sinks", "layers").records()
     rows = result.table.records()

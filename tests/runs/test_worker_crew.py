@@ -50,6 +50,7 @@ def inside(monkeypatch: pytest.MonkeyPatch) -> Inside:
     return install
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", mark_later_slow([3, 1, 2, 9]))
 def test_any_number_of_workers_gives_the_same_tables(
     source: str, expected: Run, tmp_path: Path, inside: Inside, workers: int
@@ -78,6 +79,7 @@ def test_workers_without_a_directory_leave_nothing(source: str, expected: Run, i
     assert not Path(groups[0].job.out).exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_is_replaced_and_its_shard_is_computed_again(
     source: str, expected: Run, tmp_path: Path, inside: Inside
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_worker_that_ends_is_replaced_and_its_shard_is_computed_again(
     assert len(groups[0].started) == 2 + 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "outcome"), mark_later_slow([("observations", "ended"), ("conditions", "failed")])
 )
@@ -139,6 +142,7 @@ def test_sequences_and_prompts_of_metrics_are_distributed_too(
     require_same_results(merge(tmp_path / "r"), expected)
 
 
+@pytest.mark.slow
 def test_what_ends_every_worker_ends_the_run(
     source: str, tmp_path: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def test_a_uniform_head_attends_equally_to_all_tokens(phaselens_planted: Planter
     assert (pattern[0] - even).abs().max() > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", ["auto", "nope"])
 @pytest.mark.parametrize(("kind", "position"), [("pure sink", 0), ("sink at position 7", 7)])
 def test_a_planted_sink_takes_all_attention(

@@ -25,6 +25,7 @@ def _registered() -> Iterator[None]:
     del MODEL_FOR_CAUSAL_LM_MAPPING._extra_content[NovelConfig]
 
 
+@pytest.mark.slow
 def test_a_new_type_is_tried_and_served() -> None:
     trial = try_model_type("novel_lm", dtypes=("float32", "float64"))
     assert trial.class_name == "NovelForCausalLM"
@@ -35,6 +36,7 @@ def test_a_new_type_is_tried_and_served() -> None:
     assert trial.absent == {}
 
 
+@pytest.mark.slow
 def test_a_new_type_passes_every_check_and_loses_its_rotation() -> None:
     lens = phaselens.load(tiny_model("novel_lm"))
     assert [result.name for result in run_checks(lens) if not result.ok] == []

@@ -266,6 +266,7 @@ def test_training_lowers_the_held_out_loss_and_changes_the_adapter_alone(start: 
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_never_stopped(start: Any, tmp_path: Path) -> None:
     uninterrupted = start(tmp_path / "whole")
     uninterrupted.run()
@@ -299,6 +300,7 @@ def test_another_recipe_does_not_go_on_with_a_run(start: Any, tmp_path: Path) ->
     start(tmp_path, TINY.replace(tokens=20 * 64))
 
 
+@pytest.mark.slow
 def test_a_run_can_be_ended_from_a_kept_checkpoint(start: Any, tmp_path: Path) -> None:
     long = TINY.replace(tokens=100 * 64)
     start(tmp_path / "long", long).run(stop_step=10)
@@ -348,6 +350,7 @@ def test_a_run_does_not_start_from_an_adapter_of_another_kind(
         starting_from(TINY.replace(**change), checkpoints(tmp_path)[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", [False, True])
 def test_a_run_can_start_from_a_shipped_adapter(start: Any, tmp_path: Path, norms: bool) -> None:
     recipe = TINY.replace(norms=norms)

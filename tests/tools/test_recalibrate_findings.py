@@ -24,6 +24,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "x", folder / "y"
 
 
+@pytest.mark.slow
 def test_the_tables_join_the_metrics_of_all_runs(folders: tuple[Path, Path]) -> None:
     runs = findings.StoredRuns(folders)
     observed = findings.observations(runs)

@@ -40,6 +40,7 @@ def finished(start: Any, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_exported_adapter_is_the_trained_one_in_float16(
     finished: Path, start: Any, checkpoint: Path, texts: torch.Tensor, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_card_states_both_losses() -> None:
     assert "rotation in place" in export.model_card("smollm2-rope", facts, 32, 512)
 
 
+@pytest.mark.slow
 def test_logs_of_runs_in_succession_become_one_curve(start: Any, tmp_path: Path) -> None:
     start(tmp_path / "first").run(stop_step=6)
     checkpoint = checkpoints(tmp_path / "first")[4]
@@ -231,11 +233,13 @@ def test_loss_and_sinks_by_position_are_the_models_own() -> None:
     np.testing.assert_allclose(sink_rates, torch.stack(rates, dim=1).numpy(), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_nulled_model_is_named_by_its_prefix() -> None:
     assert set(positions.load("nope=rope").info.positions) == {"nope"}
     assert set(positions.load("rope").info.positions) == {"rope"}
 
 
+@pytest.mark.slow
 def test_long_windows_are_held_out_text_after_bos(books: Path, tmp_path: Path) -> None:
     (books / "dracula.txt").write_text("the grey sea rose to meet her " * 200)
     (books / "the-adventures-of-sherlock-holmes.txt").write_text("north and north and north " * 200)

@@ -214,6 +214,7 @@ def test_a_recipe_survives_its_file_and_refuses_nonsense(tmp_path: Path) -> None
         TINY.replace(lengths=(48,))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_it_never_stopped(cache: Path, tmp_path: Path) -> None:
     uninterrupted = PairTraining(TINY, "trunk", tmp_path / "whole", cache)
     uninterrupted.run()

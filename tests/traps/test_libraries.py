@@ -11,6 +11,7 @@ from tests.toys import letters
 from tests.traps.benches import assert_told_apart, tiny_bench
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
 def test_ours_is_the_dense_number_on_a_model_with_grouped_keys(trap) -> None:
     bench = tiny_bench("llama-gqa", [letters(24)])

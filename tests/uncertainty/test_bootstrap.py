@@ -158,6 +158,7 @@ def test_the_mean_ignores_the_order_of_texts_and_seeds_are_repeatable():
     )
 
 
+@pytest.mark.slow
 def test_a_large_table_takes_less_than_five_seconds():
     values = np.random.default_rng(9).normal(size=(100, 32, 32))
     start = time.perf_counter()

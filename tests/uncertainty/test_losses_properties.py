@@ -99,6 +99,7 @@ HOSTILE = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.data(), st.integers(0, 6))
 def test_values_are_finite_or_missing_with_a_reason(data, n_texts):

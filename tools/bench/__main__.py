@@ -154,7 +154,7 @@ GPU_NOTE = """Nothing has run on a GPU yet. `tools/gpu/check.sh` runs the CUDA t
 `--device-map auto` lets accelerate fill the GPUs, then the CPU, then the disk. `--device-map FILE.json` names the
 device of each module:
 
-```json
+```json title=map.json
 {"model.embed_tokens": 0, "model.rotary_emb": 0, "model.layers.0": 0, "model.layers.1": "disk",
  "model.norm": 0, "lm_head": 0}
 ```
