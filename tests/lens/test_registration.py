@@ -23,3 +23,11 @@ def test_a_package_for_quantised_caches_is_imported_when_it_is_used():
     program = PROGRAM.replace("\nimport sys", "\nimport sys, torch", 1)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_torchao_logs_nothing_when_transformers_imports_it():
+    pytest.importorskip("torchao")
+    program = "import phaselens, transformers.quantizers, torchao, logging; logging.warning('heard')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "WARNING:root:heard\n")

@@ -81,7 +81,8 @@ def repl(models: tuple[str, ...], **arguments: Any) -> None:
             lenses[label] = load_model(spec, **load_options)
             loads[label] = _load_call(spec, load_options)
         from phaselens.repl.session import Session
-        from phaselens.repl.shell import make_shell
+    # Outside of the context: IPython edits and completes lines only if stdout is a terminal when it is imported.
+    from phaselens.repl.shell import make_shell
 
     session = Session(lenses, arguments["figures"], quiet=arguments["quiet"])
     banner = "".join(f"{lens!r}\n" for lens in session.models.values())

@@ -8,6 +8,7 @@ classes derive from Llama's and Qwen2's, whose modules may be only partly import
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -93,6 +94,7 @@ _FINDER = _ImportFinder()
 def register_when_imported() -> None:
     """Schedule the three registrations; cheap, and safe to call again."""
     _FINDER.surround("transformers.cache_utils", _without_hqq)
+    _FINDER.surround("transformers.quantizers.quantizer_torchao", _without_log_lines)
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
     for module, hook in (
@@ -101,6 +103,17 @@ def register_when_imported() -> None:
         ("transformer_lens.factories.architecture_adapter_factory", _register_adapters),
     ):
         _FINDER.call_after(module, hook)
+
+
+@contextmanager
+def _without_log_lines(_module: ModuleType) -> Iterator[None]:
+    """Keep what torchao logs on import off stderr, where a command has its own lines: which kernels it lacks."""
+    level = logging.root.manager.disable
+    logging.disable(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 @contextmanager
