@@ -221,6 +221,8 @@ CLASSES: list[tuple[dict[str, Any], str]] = [
     ({"name": None}, "sets no `name` .str.; write name ="),
     ({"name": 3}, "sets `name` to the int 3"),
     ({"name": ""}, "sets `name` to the str ''"),
+    ({"prints": property(lambda self: True)}, "sets `prints` to .*; give a bool"),
+    ({"title": 3}, "sets `title` to the int 3; give a str"),
     ({"name": "two words"}, "give a name without spaces and commas"),
     ({"version": 1}, "sets `version` to the int 1"),
     ({"tables": list(Probe.tables)}, "sets `tables` to a list .tuple."),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from phaselens.errors import InputError
 from phaselens.plugin import Column, Display, LayerView, Metric, Params, Plugins, Table, TableSpec
-from phaselens.testing import check_metric, examine
+from phaselens.testing import _checks, check_metric, examine
 from tests.plugins.test_knowledge import LETTERS, write
 from tests.plugins.test_passkey import CONTRACT
 
@@ -21,7 +22,6 @@ pytestmark = pytest.mark.slow
 BUILT_IN = [plugin.name for plugin in Plugins().registered if plugin.distribution == "phaselens"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_built_in_metric_keeps_the_contract(name: str, tmp_path: Path) -> None:
     # These two have no default that works on a tiny model.
@@ -119,12 +119,6 @@ def unexplained_missing_value(self: Sound) -> Mapping[str, Table]:
     return tables
 
 
-def not_json(self: Sound) -> Mapping[str, Table]:
-    tables = Sound.compute(self)
-    tables["texts"].rows[0] = (*tables["texts"].rows[0][:2], float("nan"))
-    return tables
-
-
 def raises(self: Sound) -> Mapping[str, Table]:
     raise ZeroDivisionError("its own fault")
 
@@ -155,7 +149,6 @@ def test_a_sound_metric_passes_every_check() -> None:
         (broken(compute=raises), "measures tiny models", "ZeroDivisionError in compute on llama: its own fault"),
         (broken(setup=refuses), "measures tiny models", "it refuses every model: wants eight layers"),
         (broken(compute=leaves_one_out), "tables as declared", "tables ['texts'], declared are"),
-        (broken(compute=not_json), "strict JSON", "Out of range float values"),
         (broken(update=counts_pads), "batch size and padding change nothing", "texts padded together: "),
         (broken(merge=forgets), "halves merged equal the whole", "rows instead of"),
         (broken(setup=keeps_a_function), "state survives a file", "Broken.function is a function"),
@@ -197,3 +190,14 @@ def test_reading_the_matrix_can_be_allowed() -> None:
 
 def test_parameters_that_do_not_exist_are_a_finding() -> None:
     assert examine(Sound, {"threshold": 1})[-1].detail == "no parameter 'threshold'; none is known"
+
+
+@pytest.mark.parametrize(
+    ("value", "detail"), [(float("nan"), "Out of range float"), ((1, 2), "a list is a tuple")]
+)
+def test_a_run_that_is_not_json_is_found(value: object, detail: str) -> None:
+    """Tables are checked cell by cell before; what else a run holds is seen here."""
+    run = SimpleNamespace(to_dict=lambda: {"a": value})
+    subject: Any = SimpleNamespace(lenses=["rope"], default_run=lambda model: run)
+    with pytest.raises(_checks.Broken, match=detail):
+        _checks.strict_json(subject)

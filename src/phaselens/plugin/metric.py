@@ -220,6 +220,11 @@ def require_metric(candidate: Any, origin: str) -> type[Metric[Any]]:
             raise _metric_error(
                 candidate, origin, f"{problem} ({attribute_type.__name__}); write {attribute} = {example}"
             )
+    for attribute, attribute_type in _OPTIONAL_ATTRIBUTES.items():
+        value = getattr(candidate, attribute)
+        if not isinstance(value, attribute_type):
+            problem = f"sets `{attribute}` to {describe_value(value)}; give a {attribute_type.__name__}"
+            raise _metric_error(candidate, origin, problem)
     if any(character.isspace() or character == "," for character in candidate.name):
         raise _metric_error(
             candidate, origin, f"is called {candidate.name!r}; give a name without spaces and commas"
@@ -264,6 +269,11 @@ _ATTRIBUTES: tuple[tuple[str, type, str], ...] = (
     ("version", str, '"1"'),
     ("tables", tuple, '(TableSpec("texts", (Column("text", str), …)),)'),
 )
+#: Class attributes that have a default, by their type: a property would be an object of every instance.
+_OPTIONAL_ATTRIBUTES: dict[str, type] = {
+    **dict.fromkeys(("title", "description", "citation"), str),
+    **dict.fromkeys(("plots", "partial_layers", "prints"), bool),
+}
 
 
 def _metric_error(metric: type[Metric[Any]], origin: str, problem: str) -> Exception:
