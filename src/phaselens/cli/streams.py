@@ -113,15 +113,14 @@ def only_results(command: Callable[Options, Returned]) -> Callable[Options, Retu
 def private_stdout() -> Iterator[None]:
     """Keep the descriptor of stdout for `sys.stdout`: whatever else writes to descriptor 1 writes to stderr.
 
-    Plugins and libraries may write to `sys.__stdout__`, to the descriptor, or through other processes. A terminal shows
-    both streams, and a session needs it: lines are edited and completed only on the terminal's own descriptor.
+    Plugins and libraries may write to `sys.__stdout__`, to the descriptor, or through other processes.
     """
     original = sys.stdout
     try:
-        is_redirected = original is not None and original.fileno() == 1 and not original.isatty()
+        is_descriptor_one = original is not None and original.fileno() == 1
     except (OSError, ValueError, AttributeError):  # closed, or in memory
-        is_redirected = False
-    if not is_redirected:
+        is_descriptor_one = False
+    if not is_descriptor_one:
         yield
         return
     original.flush()
