@@ -38,13 +38,15 @@ def padded_score_script(padded: DenseText) -> Tensor:
     return padded.pattern[..., 1:, 0].mean(-1)
 
 
+def beside_the_score(bench: Bench, script: float) -> TrapNumbers:
+    """Return the mean sink score in float64 and ours, beside a script's."""
+    patterns = [text.pattern for text in bench.dense_texts]
+    return TrapNumbers(mean_score(patterns), bench.mean("sinks", "texts", "score"), script)
+
+
 def padded_queries(bench: Bench) -> TrapNumbers:
     """Measure the mean sink score with pads among the queries."""
-    return TrapNumbers(
-        mean_score([text.pattern for text in bench.dense_texts]),
-        bench.mean("sinks", "texts", "score"),
-        mean(padded_score_script(text).mean() for text in bench.padded_texts),
-    )
+    return beside_the_score(bench, mean(padded_score_script(text).mean() for text in bench.padded_texts))
 
 
 # -- rotation ---------------------------------------------------------------------------------------------
@@ -58,11 +60,7 @@ def unrotated_pattern_script(text: DenseText, scale: float) -> Tensor:
 def unrotated(bench: Bench) -> TrapNumbers:
     """Measure the mean sink score of queries and keys before the rotation."""
     patterns = [unrotated_pattern_script(text, bench.dense.scale) for text in bench.dense_texts]
-    return TrapNumbers(
-        mean_score([text.pattern for text in bench.dense_texts]),
-        bench.mean("sinks", "texts", "score"),
-        mean_score(patterns),
-    )
+    return beside_the_score(bench, mean_score(patterns))
 
 
 # -- query 0 and short texts ------------------------------------------------------------------------------
@@ -90,11 +88,7 @@ def query0(bench: Bench) -> TrapNumbers:
 def without_bos(bench: Bench) -> TrapNumbers:
     """Measure the mean sink score of texts that were tokenized without BOS, so that position 0 is any word."""
     texts = [bench.dense.forward(text.ids[1:]) for text in bench.dense_texts]
-    return TrapNumbers(
-        mean_score([text.pattern for text in bench.dense_texts]),
-        bench.mean("sinks", "texts", "score"),
-        mean_score([text.pattern for text in texts]),
-    )
+    return beside_the_score(bench, mean_score([text.pattern for text in texts]))
 
 
 # -- large scores -----------------------------------------------------------------------------------------
@@ -283,11 +277,7 @@ def no_mask_script(text: DenseText, scale: float) -> Tensor:
 def no_mask(bench: Bench) -> TrapNumbers:
     """Measure the mean sink score without a causal mask."""
     patterns = [no_mask_script(text, bench.dense.scale) for text in bench.dense_texts]
-    return TrapNumbers(
-        mean_score([text.pattern for text in bench.dense_texts]),
-        bench.mean("sinks", "texts", "score"),
-        mean_score(patterns),
-    )
+    return beside_the_score(bench, mean_score(patterns))
 
 
 def tiled_keys_script(text: DenseText, n_key_heads: int, scale: float) -> Tensor:
