@@ -143,9 +143,11 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
             return self._missing(layer, NOT_FINITE)
         q, k = (states if states.dtype == torch.float64 else states.float() for states in (q, k))
         group = q.shape[1] // k.shape[1]
-        low, high = torch.tensor(rotation.pairs, device=q.device).T
+        low, high = zip(*rotation.pairs, strict=True)
         norms = {
-            tensor: torch.hypot(states[..., low], states[..., high]).mean(0, dtype=torch.float64)
+            tensor: torch.hypot(_dimensions_at(states, low), _dimensions_at(states, high)).mean(
+                0, dtype=torch.float64
+            )
             for tensor, states in (("q", q), ("k", k))
         }
         by_head = norms["q"] * norms["k"].repeat_interleave(group, 0)
@@ -186,7 +188,14 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
         return [*numbers, *([float("nan")] * (self.n_pairs - len(numbers)))]
 
     def _sampled_scores(
-        self, q: Tensor, k: Tensor, group: int, low: Tensor, high: Tensor, content: str, layer: int
+        self,
+        q: Tensor,
+        k: Tensor,
+        group: int,
+        low: Sequence[int],
+        high: Sequence[int],
+        content: str,
+        layer: int,
     ) -> Tensor:
         """Return the mean |q·k| in each pair, [head, pair], over sampled pairs of a query and a key that it sees.
 
@@ -206,8 +215,11 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
             for states, rows in ((q, query), (k, key))
         )
         keys = keys.repeat_interleave(group, 1)
-        products = queries[..., low] * keys[..., low] + queries[..., high] * keys[..., high]
-        return products.abs().mean(0)
+        low_products, high_products = (
+            _dimensions_at(queries, dimensions) * _dimensions_at(keys, dimensions)
+            for dimensions in (low, high)
+        )
+        return (low_products + high_products).abs().mean(0)
 
     def _massive(self, q: Tensor, k: Tensor, layer: int) -> dict[str, Numbers]:
         """Return the massive cells of q and k in each band, and the expected number for Gaussian values."""
@@ -347,6 +359,16 @@ class RopeFrequencies(LayerMetric[FrequencyParams]):
     def plot(cls, tables: Mapping[str, Table], figure: Figure) -> None:
         """Draw use and score by period, and massive cells by band, one line per model."""
         draw_frequencies(tables, figure)
+
+
+def _dimensions_at(states: Tensor, dimensions: Sequence[int]) -> Tensor:
+    """Return these dimensions of states […, d_head]: where they are evenly spaced, a view, which takes a sixth of the
+    time of a copy."""
+    first, step = dimensions[0], dimensions[1] - dimensions[0] if len(dimensions) > 1 else 1
+    stop = first + step * len(dimensions)
+    if step > 0 and tuple(dimensions) == tuple(range(first, stop, step)):
+        return states[..., first:stop:step]
+    return states[..., list(dimensions)]
 
 
 def _shares(values: Tensor) -> Tensor:

@@ -57,27 +57,29 @@ def key_geometry(
         missing = torch.full((n_heads,), torch.nan, dtype=torch.float64, device=q.device)
         return KeyGeometry(missing, missing, missing, missing)
     queries, keys = q[first:stop].double(), k[:stop].double()
-    unit_queries, unit_keys = _unit(queries), _unit(keys)
-    is_key = (keys != 0).any(-1)
-    is_query = (queries != 0).any(-1)
-    cosines = _products(unit_queries, unit_keys[position].expand(len(queries), -1, -1), group)
-    cosines = cosines.masked_fill(~(is_query & is_key[position].repeat_interleave(group, -1)), torch.nan)
-    other_units = _sums_of_others(unit_keys, position, first, stop, window)
-    n_units = _sums_of_others(is_key.double(), position, first, stop, window).repeat_interleave(group, -1)
-    cosines_of_others = _products(unit_queries, other_units, group) / n_units
-    cosines_of_others = cosines_of_others.masked_fill(~is_query | (n_units == 0), torch.nan)
-    n_others = _sums_of_others(torch.ones_like(keys[:, :1, 0]), position, first, stop, window)
-    means = _products(queries, _sums_of_others(keys, position, first, stop, window), group) / n_others
-    bias = scale * (_products(queries, keys[position].expand(len(queries), -1, -1), group) - means)
+    query_norms, key_norms = (torch.linalg.vector_norm(states, dim=-1) for states in (queries, keys))
+    is_query, is_key = query_norms != 0, key_norms != 0
+    # The direction of a key of norm 0 stays 0.
+    directions = keys / torch.where(is_key, key_norms, 1.0)[..., None]
+    along = _products(queries, directions[position].expand(len(queries), -1, -1), group)
+    scores = along * key_norms[position].repeat_interleave(group)
+    has_cosine = is_query & is_key[position].repeat_interleave(group)
+    cosines = (along / query_norms).masked_fill(~has_cosine, torch.nan)
+    n_directions = _sums_of_others(is_key.double(), position, first, stop, window).repeat_interleave(
+        group, -1
+    )
+    along_others = _products(queries, _sums_of_others(directions, position, first, stop, window), group)
+    cosines_of_others = along_others / (query_norms * n_directions)
+    cosines_of_others.masked_fill_(~is_query | (n_directions == 0), torch.nan)
+    n_seen = torch.arange(first + 1, stop + 1, dtype=torch.float64, device=q.device)
+    n_others = (n_seen if window is None else n_seen.clamp(max=window)) - 1
+    means = (
+        _products(queries, _sums_of_others(keys, position, first, stop, window), group) / n_others[:, None]
+    )
+    bias = scale * (scores - means)
     return KeyGeometry(
         cosines.nanmean(0), cosines_of_others.nanmean(0), bias.mean(0), bias.std(0, correction=0)
     )
-
-
-def _unit(states: Tensor) -> Tensor:
-    """Divide states [..., d_head] by their norms; those of norm 0 stay 0."""
-    norms = torch.linalg.vector_norm(states, dim=-1, keepdim=True)
-    return states / torch.where(norms == 0, 1.0, norms)
 
 
 def _products(queries: Tensor, keys: Tensor, group: int) -> Tensor:
@@ -92,9 +94,10 @@ def _sums_of_others(values: Tensor, position: int, first: int, stop: int, window
     """Return the sums [query, …] of values [key, …] over the keys that each of the queries first … stop − 1 sees,
     without the one at `position`, which all of them see."""
     sums = _running_sums(values)
+    if window is None or window >= stop:
+        return sums[first:stop].sub_(values[position])
     totals = sums[first:stop] - values[position]
-    if window is not None and window < stop:
-        totals[window - first :] -= sums[: stop - window]
+    totals[window - first :] -= sums[: stop - window]
     return totals
 
 
@@ -105,8 +108,8 @@ def _running_sums(values: Tensor) -> Tensor:
     """
     n = len(values)
     n_runs = -(-n // _RUN)
-    sums = values.new_zeros((n_runs * _RUN, *values.shape[1:]))
-    sums[:n] = values
+    sums = values.new_empty((n_runs * _RUN, *values.shape[1:]))
+    sums[:n], sums[n:] = values, 0.0
     runs = sums.view(n_runs, _RUN, *values.shape[1:])
     for index in range(1, _RUN):
         runs[:, index] += runs[:, index - 1]

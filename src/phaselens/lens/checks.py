@@ -7,7 +7,7 @@ before it was wrapped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from phaselens.lens.captures import capture, keeper, per_layer
 from phaselens.lens.check_results import CheckResult, difference, worst
 from phaselens.lens.choices import Choices, recorded_choices, repeated_choices
 from phaselens.lens.components import attention_layers, attention_of
+from phaselens.lens.ownership import owned_call
 from phaselens.lens.points import ROTATED_POINTS, STATISTICS, HookFunction, in_layer, is_attention
 from phaselens.lens.precision import STATISTICS_LIMITS
 from phaselens.lens.reference import OwnForward, Reference, probe_tokens
@@ -58,6 +59,7 @@ def run_checks(lens: HookedTransformer, *, full: bool = True) -> list[CheckResul
         return _results(lens, full)
 
 
+@owned_call
 def _results(lens: HookedTransformer, full: bool) -> list[CheckResult]:
     n_layers = lens.info.n_layers
     layers = list(range(n_layers)) if full else sorted({0, n_layers // 2, n_layers - 1})
@@ -70,12 +72,13 @@ def _results(lens: HookedTransformer, full: bool) -> list[CheckResult]:
     results.append(_rows_sum_to_one(lens, tokens))
     results.append(_windows_match_the_masks(lens))
     results.append(_statistics_match_scores(lens, tokens))
-    results.append(_key_edits_match_the_matrix(lens, tokens, layers))
     results += _heads_write_the_output(lens, tokens, layers)
-    results.append(edit_checks.edit_changes_layers_above(lens, tokens, layers))
-    results += edit_checks.mid_edit_reaches_skip_path(lens, tokens, layers)
+    clean = edit_checks.clean_forward(lens, tokens, layers)
+    results.append(_key_edits_match_the_matrix(lens, clean, layers))
+    results.append(edit_checks.edit_changes_layers_above(lens, clean, layers))
+    results += edit_checks.mid_edit_reaches_skip_path(lens, clean, layers)
     if lens.resume_problem is None:
-        results.append(edit_checks.resuming_gives_the_same(lens, tokens, layers))
+        results.append(edit_checks.resuming_gives_the_same(lens, clean, layers))
     results.append(_padding_changes_nothing(lens, tokens))
     return results
 
@@ -190,7 +193,9 @@ def _statistics_match_scores(lens: HookedTransformer, tokens: Tensor) -> CheckRe
     return worst(name, STATISTICS_LIMITS[lens.dtype], by_layer)
 
 
-def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers: list[int]) -> CheckResult:
+def _key_edits_match_the_matrix(
+    lens: HookedTransformer, clean: edit_checks.CleanForward, layers: list[int]
+) -> CheckResult:
     """Remove key 0 from the later queries of a layer, once without the matrix and once in it."""
 
     def removed(scores: Tensor, hook: object) -> Tensor:
@@ -206,7 +211,7 @@ def _key_edits_match_the_matrix(lens: HookedTransformer, tokens: Tensor, layers:
                 (in_layer(layer, f"attn.{point}"), removed),
                 (in_layer(layer, "attn.hook_attended"), keeper(outputs, point)),
             ]
-            lens.stream(tokens, hooks, stop_at_layer=layer + 1)
+            edit_checks.run_layer(lens, clean, layer, hooks)
         # NaN weights leave nothing to compare; the other checks have compared where NaN is.
         is_nan = bool(outputs["hook_attn_scores"].isnan().any())
         by_layer[layer] = 0.0 if is_nan else difference(*outputs.values())
@@ -328,7 +333,9 @@ def _padding_changes_nothing(lens: HookedTransformer, tokens: Tensor) -> CheckRe
     padded = torch.cat([torch.nn.functional.pad(short_text, (0, tokens.shape[1] - length)), tokens])
     lengths = torch.tensor([length, tokens.shape[1]])
     points = {**per_layer(lens, "hook_in"), **_statistics(lens)}
-    with recorded_choices(padded) as choices:
+    # To record takes a call of Python for each operation, and most models choose nothing.
+    chooses_nothing = lens.reference is not None and not lens.reference.forward.choices.by_line
+    with nullcontext(Choices(*padded.shape)) if chooses_nothing else recorded_choices(padded) as choices:
         _, in_batch = capture(lens, padded, points, lengths=lengths)
     _subtract_own_bias(lens, in_batch)
     residuals = [in_batch[layer][:1, :length] for layer in range(lens.info.n_layers)]

@@ -19,6 +19,7 @@ from phaselens.lens.description import LoadOptions, describe
 from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.finite_weights import require_finite
 from phaselens.lens.info import ROTATION_MODES
+from phaselens.lens.memory import garbage_kept
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.overrides import override_rope_scaling, override_softmax_scale
 from phaselens.lens.placement import DeviceMap
@@ -276,6 +277,7 @@ def _from_object(model: PreTrainedModel, options: LoadOptions) -> HookedTransfor
     return _build(model, None, options, note)
 
 
+@garbage_kept()
 def _build(
     model: PreTrainedModel, source: ModelSource | None, options: LoadOptions, tokenizer_note: str | None
 ) -> HookedTransformer:

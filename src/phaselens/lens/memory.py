@@ -1,8 +1,11 @@
-"""The process' memory: a setting that makes forwards faster, its peak, and errors that say that it ran out."""
+"""The process' memory: settings that speed up forwards and loading, its peak, and errors that say that it ran out."""
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +24,19 @@ def keep_freed_memory() -> None:
     allocator, or if the environment sets a limit (MALLOC_TRIM_THRESHOLD_).
     """
     torch.empty(_BYTES, dtype=torch.uint8, device="cpu")
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Postpone Python's collection of cycles, which would look at every object of all imported libraries again each
+    time that many small ones are made, to the end of the context."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from phaselens.lens import families, frequencies
 from phaselens.lens.choices import Choices, recorded_choices
+from phaselens.lens.evaluation_mode import evaluate
 from phaselens.lens.module_calls import first_tensor
 from phaselens.lens.null_rotation import null_rotation
 
@@ -86,7 +87,7 @@ def reference_of(
     tokens = probe_tokens(model)
     config = model.config
     implementation = config._attn_implementation
-    model.eval()
+    evaluate(model)
     eager = eager or families.needs_eager(model) or not families.supports_sdpa(model)
     model.set_attn_implementation("eager" if eager else "sdpa")
     # The model may have run before, on longer texts.

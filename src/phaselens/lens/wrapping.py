@@ -33,6 +33,7 @@ from phaselens.lens.attention_owner import StreamingOptions
 from phaselens.lens.blocks import SkippingBlock
 from phaselens.lens.bridge import HookedTransformer
 from phaselens.lens.components import StreamingAttention, attention_layers, mix_in
+from phaselens.lens.evaluation_mode import evaluate, evaluate_parts
 from phaselens.lens.frequencies import make_independent
 from phaselens.lens.loss_point import fire_losses
 from phaselens.lens.masks import state_causality
@@ -73,7 +74,7 @@ def wrap(
             plain weight; and for a model without such an adapter that has no one residual stream.
     """
     keep_freed_memory()
-    model.eval()
+    evaluate(model)
     name = name or model.config.name_or_path or model.config.model_type
     if anatomy is None:
         bridge = _build_from_adapter(model, tokenizer, name)
@@ -101,7 +102,7 @@ def wrap(
     bridge._default_prepend_bos = bool(bridge.cfg.default_prepend_bos)
     for attention in attention_layers(bridge).values():
         attention.connect(options)
-    bridge.eval()
+    evaluate_parts(bridge)
     lens: HookedTransformer = bridge
     return lens
 
@@ -129,7 +130,7 @@ def measure_anatomy(model: PreTrainedModel) -> Anatomy:
     Raises:
         RefusedModel: for a model without one residual stream that its layers add to.
     """
-    model.eval()
+    evaluate(model)
     state_causality(model)
     with attending_by_lens(model):
         return dissect(model, f"{model.config.model_type} ({type(model).__name__})")
