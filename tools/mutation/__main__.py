@@ -16,7 +16,7 @@ import sys
 
 from tools.mutation.page import write_pages
 from tools.mutation.targets import TARGETS, target_named
-from tools.mutation.verdicts import counts, read_reasons, survivors, verdicts
+from tools.mutation.verdicts import counts, forget_survivors, read_reasons, survivors, verdicts
 from tools.mutation.workspace import FOLDER, prepare, run
 
 
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument(
         "--fresh", action="store_true", help="forget all verdicts, as after a change of the tests"
     )
+    parser.add_argument("--survivors", action="store_true", help="test survivors again, as after new tests")
     arguments = parser.parse_args()
     try:
         targets = [target_named(name) for name in arguments.targets] or list(TARGETS)
@@ -46,6 +47,8 @@ def main() -> int:
         if arguments.action == "run":
             if arguments.fresh:
                 shutil.rmtree(FOLDER / target.name, ignore_errors=True)
+            if arguments.survivors:
+                forget_survivors(FOLDER / target.name)
             code = run(prepare(target), arguments.processes)
             if code:
                 print(
@@ -56,7 +59,7 @@ def main() -> int:
         found = verdicts(FOLDER / target.name)
         print(f"{target.name}: {len(found)} mutants:", dict(counts(found)))
         if arguments.action == "survivors":
-            for survivor in survivors(FOLDER / target.name, read_reasons()):
+            for survivor in survivors(FOLDER / target.name, read_reasons(target.name)):
                 if survivor.reason is None:
                     print(f"{survivor.name}\n{survivor.change}")
     return 0

@@ -31,7 +31,6 @@ def write_pages(folder: Path) -> None:
     Raises:
         ValueError: for a target with mutants that have no verdict.
     """
-    reasons = read_reasons()
     found = {target.name: verdicts(folder / target.name) for target in TARGETS}
     for name, by_mutant in found.items():
         n_missing = counts(by_mutant)[None]
@@ -39,7 +38,7 @@ def write_pages(folder: Path) -> None:
             raise ValueError(
                 f"{name}: {n_missing or 'all'} mutants have no verdict; python -m tools.mutation run {name}"
             )
-    survived = {target.name: survivors(folder / target.name, reasons) for target in TARGETS}
+    survived = {target.name: survivors(folder / target.name, read_reasons(target.name)) for target in TARGETS}
     _write(PAGE, "mutation", numbers(found, survived))
     _write(SURVIVORS, "mutants", listing(survived))
 

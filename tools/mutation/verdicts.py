@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-REASONS = Path(__file__).with_name("reasons.toml")
+REASONS = Path(__file__).with_name("reasons")
 #: mutmut's exit codes of a mutant: a test failed; none failed; a test took far longer than without the mutant.
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 _VERDICTS = {
@@ -62,9 +62,13 @@ class Reason:
         return bool(self.function.search(survivor.function) and self.change.search(survivor.change))
 
 
-def read_reasons(path: Path = REASONS) -> list[Reason]:
-    """Return the reasons of a TOML file: tables `reason` of `text`, `change` and, by default any, `function`."""
-    tables = tomllib.loads(path.read_text(encoding="utf-8")).get("reason", [])
+def read_reasons(target: str) -> list[Reason]:
+    """Return the reasons for a target and those for all: TOML tables `reason` of `text`, `change` and `function`."""
+    tables = [
+        table
+        for name in (target, "common")
+        for table in tomllib.loads((REASONS / f"{name}.toml").read_text(encoding="utf-8")).get("reason", [])
+    ]
     return [
         Reason(
             table["text"],
@@ -82,6 +86,18 @@ def verdicts(workspace: Path) -> dict[str, str | None]:
         for name, code in json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"].items():
             found[name] = None if code is None else _VERDICTS.get(code, KILLED)
     return found
+
+
+def forget_survivors(workspace: Path) -> None:
+    """Forget the verdicts of survivors and which tests reach what, so that they are tested again, with new tests."""
+    for file in workspace.glob("mutants/**/*.py.meta"):
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+        codes = recorded["exit_code_by_key"]
+        recorded["exit_code_by_key"] = {
+            name: None if _VERDICTS.get(code) == SURVIVED else code for name, code in codes.items()
+        }
+        file.write_text(json.dumps(recorded), encoding="utf-8")
+    (workspace / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
 
 
 def survivors(workspace: Path, reasons: Sequence[Reason]) -> list[Survivor]:
