@@ -205,7 +205,7 @@ def test_points_that_cannot_be_edited_are_refused_by_name(lens: Any) -> None:
 def test_keys_that_are_no_list_by_text_are_refused(keys: Any, received: str) -> None:
     edit = Edit(PATTERN, 0.0, keys=lambda batch: keys)
     with pytest.raises(InputError, match=rf"edit of {PATTERN}: keys returned .*{received}.*batch's 2 texts"):
-        edited_keys(edit, batch_of(2, 2), default=[])
+        edited_keys(edit, batch_of(2, 2))
 
 
 @pytest.mark.parametrize("key", [-1, 1.0, True, "0"])
@@ -214,7 +214,7 @@ def test_keys_that_are_no_positions_are_refused(key: Any) -> None:
     with pytest.raises(
         InputError, match=rf"edit of {PATTERN}: keys returned {key!r}; give whole numbers from 0"
     ):
-        edited_keys(edit, batch_of(2, 2), default=[])
+        edited_keys(edit, batch_of(2, 2))
 
 
 def test_keys_are_positions_by_text_or_one_list_for_all() -> None:
@@ -230,10 +230,10 @@ def test_keys_are_positions_by_text_or_one_list_for_all() -> None:
         texts.tokens.zero_()
         return [0] * texts.n
 
-    edited_keys(Edit(PATTERN, 0.0, keys=spoil), batch, default=[])
+    edited_keys(Edit(PATTERN, 0.0, keys=spoil), batch)
     assert batch.tokens.any()
     with pytest.raises(InputError, match=rf"edit of {PATTERN}: its keys depend on the texts"):
-        edited_keys(by_text, None, default=[])
+        edited_keys(by_text, None)
 
 
 def test_an_edit_of_every_layer_takes_the_layers_that_have_the_point() -> None:
@@ -251,7 +251,7 @@ def test_an_edit_of_every_layer_takes_the_layers_that_have_the_point() -> None:
 
 def test_wrong_arguments_of_applied_are_named(lens: Any) -> None:
     for arguments, name in (
-        ((None, [Edit(MLP, 0.0)], None), "lens"),
+        ((None, [Edit(MLP, 0.0)], None), "expected lens as"),
         ((lens, 3, None), "edits"),
         ((lens, [Edit(MLP, 0.0)], [[0, 1]]), "batch"),
     ):

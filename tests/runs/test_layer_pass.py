@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import phaselens
 from phaselens.errors import InputError
 from phaselens.plugin import Batch, LayerView
 from phaselens.runs.active_metrics import ActiveMetric
@@ -223,3 +224,39 @@ def test_gradients_are_off(lens: Any) -> None:
     with torch.enable_grad():
         forward(lens, batch(), [activated(lens, update=update)], 0)
     assert tracked == [False] * 4
+
+
+def test_a_metric_gets_of_an_incomplete_layer_only_its_own_points(lens: Any) -> None:
+    collected: dict[str, tuple[str, ...]] = {}
+
+    def reading(name: str, *points: str) -> ActiveMetric:
+        def update(self: Any, layer: LayerView) -> None:
+            collected[name] = tuple(layer)
+
+        return activated(lens, points=points, update=update)
+
+    pre, mlp = "blocks.{layer}.hook_resid_pre", "blocks.{layer}.hook_mlp_out"
+    metrics = [reading("first", pre, POST), reading("second", mlp, POST)]
+    Fired(lens, *metrics)("blocks.0.hook_resid_pre", "blocks.0.hook_mlp_out").dispatcher.finish_layer()
+    assert collected == {"first": ("hook_resid_pre",), "second": ("hook_mlp_out",)}
+
+
+def test_a_layer_that_runs_again_is_read_once(lens: Any) -> None:
+    layers: list[int | None] = []
+    metric = activated(lens, update=lambda self, layer: layers.append(layer.index))
+    points = [POST.format(layer=layer) for layer in (0, 1, 0, 1)]
+    Fired(lens, metric)(*points).dispatcher.finish_layer()
+    assert layers == [0, 1]
+    assert metric.works
+
+
+def test_texts_of_a_batch_are_rotated_by_their_own_length() -> None:
+    from tests.lens.test_frequencies import N_CTX, fresh, padded, text
+
+    lens = phaselens.load(fresh("dynamic"), check=False)
+    collected: list[torch.Tensor] = []
+    metric = activated(lens, update=lambda self, layer: collected.append(layer["hook_resid_post"].clone()))
+    texts = Batch(("a", "b"), (0, 1), (9, 2 * N_CTX), padded([9, 2 * N_CTX]))
+    forward(lens, texts, [metric], 0)
+    alone = lens.stream(text(9), stop_at_layer=len(collected))
+    torch.testing.assert_close(collected[-1][:1, :9], alone, atol=1e-5, rtol=0)

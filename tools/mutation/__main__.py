@@ -31,10 +31,14 @@ from tools.mutation.workspace import FOLDER, MutationError, prepare, require_mut
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one action, and return the exit code: 1 with a line on stderr if something is missing or mutmut fails."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
     folders = options.folder or [FOLDER]
     try:
         targets = [target_named(name) for name in options.targets] or list(TARGETS)
+    except KeyError as error:
+        parser.error(f"no target {error}; there are {', '.join(target.name for target in TARGETS)}")
+    try:
         require_mutmut()
         if options.action == "page":
             write_pages({target.name: workspace_of(target, folders) for target in targets})
