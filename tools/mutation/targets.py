@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Target:
+class MutationTarget:
     """Modules, as patterns of paths, and the tests of them. Of these tests, mutmut runs those that reach a mutant."""
 
     name: str
@@ -22,10 +22,10 @@ _PUBLIC = (
 )
 
 TARGETS = (
-    Target("attention", ("src/phaselens/attention/*",), ("tests/attention", *_PUBLIC)),
-    Target("spectrum", ("src/phaselens/spectrum/*",), ("tests/spectrum", *_PUBLIC)),
-    Target("uncertainty", ("src/phaselens/uncertainty/*",), ("tests/uncertainty", *_PUBLIC)),
-    Target(
+    MutationTarget("attention", ("src/phaselens/attention/*",), ("tests/attention", *_PUBLIC)),
+    MutationTarget("spectrum", ("src/phaselens/spectrum/*",), ("tests/spectrum", *_PUBLIC)),
+    MutationTarget("uncertainty", ("src/phaselens/uncertainty/*",), ("tests/uncertainty", *_PUBLIC)),
+    MutationTarget(
         "interventions",
         tuple(
             f"src/phaselens/runs/{module}.py"
@@ -43,6 +43,6 @@ TARGETS = (
 )
 
 
-def target_named(name: str) -> Target:
+def target_named(name: str) -> MutationTarget:
     """Return the target of this name; KeyError for another."""
     return {target.name: target for target in TARGETS}[name]
