@@ -39,7 +39,8 @@ def row_norms(x: Tensor) -> Tensor:
     """
     require_tensor("x", x, "…", "d_model")
     if x.ndim == 1:
-        return torch.linalg.vector_norm(x.double())
+        norm: Tensor = torch.linalg.vector_norm(x.double())
+        return norm
     return torch.cat([torch.linalg.vector_norm(chunk.double(), dim=-1) for chunk in _row_chunks(x)])
 
 

@@ -154,4 +154,5 @@ def _blocks(x: Tensor) -> Iterator[Tensor]:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosines [pos] of rows of a and b; NaN for a zero row."""
-    return (a * b).sum(1) / (torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1))
+    norms: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    return (a * b).sum(1) / norms
