@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 
 @dataclass(frozen=True)
-class Target:
+class MutationTarget:
     """Modules, as patterns of paths, and the tests of them. Of these tests, mutmut runs those that reach a mutant."""
 
     name: str
@@ -33,14 +33,14 @@ def _examples(package: str) -> tuple[str, ...]:
 
 
 TARGETS = (
-    Target(
+    MutationTarget(
         "attention",
         ("src/phaselens/attention/*",),
         ("tests/attention", *_examples("phaselens/attention"), *_PUBLIC[1:]),
     ),
-    Target("spectrum", ("src/phaselens/spectrum/*",), ("tests/spectrum", *_PUBLIC)),
-    Target("uncertainty", ("src/phaselens/uncertainty/*",), ("tests/uncertainty", *_PUBLIC)),
-    Target(
+    MutationTarget("spectrum", ("src/phaselens/spectrum/*",), ("tests/spectrum", *_PUBLIC)),
+    MutationTarget("uncertainty", ("src/phaselens/uncertainty/*",), ("tests/uncertainty", *_PUBLIC)),
+    MutationTarget(
         "interventions",
         tuple(
             f"src/phaselens/runs/{module}.py"
@@ -58,6 +58,6 @@ TARGETS = (
 )
 
 
-def target_named(name: str) -> Target:
+def target_named(name: str) -> MutationTarget:
     """Return the target of this name; KeyError for another."""
     return {target.name: target for target in TARGETS}[name]

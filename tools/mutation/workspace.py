@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.mutation.targets import Target
+from tools.mutation.targets import MutationTarget
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutation"
@@ -28,7 +28,7 @@ _COPIED = (
 _COVERAGE = re.compile(r"^\[tool\.coverage\..*?(?=^\[(?!tool\.coverage)|\Z)", re.DOTALL | re.MULTILINE)
 
 
-def prepare(target: Target, folder: Path = FOLDER) -> Path:
+def prepare(target: MutationTarget, folder: Path = FOLDER) -> Path:
     """Copy the repository for a target, keeping what mutmut has found out there of functions that have not changed."""
     workspace = folder / target.name
     workspace.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def prepare(target: Target, folder: Path = FOLDER) -> Path:
     return workspace
 
 
-def _settings(target: Target) -> str:
+def _settings(target: MutationTarget) -> str:
     """Return mutmut's settings, as TOML."""
     values = {
         "source_paths": ["src", "plugins"],
