@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src"
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,20 @@ _PUBLIC = (
     "tests/test_phaselens_arguments.py",
 )
 
+
+def _examples(package: str) -> tuple[str, ...]:
+    """Return the tests of a package's examples: those of the others run models, and take longer than all else."""
+    modules = [path for path in sorted((SOURCE / package).glob("*.py")) if ">>> " in path.read_text()]
+    names = [".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in modules]
+    return tuple(f"tests/test_phaselens_examples.py::test_examples_run[{name}]" for name in names)
+
+
 TARGETS = (
-    MutationTarget("attention", ("src/phaselens/attention/*",), ("tests/attention", *_PUBLIC)),
+    MutationTarget(
+        "attention",
+        ("src/phaselens/attention/*",),
+        ("tests/attention", *_examples("phaselens/attention"), *_PUBLIC[1:]),
+    ),
     MutationTarget("spectrum", ("src/phaselens/spectrum/*",), ("tests/spectrum", *_PUBLIC)),
     MutationTarget("uncertainty", ("src/phaselens/uncertainty/*",), ("tests/uncertainty", *_PUBLIC)),
     MutationTarget(
