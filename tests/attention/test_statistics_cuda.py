@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from phaselens import attention
+from phaselens.attention import _flex
 from tests.attention.reference import dense, largest_difference, random_qkv
 
 pytestmark = [
@@ -79,3 +80,16 @@ def test_float64_is_used_where_products_round_to_tf32(monkeypatch):
     _, lse = attention.attend(q.cuda(), k.cuda(), v.cuda(), scale=1.0)
     statistics = attention.summarise(q.cuda(), k.cuda(), lse, entropy=True, scale=1.0)
     assert largest_difference(statistics.entropy.cpu(), expected.entropy) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d", [64, 80, 128, 256])
+@pytest.mark.parametrize("options", [{"window": 100}, {"softcap": 2.0}, {"window": 700, "softcap": 30.0}])
+def test_windows_and_softcaps_run_compiled_kernels(monkeypatch, dtype, d, options):
+    if not _flex.is_available(torch.device("cuda", 0)):
+        pytest.skip("torch compiles no kernels for this card, or Triton is missing")
+    monkeypatch.setattr(_flex, "_is_right", {})
+    for n in (128, 1000, 1500):
+        q, k, v = random_qkv(n, kv_heads=2, group=2, d=d, d_v=d, dtype=dtype)
+        assert_equals_float64(q, k, v, LIMITS[dtype], **options)
+    assert list(_flex._is_right.values()) == [True]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tools.mutation import __main__ as command
 from tools.mutation import page, verdicts, workspace
-from tools.mutation.targets import TARGETS, Target, target_named
+from tools.mutation.targets import TARGETS, MutationTarget, target_named
 from tools.mutation.verdicts import Reason, Survivor
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +208,7 @@ def test_targets_name_modules_and_tests_that_exist() -> None:
         for pattern in target.modules:
             assert list(ROOT.glob(pattern)), pattern
         for test in target.tests:
-            assert (ROOT / test).exists(), test
+            assert (ROOT / test.partition("::")[0]).exists(), test
 
 
 TOY = {
@@ -240,13 +240,13 @@ def test_a_workspace_is_a_copy_with_the_settings_of_its_target(
     assert settings["mutmut"]["pytest_add_cli_args_test_selection"] == ["tests/test_sums.py"]
 
 
-def write_toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Target:
+def write_toy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> MutationTarget:
     """Write the toy package as the repository, and return it as a target."""
     for name, text in TOY.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     monkeypatch.setattr(workspace, "ROOT", folder)
-    return Target("toy", ("src/toy/*",), ("tests/test_sums.py",))
+    return MutationTarget("toy", ("src/toy/*",), ("tests/test_sums.py",))
 
 
 @pytest.mark.slow

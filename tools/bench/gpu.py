@@ -11,6 +11,9 @@ tries the script itself on a machine without a GPU.
     sinks    hook_sink in every layer
     all      hook_lse, hook_sink, hook_entropy, hook_received in every layer
     long     hook_sink in every layer on the text of --long tokens
+
+Then one layer's attention with its log-sum-exp, relative to causal attention by the fused kernel: with a window of an
+eighth of the text and with a softcap, by FlexAttention and by what runs without it.
 """
 
 from __future__ import annotations
@@ -138,7 +141,43 @@ def measure_all(options: argparse.Namespace) -> dict[str, dict[str, float]]:
             row["ratio"] = row["seconds"] / results["bare"]["seconds"]
             row["share_of_peak"] = operations / row["seconds"] / peak
     results["long"] = attempted(lambda: timer.measure(streamed(HOOKS["sinks"], ids[:, : options.long]), 1))
-    return results
+    return results | attention_rows(timer, options)
+
+
+def attention_rows(timer: Timer, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the measurements of one layer's attention, by kernel."""
+    import torch
+
+    from phaselens import attention
+    from phaselens.attention import _flex
+
+    shape = (1, max(1, options.width // D_HEAD), options.tokens, D_HEAD)
+    q, k, v = (torch.randn(shape, device=timer.device).bfloat16() for _ in range(3))
+    is_available = _flex.is_available
+
+    def measured(flex: bool, **softmax_options: Any) -> dict[str, float]:
+        _flex.is_available = is_available if flex else lambda device: False
+        try:
+            with torch.no_grad():
+                return timer.measure(
+                    lambda: attention.attend(q, k, v, scale=D_HEAD**-0.5, **softmax_options), options.rounds
+                )
+        finally:
+            _flex.is_available = is_available
+
+    rows = {"causal": attempted(lambda: measured(False))}
+    for name, softmax_options in (
+        ("window", {"window": options.tokens // 8}),
+        ("softcap", {"softcap": 30.0}),
+    ):
+        for kernel, flex in (("flex", True), ("other", False)):
+            rows[f"{name}, {kernel}"] = attempted(
+                lambda flex=flex, chosen=softmax_options: measured(flex, **chosen)
+            )
+    for row in rows.values():
+        if "seconds" in row and "seconds" in rows["causal"]:
+            row["ratio"] = row["seconds"] / rows["causal"]["seconds"]
+    return rows
 
 
 def attempted(work: Callable[[], dict[str, float]]) -> dict[str, Any]:

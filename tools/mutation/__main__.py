@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.mutation.page import write_pages
-from tools.mutation.targets import TARGETS, Target, target_named
+from tools.mutation.targets import TARGETS, MutationTarget, target_named
 from tools.mutation.verdicts import (
     counts,
     forget_survivors,
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(target: Target, folder: Path, options: argparse.Namespace) -> None:
+def _run(target: MutationTarget, folder: Path, options: argparse.Namespace) -> None:
     if options.fresh:
         shutil.rmtree(folder / target.name, ignore_errors=True)
     if options.survivors:
@@ -86,7 +86,7 @@ def _run(target: Target, folder: Path, options: argparse.Namespace) -> None:
     _print_counts(target, workspace)
 
 
-def _print_survivors(target: Target, folders: Sequence[Path]) -> None:
+def _print_survivors(target: MutationTarget, folders: Sequence[Path]) -> None:
     workspace = workspace_of(target, folders)
     reasons = read_reasons(target.name)
     all_survivors = survivors(workspace, reasons)
@@ -98,7 +98,7 @@ def _print_survivors(target: Target, folders: Sequence[Path]) -> None:
         print(f"{target.name}: a reason that explains nothing: {reason.text}", file=sys.stderr)
 
 
-def _print_counts(target: Target, workspace: Path) -> None:
+def _print_counts(target: MutationTarget, workspace: Path) -> None:
     by_mutant = require_verdicts(workspace, complete=False)
     by_verdict = {verdict or "not tested": n for verdict, n in counts(by_mutant).items()}
     print(f"{target.name}: {len(by_mutant)} mutants:", ", ".join(f"{n} {v}" for v, n in by_verdict.items()))

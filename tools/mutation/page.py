@@ -83,7 +83,12 @@ def listing(survived: Mapping[str, Sequence[Survivor]]) -> str:
         if not by_reason:
             lines += ["None survived.", ""]
         for reason in sorted(by_reason, key=lambda text: (text == UNEXPLAINED, -len(by_reason[text]), text)):
-            lines += [f"{reason} ({len(by_reason[reason])}):", "", "<!-- not run: a difference -->", "```diff"]
+            lines += [
+                f"{reason} ({len(by_reason[reason])}):",
+                "",
+                "<!-- not run: a difference -->",
+                "```diff",
+            ]
             lines += _changes(by_reason[reason])
             lines += ["```", ""]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.mutation.targets import Target
+from tools.mutation.targets import MutationTarget
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "mutation"
@@ -40,7 +40,7 @@ def require_mutmut() -> None:
         raise MutationError("mutmut is not installed; pip install -c constraints.txt -e '.[mutation]'")
 
 
-def workspace_of(target: Target, folders: Sequence[Path]) -> Path:
+def workspace_of(target: MutationTarget, folders: Sequence[Path]) -> Path:
     """Return the copy of the repository in which a target was run, from the first of `folders` that has one."""
     for folder in folders:
         if (folder / target.name / "mutants").is_dir():
@@ -51,7 +51,7 @@ def workspace_of(target: Target, folders: Sequence[Path]) -> Path:
     )
 
 
-def prepare(target: Target, folder: Path = FOLDER) -> Path:
+def prepare(target: MutationTarget, folder: Path = FOLDER) -> Path:
     """Copy the repository for a target, keeping what mutmut has found out there of functions that have not changed."""
     workspace = folder / target.name
     workspace.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def prepare(target: Target, folder: Path = FOLDER) -> Path:
     return workspace
 
 
-def _settings(target: Target) -> str:
+def _settings(target: MutationTarget) -> str:
     """Return mutmut's settings, as TOML."""
     values = {
         "source_paths": ["src", "plugins"],

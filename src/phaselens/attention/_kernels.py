@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from phaselens.attention import _key_blocks
+from phaselens.attention import _flex, _key_blocks
 from phaselens.attention._problem import Problem
 
 ROWS = 256
@@ -19,6 +19,10 @@ def attend(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
     out [batch, head, query, d_v] in v's dtype or wider, lse [batch, head, query] in `compute_dtype`; a query
     that sees nothing has out 0 and lse −inf.
     """
+    if _flex.serves(problem, v):
+        result = _flex.attend(problem, v)
+        if result is not None:
+            return result
     if problem.softcap is not None or not _has_kernel(problem):
         return _key_blocks.attend(problem, v)
     is_plain = problem.mask is None and problem.bias is None
