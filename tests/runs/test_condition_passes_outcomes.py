@@ -135,7 +135,7 @@ def test_a_metric_may_change_its_outcome_without_effect_on_another(lens: Any) ->
     def spoil(self: Any, condition: Condition, outcome: TextOutcome) -> None:
         for values in (outcome.loss, outcome.top, outcome.targets, outcome.divergence):
             if values is not None:
-                values[:] = 0
+                values[:] = 7
 
     spoiled: list[tuple[str, TextOutcome]] = []
     expected: list[tuple[str, TextOutcome]] = []
@@ -198,11 +198,12 @@ def test_preparing_stores_conditions_and_gives_prompts_a_tokenizer_of_their_own(
 def test_a_batch_that_does_not_fit_into_memory_is_named(
     lens: Any, layer: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the reference, of a branch, and of the baseline."""
+    """A batch may be too large for the reference, for a branch, or for the baseline."""
     stream = type(lens).stream
 
     def out_of_memory(self: Any, tokens: Any = None, hooks: Any = (), **options: Any) -> Any:
-        if layer is None or options.get("start_at_layer") == layer:
+        # From layer 0 on, the branch alone has hooks.
+        if layer is None or (options.get("start_at_layer") == layer and (hooks or layer == 2)):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return stream(self, tokens, hooks, **options)
 
