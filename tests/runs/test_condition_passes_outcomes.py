@@ -169,14 +169,15 @@ def test_preparing_stores_conditions_and_gives_prompts_a_tokenizer_of_their_own(
 
     def prompts(self: Any, tokenizer: Any) -> list[TaskPrompt]:
         tokenizer.padding_side = "left" if tokenizer.padding_side == "right" else "right"
+        tokenizer.add_tokens(["task"])
         tokenizers.append(tokenizer)
         return PROMPTS
 
-    side = lens.text_tokenizer.padding_side
+    side, size = lens.text_tokenizer.padding_side, len(lens.text_tokenizer)
     metric_class = causal(zero(POINT, 0), prompts=prompts)
     metric = metric_class(lens.info, metric_class.Params())
     assert prepare(lens, metric) == PROMPTS
-    assert lens.text_tokenizer.padding_side == side
+    assert (lens.text_tokenizer.padding_side, len(lens.text_tokenizer)) == (side, size)
     assert tokenizers[0]("a b")["input_ids"] == lens.text_tokenizer("a b")["input_ids"]
     assert [condition.name for condition in metric.losses.conditions.values()] == ["off"]
     assert {key: condition.key for key, condition in metric.losses.conditions.items()} == {

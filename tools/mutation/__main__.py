@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fresh", action="store_true", help="forget all verdicts, as after a change of the tests"
     )
-    parser.add_argument("--survivors", action="store_true", help="test survivors again, as after new tests")
+    parser.add_argument(
+        "--survivors", action="store_true", help="test survivors without a reason again, as after new tests"
+    )
     return parser
 
 
@@ -80,7 +82,7 @@ def _run(target: MutationTarget, folder: Path, options: argparse.Namespace) -> N
     if options.fresh:
         shutil.rmtree(folder / target.name, ignore_errors=True)
     if options.survivors:
-        forget_survivors(folder / target.name)
+        forget_survivors(folder / target.name, read_reasons(target.name))
     workspace = prepare(target, folder)
     run(workspace, options.processes)
     _print_counts(target, workspace)

@@ -110,14 +110,13 @@ def require_verdicts(workspace: Path, *, complete: bool = True) -> dict[str, str
     return by_mutant
 
 
-def forget_survivors(workspace: Path) -> None:
-    """Forget the verdicts of survivors and which tests reach what, so that they are tested again, with new tests."""
+def forget_survivors(workspace: Path, reasons: Sequence[Reason]) -> None:
+    """Forget the verdicts of survivors that no reason explains, and which tests reach what: new tests may kill them."""
+    names = {survivor.name for survivor in survivors(workspace, reasons) if survivor.reason is None}
     for file in workspace.glob("mutants/**/*.py.meta"):
         recorded = json.loads(file.read_text(encoding="utf-8"))
         codes = recorded["exit_code_by_key"]
-        recorded["exit_code_by_key"] = {
-            name: None if _VERDICTS.get(code) == SURVIVED else code for name, code in codes.items()
-        }
+        recorded["exit_code_by_key"] = {name: None if name in names else code for name, code in codes.items()}
         file.write_text(json.dumps(recorded), encoding="utf-8")
     (workspace / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
 
