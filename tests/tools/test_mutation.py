@@ -146,11 +146,11 @@ def test_the_list_groups_survivors_by_reason_function_and_line() -> None:
         survivor(long_line, long_line.replace("10", "11"), function="phaselens.a.one", reason="speed"),
     ]
     text = page.listing({"toy": mutants, "clean": []})
-    assert text.startswith("## toy\n\nspeed (3):\n\n<!-- not run: a difference -->\n```diff\n@@ a.one\n- …")
+    assert text.startswith("## toy\n\nspeed (3):\n\n<!-- not run: a difference -->\n\n```diff\n@@ a.one\n- …")
     assert text.count("@@ a.one") == 1
     assert "- size = 1\n+ size = 2\n+ size = 3\n```" in text
     mark = "<!-- not run: a difference -->"  # which a test of all pages asks for
-    assert f"{page.UNEXPLAINED} (1):\n\n{mark}\n```diff\n@@ b.two\n- n = len(rows)\n+ n = None\n```" in text
+    assert f"{page.UNEXPLAINED} (1):\n\n{mark}\n\n```diff\n@@ b.two\n- n = len(rows)\n+ n = None\n```" in text
     assert text.index("speed (3)") < text.index(page.UNEXPLAINED)
     assert max(map(len, text.splitlines())) < 110
     assert "size=10, last=" in text

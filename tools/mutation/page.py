@@ -87,6 +87,7 @@ def listing(survived: Mapping[str, Sequence[Survivor]]) -> str:
                 f"{reason} ({len(by_reason[reason])}):",
                 "",
                 "<!-- not run: a difference -->",
+                "",
                 "```diff",
             ]
             lines += _changes(by_reason[reason])
