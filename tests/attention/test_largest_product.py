@@ -109,6 +109,96 @@ def test_what_is_known_by_query_must_fit() -> None:
         largest_product(torch.ones(5, 4, 8), torch.ones(5, 2, 8), by_query=torch.ones(4, 4))
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 1), (5, 4), (4, 4), (4, 6), (2, 5)])
+def test_an_error_for_what_is_known_by_query_has_both_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        InputError, match=r"^expected by_query \[head, query\] = \(4, 5\), received "
+    ) as caught:
+        largest_product(torch.ones(5, 4, 8), torch.ones(5, 2, 8), by_query=torch.ones(shape))
+    assert str(caught.value).endswith(f"received {shape}")
+
+
+@pytest.mark.parametrize("n_products", [1, 3, 5, 8, 9, 64])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 1, 4])
+def test_equal_products_in_several_blocks_leave_the_first(
+    monkeypatch: pytest.MonkeyPatch, n_products: int, dtype: torch.dtype, window: int | None
+) -> None:
+    """Of candidates that are compared in blocks, also the last block counts, and the first of equal ones wins."""
+    monkeypatch.setattr(_largest_product, "_N_PRODUCTS", n_products)
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        q, k = (torch.randint(-1, 2, (9, 2, 2), generator=generator).to(dtype) for _ in range(2))
+        assert searched(q, k, window) == dense(q, k, window)
+        q[8, 1], k[7, 1] = torch.tensor([9.0, -9.0]), torch.tensor([-9.0, 9.0])
+        assert searched(q, k, window) == dense(q, k, window)
+
+
+def test_products_that_differ_by_rounding_are_equal_and_by_more_are_not() -> None:
+    q = torch.ones(3, 1, 4, dtype=torch.float64)
+    for factor, query in ((1 + 2**-52, 0), (1 + 1e-9, 1)):
+        q[1] = factor
+        assert searched(q, torch.ones_like(q))[0][1:] == (query, 0)
+    # In float32, the first pass cannot tell them apart; in float64 the second product is larger by 1e-7.
+    q = torch.ones(3, 1, 4)
+    q[1, 0, 0] = 1 + 2**-22
+    value, query, key = searched(q, torch.ones(3, 1, 4))[0]
+    assert (value, query, key) == (4 + 2**-22, 1, 0)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_known_by_query_is_not_used_where_it_is_not_finite(bad: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    q, k = (torch.randn(9, 2, 4, generator=generator) for _ in range(2))
+    by_query = torch.full((2, 9), bad)
+    assert searched(q, k, None, by_query) == searched(q, k)
+    assert [entry[1:] for entry in searched(q, k)] == [entry[1:] for entry in dense(q, k, None)]
+
+
+def test_what_is_known_by_query_saves_the_other_queries() -> None:
+    """A query that is known to have a small product is not compared."""
+    q = k = torch.ones(4, 1, 2)
+    by_query = torch.tensor([[0.0, 2.0, 2.0, 0.0]])
+    assert searched(q, k, None, by_query) == [(2.0, 1, 0)]
+
+
+def test_a_streamed_product_may_be_off_by_the_rounding_of_its_log_sum_exp() -> None:
+    q = k = torch.ones(4, 1, 2)
+    for excess in (1e-7, -1e-7):
+        by_query = torch.tensor([[2.0, 2.0 + excess, 2.0, 2.0]])
+        assert searched(q, k, None, by_query) == [(2.0, 0, 0)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9, 20])
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 9, 30])
+def test_tiles_of_any_size_find_the_same(
+    monkeypatch: pytest.MonkeyPatch, size: int, window: int | None
+) -> None:
+    monkeypatch.setattr(_largest_product, "_SIDE", size)
+    generator = torch.Generator().manual_seed(size)
+    for _ in range(5):
+        q, k = (torch.randn(9, 2, 3, generator=generator) for _ in range(2))
+        entries = searched(q, k, window)
+        for (value, *indices), (dense_value, *dense_indices) in zip(
+            entries, dense(q, k, window), strict=True
+        ):
+            assert value == pytest.approx(dense_value, rel=1e-12)
+            assert indices == dense_indices
+
+
+def test_results_are_in_float64_and_in_whole_numbers() -> None:
+    largest = largest_product(torch.ones(3, 2, 4), torch.ones(3, 1, 4))
+    assert (largest.value.dtype, largest.query.dtype, largest.key.dtype) == (
+        torch.float64,
+        torch.int64,
+        torch.int64,
+    )
+    q = torch.ones(3, 2, 4)
+    q[0, 1] = torch.nan
+    largest = largest_product(q, torch.ones(3, 1, 4))
+    assert (largest.query.tolist(), largest.key.tolist()) == ([0, -1], [0, -1])
+
+
 def biases(*shape: int) -> torch.Tensor:
     return 5 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
 

@@ -180,3 +180,121 @@ def test_keys_that_are_no_indices_by_text_are_refused(keys) -> None:
     q, k, _ = random_qkv(5)
     with pytest.raises(InputError, match=r"expected keys \[batch \| 1, n\]"):
         attention.key_scores(q, k, keys, scale=1.0)
+
+
+NAMED_OPTIONS = {
+    **OPTIONS,
+    "mask by head": {"mask": (torch.rand(2, 4, N, N, generator=torch.Generator().manual_seed(4)) < 0.7)},
+    "bias by key": {"bias": 3 * torch.randn(1, 4, 1, N, generator=torch.Generator().manual_seed(5))},
+    "bias by query": {
+        "bias": 3 * torch.randn(2, 1, N, N, generator=torch.Generator().manual_seed(6)),
+        "sink_logits": torch.tensor([0.5, -1.0, 4.0, 0.0]),
+    },
+}
+LISTED_KEYS = torch.tensor([[0, 9, -1, N - 1, 7], [3, -1, 0, N, 11]])
+
+
+@pytest.mark.parametrize("n_queries", [N, 5])
+@pytest.mark.parametrize("name", NAMED_OPTIONS)
+def test_scores_of_named_keys_are_those_of_the_matrix(name: str, n_queries: int) -> None:
+    q, k, _ = random_qkv(N, group=2, dtype=torch.float64)
+    q = q[:, :, -n_queries:]
+    options = {"scale": 0.6, **NAMED_OPTIONS[name]}
+    if "mask" in options:
+        options["mask"] = options["mask"][:, :, -n_queries:]
+    if "bias" in options and options["bias"].shape[2] > 1:
+        options["bias"] = options["bias"][:, :, -n_queries:]
+    expected = dense(q, k, **options).scores
+    scores = attention.key_scores(q, k, LISTED_KEYS, **options)
+    assert scores.dtype == torch.float64
+    for text, text_keys in enumerate(LISTED_KEYS.tolist()):
+        for index, key in enumerate(text_keys):
+            column = expected[text, :, :, key] if 0 <= key < N else torch.full((4, n_queries), -torch.inf)
+            assert largest_difference(scores[text, :, :, index], column.double()) < 1e-12
+    for_all = attention.key_scores(q, k, LISTED_KEYS[:1], **options)
+    assert torch.equal(for_all[0], scores[0])
+    assert largest_difference(for_all[1, ..., 1], expected[1, ..., 9]) < 1e-12
+
+
+@pytest.mark.parametrize("name", NAMED_OPTIONS)
+def test_attention_without_named_keys_is_that_with_hidden_ones(name: str) -> None:
+    q, k, v = random_qkv(N, group=2, d_v=5, dtype=torch.float64)
+    options = {"scale": 0.6, **NAMED_OPTIONS[name]}
+    hidden = torch.tensor([[2], [5]])
+    rest = attention.attend_without(q, k, v, LISTED_KEYS, hidden_keys=hidden, **options)
+    mask = options.pop("mask", torch.ones(1, 1, N, N, dtype=torch.bool).tril())
+    visible = mask if mask.dtype == torch.bool else mask > -torch.inf
+    if "window" in options:
+        visible = visible.triu(1 - options.pop("window"))
+    visible = visible.expand(2, *visible.shape[1:]).clone()
+    for text, text_keys in enumerate(torch.cat([LISTED_KEYS, hidden], -1).tolist()):
+        visible[text, :, :, [key for key in text_keys if 0 <= key < N]] = False
+    added = visible if mask.dtype == torch.bool else mask.double().masked_fill(~visible, -torch.inf)
+    expected = dense(q, k, v, mask=added, **options)
+    assert rest.lse.dtype == torch.float64
+    # Additive masks are in float32.
+    assert largest_difference(rest.lse, expected.lse) < 1e-12
+    assert largest_difference(rest.out, expected.out) < 1e-12
+
+
+@pytest.mark.parametrize("name", NAMED_OPTIONS)
+def test_one_part_of_the_softmax_is_that_of_the_whole(name: str) -> None:
+    """Named keys and what remains make the whole attention, whatever is hidden or added."""
+    q, k, v = random_qkv(N, group=2, d_v=5, dtype=torch.float64)
+    options = {"scale": 0.6, **NAMED_OPTIONS[name]}
+    expected = dense(q, k, v, **options)
+    scores = attention.key_scores(q, k, LISTED_KEYS, **options)
+    rest = attention.attend_without(q, k, v, LISTED_KEYS, **options)
+    assert largest_difference(rest.output(v, LISTED_KEYS, scores), expected.out) < 1e-12
+    weights = rest.weights(scores)
+    for text, text_keys in enumerate(LISTED_KEYS.tolist()):
+        for index, key in enumerate(text_keys):
+            column = expected.pattern[text, :, :, key] if 0 <= key < N else torch.zeros(4, N)
+            assert largest_difference(weights[text, :, :, index], column.double()) < 1e-12
+
+
+def test_a_row_without_any_attention_has_none_on_named_keys() -> None:
+    rest = attention.Remainder(torch.zeros(1, 1, 2, 3), torch.tensor([[[-torch.inf, 0.0]]]))
+    scores = torch.full((1, 1, 2, 2), -torch.inf)
+    v = torch.ones(1, 1, 4, 3)
+    assert rest.weights(scores).tolist() == [[[[0.0, 0.0]] * 2]]
+    assert not rest.output(v, torch.tensor([[0, 1]]), scores).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_row_is_changed_if_its_weights_differ_at_the_precision_of_its_output(dtype: torch.dtype) -> None:
+    rest = attention.Remainder(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, dtype=torch.float64))
+    scores = torch.zeros(1, 1, 3, 2, dtype=torch.float64)
+    edited = scores.clone()
+    edited[0, 0, 1, 1], edited[0, 0, 2, 0] = 1e-10, 1e-3
+    changed = attention.rows_changed(rest, scores, edited, dtype)
+    assert changed.tolist() == [[[False, dtype == torch.float64, True]]]
+
+
+def test_the_text_head_and_query_without_attention_are_named() -> None:
+    lse = torch.zeros(2, 3, 4)
+    lse[1, 2, 3] = -torch.inf
+    rest = attention.Remainder(torch.zeros(2, 3, 4, 2), lse)
+    scores = torch.zeros(2, 3, 4, 2)
+    edited = torch.full_like(scores, -torch.inf)
+    with pytest.raises(
+        InputError, match=r"^head 2 attends to nothing .* query 3 of text 1: .* out of the edit$"
+    ):
+        attention.rows_changed(rest, scores, edited, torch.float32)
+    edited[1, 2, 3, 1] = 0.0  # it still attends to the other named key
+    assert attention.rows_changed(rest, scores, edited, torch.float32).all()
+    unchanged = torch.full_like(scores, -torch.inf)
+    assert not attention.rows_changed(rest, unchanged, unchanged, torch.float32).any()
+
+
+def test_arguments_made_by_other_functions_are_named_with_their_origin() -> None:
+    zero = torch.zeros(1, 1, 1, 1)
+    rest = attention.Remainder(zero, zero[0])
+    with pytest.raises(
+        InputError, match=r"^expected rest as a Remainder made by attend_without, received 3$"
+    ):
+        attention.rows_changed(3, zero, zero, torch.float32)
+    with pytest.raises(
+        InputError, match=r"^expected dtype as a dtype such as torch.float32, received 'float32'$"
+    ):
+        attention.rows_changed(rest, zero, zero, "float32")

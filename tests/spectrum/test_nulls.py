@@ -10,7 +10,7 @@ from phaselens.spectrum import gaussian_max_ratio, random_rows
 from tests.spectrum.reference import dense
 
 
-@pytest.mark.parametrize("case", ["equal", "wide", "tall", "spike", "two spikes", "uneven"])
+@pytest.mark.parametrize("case", ["equal", "wide", "tall", "spike", "two spikes", "uneven", "short"])
 def test_random_rows_agree_with_simulation(case: str) -> None:
     rng = np.random.default_rng(1)
     norms, d = {
@@ -20,6 +20,7 @@ def test_random_rows_agree_with_simulation(case: str) -> None:
         "spike": (np.r_[100.0, np.ones(199)], 96),
         "two spikes": (np.r_[30.0, 28.0, rng.uniform(0.5, 2.0, 198)], 96),
         "uneven": (np.exp(rng.normal(size=300)), 96),
+        "short": (np.ones(12), 300),
     }[case]
     entropies, anisotropies = [], []
     for _ in range(4):

@@ -67,3 +67,13 @@ def test_impossible_counts_are_refused(successes, n):
 def test_an_impossible_confidence_is_refused():
     with pytest.raises(ValueError, match="confidence between 0 and 1, received 2"):
         wilson_interval(1, 2, confidence=2)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (1, 1), (0, 1), (1, 2), (3, 10)])
+def test_a_share_has_its_counts_and_a_reason_for_each_missing_field(successes: int, n: int) -> None:
+    share = wilson_interval(successes, n)
+    assert (share.successes, share.n) == (successes, n)
+    assert share.value == (successes / n if n else None)
+    missing = [name for name in ("value", "ci_low", "ci_high") if getattr(share, name) is None]
+    assert sorted(share.reasons) == sorted(missing)
+    assert bool(missing) == (n < 2)

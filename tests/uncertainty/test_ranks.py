@@ -42,3 +42,23 @@ def test_what_has_no_order_is_missing_with_the_reason() -> None:
 def test_items_of_different_numbers_are_refused_with_both(correlate: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match=r"of one length, received \(3,\) and \(2,\)"):
         correlate([1.0, 2.0, 3.0], [1.0, 2.0])
+
+
+def test_two_items_agree_or_disagree() -> None:
+    assert spearman([1.0, 2.0], [[3.0, 5.0], [5.0, 3.0], [4.0, 4.0]]).tolist()[:2] == [1.0, -1.0]
+    assert np.isnan(spearman([1.0, 2.0], [4.0, 4.0]))
+    assert np.isnan(spearman([], []))
+
+
+def test_the_smallest_p_is_that_of_one_order_among_all_drawn() -> None:
+    """No random order of 30 items is the observed one."""
+    items = np.arange(30.0)
+    assert rank_correlation(items, items).p_value == 1 / 10_000
+    assert rank_correlation(items, -items, n_permutations=99).p_value == 1 / 100
+    assert rank_correlation(items, items % 7, seed=1) != rank_correlation(items, items % 7, seed=2)
+
+
+def test_a_missing_correlation_has_the_number_of_items() -> None:
+    assert rank_correlation([1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0]).n == 4
+    assert rank_correlation([1.0, 2.0], [1.0, 2.0]).n == 2
+    assert rank_correlation([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]).value == pytest.approx(0.5)

@@ -97,7 +97,8 @@ def _sums_of_others(values: Tensor, position: int, first: int, stop: int, window
     if window is None or window >= stop:
         return sums[first:stop].sub_(values[position])
     totals = sums[first:stop] - values[position]
-    totals[window - first :] -= sums[: stop - window]
+    first_to_miss_keys = max(first, window)
+    totals[first_to_miss_keys - first :] -= sums[first_to_miss_keys - window : stop - window]
     return totals
 
 

@@ -65,7 +65,7 @@ def key_blocks(problem: Problem, lse: Tensor | None = None) -> Iterator[KeyBlock
 
     With a bias, scores and `KeyBlock.reference` are relative to `Problem.row_shift`, and `lse` is not. Scores are
     relative to `lse` [batch, head, query], which must be right to within a few units, or without `lse` to
-    each row's largest score.
+    each row's largest score or sink logit.
     """
     group, dtype = problem.group, problem.compute_dtype
     n_rows, batches, kv_heads = _sizes(problem)
@@ -124,20 +124,21 @@ def _blocks_of_subset(
             scores, problem, q[:, :, start:stop], k[:, :, first_key:key_end], offsets[:, :, start:stop]
         )
         _apply_mask(scores, problem, (start, stop), (first_key, key_end), hidden_score, masks)
+        column = None
+        if problem.sink_logits is not None:
+            logits = problem.sink_logits.to(dtype)[None, :, None].expand(batch, -1, n_queries)
+            column = problem.relative(logits)[:, :, start:stop]
         if lse is None:
             top = scores.amax(-1)
+            if column is not None:  # beside a far larger logit, exp would overflow
+                top = torch.maximum(top, column / LN_2)
             top = top.masked_fill(top == -torch.inf, 0.0)
             scores -= top[..., None]
             scores.masked_fill_(scores == -torch.inf, _LOG2_ZERO)
             reference = top * LN_2
         torch.exp2(scores, out=p)
         real = p.sum(-1)
-        total = real
-        if problem.sink_logits is not None:
-            column = problem.relative(
-                problem.sink_logits.to(dtype)[None, :, None].expand(batch, -1, n_queries)
-            )
-            total = real + (column[:, :, start:stop] - reference).exp()
+        total = real if column is None else real + (column - reference).exp()
         norm = total.masked_fill(total == 0, 1.0)
         yield KeyBlock(
             slice(0), slice(0), (start, stop), (first_key, key_end), scores, p, real, total, norm, reference

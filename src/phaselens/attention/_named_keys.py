@@ -35,7 +35,7 @@ def key_scores(q: Tensor, k: Tensor, keys: Tensor, **options: Unpack[SoftmaxOpti
     """
     problem = Problem(q, k, **options)
     require_key_indices("keys", keys, len(q))
-    keys = keys.to(k.device).expand(len(q), -1)
+    keys = keys.to(k.device, torch.long).expand(len(q), -1)
     batch, n_heads, n_queries, d_head = q.shape
     dtype = torch.float32 if q.device.type == "mps" else torch.float64
     chosen = torch.where((keys < 0) | (keys >= problem.n_keys), 0, keys)
@@ -75,7 +75,7 @@ class Remainder:
         v [batch, kv_head, key, d_v] and keys [batch | 1, n] as in `attend_without`; the dtype is that of `out`.
         """
         dtype = self.out.dtype
-        keys = keys.to(v.device).expand(len(v), -1)
+        keys = keys.to(v.device, torch.long).expand(len(v), -1)
         chosen = torch.where((keys < 0) | (keys >= v.shape[2]), 0, keys)
         values = v.gather(2, chosen[:, None, :, None].expand(-1, v.shape[1], -1, v.shape[3])).to(dtype)
         named = _key_blocks.mix(self.weights(scores).to(dtype), values)

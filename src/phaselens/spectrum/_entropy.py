@@ -108,11 +108,11 @@ def _gram(x: Tensor) -> FloatArray:
         for chunk in [x] if by_rows else chunks(x, CHUNK):
             wide = chunk.double()
             total += wide @ wide.T if by_rows else wide.T @ wide
-        return np.asfortranarray(total.cpu().numpy())
+        return np.asfortranarray(total.detach().cpu().numpy())
     gram = np.zeros((min(x.shape),) * 2, order="F")
     for chunk in [x] if by_rows else chunks(x, CHUNK):
         # BLAS reads a row-major matrix as its transpose.
-        columns = chunk.double().contiguous().numpy().T
+        columns = chunk.detach().double().contiguous().numpy().T
         gram = blas.dsyrk(1.0, columns, beta=1.0, c=gram, trans=by_rows, lower=1, overwrite_c=1)
     return gram
 
@@ -205,12 +205,12 @@ def _leave_one_out(x: Tensor, row: int) -> tuple[Spectrum, Spectrum] | None:
         x = torch.cat([x[row : row + 1], x[:row], x[row + 1 :]])
         row = 0
     gram = _gram(x)
-    row_values = x[row].double().cpu().numpy()
+    row_values = x[row].detach().double().cpu()
     energy = float(row_values @ row_values)
     if not 0 < energy < _MAX_ENERGY_RATIO * (float(gram.trace()) - energy) < math.inf:
         return None
     if not by_rows:
-        gram = _reflected(gram, row_values)
+        gram = _reflected(gram, row_values.numpy())
     diagonal, off_diagonal = _tridiagonal(gram)
     all_eigenvalues = _eigenvalues(diagonal, off_diagonal)
     if by_rows:

@@ -6,6 +6,7 @@ nulls of attention are in `phaselens.attention`.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ def _gaussian_max_ratio(n: int) -> float:
     from scipy.special import erfc
 
     if n < 1:
-        return float("nan")
+        return math.nan
     x = np.linspace(1e-3, 12.0, 12_000)
     exceedance = -np.expm1(n * np.log1p(-erfc(x / np.sqrt(2))))
     return float(np.trapezoid(exceedance, x) + x[0]) / _MEDIAN_ABS
@@ -60,7 +61,7 @@ def gaussian_exceedance(n: int, median: float, threshold: float, ratio: float) -
     require_number("threshold", threshold, 0)
     require_number("ratio", ratio, 0)
     if not median > 0:
-        return 0.0 if median == 0 else float("nan")
+        return 0.0 if median == 0 else math.nan
     return float(n * erfc(max(threshold, ratio * median) * _MEDIAN_ABS / median / np.sqrt(2)))
 
 
@@ -75,7 +76,8 @@ def random_rows(norms: ArrayLike, d: int) -> NullSpectrum:
     """Return the matrix entropy and p₁ of rows with these norms [pos] in random directions of `d` dimensions.
 
     From the self-consistent equation of the resolvent (Marchenko & Pastur 1967; Silverstein 1995), so exact up to
-    terms of order 1/d, which is also the scatter of a simulation. NaN where all norms are 0.
+    terms of order 1/d, which is also the scatter of a simulation. Where fewer than ten rows share the
+    largest norm, p₁ is exact up to 1/√d only. NaN where all norms are 0.
 
     Raises:
         InputError: unless norms are [pos].
@@ -89,12 +91,15 @@ def random_rows(norms: ArrayLike, d: int) -> NullSpectrum:
     if squares.ndim != 1:
         raise InputError(f"expected norms [pos], received shape {squares.shape}")
     total = float(squares.sum())
-    if not 0 < total < float("inf") or d < 1:
-        return NullSpectrum(float("nan"), float("nan"))
+    if not 0 < total < math.inf or d < 1:
+        return NullSpectrum(math.nan, math.nan)
     weight, count = _binned(squares * (d / total))
-    if len(squares) == 1 or d == 1:
+    if len(weight) == 1 or d == 1:
         return NullSpectrum(0.0, 1.0)
-    return NullSpectrum(_entropy(weight, count, d), _largest_share(weight, count, d))
+    # Terms of order 1/d can pass the limits that every spectrum keeps.
+    return NullSpectrum(
+        max(_entropy(weight, count, d), 0.0), float(min(_largest_share(weight, count, d), 1.0))
+    )
 
 
 def _binned(squares: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -140,12 +145,13 @@ def _largest_share(weight: FloatArray, count: FloatArray, d: int) -> float:
         w, n = weight[n_outliers:], count[n_outliers:]
         return -1.0 / x**2 + float((n * (w / (1.0 - w * x)) ** 2).sum()) / d
 
-    for n_outliers in range(min(_N_UNBINNED, len(weight)), 0, -1):
-        is_distinct = n_outliers == len(weight) or weight[n_outliers] < weight[n_outliers - 1]
-        if is_distinct and slope(1.0 / weight[n_outliers - 1], n_outliers) < 0:
-            return float(min(eigenvalue(1.0 / weight[0], n_outliers) / d, 1.0))
+    # The smallest group of leading rows that lies outside the spectrum of the others.
+    for n_outliers in range(1, min(_N_UNBINNED + 1, len(weight))):
+        smallest = weight[n_outliers - 1]
+        if weight[n_outliers] < smallest and slope(1.0 / smallest, n_outliers) < 0:
+            return eigenvalue(1.0 / weight[0], n_outliers) / d
     low, high = 0.0, 1.0 / weight[0]
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle, 0) < 0 else (low, middle)
-    return float(min(eigenvalue(low, 0) / d, 1.0))
+    return eigenvalue(low, 0) / d

@@ -6,6 +6,7 @@ float64; half precision is widened before it is squared.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +38,9 @@ def row_norms(x: Tensor) -> Tensor:
     [5.0]
     """
     require_tensor("x", x, "…", "d_model")
+    if x.ndim == 1:
+        norm: Tensor = torch.linalg.vector_norm(x.double())
+        return norm
     return torch.cat([torch.linalg.vector_norm(chunk.double(), dim=-1) for chunk in _row_chunks(x)])
 
 
@@ -68,13 +72,14 @@ def median(values: Tensor) -> float:
     2.5
     """
     require_tensor("values", values)
-    flat = values.reshape(-1)
+    flat = values.detach().reshape(-1)
     n = flat.numel()
     if not n or bool(flat.amax().isnan()):  # the maximum is NaN if any value is
-        return float("nan")
+        return math.nan
     low, high = (n - 1) // 2, n // 2
     if flat.device.type == "cpu":
-        wide = flat if flat.dtype in (torch.float32, torch.float64) else flat.float()
+        # numpy has no bfloat16, and is slow in float16; all other types it orders as they are.
+        wide = flat.float() if flat.dtype in (torch.bfloat16, torch.float16) else flat
         middle, n_below = _middle_values(wide.numpy())
         # Partitioning at one value takes numpy a sixth of the time of two; the other one is the largest below it.
         partitioned = np.partition(middle, high - n_below)
@@ -122,13 +127,13 @@ def bos_norm(norms: Tensor) -> BosNormRows:
     (10.0, 5.0, 10.0)
     """
     require_tensor("norms", norms, "pos")
-    missing = float("nan")
+    missing = math.nan
     if not len(norms):
         return BosNormRows(missing, missing, missing, missing, missing)
     norm = float(norms[0])
     if len(norms) < 2:
         return BosNormRows(norm, missing, missing, missing, missing)
-    mean, middle = float(norms[1:].mean()), median(norms[1:])
+    mean, middle = float(norms[1:].double().mean()), median(norms[1:])
     return BosNormRows(
         norm, norm / mean if mean else missing, norm / middle if middle else missing, mean, middle
     )
@@ -163,7 +168,7 @@ class MassiveActivationRows(NamedTuple):
     @property
     def ratio(self) -> float:
         """The largest absolute value divided by the median; NaN where the median is 0."""
-        return abs(self.values[0]) / self.median if self.median > 0 else float("nan")
+        return abs(self.values[0]) / self.median if self.median > 0 else math.nan
 
 
 def massive_activations(
@@ -187,14 +192,17 @@ def massive_activations(
     require_number("ratio", ratio, 0)
     size = x.abs()
     middle = median(size)
+    missing = MassiveActivationRows([], [], [], math.nan, 0)
+    if math.isnan(middle):  # there is no value, or one is NaN
+        return missing
     # The n largest coordinates are in the n rows with the largest maxima.
-    by_row = size.amax(-1) if size.numel() else size.new_zeros(0)
-    if not middle < float("inf") or bool(by_row.isinf().any()):
-        return MassiveActivationRows([], [], [], float("nan"), 0)
+    by_row = size.amax(1)
+    if bool(by_row.isinf().any()):
+        return missing
     rows = by_row.topk(min(n, len(x))).indices
     row_values = size[rows]
     flat_indices = row_values.reshape(-1).topk(min(n, row_values.numel())).indices
-    coordinates = [(int(rows[index // x.shape[-1]]), index % x.shape[-1]) for index in flat_indices.tolist()]
+    coordinates = [(int(rows[index // x.shape[1]]), index % x.shape[1]) for index in flat_indices.tolist()]
     candidates = size[by_row > threshold]
     return MassiveActivationRows(
         [float(x[coordinate]) for coordinate in coordinates],
@@ -220,7 +228,7 @@ def massive_coordinates(x: Tensor, *, threshold: float = 100.0, ratio: float = 1
     require_number("ratio", ratio, 0)
     size = x.abs()
     middle = median(size)
-    if not middle < float("inf") or bool(size.isinf().any()):
+    if math.isnan(middle) or bool(size.isinf().any()):
         return torch.zeros_like(x, dtype=torch.bool)
     return (size > threshold) & (size >= ratio * middle)
 
@@ -275,7 +283,7 @@ def chunks(x: Tensor, n_rows: int) -> list[Tensor]:
 
 
 def _row_chunks(x: Tensor) -> list[Tensor]:
-    n_rows = max(CACHED_ROWS, _CACHED_NUMBERS // max(1, x[0].numel() if len(x) else 1))
+    n_rows = max(CACHED_ROWS, _CACHED_NUMBERS // max(1, x.shape[1:].numel()))
     return [x] if x.device.type != "cpu" or len(x) <= n_rows else chunks(x, n_rows)
 
 
@@ -290,5 +298,4 @@ def _products(a: Tensor, m: Tensor) -> list[Tensor]:
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    is_positive = denominator > 0
-    return torch.where(is_positive, numerator / torch.where(is_positive, denominator, 1.0), torch.nan)
+    return torch.where(denominator > 0, numerator / denominator, torch.nan)

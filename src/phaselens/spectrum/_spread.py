@@ -48,7 +48,7 @@ def prefix_spread(x: Tensor) -> Tensor:
     """
     require_matrix("x", x)
     n_before = 0
-    sum_before = x.new_zeros(x.shape[-1], dtype=torch.float64)
+    sum_before = x.new_zeros(x.shape[1], dtype=torch.float64)
     steps, squares = [], []
     for rows in _blocks(x):
         # Each row adds its squared distance from the mean of those before it, times n / (n + 1): terms above 0 only, so
@@ -58,13 +58,13 @@ def prefix_spread(x: Tensor) -> Tensor:
         sums = torch.cat([sum_before[None], sum_before + running_sums])
         counts = torch.arange(n_before, n_before + len(rows), dtype=torch.float64, device=x.device)
         means = sums[:-1] / torch.where(counts > 0, counts, 1.0)[:, None]
-        steps.append((rows - means).square().sum(-1) * counts / (counts + 1))
-        squares.append(rows.square().sum(-1))
+        steps.append((rows - means).square().sum(1) * counts / (counts + 1))
+        squares.append(rows.square().sum(1))
         n_before, sum_before = n_before + len(rows), sums[-1]
     if not steps:
         return x.new_zeros(0, dtype=torch.float64)
-    total = torch.cat(squares).cumsum(0)
-    return torch.where(total == 0, torch.nan, (torch.cat(steps).cumsum(0) / total).sqrt())
+    # Rows that are all zero have 0 / 0, which is NaN.
+    return (torch.cat(steps).cumsum(0) / torch.cat(squares).cumsum(0)).sqrt()
 
 
 def random_spread(n: int) -> float:
@@ -95,10 +95,10 @@ def relative_change(x: Tensor, changed: Tensor) -> Tensor:
     if x.shape != changed.shape:
         raise InputError(f"expected changed of shape {list(x.shape)}, received {list(changed.shape)}")
     changes = [
-        torch.linalg.vector_norm(new_rows - rows, dim=-1) / torch.linalg.vector_norm(rows, dim=-1)
+        torch.linalg.vector_norm(new_rows - rows, dim=1) / torch.linalg.vector_norm(rows, dim=1)
         for rows, new_rows in zip(_blocks(x), _blocks(changed), strict=True)
     ]
-    norms_are_zero = [~rows.any(-1) for rows in _blocks(x)]
+    norms_are_zero = [~rows.any(1) for rows in _blocks(x)]
     if not changes:
         return x.new_zeros(0, dtype=torch.float64)
     return torch.cat(changes).masked_fill(torch.cat(norms_are_zero), torch.nan)
@@ -154,5 +154,5 @@ def _blocks(x: Tensor) -> Iterator[Tensor]:
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """Return the cosines [pos] of rows of a and b; NaN for a zero row."""
-    norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-    return torch.where(norms > 0, (a * b).sum(-1) / norms, torch.nan)
+    norms: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    return (a * b).sum(1) / norms

@@ -308,8 +308,8 @@ def _transformed(
     n_resamples: int,
     seed: int,
 ) -> Interval:
-    flat_present = is_present.reshape(len(is_present), -1)
-    has_all, has_any = flat_present.all(1), flat_present.any(1)
+    cells = tuple(range(1, is_present.ndim))
+    has_all, has_any = is_present.all(cells), is_present.any(cells)
     if (has_all != has_any).any():
         raise ValueError(
             f"{int((has_all != has_any).sum())} of {len(is_present)} texts have some values missing; "

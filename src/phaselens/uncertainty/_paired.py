@@ -70,7 +70,7 @@ def paired(
     results = [Paired(weighted_mean(column, share)) for column in columns]
     n_texts = len(weights)
     if n_texts < FEWEST_TEXTS:
-        reason = too_few_texts(n_texts)
+        reason = f"1 text; spread over texts needs at least {FEWEST_TEXTS}"
         for result in results:
             for name in ("low", "high", "p_value", "p_exact", "d_z", "rank_biserial", "share_above"):
                 result.reasons[name] = reason
@@ -89,12 +89,6 @@ def paired(
         result.share_above = float((column > 0).mean())
         _set_effect_sizes(result, column, share, size)
     return results
-
-
-def too_few_texts(n_texts: int) -> str:
-    """Return the reason why `n_texts` texts have no interval."""
-    texts = "1 text" if n_texts == 1 else f"{n_texts} texts"
-    return f"{texts}; spread over texts needs at least {FEWEST_TEXTS}"
 
 
 def weighted_mean(column: FloatArray, share: FloatArray) -> float:

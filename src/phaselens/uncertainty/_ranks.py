@@ -35,13 +35,12 @@ def spearman(first: ArrayLike, second: ArrayLike) -> FloatArray:
     from scipy.stats import rankdata
 
     a, b = as_numbers("first", first), as_numbers("second", second)
-    if a.shape[-1:] != b.shape[-1:]:
+    if not a.ndim or a.shape[-1:] != b.shape[-1:]:
         raise ValueError(
             f"expected first and second [..., item] of one length, received {a.shape} and {b.shape}"
         )
-    deviations = [
-        ranks - ranks.mean(-1, keepdims=True) for ranks in (rankdata(a, axis=-1), rankdata(b, axis=-1))
-    ]
+    mean_rank = (a.shape[-1] + 1) / 2
+    deviations = [rankdata(side, axis=-1) - mean_rank for side in (a, b)]
     covariance = (deviations[0] * deviations[1]).sum(-1)
     scale = np.sqrt(np.square(deviations[0]).sum(-1) * np.square(deviations[1]).sum(-1))
     return np.asarray(

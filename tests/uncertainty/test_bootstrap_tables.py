@@ -1,0 +1,63 @@
+"""Bootstrap intervals of transformed means, of masked texts and of many blocks of draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phaselens.uncertainty import _bootstrap, _paired, compare_paired, mean_interval, paired_interval
+
+TABLE = np.random.default_rng(5).normal(size=(12, 2, 3))
+
+
+@pytest.mark.parametrize("n_texts", [5, 12])
+def test_a_transform_may_return_other_cells_and_types(n_texts: int) -> None:
+    """The interval of a threshold is the threshold of the interval, of which each end is True or False."""
+    values = TABLE[:n_texts]
+    mean, low, high = mean_interval(values, transform=lambda means: means[..., 0, :2] > 0.1)
+    assert mean.shape == low.shape == high.shape == (2,)
+    assert mean.tolist() == (values.mean(0)[0, :2] > 0.1).astype(float).tolist()
+    for end, expected in zip((low, high), mean_interval(values)[1:], strict=True):
+        assert end.tolist() == (expected[0, :2] > 0.1).astype(float).tolist()
+
+
+def test_the_identity_transforms_nothing() -> None:
+    for estimate, expected in zip(
+        mean_interval(TABLE, transform=lambda means: means), mean_interval(TABLE), strict=True
+    ):
+        np.testing.assert_allclose(estimate, expected, rtol=1e-12)
+
+
+def test_a_transform_of_one_text_or_none_has_no_interval() -> None:
+    for n_texts in (0, 1):
+        mean, low, high = mean_interval(TABLE[:n_texts], transform=lambda means: means.max((-1, -2)))
+        assert mean.tolist() == (TABLE[0].max() if n_texts else None)
+        assert low.tolist() is high.tolist() is None
+    mean, low, high = mean_interval(TABLE[:1], transform=lambda means: means[..., 0, :])
+    assert mean.tolist() == TABLE[0, 0].tolist()
+    assert low.tolist() == high.tolist() == [None] * 3
+
+
+def test_what_is_not_present_may_hold_anything() -> None:
+    first, second = TABLE[:, 0, 0].copy(), TABLE[:, 0, 1].copy()
+    expected = paired_interval(first[2:], second[2:])
+    first[:2], second[:2] = np.inf, [np.inf, np.nan]
+    assert paired_interval(first, second, present=[False] * 2 + [True] * 10) == expected
+
+
+def test_statistics_do_not_depend_on_the_sizes_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = TABLE[:, 0].repeat(2, 0), TABLE[:, 1].repeat(2, 0)
+    options = {"n_resamples": 500, "n_permutations": 300}
+    comparisons = compare_paired(first, second, **options)
+    intervals = [np.asarray(estimate) for estimate in mean_interval(first, n_resamples=500)]
+    for module, name in ((_paired, "_MAX_SIGNS"), (_bootstrap, "_MAX_DRAWN"), (_bootstrap, "_MAX_MEANS")):
+        monkeypatch.setattr(module, name, 70)
+    assert compare_paired(first, second, **options) == comparisons
+    np.testing.assert_allclose(
+        [np.asarray(e) for e in mean_interval(first, n_resamples=500)], intervals, rtol=1e-12
+    )
+    monkeypatch.setattr(_paired, "_MAX_SIGNS", 1)
+    monkeypatch.setattr(_bootstrap, "_MAX_MEANS", 1)
+    assert compare_paired(first, second, **options) == comparisons
+    for comparison in comparisons:
+        assert comparison.p_value * 301 == pytest.approx(round(comparison.p_value * 301))
