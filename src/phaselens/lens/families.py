@@ -301,9 +301,9 @@ def d_model_of(model: PreTrainedModel) -> int:
 
 
 def bos_token_id_of(model: PreTrainedModel) -> int | None:
-    """Return the id of the BOS token that the configuration states; None without one."""
+    """Return the id of the BOS token that the configuration states; None without one that the model has."""
     token_id = _attribute(text_config_of(model), _BOS)
-    return token_id if isinstance(token_id, int) else None
+    return token_id if isinstance(token_id, int) and 0 <= token_id < d_vocab_of(model) else None
 
 
 def d_vocab_of(model: PreTrainedModel) -> int:
