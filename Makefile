@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo real test test-oldest check static format lint types contract quick coverage pair families bench docs clean
+.PHONY: demo real test test-oldest check static format lint types contract quick coverage mutation pair families bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
@@ -55,6 +55,13 @@ coverage: $(STAMP)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage json --quiet
 	$(BIN)/python -m coverage report
+
+# Mutants of the statistics and of the interventions, and whether tests notice them, in one process (HOURS);
+# it continues where it was interrupted. See docs/testing.md.
+mutation: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[mutation]'
+	$(BIN)/python -m tools.mutation run
+	$(BIN)/python -m tools.mutation page
 
 pair: $(STAMP)
 	$(BIN)/python -m tools.train_pair --corpus $(CORPUS)

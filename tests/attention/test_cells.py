@@ -87,6 +87,14 @@ def test_norms_of_many_tokens_keep_their_digits_and_do_not_overflow() -> None:
     )
 
 
+@pytest.mark.parametrize("tokens", [(0, 16), (0, 33), (32, 33)])
+def test_sums_of_groups_of_tokens_are_in_float64(tokens: tuple[int, int]) -> None:
+    """2²⁴ + 1 is not a float32 number."""
+    states = torch.zeros(40, 1, 1)
+    states[tokens[0]], states[tokens[1]] = 4096.0, 1.0
+    assert float(norm_matrix(states)) == math.sqrt(2**24 + 1)
+
+
 def test_a_cell_is_massive_beyond_the_multiple_and_not_at_it() -> None:
     norms = torch.tensor([[1.0, 3.0, 2.0], [6.0, 6.0, 6.0]])  # means 4, 2 and 6
     assert massive_cells(norms, 1.5).tolist() == [[False] * 3, [False] * 3]
@@ -115,6 +123,15 @@ def test_a_pair_that_is_not_two_dimensions_is_named(pair: Any) -> None:
     ) as caught:
         pair_norms(torch.ones(2, 3), [(0, 2), pair])
     assert str(caught.value).endswith(f"received {pair!r}")
+
+
+def test_pairs_are_a_list_and_norms_have_an_axis() -> None:
+    with pytest.raises(InputError, match=r"^expected pairs as a list of pairs of dimensions, received "):
+        pair_norms(torch.ones(2, 3), (pair for pair in [(0, 1)]))  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match=r"^expected norms as a tensor \[…, d_head\], received one of shape \(\)$"
+    ):
+        pair_norms(torch.tensor(1.0), [])
 
 
 @pytest.mark.parametrize("over", ["heads", "GLOBAL", None])

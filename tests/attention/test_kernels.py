@@ -12,7 +12,7 @@ from phaselens import attention
 from phaselens.attention import _kernels
 from tests.attention.reference import dense, largest_difference, random_qkv
 
-D, D_V = 20, 12
+D, D_V = 65, 66
 
 
 class KernelArguments(TorchDispatchMode):
@@ -50,9 +50,9 @@ def test_calls_fit_the_efficient_kernel(dtype, masked, n, width, kv_heads):
     assert (out.shape, lse.shape, lse.dtype) == ((2, 4, n, D_V), (2, 4, n), torch.float32)
     (call,) = kernel.calls
     assert [call[name].shape for name in ("query", "key", "value")] == [
-        (2, 4, n, 24),
-        (2, 4, n, 24),
-        (2, 4, n, 16),
+        (2, 4, n, 72),
+        (2, 4, n, 72),
+        (2, 4, n, 72),
     ]
     assert (call["dropout_p"], call["is_causal"], call["scale"]) == (0.0, not masked, 0.3)
     assert call["compute_log_sumexp"] is True

@@ -144,7 +144,7 @@ def assert_equals_dense(q: Tensor, k: Tensor, v: Tensor, tolerance: float, **opt
         assert largest_difference(out, expected.out) < 10 * tolerance
 
 
-@pytest.mark.parametrize(("n_rows", "n_elements"), [(128, 1 << 20), (3, 1), (2, 60), (4, 400), (1, 1000)])
+@pytest.mark.parametrize(("n_rows", "n_elements"), [(128, 1 << 20), (3, 1), (4, 400)])
 @pytest.mark.parametrize("kv_heads", [1, 2])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_blocks_of_any_size_equal_dense(

@@ -137,3 +137,45 @@ def test_float64_is_used_where_torch_rounds_products():
     finally:
         torch.set_float32_matmul_precision(previous_precision)
     assert Problem(q, k, 1.0).compute_dtype == torch.float32
+
+
+LIMIT = 1e-5 * 2**24  # in units of float32's rounding
+
+
+def marks_float64(bound, lse, *, d=1, scale=1.0, **options):
+    """Whether a head is computed in float64 whose largest score is bounded by `bound`, with this log-sum-exp."""
+    q = torch.zeros(1, 2, 3, d)
+    q[0, 0, 1, -1] = bound / 4 / abs(scale)
+    k = torch.zeros(1, 1, 3, d)
+    k[0, 0, 0, 0] = 4.0
+    row_lse = torch.zeros(1, 2, 3)
+    row_lse[0, 0, 2], row_lse[0, 0, 0] = lse, -torch.inf
+    marks = needs_float64(Problem(q, k, scale, **options), row_lse)
+    assert marks.tolist()[0][1] is False  # the other head has scores of 0
+    return marks.tolist()[0][0]
+
+
+@pytest.mark.parametrize("d", [1, 4, 64])
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+@pytest.mark.parametrize(("factor", "marked"), [(0.999, False), (1.001, True)])
+def test_float64_begins_at_the_documented_bound(d, scale, factor, marked):
+    """0.8 of the bound of a score, plus 0.25 √d of the scores that matter, in units of rounding."""
+    share = 0.25 * d**0.5
+    assert marks_float64(factor * LIMIT / 0.8, 0.0, d=d, scale=scale) is marked
+    largest = factor * LIMIT / (0.8 + share)
+    for lse in (1e4, -1e4, largest):
+        assert marks_float64(largest, lse, d=d, scale=scale) is marked
+    half = factor * LIMIT / (0.8 + share / 2)
+    assert marks_float64(half, half / 2, d=d, scale=scale) is marked
+    assert marks_float64(half, -half / 2, d=d, scale=scale) is marked
+    assert marks_float64(largest, 0.0, d=d, scale=scale, softcap=5.0) is marked
+    doubled = factor * LIMIT / (0.8 + 2 * share)
+    bias = torch.ones(1, 1, 1, 3)
+    assert marks_float64(largest, 0.0, d=d, scale=scale, bias=bias) is marked
+    assert marks_float64(doubled, 2 * doubled, d=d, scale=scale, bias=bias) is marked
+
+
+def test_a_head_that_is_not_finite_is_computed_in_float64():
+    for value in (torch.nan, torch.inf):
+        assert marks_float64(value, 0.0)
+        assert marks_float64(1.0, torch.nan)

@@ -106,3 +106,7 @@ def test_queries_are_counted_from_0(name: str) -> None:
         attention.sink_score(ROWS, LENGTHS, position=-1)
     with pytest.raises(ValueError, match=r"^expected window as a whole number of at least 1, received 0$"):
         attention.normalised_entropy(ROWS, window=0)
+    with pytest.raises(
+        ValueError, match=r"^expected entropy as a tensor \[…, query\], received .* shape \(\)$"
+    ):
+        attention.normalised_entropy(torch.tensor(1.0))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, takewhile
 from pathlib import Path
 
-from tools.mutation.targets import TARGETS
 from tools.mutation.verdicts import (
     KILLED,
     SURVIVED,
@@ -15,49 +15,53 @@ from tools.mutation.verdicts import (
     Survivor,
     counts,
     read_reasons,
+    require_verdicts,
     survivors,
-    verdicts,
 )
-from tools.mutation.workspace import ROOT
+from tools.mutation.workspace import ROOT, MutationError
 
 PAGE = ROOT / "docs" / "testing.md"
 SURVIVORS = ROOT / "docs" / "mutants.md"
+UNEXPLAINED = "No reason yet: a test may be missing"
+#: Characters of a line of code that are shown, and of these before the first change.
+_WIDTH, _BEFORE = 100, 40
 _BLOCK = "(?<=<!-- generated: {name} -->\n).*?(?=<!-- end of {name} -->)"
 
 
-def write_pages(folder: Path) -> None:
-    """Write the results of all targets into both pages.
+def write_pages(workspaces: Mapping[str, Path]) -> None:
+    """Write the results of targets into both pages.
+
+    Args:
+        workspaces: the copy of the repository in which each target was run, by the target's name.
 
     Raises:
-        ValueError: for a target with mutants that have no verdict.
+        MutationError: for a target with mutants that have no verdict, or a page without a place for the results.
     """
-    found = {target.name: verdicts(folder / target.name) for target in TARGETS}
-    for name, by_mutant in found.items():
-        n_missing = counts(by_mutant)[None]
-        if n_missing or not by_mutant:
-            raise ValueError(
-                f"{name}: {n_missing or 'all'} mutants have no verdict; python -m tools.mutation run {name}"
-            )
-    survived = {target.name: survivors(folder / target.name, read_reasons(target.name)) for target in TARGETS}
-    _write(PAGE, "mutation", numbers(found, survived))
-    _write(SURVIVORS, "mutants", listing(survived))
+    verdicts = {name: require_verdicts(workspace) for name, workspace in workspaces.items()}
+    survived = {
+        name: survivors(workspace, read_reasons(name), verdicts[name])
+        for name, workspace in workspaces.items()
+    }
+    write_block(PAGE, "mutation", numbers(verdicts, survived))
+    write_block(SURVIVORS, "mutants", listing(survived))
 
 
-def numbers(found: Mapping[str, Mapping[str, str | None]], survived: Mapping[str, Sequence[Survivor]]) -> str:
+def numbers(
+    verdicts: Mapping[str, Mapping[str, str | None]], survived: Mapping[str, Sequence[Survivor]]
+) -> str:
     """Return the table of all targets."""
     lines = [
-        "| target | mutants | killed | timed out | survived | of these explained | killed, share |",
+        "| target | mutants | killed by a test | timed out | survived | of these explained | killed, share |",
         "|---|---|---|---|---|---|---|",
     ]
-    total: defaultdict[str | None, int] = defaultdict(int)
+    total: Counter[str | None] = Counter()
     n_explained = 0
-    for name, by_mutant in found.items():
+    for name, by_mutant in verdicts.items():
         by_verdict = counts(by_mutant)
         explained = sum(survivor.reason is not None for survivor in survived[name])
         lines.append(_row(f"`{name}`", by_verdict, explained))
         n_explained += explained
-        for verdict, n in by_verdict.items():
-            total[verdict] += n
+        total += by_verdict
     return "\n".join([*lines, _row("all", total, n_explained)]) + "\n"
 
 
@@ -74,20 +78,59 @@ def listing(survived: Mapping[str, Sequence[Survivor]]) -> str:
     for name, mutants in survived.items():
         by_reason: dict[str, list[Survivor]] = defaultdict(list)
         for survivor in mutants:
-            by_reason[survivor.reason or "No reason: a test is missing."].append(survivor)
-        lines += [f"## `{name}`", ""]
-        for reason in sorted(by_reason, key=lambda text: (-len(by_reason[text]), text)):
-            group = by_reason[reason]
-            lines += [f"**{reason}** ({len(group)})", "", "```diff"]
-            for survivor in sorted(group, key=lambda survivor: survivor.name):
-                lines += [f"@@ {survivor.function.removeprefix('phaselens.')}", survivor.change]
+            by_reason[survivor.reason or UNEXPLAINED].append(survivor)
+        lines += [f"## {name}", ""]
+        if not by_reason:
+            lines += ["None survived.", ""]
+        for reason in sorted(by_reason, key=lambda text: (text == UNEXPLAINED, -len(by_reason[text]), text)):
+            lines += [
+                f"{reason} ({len(by_reason[reason])}):",
+                "",
+                "<!-- not run: a difference -->",
+                "```diff",
+            ]
+            lines += _changes(by_reason[reason])
             lines += ["```", ""]
     return "\n".join(lines)
 
 
-def _write(page: Path, name: str, text: str) -> None:
+def _changes(mutants: Sequence[Survivor]) -> Iterator[str]:
+    """Yield the lines of a diff by function; all changes of one line of code follow that line."""
+    ordered = sorted(mutants, key=lambda survivor: (survivor.function, survivor.before, survivor.after))
+    for function, of_function in groupby(ordered, key=lambda survivor: survivor.function):
+        yield f"@@ {function.removeprefix('phaselens.')}"
+        for before, of_line in groupby(of_function, key=lambda survivor: survivor.before):
+            afters = list(dict.fromkeys(survivor.after for survivor in of_line))
+            start, end = _changed_span(before, afters)
+            yield f"- {_excerpt(before, start, end)}"
+            for after in afters:
+                yield f"+ {_excerpt(after, start, end)}"
+
+
+def _changed_span(before: str, afters: Sequence[str]) -> tuple[int, int]:
+    """Return how many characters at the start and at the end of a line no change touches."""
+    start = _n_common([before, *afters])
+    return start, _n_common([text[start:][::-1] for text in (before, *afters)])
+
+
+def _n_common(texts: Sequence[str]) -> int:
+    """Return the number of first characters that all texts share."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False)))
+
+
+def _excerpt(line: str, start: int, end: int) -> str:
+    """Return a line of code whose first `start` and last `end` characters are the context of a change, shortened."""
+    if len(line) <= _WIDTH:
+        return line
+    first = max(0, start - _BEFORE) if start > _BEFORE else 0
+    last = min(len(line), max(first + _WIDTH, len(line) - end + 1))
+    return ("…" if first else "") + line[first:last] + ("…" if last < len(line) else "")
+
+
+def write_block(page: Path, name: str, text: str) -> None:
+    """Write `text` between the comments `<!-- generated: NAME -->` and `<!-- end of NAME -->` of a page."""
     content = page.read_text(encoding="utf-8")
     block = re.compile(_BLOCK.format(name=name), re.DOTALL)
     if not block.search(content):
-        raise ValueError(f"{page} has no `<!-- generated: {name} -->` … `<!-- end of {name} -->`")
+        raise MutationError(f"{page} has no `<!-- generated: {name} -->` … `<!-- end of {name} -->`")
     page.write_text(block.sub(lambda _: text, content), encoding="utf-8")

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.mutation.workspace import MutationError
+
 REASONS = Path(__file__).with_name("reasons")
 #: mutmut's exit codes of a mutant: a test failed; none failed; a test took far longer than without the mutant.
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
@@ -63,12 +65,13 @@ class Reason:
 
 
 def read_reasons(target: str) -> list[Reason]:
-    """Return the reasons for a target and those for all: TOML tables `reason` of `text`, `change` and `function`."""
-    tables = [
-        table
-        for name in (target, "common")
-        for table in tomllib.loads((REASONS / f"{name}.toml").read_text(encoding="utf-8")).get("reason", [])
-    ]
+    """Return the reasons for a target and those for all, in the order in which they are tried."""
+    return [*_reasons_in(target), *_reasons_in("common")]
+
+
+def _reasons_in(name: str) -> list[Reason]:
+    """Return the reasons of a file: TOML tables `reason` of `text`, `change` and `function`."""
+    tables = tomllib.loads((REASONS / f"{name}.toml").read_text(encoding="utf-8")).get("reason", [])
     return [
         Reason(
             table["text"],
@@ -79,13 +82,32 @@ def read_reasons(target: str) -> list[Reason]:
     ]
 
 
+def unused_reasons(target: str, survived: Sequence[Survivor]) -> list[Reason]:
+    """Return the reasons for this target alone that explain no survivor, as after a change of the code."""
+    return [reason for reason in _reasons_in(target) if not any(map(reason.explains, survived))]
+
+
 def verdicts(workspace: Path) -> dict[str, str | None]:
     """Return the verdict of each mutant by its name; None for one that has not been tested."""
-    found: dict[str, str | None] = {}
+    by_mutant: dict[str, str | None] = {}
     for file in sorted(workspace.glob("mutants/**/*.py.meta")):
         for name, code in json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"].items():
-            found[name] = None if code is None else _VERDICTS.get(code, KILLED)
-    return found
+            by_mutant[name] = None if code is None else _VERDICTS.get(code, KILLED)
+    return by_mutant
+
+
+def require_verdicts(workspace: Path, *, complete: bool = True) -> dict[str, str | None]:
+    """Return the verdict of each mutant.
+
+    Raises:
+        MutationError: if there are no mutants, or, unless `complete` is False, one that has not been tested.
+    """
+    by_mutant = verdicts(workspace)
+    n_missing = counts(by_mutant)[None]
+    if not by_mutant or (complete and n_missing):
+        what = f"{n_missing} of {len(by_mutant)} mutants have not been tested" if by_mutant else "no mutants"
+        raise MutationError(f"{workspace}: {what}; run python -m tools.mutation run {workspace.name}")
+    return by_mutant
 
 
 def forget_survivors(workspace: Path) -> None:
@@ -100,27 +122,48 @@ def forget_survivors(workspace: Path) -> None:
     (workspace / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
 
 
-def survivors(workspace: Path, reasons: Sequence[Reason]) -> list[Survivor]:
-    """Return the survivors of a workspace, each with the first reason that explains it."""
-    names = [name for name, verdict in verdicts(workspace).items() if verdict == SURVIVED]
-    shown = subprocess.run(
+def survivors(
+    workspace: Path, reasons: Sequence[Reason], by_mutant: Mapping[str, str | None] | None = None
+) -> list[Survivor]:
+    """Return the survivors of a workspace, each with the first reason that explains it.
+
+    Args:
+        workspace: the copy of the repository.
+        reasons: why mutants survive.
+        by_mutant: the verdicts of the workspace, by default as they are now.
+    """
+    if by_mutant is None:
+        by_mutant = require_verdicts(workspace, complete=False)
+    names = [name for name, verdict in by_mutant.items() if verdict == SURVIVED]
+    diffs = read_diffs(workspace, names)
+    return [_explained(_survivor(name, diffs[name]), reasons) for name in names]
+
+
+def read_diffs(workspace: Path, names: Sequence[str]) -> Mapping[str, str]:
+    """Return the difference that each of the mutants makes, as mutmut shows it."""
+    if not names:
+        return {}
+    completed = subprocess.run(
         [sys.executable, "-c", _SHOW],
         cwd=workspace,
         input=json.dumps(names),
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    diffs: Mapping[str, str] = json.loads(shown.stdout.splitlines()[-1]) if names else {}
-    return [_explained(_survivor(name, diffs[name]), reasons) for name in names]
+    if completed.returncode:
+        cause = completed.stderr.strip().splitlines()[-1:] or [f"exit code {completed.returncode}"]
+        raise MutationError(f"{workspace}: mutmut does not show its mutants: {cause[0]}")
+    diffs: Mapping[str, str] = json.loads(completed.stdout.splitlines()[-1])
+    return diffs
 
 
 def _survivor(name: str, diff: str) -> Survivor:
-    removed, added = (" ".join(_lines(diff, sign)) for sign in "-+")
+    before, after = (" ".join(_lines(diff, sign)) for sign in "-+")
     module, _, mangled = name.rpartition(".")
     function = re.sub(r"__mutmut_\d+$", "", mangled)
     function = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
-    return Survivor(name, f"{module}.{function}", removed, added)
+    return Survivor(name, f"{module}.{function}", before, after)
 
 
 def _lines(diff: str, sign: str) -> Iterator[str]:
@@ -134,6 +177,6 @@ def _explained(survivor: Survivor, reasons: Sequence[Reason]) -> Survivor:
     return Survivor(survivor.name, survivor.function, survivor.before, survivor.after, text)
 
 
-def counts(found: Mapping[str, str | None]) -> Counter[str | None]:
+def counts(by_mutant: Mapping[str, str | None]) -> Counter[str | None]:
     """Return the number of mutants by verdict."""
-    return Counter(found.values())
+    return Counter(by_mutant.values())

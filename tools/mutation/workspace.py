@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tools.mutation.targets import MutationTarget
@@ -26,6 +28,27 @@ _COPIED = (
 )
 #: Settings of coverage.py, which would follow each mutant.
 _COVERAGE = re.compile(r"^\[tool\.coverage\..*?(?=^\[(?!tool\.coverage)|\Z)", re.DOTALL | re.MULTILINE)
+
+
+class MutationError(Exception):
+    """A line that says why mutants cannot be made, tested or shown, and what to do."""
+
+
+def require_mutmut() -> None:
+    """Raise MutationError if mutmut is not installed."""
+    if importlib.util.find_spec("mutmut") is None:
+        raise MutationError("mutmut is not installed; pip install -c constraints.txt -e '.[mutation]'")
+
+
+def workspace_of(target: MutationTarget, folders: Sequence[Path]) -> Path:
+    """Return the copy of the repository in which a target was run, from the first of `folders` that has one."""
+    for folder in folders:
+        if (folder / target.name / "mutants").is_dir():
+            return folder / target.name
+    raise MutationError(
+        f"{target.name} has not been run in {', '.join(map(str, folders))}; "
+        f"run python -m tools.mutation run {target.name}"
+    )
 
 
 def prepare(target: MutationTarget, folder: Path = FOLDER) -> Path:
@@ -63,8 +86,12 @@ def _settings(target: MutationTarget) -> str:
     )
 
 
-def run(workspace: Path, n_processes: int) -> int:
-    """Let mutmut test all mutants of a workspace that it has no verdict of; return its exit code."""
+def run(workspace: Path, n_processes: int) -> None:
+    """Let mutmut test all mutants of a workspace that it has no verdict of.
+
+    Raises:
+        MutationError: if mutmut fails, as it does if a test fails without any mutant.
+    """
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -73,7 +100,10 @@ def run(workspace: Path, n_processes: int) -> int:
         "PYTHONPATH": "",
     }
     command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(n_processes)]
-    with open(workspace / "mutmut.log", "w", encoding="utf-8") as log:
-        return subprocess.run(
+    log_file = workspace / "mutmut.log"
+    with open(log_file, "w", encoding="utf-8") as log:
+        code = subprocess.run(
             command, cwd=workspace, env=environment, stdout=log, stderr=log, check=False
         ).returncode
+    if code:
+        raise MutationError(f"{workspace.name}: mutmut ended with exit code {code}; see {log_file}")

@@ -116,7 +116,7 @@ class ConditionEditor:
         import torch
 
         columns = torch.arange(tensor.shape[-1])[None] if key_positions is None else key_positions
-        keys = edited_keys(edit, self._batch, default=[]).to(tensor.device)
+        keys = edited_keys(edit, self._batch).to(tensor.device)
         named = (columns.to(tensor.device)[:, None, :] == keys[:, :, None]) & (keys >= 0)[:, :, None]
         return named.any(1)[:, None, None, :]
 
@@ -160,8 +160,11 @@ def _in_existing_layers(lens: HookedTransformer, edit: Edit) -> list[Edit]:
     return existing if existing and "{layer}" in edit.point else edits
 
 
-def edited_keys(edit: Edit, batch: Batch | None, default: Sequence[int]) -> Tensor:
-    """Return the absolute positions [batch or 1, n] of the keys that the edit names, by text; −1 for no key."""
+def edited_keys(edit: Edit, batch: Batch | None, default: Sequence[int] = ()) -> Tensor:
+    """Return the absolute positions [batch or 1, n] of the keys that the edit names, by text; −1 for no key.
+
+    An edit that names none has the `default`.
+    """
     import torch
 
     if not callable(edit.keys):

@@ -108,7 +108,7 @@ def _run_batch(
     with out_of_memory_explained(lens, batch):
         final = run_branches(lens, batch, branches, unedited)
         outcomes = list(rows.outcomes(final, with_divergence=rows.reference is not None))
-    for member in members:
+    for member in (member for member in members if member.works):
         with guarded(member.result, lens.info.label, "record"):
             for outcome in outcomes:
                 causal(member).record(BASELINE, _copy_outcome(outcome))
