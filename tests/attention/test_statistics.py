@@ -176,6 +176,22 @@ def test_half_precision_is_summed_in_float32(dtype, options):
     assert_equals_dense(q, k, v, 1e-5, 1e-4, scale=0.9, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_single_masses_in_half_precision_do_not_have_the_kernels_error(dtype):
+    """The CPU kernel's log-sum-exp is off by 6e-5; a mass on one key must not be."""
+    q, k, v = random_qkv(40, group=2, d=16, dtype=dtype)
+    expected = dense(q, k, v, scale=0.9)
+    _, lse = attention.attend(q, k, v, scale=0.9)
+    for position in (0, 20, 39):
+        sink = attention.sink_mass(q, k, lse, position, scale=0.9)
+        assert largest_difference(sink, expected.pattern[..., position]) < 2e-6
+    mask = torch.ones(1, 1, 40, 40, dtype=torch.bool).tril()
+    mask[..., 0] = False
+    rest = attention.attend_without(q, k, v, torch.tensor([[0]]), scale=0.9)
+    without = dense(q, k, v, scale=0.9, mask=mask)
+    assert largest_difference(rest.lse, without.lse) < 5e-6
+
+
 def test_vectors_that_are_spread_over_memory_equal_dense():
     """Keys and values as a convolution leaves them, [batch, d, pos]."""
     q, k, v = (states.transpose(-1, -2).contiguous().transpose(-1, -2) for states in random_qkv(40, group=2))

@@ -19,6 +19,22 @@ import pytest
 
 pytestmark = pytest.mark.slow
 CALL = "from phaselens_command import main; main()"
+ROOT = Path(__file__).parents[2]
+WATCH_WRITES = """
+import os, sys
+
+with open(os.environ["WRITES"], "a") as log:
+    log.write("watching\\n")
+
+def watch(event, args):
+    if event == "open" and isinstance(args[0], str) and args[0].startswith({folder!r}):
+        if args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "__pycache__" not in args[0]:
+            descriptor = os.open(os.environ["WRITES"], os.O_WRONLY | os.O_APPEND)
+            os.write(descriptor, (args[0] + "\\n").encode())
+            os.close(descriptor)
+
+sys.addaudithook(watch)
+"""
 
 
 def start(
@@ -118,6 +134,25 @@ ENVIRONMENTS: dict[str, tuple[dict[str, str | None], tuple[str, ...]]] = {
     "a dumb terminal of 20 columns": ({"TERM": "dumb", "COLUMNS": "20", "LINES": "5"}, ()),
     "no assertions": ({}, ("-O",)),
 }
+
+
+def test_nothing_is_written_into_the_installation(checkpoint: Path, texts: Path, tmp_path: Path) -> None:
+    """Root may write to folders that are read-only, so the interpreter itself reports each file opened for writing."""
+    site = tmp_path / "site"
+    for source in ("src", "plugins"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / source, site, dirs_exist_ok=True, ignore=ignored)
+    (site / "sitecustomize.py").write_text(WATCH_WRITES.format(folder=str(site)), encoding="utf-8")
+    writes = tmp_path / "writes"
+    environment = {"PYTHONPATH": str(site), "WRITES": str(writes)}
+    out = tmp_path / "out"
+    command = [*measurement(checkpoint, texts), "--out", out, "--figures", tmp_path / "figures"]
+    for arguments in (command, ["report", out, tmp_path / "report.html"], ["plugins"]):
+        code, _, errors = ended(start(*arguments, environment=environment))
+        assert code == 0, errors
+    reported = writes.read_text(encoding="utf-8").splitlines()
+    assert "watching" in reported
+    assert set(reported) == {"watching"}
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)

@@ -61,6 +61,15 @@ def test_logits_have_the_factor_and_the_softcap_of_the_family():
     assert families.logit_softcap_of(neox) is None
 
 
+@pytest.mark.parametrize(
+    ("stated", "expected"), [(3, 3), (0, 0), (-1, None), (48, None), (10**12, None), (None, None)]
+)
+def test_a_bos_token_that_the_model_does_not_have_is_none(stated, expected):
+    model = tiny_model("llama", vocab_size=48)
+    model.config.bos_token_id = stated
+    assert families.bos_token_id_of(model) == expected
+
+
 def test_an_unknown_fused_projection_is_refused_with_those_known():
     with pytest.raises(phaselens.RefusedModel, match=r"Linear computes q, k and v .* known: GPT2Attention"):
         families.fused_layout(torch.nn.Linear(2, 2))

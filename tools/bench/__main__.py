@@ -27,13 +27,14 @@ LATEST, PAGE = ROOT / "benchmarks" / "latest.json", ROOT / "docs" / "performance
 
 @dataclass(frozen=True)
 class Goal:
-    """One number with its goal: `measure` takes the number of rounds."""
+    """One number with its goal: `measure` takes the number of rounds; `reason`: why the goal is out of reach."""
 
     name: str
     unit: str
     goal: float
     script: str
     measure: Callable[[int], float]
+    reason: str = ""
 
 
 def of_streams(variant: str, length: int, quantity: str) -> Callable[[int], float]:
@@ -41,7 +42,9 @@ def of_streams(variant: str, length: int, quantity: str) -> Callable[[int], floa
 
     def measure(rounds: int) -> float:
         ratios = []
-        for _ in range(rounds):
+        for _ in range(
+            1 if quantity == "peak" else rounds
+        ):  # memory hardly varies, and long texts take minutes
             own, baseline = (sinks.measure(name, length, 1) for name in (variant, "baseline"))
             if own is None or baseline is None:
                 raise RuntimeError(f"{variant} at {length} tokens failed")
@@ -92,15 +95,27 @@ def of_loading(variant: str) -> Callable[[int], float]:
 
 BARE = "× bare forward, CPU"
 MEMORY = "× bare forward, peak memory"
+FIXED_COST = (
+    "By the difference to 2,048 tokens, more than half of what is added does not depend on their number: eigenvalues "
+    "of matrices of d_model × d_model in each layer, and the tables of 13 metrics, which a run builds once for all "
+    "texts. That part alone would exceed the goal on one text."
+)
+START_COST = (
+    "Imports take 3.6 seconds of it, nearly all in torch, transformers and TransformerLens, which imports every "
+    "architecture that it knows; sha256 of the weights, which the result records, takes one."
+)
 GOALS = [
     Goal("sinks, 4,096 tokens", BARE, 1.03, "sinks.py", of_streams("sink", 4096, "cpu")),
     Goal("all statistics, 4,096 tokens", BARE, 1.5, "sinks.py", of_streams("all", 4096, "cpu")),
-    Goal("all metrics, 512 tokens", BARE, 1.5, "suite.py", of_suite(512)),
+    Goal("all metrics, 2,048 tokens", BARE, 1.8, "suite.py", of_suite(2048)),
+    Goal("all metrics, 512 tokens", BARE, 1.5, "suite.py", of_suite(512), FIXED_COST),
     Goal("sinks, 16,384 tokens", MEMORY, 1.2, "sinks.py", of_streams("sink", 16384, "peak")),
     Goal("sinks, 32,768 tokens", MEMORY, 1.2, "sinks.py", of_streams("sink", 32768, "peak")),
     Goal("SmolLM2-135M: sinks", "× bare forwards with loss, CPU", 1.0, "real.py", of_real("sinks")),
     Goal("SmolLM2-135M: bos-mlp", "× bare forwards with loss, CPU", 4.0, "real.py", of_real("bos-mlp")),
-    Goal("SmolLM2-135M: start, one text", "CPU seconds", 6.0, "real.py", of_start("start smollm2")),
+    Goal(
+        "SmolLM2-135M: start, one text", "CPU seconds", 6.0, "real.py", of_start("start smollm2"), START_COST
+    ),
     Goal("bundled pair: start, one text", "CPU seconds", 6.0, "real.py", of_start("start pair")),
     Goal("loading, float32", "× checkpoint, resident memory", 1.1, "peak.py", of_loading("float32")),
 ]
@@ -136,9 +151,21 @@ def table(results: dict[str, dict[str, Any]]) -> list[str]:
     return rows
 
 
+def reasons(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Return a paragraph for each missed goal that has a known reason, as Markdown."""
+    return [
+        line
+        for goal in GOALS
+        if goal.reason and results.get(goal.name, {"value": 0})["value"] > goal.goal
+        for line in (f"**{goal.name}:** {goal.reason}", "")
+    ]
+
+
 def write_page(results: dict[str, dict[str, Any]]) -> None:
     """Write docs/performance.md."""
-    PAGE.write_text("\n".join([INTRODUCTION, *table(results), "", GPU_NOTE, ""]), encoding="utf-8")
+    PAGE.write_text(
+        "\n".join([INTRODUCTION, *table(results), "", *reasons(results), GPU_NOTE, ""]), encoding="utf-8"
+    )
 
 
 INTRODUCTION = """# Performance

@@ -94,9 +94,14 @@ class _NormedAttention(nn.Module):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend without rotation; `position_embeddings` are accepted, as the decoder layer passes them, and unused."""
+        """Attend without rotation; `position_embeddings` are accepted, as the decoder layer passes them, and unused.
+
+        transformers 5.24 names the cache `cache`, and `past_key_values` before.
+        """
+        cache = past_key_values if cache is None else cache
         q, k, v = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         if "q" in self.normed:
             q = self.q_norm(q)
@@ -104,8 +109,8 @@ class _NormedAttention(nn.Module):
             k = self.k_norm(k)
         batch_and_pos = hidden_states.shape[:-1]
         q, k, v = (states.view(*batch_and_pos, -1, self.head_dim).transpose(1, 2) for states in (q, k, v))
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         if getattr(self, "sliding_window", None) is not None:
             kwargs["sliding_window"] = self.sliding_window
         attend = modeling_llama.ALL_ATTENTION_FUNCTIONS.get_interface(

@@ -173,6 +173,7 @@ def has_position_table(model: PreTrainedModel, attentions: Iterable[nn.Module]) 
     embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
     tables = [table.weight for table in embeddings if table.weight is not embedding_of(model)]
     tables += [buffer for module in attentions for buffer in module.buffers() if buffer.dim() >= 2]
+    tables += [getattr(module, name) for module, name in rotation_tables(model)]
     return any(table.shape[-2] == n_ctx for table in tables)
 
 
@@ -301,9 +302,9 @@ def d_model_of(model: PreTrainedModel) -> int:
 
 
 def bos_token_id_of(model: PreTrainedModel) -> int | None:
-    """Return the id of the BOS token that the configuration states; None without one."""
+    """Return the id of the BOS token that the configuration states; None without one that the model has."""
     token_id = _attribute(text_config_of(model), _BOS)
-    return token_id if isinstance(token_id, int) else None
+    return token_id if isinstance(token_id, int) and 0 <= token_id < d_vocab_of(model) else None
 
 
 def d_vocab_of(model: PreTrainedModel) -> int:
