@@ -129,16 +129,16 @@ def test_a_function_gets_copies_and_its_site(lens: Any) -> None:
         site.positions.zero_()
         site.batch.tokens.zero_()
         site.weight("attn.W_O").zero_()
-        return torch.full(tensor.shape, 2.5, dtype=torch.float32)
+        return torch.full(tensor.shape, 2.5, dtype=torch.float64)
 
     batch, positions = batch_of(5, 5), torch.tensor([[3, 4]])
     tokens, weight = batch.tokens.clone(), lens.weight_of(1, "attn.W_O").clone()
-    tensor = counted(2, 2, 32)
+    tensor = counted(2, 2, 32).float()
     editor = ConditionEditor(lens, [Edit("blocks.{layer}.hook_mlp_out", change)], batch)
     assert [edit.point for edit in editor.edits] == ["blocks.0.hook_mlp_out", MLP]
     edited = editor.apply(1, tensor, positions)
     assert edited is not None
-    assert edited.dtype == torch.float64
+    assert edited.dtype == torch.float32
     assert bool((edited == 2.5).all())
     (site,) = sites
     assert (site.point, site.layer, site.batch.lengths) == (MLP, 1, (5, 5))

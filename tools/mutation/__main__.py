@@ -2,7 +2,7 @@
 
     python -m tools.mutation run [TARGET …] [--processes N]     test the mutants that have no verdict yet
     python -m tools.mutation survivors [TARGET …]               print the survivors without a reason
-    python -m tools.mutation page                               write the numbers and the survivors into the pages
+    python -m tools.mutation page [TARGET …]                    write the numbers and the survivors into the pages
 
 mutmut makes the mutants, in copies of the repository under build/mutation. A run that was interrupted continues where
 it stopped; after a change of the code, only the functions that changed are tested again.
