@@ -54,12 +54,7 @@ def test_codes_of_mutmut_are_verdicts(tmp_path: Path) -> None:
     assert list(verdicts.verdicts(tmp_path).values()) == [
         "killed", "survived", "survived", "timed out", "killed", None,
     ]  # fmt: skip
-    with pytest.raises(
-        workspace.MutationError, match="1 of 6 mutants have not been tested; run python -m tools"
-    ):
-        verdicts.require_verdicts(tmp_path)
-    assert len(verdicts.require_verdicts(tmp_path, complete=False)) == 6
-    with pytest.raises(workspace.MutationError, match=r"no mutants; run python -m tools\.mutation run "):
+    with pytest.raises(workspace.MutationError, match=r"has no mutants; run python -m tools\.mutation run "):
         verdicts.require_verdicts(tmp_path / "elsewhere")
 
 
@@ -127,13 +122,16 @@ def test_reasons_that_explain_nothing_are_named(tmp_path: Path, monkeypatch: pyt
 def test_the_table_counts_timeouts_as_killed_and_adds_up() -> None:
     results: dict[str, dict[str, str | None]] = {
         "first": {"a": "killed", "b": "timed out", "c": "survived", "d": "killed"},
-        "second": {"a": "killed"},
+        "second": {"a": "killed", "b": None},
+        "third": {"a": None},
     }
-    table = page.numbers(results, {"first": [survivor("a", "b", reason="equal")], "second": []})
+    survived = {"first": [survivor("a", "b", reason="equal")], "second": [], "third": []}
+    table = page.numbers(results, survived)
     assert table.splitlines()[2:] == [
-        "| `first` | 4 | 2 | 1 | 1 | 1 | 75.0 % |",
-        "| `second` | 1 | 1 | 0 | 0 | 0 | 100.0 % |",
-        "| all | 5 | 3 | 1 | 1 | 1 | 80.0 % |",
+        "| `first` | 4 | 4 | 2 | 1 | 1 | 1 | 75.0 % |",
+        "| `second` | 2 | 1 | 1 | 0 | 0 | 0 | 100.0 % |",
+        "| `third` | 1 | 0 | 0 | 0 | 0 | 0 | not measured |",
+        "| all | 7 | 5 | 3 | 1 | 1 | 1 | 80.0 % |",
     ]
 
 
@@ -155,7 +153,7 @@ def test_the_list_groups_survivors_by_reason_function_and_line() -> None:
     assert max(map(len, text.splitlines())) < 110
     assert "size=10, last=" in text
     assert "size=11, last=" in text
-    assert "## clean\n\nNone survived." in text
+    assert "## clean\n\nNo mutant that was tested survived." in text
 
 
 def test_pages_keep_their_words_and_a_page_without_a_block_is_named(tmp_path: Path) -> None:
@@ -182,7 +180,7 @@ def test_both_pages_are_written_from_several_folders(
     diffs[mutant(1)] = diff("return a + b", "return a - b")
     folders = [f"--folder={tmp_path / name}" for name in ("first", "second")]
     assert command.main(["page", "attention", "spectrum", *folders]) == 0
-    assert "| all | 3 | 2 | 0 | 1 | 0 | 66.7 % |" in (tmp_path / "mutation.md").read_text()
+    assert "| all | 3 | 3 | 2 | 0 | 1 | 0 | 66.7 % |" in (tmp_path / "mutation.md").read_text()
     assert "+ return a - b" in (tmp_path / "mutants.md").read_text()
     assert command.main(["survivors", "spectrum", *folders]) == 0
     assert capsys.readouterr().out.startswith(

@@ -101,7 +101,7 @@ def _print_survivors(target: MutationTarget, folders: Sequence[Path]) -> None:
 
 
 def _print_counts(target: MutationTarget, workspace: Path) -> None:
-    by_mutant = require_verdicts(workspace, complete=False)
+    by_mutant = require_verdicts(workspace)
     by_verdict = {verdict or "not tested": n for verdict, n in counts(by_mutant).items()}
     print(f"{target.name}: {len(by_mutant)} mutants:", ", ".join(f"{n} {v}" for v, n in by_verdict.items()))
 

@@ -96,17 +96,15 @@ def verdicts(workspace: Path) -> dict[str, str | None]:
     return by_mutant
 
 
-def require_verdicts(workspace: Path, *, complete: bool = True) -> dict[str, str | None]:
-    """Return the verdict of each mutant.
+def require_verdicts(workspace: Path) -> dict[str, str | None]:
+    """Return the verdict of each mutant, None for one that has not been tested.
 
     Raises:
-        MutationError: if there are no mutants, or, unless `complete` is False, one that has not been tested.
+        MutationError: if there are no mutants.
     """
     by_mutant = verdicts(workspace)
-    n_missing = counts(by_mutant)[None]
-    if not by_mutant or (complete and n_missing):
-        what = f"{n_missing} of {len(by_mutant)} mutants have not been tested" if by_mutant else "no mutants"
-        raise MutationError(f"{workspace}: {what}; run python -m tools.mutation run {workspace.name}")
+    if not by_mutant:
+        raise MutationError(f"{workspace} has no mutants; run python -m tools.mutation run {workspace.name}")
     return by_mutant
 
 
@@ -132,7 +130,7 @@ def survivors(
         by_mutant: the verdicts of the workspace, by default as they are now.
     """
     if by_mutant is None:
-        by_mutant = require_verdicts(workspace, complete=False)
+        by_mutant = require_verdicts(workspace)
     names = [name for name, verdict in by_mutant.items() if verdict == SURVIVED]
     diffs = read_diffs(workspace, names)
     return [_explained(_survivor(name, diffs[name]), reasons) for name in names]
