@@ -152,6 +152,8 @@ def test_the_rotation_of_all_texts_is_edited_where_any_text_is(lens: Any) -> Non
     edit = Edit("blocks.0.attn.hook_cos", 0.0)
     after = ConditionEditor(lens, [edit], batch_of(4, 2)).apply(0, cos, torch.arange(4)[None])
     assert {cell[:2] for cell in changed_cells(cos, after)} == {(0, 0), (0, 1), (0, 2), (0, 3)}
+    after = ConditionEditor(lens, [edit], batch_of(2, 3)).apply(0, cos, torch.arange(4)[None])
+    assert {cell[:2] for cell in changed_cells(cos, after)} == {(0, 0), (0, 1), (0, 2)}
     one_text = ConditionEditor(lens, [edit], batch_of(2)).apply(0, cos, torch.arange(4)[None])
     assert {cell[:2] for cell in changed_cells(cos, one_text)} == {(0, 0), (0, 1)}
 
