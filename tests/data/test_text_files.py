@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,33 @@ def test_paragraphs_hold_every_line_that_is_not_blank(lines: list[str]) -> None:
         texts = read_texts("-", fields=TextFields(paragraphs=True))
     written = [line for text in texts for line in text.text.split("\n")]
     assert written == [line for line in ["start", *lines] if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (
+            TextFields(label="kind"),
+            "notes.txt', line 1 is a line, which has no label; leave out --label-field",
+        ),
+        (TextFields(text="body"), "notes.txt' has lines, not records, so that --text-field has no effect"),
+        (TextFields(id="name"), "notes.txt' has lines, not records, so that --id-field has no effect"),
+    ],
+)
+def test_fields_of_records_are_refused_for_lines(tmp_path: Path, fields: TextFields, expected: str) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("one\ntwo\n", encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(expected)):
+        read_texts(str(file), fields=fields)
+
+
+def test_a_folder_may_hold_lines_beside_records_with_named_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text('{"body": "two", "kind": "x"}\n', encoding="utf-8")
+    texts = read_texts(str(tmp_path), fields=TextFields(text="body"))
+    assert [text.text for text in texts] == ["one", "two"]
+    with pytest.raises(InputError, match="line 1 is a line, which has no label"):
+        read_texts(str(tmp_path), fields=TextFields(text="body", label="kind"))
 
 
 def test_python_texts_can_have_labels() -> None:

@@ -302,7 +302,11 @@ def test_a_matrix_of_biases_for_each_query_is_served(monkeypatch: pytest.MonkeyP
     """A module that adds a bias for each pair of query and key, as relative positions do."""
     from transformers.models.gptj.modeling_gptj import GPTJAttention
 
-    own = GPTJAttention._attn
+    own = getattr(GPTJAttention, "_attn", None)
+    if own is None:
+        pytest.skip(
+            "since transformers 5.24, GPT-J's attention calls the interface, which takes no such biases"
+        )
     table = torch.randn(4, 128, 128, generator=torch.Generator().manual_seed(3))
 
     def with_matrix(self, query, key, value, attention_mask=None):

@@ -49,10 +49,10 @@ def test_rows_are_edited_by_absolute_position_and_pads_never(lens: Any) -> None:
     editor = ConditionEditor(lens, [Edit(MLP, 0.0)], batch)
     after = editor.apply(0, tensor, torch.arange(3)[None])
     assert {cell[:2] for cell in changed_cells(tensor, after)} == {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)}
-    some = ConditionEditor(lens, [Edit(MLP, 0.0, positions=[5, 1])], batch)
-    after = some.apply(0, tensor, torch.arange(3)[None])
+    two_rows = ConditionEditor(lens, [Edit(MLP, 0.0, positions=[5, 1])], batch)
+    after = two_rows.apply(0, tensor, torch.arange(3)[None])
     assert {cell[:2] for cell in changed_cells(tensor, after)} == {(0, 1), (1, 1)}
-    assert some.apply(0, tensor, torch.tensor([[7, 8, 9]])) is None
+    assert two_rows.apply(0, tensor, torch.tensor([[7, 8, 9]])) is None
     # Without texts, pads have negative positions.
     padded = ConditionEditor(lens, [Edit(MLP, 0.0)]).apply(0, tensor, torch.tensor([[-1, 0, 1]]))
     assert {cell[1] for cell in changed_cells(tensor, padded)} == {1, 2}
@@ -129,16 +129,16 @@ def test_a_function_gets_copies_and_its_site(lens: Any) -> None:
         site.positions.zero_()
         site.batch.tokens.zero_()
         site.weight("attn.W_O").zero_()
-        return torch.full(tensor.shape, 2.5, dtype=torch.float32)
+        return torch.full(tensor.shape, 2.5, dtype=torch.float64)
 
     batch, positions = batch_of(5, 5), torch.tensor([[3, 4]])
     tokens, weight = batch.tokens.clone(), lens.weight_of(1, "attn.W_O").clone()
-    tensor = counted(2, 2, 32)
+    tensor = counted(2, 2, 32).float()
     editor = ConditionEditor(lens, [Edit("blocks.{layer}.hook_mlp_out", change)], batch)
     assert [edit.point for edit in editor.edits] == ["blocks.0.hook_mlp_out", MLP]
     edited = editor.apply(1, tensor, positions)
     assert edited is not None
-    assert edited.dtype == torch.float64
+    assert edited.dtype == torch.float32
     assert bool((edited == 2.5).all())
     (site,) = sites
     assert (site.point, site.layer, site.batch.lengths) == (MLP, 1, (5, 5))
@@ -253,7 +253,7 @@ def test_wrong_arguments_of_applied_are_named(lens: Any) -> None:
     for arguments, name in (
         ((None, [Edit(MLP, 0.0)], None), "expected lens as"),
         ((lens, 3, None), "edits"),
-        ((lens, [Edit(MLP, 0.0)], [[0, 1]]), "batch"),
+        ((lens, [Edit(MLP, 0.0)], [[0, 1]]), "expected batch as a Batch"),
     ):
         with pytest.raises(InputError, match=name):
             applied(arguments[0], arguments[1], batch=arguments[2])  # type: ignore[arg-type]

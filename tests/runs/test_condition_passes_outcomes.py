@@ -135,7 +135,7 @@ def test_a_metric_may_change_its_outcome_without_effect_on_another(lens: Any) ->
     def spoil(self: Any, condition: Condition, outcome: TextOutcome) -> None:
         for values in (outcome.loss, outcome.top, outcome.targets, outcome.divergence):
             if values is not None:
-                values[:] = 0
+                values[:] = 7
 
     spoiled: list[tuple[str, TextOutcome]] = []
     expected: list[tuple[str, TextOutcome]] = []
@@ -169,14 +169,15 @@ def test_preparing_stores_conditions_and_gives_prompts_a_tokenizer_of_their_own(
 
     def prompts(self: Any, tokenizer: Any) -> list[TaskPrompt]:
         tokenizer.padding_side = "left" if tokenizer.padding_side == "right" else "right"
+        tokenizer.add_tokens(["task"])
         tokenizers.append(tokenizer)
         return PROMPTS
 
-    side = lens.text_tokenizer.padding_side
+    side, size = lens.text_tokenizer.padding_side, len(lens.text_tokenizer)
     metric_class = causal(zero(POINT, 0), prompts=prompts)
     metric = metric_class(lens.info, metric_class.Params())
     assert prepare(lens, metric) == PROMPTS
-    assert lens.text_tokenizer.padding_side == side
+    assert (lens.text_tokenizer.padding_side, len(lens.text_tokenizer)) == (side, size)
     assert tokenizers[0]("a b")["input_ids"] == lens.text_tokenizer("a b")["input_ids"]
     assert [condition.name for condition in metric.losses.conditions.values()] == ["off"]
     assert {key: condition.key for key, condition in metric.losses.conditions.items()} == {
@@ -198,11 +199,12 @@ def test_preparing_stores_conditions_and_gives_prompts_a_tokenizer_of_their_own(
 def test_a_batch_that_does_not_fit_into_memory_is_named(
     lens: Any, layer: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the reference, of a branch, and of the baseline."""
+    """A batch may be too large for the reference, for a branch, or for the baseline."""
     stream = type(lens).stream
 
     def out_of_memory(self: Any, tokens: Any = None, hooks: Any = (), **options: Any) -> Any:
-        if layer is None or options.get("start_at_layer") == layer:
+        # From layer 0 on, the branch alone has hooks.
+        if layer is None or (options.get("start_at_layer") == layer and (hooks or layer == 2)):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return stream(self, tokens, hooks, **options)
 

@@ -55,8 +55,8 @@ def test_metrics_are_grouped_by_the_sink_position_that_they_need(lens: Any) -> N
     assert group_by_pass([without_points, free]) == {0: [free]}
     assert group_by_pass([without_points]) == {}
     assert group_by_pass([]) == {}
-    both = activated(lens, points=(POST, SINK), sink_position=2)
-    assert group_by_pass([first, both]) == {2: [first, both]}
+    mixed = activated(lens, points=(POST, SINK), sink_position=2)
+    assert group_by_pass([first, mixed]) == {2: [first, mixed]}
 
 
 def test_an_activated_metric_has_its_points_position_and_distances(lens: Any) -> None:
@@ -71,14 +71,21 @@ def test_an_activated_metric_has_its_points_position_and_distances(lens: Any) ->
     with pytest.raises(TypeError, match="hooks"):
         activated(lens, hooks=lambda self: "hook_embed")
 
-    class Unfinished(probe()):  # type: ignore[misc]
+    from tests.lens.measured import model_of
+
+    without_attention = phaselens.load(model_of("mamba"), label="mamba", check=False)
+    missing = activated(without_attention, points=(SINK,))
+    assert (missing.points, missing.has_values, missing.works) == ({}, False, True)
+    assert missing.result.metric is type(missing.metric)
+
+    class UnfinishedProbe(probe()):  # type: ignore[misc]
         """A metric that does not call its base class."""
 
         def __init__(self, *arguments: Any) -> None:
             return
 
     with pytest.raises(TypeError, match="__init__"):
-        activate(lens, Unfinished(), active.result)
+        activate(lens, UnfinishedProbe(), active.result)
 
 
 def test_progress_within_a_batch_is_by_layer(lens: Any) -> None:
@@ -118,9 +125,9 @@ def test_statistics_are_those_of_the_pass(lens: Any) -> None:
             collected.update({name: layer[name].clone() for name in layer})
 
     points = (SINK, "blocks.{layer}.attn.hook_distance", "blocks.{layer}.attn.hook_pattern")
-    few = activated(lens, points=points, update=update, n_distances=2)
-    more = activated(lens, points=(SINK,), n_distances=3)
-    forward(lens, batch(), [few, more], 1)
+    two_distances = activated(lens, points=points, update=update, n_distances=2)
+    three_distances = activated(lens, points=(SINK,), n_distances=3)
+    forward(lens, batch(), [two_distances, three_distances], 1)
     pattern, sink = collected["attn.hook_pattern"], collected["attn.hook_sink"]
     torch.testing.assert_close(sink[0, :, 1:], pattern[0, :, 1:, 1].to(sink.dtype), atol=1e-6, rtol=0)
     assert collected["attn.hook_distance"].shape[-1] == 3
@@ -179,18 +186,18 @@ class Fired:
 
 
 def test_points_that_a_layer_leaves_out_do_not_reach_the_next(lens: Any) -> None:
-    seen: list[tuple[int | None, tuple[str, ...]]] = []
+    updates: list[tuple[int | None, tuple[str, ...]]] = []
     points = (POST, "blocks.{layer}.hook_mlp_out", "hook_embed")
     metric = activated(
-        lens, points=points, update=lambda self, layer: seen.append((layer.index, tuple(layer)))
+        lens, points=points, update=lambda self, layer: updates.append((layer.index, tuple(layer)))
     )
     fired = Fired(lens, metric)("hook_embed", "blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out")
-    assert seen == [(None, ("hook_embed",)), (0, ("hook_mlp_out",))]  # when layer 1 began
+    assert updates == [(None, ("hook_embed",)), (0, ("hook_mlp_out",))]  # when layer 1 began
     fired("blocks.1.hook_resid_post", "blocks.2.hook_resid_post")
-    assert seen[2:] == [(1, ("hook_mlp_out", "hook_resid_post"))]
+    assert updates[2:] == [(1, ("hook_mlp_out", "hook_resid_post"))]
     fired.dispatcher.finish_layer()
     fired.dispatcher.finish_layer()
-    assert seen[3:] == [(2, ("hook_resid_post",))]
+    assert updates[3:] == [(2, ("hook_resid_post",))]
 
 
 def test_a_point_that_never_fires_fails_its_metric_by_name(lens: Any) -> None:
@@ -258,5 +265,5 @@ def test_texts_of_a_batch_are_rotated_by_their_own_length() -> None:
     metric = activated(lens, update=lambda self, layer: collected.append(layer["hook_resid_post"].clone()))
     texts = Batch(("a", "b"), (0, 1), (9, 2 * N_CTX), padded([9, 2 * N_CTX]))
     forward(lens, texts, [metric], 0)
-    alone = lens.stream(text(9), stop_at_layer=len(collected))
-    torch.testing.assert_close(collected[-1][:1, :9], alone, atol=1e-5, rtol=0)
+    separate = lens.stream(text(9), stop_at_layer=len(collected))
+    torch.testing.assert_close(collected[-1][:1, :9], separate, atol=1e-5, rtol=0)

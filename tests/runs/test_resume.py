@@ -66,6 +66,7 @@ CASES = {
     "pattern": [half("blocks.1.attn.hook_pattern", 2)],
     "z and mid": [half("blocks.1.attn.hook_z"), half("blocks.1.hook_resid_mid")],
     "mid": [half("blocks.2.hook_resid_mid", 1)],
+    "resid_post beyond the texts": [half("blocks.1.hook_resid_post", 99)],
     "beyond the texts": [half("blocks.1.hook_mlp_out", 99)],
     "beyond the texts, and resid_post": [half("blocks.1.hook_mlp_out", 99), half("blocks.1.hook_resid_post", 1)],
 }  # fmt: skip
@@ -87,6 +88,33 @@ def test_a_branch_alone_equals_a_whole_forward(lens: Any, name: str) -> None:
     unedited = torch.ones(())
     assert run_branches(lens, batch(), [branch_of(lens, *CASES[name], finals=finals)], unedited) is unedited
     require_real_rows_close(finals[0], expected_under(lens, *CASES[name]))
+
+
+@pytest.mark.parametrize("layer", range(N_LAYERS))
+@pytest.mark.parametrize("point", ["attn.hook_v", "hook_mlp_out"])
+def test_the_baseline_goes_on_from_any_layer(lens: Any, layer: int, point: str) -> None:
+    expected = lens.stream(TOKENS, lengths=torch.tensor(LENGTHS))
+    branches = [branch_of(lens, half(f"blocks.{layer}.{point}", 0), finals=[])]
+    require_real_rows_close(run_branches(lens, batch(), branches), expected)
+
+
+def test_a_model_that_cannot_resume_runs_whole_forwards(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lens, "resume_problem", "layers share a state")
+    starts: list[Any] = []
+    stream = type(lens).stream
+
+    def record_stream(self: Any, tokens: Any = None, hooks: Any = (), **options: Any) -> Any:
+        starts.append((tokens is TOKENS, options.get("start_at_layer"), options.get("stop_at_layer")))
+        return stream(self, tokens, hooks, **options)
+
+    monkeypatch.setattr(type(lens), "stream", record_stream)
+    finals: list[Tensor] = []
+    edits = [half("blocks.1.hook_mlp_out", 0), half("blocks.2.attn.hook_v", 1)]
+    baseline = run_branches(lens, batch(), [branch_of(lens, edit, finals=finals) for edit in edits])
+    assert starts == [(True, None, None)] * 3
+    require_real_rows_close(baseline, lens.stream(TOKENS, lengths=torch.tensor(LENGTHS)))
+    for edit, final in zip(edits, finals, strict=True):
+        require_real_rows_close(final, expected_under(lens, edit))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt-neox", "gemma2"])
@@ -130,10 +158,10 @@ def count_calls(lens: Any, *edits: Edit) -> Counter[str]:
 
 def test_branches_share_what_their_edits_leave_unchanged(lens: Any) -> None:
     def repeats(point: str) -> Counter[str]:
-        few, many = (
+        once, thrice = (
             count_calls(lens, *[half(f"blocks.1.{point}", 1 + n) for n in range(count)]) for count in (1, 3)
         )
-        return Counter({name: many[name] - few[name] for name in many if many[name] - few[name]})
+        return Counter({name: thrice[name] - once[name] for name in thrice if thrice[name] - once[name]})
 
     assert set(repeats("attn.hook_v")) == {"q", "o", "mlp"}
     assert set(repeats("attn.hook_z")) == {"q", "o", "mlp"}

@@ -72,6 +72,9 @@ def test_adjacency_is_undefined_with_a_zero_row() -> None:
     x = torch.eye(4)
     x[2] = 0.0
     assert math.isnan(adjacency(x, torch.tensor([3, 3, 0])))
+    x = torch.eye(4)
+    x[0] = 0.0
+    assert math.isnan(adjacency(x, torch.tensor([3, 3, 1]))), "it is not a neighbour of another row"
 
 
 @pytest.mark.parametrize(

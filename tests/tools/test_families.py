@@ -112,7 +112,7 @@ def test_a_layer_of_each_kind_is_in_a_tiny_config() -> None:
 
 def test_a_type_that_cannot_be_built_is_reported_with_the_reason() -> None:
     trial = try_model_type("gemma4_assistant")
-    assert "cache" in trial.unbuildable
+    assert "shared_kv_states" in trial.unbuildable or "cache" in trial.unbuildable  # before transformers 5.24
     assert not trial.is_served
 
 

@@ -42,7 +42,7 @@ def survivor(
 
 
 @pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def diffs(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The difference of each mutant, instead of mutmut's."""
     diffs: dict[str, str] = {}
     monkeypatch.setattr(verdicts, "read_diffs", lambda folder, names: {name: diffs[name] for name in names})
@@ -54,31 +54,31 @@ def test_codes_of_mutmut_are_verdicts(tmp_path: Path) -> None:
     assert list(verdicts.verdicts(tmp_path).values()) == [
         "killed", "survived", "survived", "timed out", "killed", None,
     ]  # fmt: skip
-    with pytest.raises(
-        workspace.MutationError, match="1 of 6 mutants have not been tested; run python -m tools"
-    ):
-        verdicts.require_verdicts(tmp_path)
-    assert len(verdicts.require_verdicts(tmp_path, complete=False)) == 6
-    with pytest.raises(workspace.MutationError, match=r"no mutants; run python -m tools\.mutation run "):
+    with pytest.raises(workspace.MutationError, match=r"has no mutants; run python -m tools\.mutation run "):
         verdicts.require_verdicts(tmp_path / "elsewhere")
 
 
-def test_only_survivors_are_forgotten(tmp_path: Path) -> None:
-    write_results(tmp_path, {mutant(number): code for number, code in enumerate(CODES.values())})
+def test_only_survivors_without_a_reason_are_forgotten(tmp_path: Path, diffs: dict[str, str]) -> None:
+    codes = {**CODES, "explained": 0}
+    write_results(tmp_path, {mutant(number): code for number, code in enumerate(codes.values())})
+    diffs |= {mutant(number): diff("return a + b", "return a - b") for number in (1, 2)}
+    diffs[mutant(6)] = diff("ROWS = 8", "ROWS = 9")
     statistics = tmp_path / "mutants" / "mutmut-stats.json"
     statistics.write_text("{}")
-    verdicts.forget_survivors(tmp_path)
-    assert list(verdicts.verdicts(tmp_path).values()) == ["killed", None, None, "timed out", "killed", None]
+    verdicts.forget_survivors(tmp_path, [Reason("speed", re.compile(""), re.compile("ROWS"))])
+    assert list(verdicts.verdicts(tmp_path).values()) == [
+        "killed", None, None, "timed out", "killed", None, "survived",
+    ]  # fmt: skip
     assert not statistics.exists()  # which tests reach a mutant is asked again
     (recorded,) = tmp_path.glob("mutants/**/*.meta")
     assert json.loads(recorded.read_text())["hash_by_function_name"] == {"x_add": "1"}
 
 
-def test_survivors_have_their_function_change_and_first_reason(tmp_path: Path, shown: dict[str, str]) -> None:
+def test_survivors_have_their_function_change_and_first_reason(tmp_path: Path, diffs: dict[str, str]) -> None:
     method = mutant(3, "xǁTotalǁadd")
     write_results(tmp_path, {mutant(1): 0, mutant(2): 1, method: 33})
-    shown[mutant(1)] = diff("return a + b", "return a - b")
-    shown[method] = diff("self.n += 1", "self.n += 2").replace("-    self", "-    # a\n-    self")
+    diffs[mutant(1)] = diff("return a + b", "return a - b")
+    diffs[method] = diff("self.n += 1", "self.n += 2").replace("-    self", "-    # a\n-    self")
     reasons = [
         Reason("other", re.compile("Total"), re.compile(r"- 2")),
         Reason("second", re.compile(r"sums\.add$"), re.compile(r"^\+ return a -", re.MULTILINE)),
@@ -122,13 +122,16 @@ def test_reasons_that_explain_nothing_are_named(tmp_path: Path, monkeypatch: pyt
 def test_the_table_counts_timeouts_as_killed_and_adds_up() -> None:
     results: dict[str, dict[str, str | None]] = {
         "first": {"a": "killed", "b": "timed out", "c": "survived", "d": "killed"},
-        "second": {"a": "killed"},
+        "second": {"a": "killed", "b": None},
+        "third": {"a": None},
     }
-    table = page.numbers(results, {"first": [survivor("a", "b", reason="equal")], "second": []})
+    survived = {"first": [survivor("a", "b", reason="equal")], "second": [], "third": []}
+    table = page.numbers(results, survived)
     assert table.splitlines()[2:] == [
-        "| `first` | 4 | 2 | 1 | 1 | 1 | 75.0 % |",
-        "| `second` | 1 | 1 | 0 | 0 | 0 | 100.0 % |",
-        "| all | 5 | 3 | 1 | 1 | 1 | 80.0 % |",
+        "| `first` | 4 | 4 | 2 | 1 | 1 | 1 | 75.0 % |",
+        "| `second` | 2 | 1 | 1 | 0 | 0 | 0 | 100.0 % |",
+        "| `third` | 1 | 0 | 0 | 0 | 0 | 0 | not measured |",
+        "| all | 7 | 5 | 3 | 1 | 1 | 1 | 80.0 % |",
     ]
 
 
@@ -141,16 +144,16 @@ def test_the_list_groups_survivors_by_reason_function_and_line() -> None:
         survivor(long_line, long_line.replace("10", "11"), function="phaselens.a.one", reason="speed"),
     ]
     text = page.listing({"toy": mutants, "clean": []})
-    assert text.startswith("## toy\n\nspeed (3):\n\n<!-- not run: a difference -->\n```diff\n@@ a.one\n- …")
+    assert text.startswith("## toy\n\nspeed (3):\n\n<!-- not run: a difference -->\n\n```diff\n@@ a.one\n- …")
     assert text.count("@@ a.one") == 1
     assert "- size = 1\n+ size = 2\n+ size = 3\n```" in text
     mark = "<!-- not run: a difference -->"  # which a test of all pages asks for
-    assert f"{page.UNEXPLAINED} (1):\n\n{mark}\n```diff\n@@ b.two\n- n = len(rows)\n+ n = None\n```" in text
+    assert f"{page.UNEXPLAINED} (1):\n\n{mark}\n\n```diff\n@@ b.two\n- n = len(rows)\n+ n = None\n```" in text
     assert text.index("speed (3)") < text.index(page.UNEXPLAINED)
     assert max(map(len, text.splitlines())) < 110
     assert "size=10, last=" in text
     assert "size=11, last=" in text
-    assert "## clean\n\nNone survived." in text
+    assert "## clean\n\nNo mutant that was tested survived." in text
 
 
 def test_pages_keep_their_words_and_a_page_without_a_block_is_named(tmp_path: Path) -> None:
@@ -165,7 +168,7 @@ def test_pages_keep_their_words_and_a_page_without_a_block_is_named(tmp_path: Pa
 
 
 def test_both_pages_are_written_from_several_folders(
-    tmp_path: Path, shown: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, diffs: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "require_mutmut", lambda: None)
     for name, attribute in (("mutation", "PAGE"), ("mutants", "SURVIVORS")):
@@ -174,10 +177,10 @@ def test_both_pages_are_written_from_several_folders(
         monkeypatch.setattr(page, attribute, file)
     write_results(tmp_path / "first" / "spectrum", {mutant(1): 0, mutant(2): 1})
     write_results(tmp_path / "second" / "attention", {mutant(1): 1})
-    shown[mutant(1)] = diff("return a + b", "return a - b")
+    diffs[mutant(1)] = diff("return a + b", "return a - b")
     folders = [f"--folder={tmp_path / name}" for name in ("first", "second")]
     assert command.main(["page", "attention", "spectrum", *folders]) == 0
-    assert "| all | 3 | 2 | 0 | 1 | 0 | 66.7 % |" in (tmp_path / "mutation.md").read_text()
+    assert "| all | 3 | 3 | 2 | 0 | 1 | 0 | 66.7 % |" in (tmp_path / "mutation.md").read_text()
     assert "+ return a - b" in (tmp_path / "mutants.md").read_text()
     assert command.main(["survivors", "spectrum", *folders]) == 0
     assert capsys.readouterr().out.startswith(
@@ -268,11 +271,11 @@ def test_mutmut_mutates_a_toy_package_and_a_second_run_tests_only_survivors(
     assert set(results.values()) == {"killed", "survived"}
     tests = tmp_path / "repository" / "tests" / "test_sums.py"
     tests.write_text(tests.read_text() + "\n\ndef test_one():\n    assert add(2, 1) == 3\n")
-    verdicts.forget_survivors(copy)
+    verdicts.forget_survivors(copy, [])
     workspace.run(workspace.prepare(target, tmp_path / "build"), 1)
     assert set(verdicts.require_verdicts(copy).values()) == {"killed"}
     tests.write_text("def test_failing():\n    assert False\n")
-    verdicts.forget_survivors(copy)
+    verdicts.forget_survivors(copy, [])
     with pytest.raises(
         workspace.MutationError, match=r"toy: mutmut ended with exit code \d+; see .*mutmut\.log"
     ):

@@ -2,7 +2,7 @@
 
     python -m tools.mutation run [TARGET …] [--processes N]     test the mutants that have no verdict yet
     python -m tools.mutation survivors [TARGET …]               print the survivors without a reason
-    python -m tools.mutation page                               write the numbers and the survivors into the pages
+    python -m tools.mutation page [TARGET …]                    write the numbers and the survivors into the pages
 
 mutmut makes the mutants, in copies of the repository under build/mutation. A run that was interrupted continues where
 it stopped; after a change of the code, only the functions that changed are tested again.
@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fresh", action="store_true", help="forget all verdicts, as after a change of the tests"
     )
-    parser.add_argument("--survivors", action="store_true", help="test survivors again, as after new tests")
+    parser.add_argument(
+        "--survivors", action="store_true", help="test survivors without a reason again, as after new tests"
+    )
     return parser
 
 
@@ -80,7 +82,7 @@ def _run(target: MutationTarget, folder: Path, options: argparse.Namespace) -> N
     if options.fresh:
         shutil.rmtree(folder / target.name, ignore_errors=True)
     if options.survivors:
-        forget_survivors(folder / target.name)
+        forget_survivors(folder / target.name, read_reasons(target.name))
     workspace = prepare(target, folder)
     run(workspace, options.processes)
     _print_counts(target, workspace)
@@ -99,7 +101,7 @@ def _print_survivors(target: MutationTarget, folders: Sequence[Path]) -> None:
 
 
 def _print_counts(target: MutationTarget, workspace: Path) -> None:
-    by_mutant = require_verdicts(workspace, complete=False)
+    by_mutant = require_verdicts(workspace)
     by_verdict = {verdict or "not tested": n for verdict, n in counts(by_mutant).items()}
     print(f"{target.name}: {len(by_mutant)} mutants:", ", ".join(f"{n} {v}" for v, n in by_verdict.items()))
 

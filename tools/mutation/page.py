@@ -34,8 +34,10 @@ def write_pages(workspaces: Mapping[str, Path]) -> None:
     Args:
         workspaces: the copy of the repository in which each target was run, by the target's name.
 
+    Mutants that an interrupted run has not tested are counted as such, and in no share.
+
     Raises:
-        MutationError: for a target with mutants that have no verdict, or a page without a place for the results.
+        MutationError: for a target without mutants, or a page without a place for the results.
     """
     verdicts = {name: require_verdicts(workspace) for name, workspace in workspaces.items()}
     survived = {
@@ -51,8 +53,8 @@ def numbers(
 ) -> str:
     """Return the table of all targets."""
     lines = [
-        "| target | mutants | killed by a test | timed out | survived | of these explained | killed, share |",
-        "|---|---|---|---|---|---|---|",
+        "| target | mutants | tested | killed | timed out | survived | of these explained | killed of tested |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     total: Counter[str | None] = Counter()
     n_explained = 0
@@ -67,9 +69,11 @@ def numbers(
 
 def _row(name: str, by_verdict: Mapping[str | None, int], n_explained: int) -> str:
     killed, timed_out, survived = (by_verdict.get(verdict, 0) for verdict in (KILLED, TIMED_OUT, SURVIVED))
-    n = killed + timed_out + survived
-    share = 100 * (killed + timed_out) / n
-    return f"| {name} | {n:,} | {killed:,} | {timed_out:,} | {survived:,} | {n_explained:,} | {share:.1f} % |"
+    n_tested = killed + timed_out + survived
+    n = n_tested + by_verdict.get(None, 0)
+    share = f"{100 * (killed + timed_out) / n_tested:.1f} %" if n_tested else "not measured"
+    numbers = " | ".join(f"{count:,}" for count in (n, n_tested, killed, timed_out, survived, n_explained))
+    return f"| {name} | {numbers} | {share} |"
 
 
 def listing(survived: Mapping[str, Sequence[Survivor]]) -> str:
@@ -81,12 +85,13 @@ def listing(survived: Mapping[str, Sequence[Survivor]]) -> str:
             by_reason[survivor.reason or UNEXPLAINED].append(survivor)
         lines += [f"## {name}", ""]
         if not by_reason:
-            lines += ["None survived.", ""]
+            lines += ["No mutant that was tested survived.", ""]
         for reason in sorted(by_reason, key=lambda text: (text == UNEXPLAINED, -len(by_reason[text]), text)):
             lines += [
                 f"{reason} ({len(by_reason[reason])}):",
                 "",
                 "<!-- not run: a difference -->",
+                "",
                 "```diff",
             ]
             lines += _changes(by_reason[reason])

@@ -96,28 +96,25 @@ def verdicts(workspace: Path) -> dict[str, str | None]:
     return by_mutant
 
 
-def require_verdicts(workspace: Path, *, complete: bool = True) -> dict[str, str | None]:
-    """Return the verdict of each mutant.
+def require_verdicts(workspace: Path) -> dict[str, str | None]:
+    """Return the verdict of each mutant, None for one that has not been tested.
 
     Raises:
-        MutationError: if there are no mutants, or, unless `complete` is False, one that has not been tested.
+        MutationError: if there are no mutants.
     """
     by_mutant = verdicts(workspace)
-    n_missing = counts(by_mutant)[None]
-    if not by_mutant or (complete and n_missing):
-        what = f"{n_missing} of {len(by_mutant)} mutants have not been tested" if by_mutant else "no mutants"
-        raise MutationError(f"{workspace}: {what}; run python -m tools.mutation run {workspace.name}")
+    if not by_mutant:
+        raise MutationError(f"{workspace} has no mutants; run python -m tools.mutation run {workspace.name}")
     return by_mutant
 
 
-def forget_survivors(workspace: Path) -> None:
-    """Forget the verdicts of survivors and which tests reach what, so that they are tested again, with new tests."""
+def forget_survivors(workspace: Path, reasons: Sequence[Reason]) -> None:
+    """Forget the verdicts of survivors that no reason explains, and which tests reach what: new tests may kill them."""
+    names = {survivor.name for survivor in survivors(workspace, reasons) if survivor.reason is None}
     for file in workspace.glob("mutants/**/*.py.meta"):
         recorded = json.loads(file.read_text(encoding="utf-8"))
         codes = recorded["exit_code_by_key"]
-        recorded["exit_code_by_key"] = {
-            name: None if _VERDICTS.get(code) == SURVIVED else code for name, code in codes.items()
-        }
+        recorded["exit_code_by_key"] = {name: None if name in names else code for name, code in codes.items()}
         file.write_text(json.dumps(recorded), encoding="utf-8")
     (workspace / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
 
@@ -133,7 +130,7 @@ def survivors(
         by_mutant: the verdicts of the workspace, by default as they are now.
     """
     if by_mutant is None:
-        by_mutant = require_verdicts(workspace, complete=False)
+        by_mutant = require_verdicts(workspace)
     names = [name for name, verdict in by_mutant.items() if verdict == SURVIVED]
     diffs = read_diffs(workspace, names)
     return [_explained(_survivor(name, diffs[name]), reasons) for name in names]

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from phaselens.data.text import Text, TextFields
-from phaselens.data.text_files import FORMATS, STDIN, Record, is_text_file, read_records, read_stdin, stem
+from phaselens.data.text_files import (
+    FORMATS,
+    STDIN,
+    Record,
+    is_line_file,
+    is_text_file,
+    read_records,
+    read_stdin,
+    stem,
+)
 from phaselens.errors import InputError, require_kind, require_unicode, require_whole, short_form
 
 BUNDLED = "bundled"
@@ -162,6 +171,11 @@ class _Reader:
         if record.value is None:
             return None
         if isinstance(record.value, str):
+            if self.fields.label is not None:
+                raise InputError(
+                    f"{record.location} is a line, which has no label; leave out --label-field, or give records "
+                    "(.jsonl, .csv, .tsv, .parquet)"
+                )
             if not self.fields.paragraphs:
                 self.wrapping.add(name, record.number, record.value)
             return Text(default_id, record.value)
@@ -224,6 +238,11 @@ def _file_texts(source: str, fields: TextFields, reader: _Reader) -> Iterator[Te
     if not path.is_file():
         problem = "is not a regular file" if path.exists() else "does not exist"
         raise InputError(f"texts file {source!r} {problem}; name a file, a folder, `-`, or `bundled`")
+    if is_line_file(path) and (fields.text, fields.id) != (TextFields.text, TextFields.id):
+        option = "--text-field" if fields.text != TextFields.text else "--id-field"
+        raise InputError(
+            f"texts file {source!r} has lines, not records, so that {option} has no effect; leave it out"
+        )
     yield from reader.texts_of(read_records(path, fields), stem(path))
 
 

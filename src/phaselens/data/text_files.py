@@ -41,6 +41,11 @@ def is_text_file(path: Path) -> bool:
     return _kind(path)[0] in _FORMATS
 
 
+def is_line_file(path: Path) -> bool:
+    """Return whether the name of `path` is one of a file whose lines are texts."""
+    return _kind(path)[0] in _LINES
+
+
 def stem(path: Path) -> str:
     """Return the file's name without the suffixes of its format and compression."""
     return Path(path.stem).stem if path.suffix.lower() in _COMPRESSED else path.stem

@@ -173,6 +173,7 @@ def has_position_table(model: PreTrainedModel, attentions: Iterable[nn.Module]) 
     embeddings = (module for module in model.modules() if isinstance(module, nn.Embedding))
     tables = [table.weight for table in embeddings if table.weight is not embedding_of(model)]
     tables += [buffer for module in attentions for buffer in module.buffers() if buffer.dim() >= 2]
+    tables += [getattr(module, name) for module, name in rotation_tables(model)]
     return any(table.shape[-2] == n_ctx for table in tables)
 
 

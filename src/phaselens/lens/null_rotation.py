@@ -42,8 +42,9 @@ def cos_and_sin(origin: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines at the first position, in whichever form the model holds them."""
     if len(origin) == 1:
         return origin[0].real, origin[0].imag
-    cos, sin = origin
-    return cos, sin
+    first, second = origin
+    # GPT-J and CodeGen hold the sines first since transformers 5.24; at the first position they are 0.
+    return (first, second) if bool(first.any()) else (second, first)
 
 
 def rotates(origin: tuple[Tensor, ...]) -> bool:

@@ -103,16 +103,17 @@ def _gram(x: Tensor) -> FloatArray:
     from scipy.linalg import blas
 
     by_rows = x.shape[0] <= x.shape[1]
+    parts = [x] if by_rows else chunks(x, CHUNK)
     if x.device.type != "cpu":
         total = torch.zeros((min(x.shape),) * 2, dtype=torch.float64, device=x.device)
-        for chunk in [x] if by_rows else chunks(x, CHUNK):
-            wide = chunk.double()
+        for part in parts:
+            wide = part.detach().double()
             total += wide @ wide.T if by_rows else wide.T @ wide
-        return np.asfortranarray(total.detach().cpu().numpy())
+        return np.asfortranarray(total.cpu().numpy())
     gram = np.zeros((min(x.shape),) * 2, order="F")
-    for chunk in [x] if by_rows else chunks(x, CHUNK):
+    for part in parts:
         # BLAS reads a row-major matrix as its transpose.
-        columns = chunk.detach().double().contiguous().numpy().T
+        columns = part.detach().double().contiguous().numpy().T
         gram = blas.dsyrk(1.0, columns, beta=1.0, c=gram, trans=by_rows, lower=1, overwrite_c=1)
     return gram
 

@@ -121,8 +121,7 @@ def compare_conditions(
     all_tokens = None if all_tokens is None else all_tokens[is_used]
 
     has_baseline = len(baseline_losses) > 0 and bool(np.isfinite(baseline_losses).all())
-    usable = np.asarray(np.isfinite(condition_losses).all(axis=0), dtype=bool).reshape(-1)
-    usable &= has_baseline
+    usable = np.atleast_1d(np.isfinite(condition_losses).all(axis=0) & has_baseline)
     differences = condition_losses[:, usable] - baseline_losses[:, None]
     scale = np.maximum(
         np.abs(baseline_losses).max(initial=0.0), np.abs(condition_losses[:, usable]).max(0, initial=0.0)
