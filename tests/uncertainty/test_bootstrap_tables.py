@@ -61,3 +61,11 @@ def test_statistics_do_not_depend_on_the_sizes_of_blocks(monkeypatch: pytest.Mon
     assert compare_paired(first, second, **options) == comparisons
     for comparison in comparisons:
         assert comparison.p_value * 301 == pytest.approx(round(comparison.p_value * 301))
+
+
+def test_an_end_may_have_exactly_the_probability_of_its_tail() -> None:
+    """Resamples of two texts have probabilities 1/4, 1/2 and 1/4; half of all leaves out 1/4 on each side."""
+    _, low, high = mean_interval([0.0, 1.0], confidence=0.5)
+    assert (float(low), float(high)) == (0, 1)
+    _, low, high = mean_interval([0.0, 1.0], confidence=0.49)
+    assert (float(low), float(high)) == (0.5, 0.5)

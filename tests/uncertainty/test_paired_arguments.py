@@ -63,6 +63,7 @@ COUNTS = "expected n_predicted of at least 0, received"
         (lambda: paired_interval(V, ["a"]), f"expected second {NUMBERS}"),
         (lambda: paired_interval(V, [1.0]), r"expected two arrays of one shape \[text, \*cells\], received \(2,\)"),
         (lambda: paired_interval(V, V, present=[True]), rf"{PRESENT} \(2,\), received \(1,\)"),
+        (lambda: mean_interval(["a"]), f"expected values {NUMBERS}"),
         (lambda: mean_interval(1.0), r"expected values \[text, \*cells\], received a single number"),
         (lambda: mean_interval(V, present=[[True]] * 2), rf"{PRESENT} \(2,\), received \(2, 1\)"),
         (lambda: mean_interval(V, transform=3), "expected transform as a function"),
