@@ -119,6 +119,8 @@ def test_indices_of_keys_are_given_for_each_text_or_for_all(keys: torch.Tensor) 
         values = {"v": v} if call is attention.attend_without else {}
         with pytest.raises(InputError, match=message):
             call(q=q, k=k, keys=keys.long(), scale=1.0, **values)
+    with pytest.raises(InputError, match=message.replace("expected keys", "expected hidden_keys")):
+        attention.attend(q, k, v, scale=1.0, hidden_keys=keys.long())
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float64, torch.float16])
