@@ -10,7 +10,7 @@ from scipy.stats import false_discovery_control
 
 from phaselens.errors import InputError
 from phaselens.plugin import ADJUSTED_P, with_adjusted_p
-from phaselens.uncertainty import adjust_p_values
+from phaselens.uncertainty import ADJUSTMENTS, adjust_p_values
 
 P_VALUES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12)
 
@@ -61,3 +61,10 @@ def test_rows_get_the_two_columns() -> None:
     rows = with_adjusted_p([("a", 0.02), ("b", None), ("c", 0.03)], 1)
     assert rows == [("a", 0.02, 0.04, 0.03), ("b", None, None, None), ("c", 0.03, 0.04, 0.03)]
     assert [column.name for column in ADJUSTED_P] == ["p_holm", "p_bh"]
+
+
+@pytest.mark.parametrize("method", ADJUSTMENTS)
+def test_whole_numbers_are_adjusted_to_floats(method: str) -> None:
+    adjusted = adjust_p_values([0, 1, 1], method=method)
+    assert adjusted == [0.0, 1.0, 1.0]
+    assert {type(value) for value in adjusted} == {float}
