@@ -42,7 +42,7 @@ def states(n: int, dtype: torch.dtype, kv_heads: int = 2, d: int = D, d_v: int =
 @pytest.mark.parametrize(("n", "width"), [(33, 48), (32, 32), (1, 16)])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_calls_fit_the_efficient_kernel(dtype, masked, n, width, kv_heads):
-    """It needs as many key heads as query heads, sizes in multiples of 8, and the rows of a mask 16 numbers apart."""
+    """Efficient attention needs a key head for each query head, sizes in multiples of 8, and mask strides of 16."""
     q, k, v = states(n, dtype, kv_heads)
     added = torch.empty(1, 1, n, n, dtype=dtype, device="meta") if masked else None
     with KernelArguments() as kernel:
@@ -68,7 +68,7 @@ def test_calls_fit_the_efficient_kernel(dtype, masked, n, width, kv_heads):
     ("d", "d_v", "width"), [(20, 12, 24), (12, 20, 24), (16, 8, 16), (8, 17, 24), (1, 1, 8)]
 )
 def test_calls_fit_the_flash_kernel(causal, d, d_v, width):
-    """It shares key heads itself, and needs one size of heads, a multiple of 8."""
+    """Flash attention shares key heads itself, and needs one size of heads, a multiple of 8."""
     q, k, v = states(33, torch.float16, d=d, d_v=d_v)
     with KernelArguments() as kernel:
         out, lse = _kernels._cuda_flash(q, k, v, 0.3, causal)

@@ -30,7 +30,7 @@ def test_equal_rows_have_the_spectrum_of_marchenko_and_pastur(n: int, d: int) ->
 @pytest.mark.parametrize(("n", "d"), [(64, 64), (63, 400), (900, 100)])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_a_spike_leaves_the_bulk_where_it_is_large_enough(n: int, d: int, scale: float) -> None:
-    """Its eigenvalue is w + (n / d) w / (w − 1) for n other rows of energy 1 (Baik, Ben Arous & Péché 2005)."""
+    """The eigenvalue of such a row is w + (n / d) w / (w − 1) for n other rows of energy 1 (Baik et al. 2005)."""
     for spike in (1.2 * (1 + math.sqrt(n / d)), 100.0, 1e5):
         null = random_rows(scale * np.sqrt(np.r_[spike, np.ones(n)]), d)
         expected = (spike + n / d * spike / (spike - 1)) / (spike + n)
