@@ -17,7 +17,7 @@ EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 
 def test_every_extra_exists() -> None:
     named = set(re.findall(r"phaselens\[([\w-]+)\]", PAGE))
-    assert named == EXTRAS.keys() - {"dev", "docs", "ray", "report", "smollm2"}
+    assert named == EXTRAS.keys() - {"dev", "docs", "mutation", "ray", "report", "smollm2"}
     assert set(re.findall(r"phaselens\[([\w-]+)\]", gguf_files.INSTALL)) <= named
 
 

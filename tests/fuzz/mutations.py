@@ -126,9 +126,13 @@ def with_index(folder: Path) -> None:
     if single.is_symlink() or not single.is_file():
         return
     content = single.read_bytes()
-    names = [
-        name for name in json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]]) if name[0] != "_"
-    ]
+    try:
+        header = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+    except (ValueError, struct.error):  # another change has left no header
+        return
+    if not isinstance(header, dict):
+        return
+    names = [name for name in header if not name.startswith("_")]
     shard = "model-00001-of-00001.safetensors"
     single.rename(folder / shard)
     index = {"metadata": {"total_size": len(content)}, "weight_map": dict.fromkeys(names, shard)}

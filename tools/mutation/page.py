@@ -85,7 +85,10 @@ def listing(survived: Mapping[str, Sequence[Survivor]]) -> str:
             by_reason[survivor.reason or UNEXPLAINED].append(survivor)
         lines += [f"## {name}", ""]
         if not by_reason:
-            lines += ["No mutant that was tested survived.", ""]
+            lines += [
+                "None of those tested; [testing.md](testing.md#mutation-testing) says how many were.",
+                "",
+            ]
         for reason in sorted(by_reason, key=lambda text: (text == UNEXPLAINED, -len(by_reason[text]), text)):
             lines += [
                 f"{reason} ({len(by_reason[reason])}):",
