@@ -47,6 +47,7 @@ def test_two_models_of_a_run_are_compared(phaselens: Phaselens, studies: Path) -
     assert (back["first"], back["second"]) == ("b", "a")
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_with_notes_and_a_figure(
     phaselens: Phaselens, studies: Path, tmp_path: Path
 ) -> None:

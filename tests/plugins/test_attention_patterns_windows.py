@@ -155,6 +155,7 @@ def test_every_column_of_attention_patterns_and_its_null(model_run: ModelRun) ->
         assert 0 <= row["concentration"] <= 1 + 1e-7
 
 
+@pytest.mark.slow
 def test_attention_by_distance_is_a_mean_over_the_pairs_that_are_seen(model_run: ModelRun) -> None:
     for row in model_run.rows("attention-patterns", "profile"):
         layer, distance = row["layer"], row["distance"]

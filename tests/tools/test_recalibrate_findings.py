@@ -50,6 +50,7 @@ def test_a_model_without_a_value_has_a_dash() -> None:
     assert findings.with_interval({"v": 1.0, "l": None, "h": 2.0}, "v", "l", "h", 1) == "–"
 
 
+@pytest.mark.slow
 def test_the_program_prints_both_tables(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
