@@ -56,7 +56,7 @@ coverage: $(STAMP)
 	$(BIN)/python -m coverage json --quiet
 	$(BIN)/python -m coverage report
 
-# Mutants of the statistics and of the interventions, and whether tests notice them, in one process (about three hours);
+# Mutants of the statistics and of the interventions, and whether tests notice them, in one process (hours);
 # it continues where it was interrupted. See docs/testing.md.
 mutation: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[mutation]'

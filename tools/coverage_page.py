@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tools.generated_blocks import with_block
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "testing.md"
 REPORT = ROOT / "build" / "coverage" / "report.json"
 #: Modules below this are listed, in percent.
 LOW = 90.0
-_BLOCK = re.compile(r"(?<=<!-- generated: coverage -->\n).*?(?=<!-- end of coverage -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,7 @@ def _row(name: str, coverage: Coverage) -> str:
 
 def with_tables(page: str, report: Mapping[str, Any]) -> str:
     """Return `page` with the tables of a report."""
-    if not _BLOCK.search(page):
-        raise ValueError("docs/testing.md has no `<!-- generated: coverage -->` … `<!-- end of coverage -->`")
-    return _BLOCK.sub(lambda _: tables(report), page)
+    return with_block(page, "coverage", tables(report), "docs/testing.md")
 
 
 def main() -> int:

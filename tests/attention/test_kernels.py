@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from phaselens import attention
-from phaselens.attention import _kernels
+from phaselens.attention import _flex, _kernels
 from tests.attention.reference import dense, largest_difference, random_qkv
 
 D, D_V = 65, 66
@@ -87,7 +87,7 @@ def test_the_flash_kernel_needs_an_ampere_gpu(monkeypatch, generation, is_new):
     monkeypatch.setattr(
         torch.cuda, "get_device_capability", lambda device: asked.append(device) or generation
     )
-    assert _kernels._is_ampere(torch.device("cuda:1")) is is_new
+    assert _flex.is_ampere(torch.device("cuda:1")) is is_new
     assert asked == [torch.device("cuda:1")]
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, takewhile
 from pathlib import Path
 
+from tools.generated_blocks import with_block
 from tools.mutation.verdicts import (
     KILLED,
     SURVIVED,
@@ -25,7 +25,6 @@ SURVIVORS = ROOT / "docs" / "mutants.md"
 UNEXPLAINED = "No reason yet: a test may be missing"
 #: Characters of a line of code that are shown, and of these before the first change.
 _WIDTH, _BEFORE = 100, 40
-_BLOCK = "(?<=<!-- generated: {name} -->\n).*?(?=<!-- end of {name} -->)"
 
 
 def write_pages(workspaces: Mapping[str, Path]) -> None:
@@ -136,9 +135,9 @@ def _excerpt(line: str, start: int, end: int) -> str:
 
 
 def write_block(page: Path, name: str, text: str) -> None:
-    """Write `text` between the comments `<!-- generated: NAME -->` and `<!-- end of NAME -->` of a page."""
-    content = page.read_text(encoding="utf-8")
-    block = re.compile(_BLOCK.format(name=name), re.DOTALL)
-    if not block.search(content):
-        raise MutationError(f"{page} has no `<!-- generated: {name} -->` … `<!-- end of {name} -->`")
-    page.write_text(block.sub(lambda _: text, content), encoding="utf-8")
+    """Write `text` between the comments of a page; MutationError without them."""
+    try:
+        content = with_block(page.read_text(encoding="utf-8"), name, text, str(page))
+    except ValueError as error:
+        raise MutationError(str(error)) from error
+    page.write_text(content, encoding="utf-8")

@@ -9,7 +9,7 @@ import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tools.mutation.workspace import MutationError
@@ -171,7 +171,7 @@ def _lines(diff: str, sign: str) -> Iterator[str]:
 
 def _explained(survivor: Survivor, reasons: Sequence[Reason]) -> Survivor:
     text = next((reason.text for reason in reasons if reason.explains(survivor)), None)
-    return Survivor(survivor.name, survivor.function, survivor.before, survivor.after, text)
+    return replace(survivor, reason=text)
 
 
 def counts(by_mutant: Mapping[str, str | None]) -> Counter[str | None]:

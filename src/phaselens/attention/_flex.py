@@ -52,8 +52,16 @@ def serves(problem: Problem, v: Tensor) -> bool:
 
 def is_available(device: torch.device) -> bool:
     """Return whether torch can compile kernels for this device."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
-        return False
+    return device.type == "cuda" and _has_triton() and is_ampere(device)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def is_ampere(device: torch.device) -> bool:
+    """Return whether the GPU is new enough for fused and compiled kernels in bfloat16."""
     return torch.cuda.get_device_capability(device)[0] >= 8
 
 

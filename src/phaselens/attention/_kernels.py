@@ -65,12 +65,7 @@ def _has_kernel(problem: Problem) -> bool:
         return True
     if device_type != "cuda" or dtype == torch.float64 or problem.q.shape[-1] > 256:
         return False
-    return dtype != torch.bfloat16 or _is_ampere(device)
-
-
-def _is_ampere(device: torch.device) -> bool:
-    """Return whether the GPU is new enough for the flash kernel and for bfloat16."""
-    return torch.cuda.get_device_capability(device)[0] >= 8
+    return dtype != torch.bfloat16 or _flex.is_ampere(device)
 
 
 def _attend_by_rows(problem: Problem, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +117,7 @@ def _fused(
     q, k, v = (states if states.stride(-1) == 1 else states.contiguous() for states in (q, k, v))
     if _device_type(q) == "cpu":
         return _cpu(q, k, v, scale, causal, additive_mask)
-    if additive_mask is None and q.dtype in (torch.float16, torch.bfloat16) and _is_ampere(q.device):
+    if additive_mask is None and q.dtype in (torch.float16, torch.bfloat16) and _flex.is_ampere(q.device):
         return _cuda_flash(q, k, v, scale, causal)
     return _cuda_efficient(q, k, v, scale, causal, additive_mask)
 

@@ -36,9 +36,10 @@ def clean_forward(lens: HookedTransformer, tokens: Tensor, layers: list[int]) ->
     inputs = {("in", layer): name for layer, name in per_layer(lens, "hook_in").items()}
     outputs = {("out", layer): in_layer(layer, "hook_out") for layer in {*layers, lens.info.n_layers - 1}}
     final, states = capture(lens, tokens, {**inputs, **outputs})
-    by_side: dict[str, dict[int, Tensor]] = {"in": {}, "out": {}}
-    for (side, layer), state in states.items():
-        by_side[side][layer] = state
+    by_side = {
+        side: {layer: state for (point, layer), state in states.items() if point == side}
+        for side in ("in", "out")
+    }
     return CleanForward(tokens, final, by_side["in"], by_side["out"])
 
 

@@ -138,9 +138,9 @@ def pairs_of(rotated: Tensor, dtype: torch.dtype) -> RotatedPairs:
 def _far_positions(lens: HookedTransformer) -> tuple[int, ...]:
     """Return far positions that the model has: a rotation may be a table, certainly where cos and sin are not given."""
     n_ctx = families.n_ctx_of(lens.original_model)
-    is_table = any(attention.origin is None for attention in attention_layers(lens).values())
-    is_table = is_table or any(True for _ in families.rotation_tables(lens.original_model))
-    if n_ctx is None or not is_table:
+    has_table = next(families.rotation_tables(lens.original_model), None) is not None
+    may_be_table = any(attention.origin is None for attention in attention_layers(lens).values())
+    if n_ctx is None or not (has_table or may_be_table):
         return FAR
     return tuple(min(position, n_ctx - 1 - index) for index, position in enumerate(FAR))
 
