@@ -70,9 +70,8 @@ def key_blocks(problem: Problem, lse: Tensor | None = None) -> Iterator[KeyBlock
     group, dtype = problem.group, problem.compute_dtype
     n_rows, batches, kv_heads = _sizes(problem)
     longest = max((problem.n_visible(*rows) for rows in spans(0, problem.n_queries, n_rows)), default=0)
-    size = (
-        n_rows * group * longest * batches[0][1] * kv_heads[0][1]
-    )  # the first spans are the longest, from 0
+    # The first spans are the longest, and begin at 0.
+    size = n_rows * group * longest * batches[0][1] * kv_heads[0][1]
     log2_buffer, p_buffer = (torch.empty(size, dtype=dtype, device=problem.q.device) for _ in range(2))
     for b0, b1 in batches:
         for h0, h1 in kv_heads:
