@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phaselens.spectrum import compression_bound, require_bound, spectra, spectrum
+from phaselens.spectrum import compression_bound, continuity_bound, require_bound, spectra, spectrum
 from tests.spectrum.reference import dense
 
 DATA = Path(__file__).parents[1] / "data"
@@ -54,6 +54,15 @@ def test_the_spectrum_agrees_with_closed_forms() -> None:
         x[0] *= gain
         gaps.append(compression_bound(x).entropy - spectrum(x).entropy)
     assert gaps[-1] < 1e-3 * gaps[0], "the bound becomes tight as one row grows"
+
+
+@pytest.mark.parametrize(("n_pos", "d_model"), [(16, 48), (48, 16), (64, 64)])
+def test_the_error_is_that_of_the_roundings_of_a_gram_matrix(n_pos: int, d_model: int) -> None:
+    """Products of the larger side, and eigenvalues of the smaller one, each rounded by at most 2⁻⁵³ of the energy."""
+    smaller, larger = sorted((n_pos, d_model))
+    distance = smaller * (larger + smaller) / 2 * 2.0**-53
+    x = torch.randn(n_pos, d_model, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert spectrum(x).error == pytest.approx(continuity_bound(distance, smaller), rel=1e-12)
 
 
 def test_unsquared_singular_values_give_another_entropy() -> None:

@@ -34,6 +34,21 @@ def test_random_rows_agree_with_simulation(case: str) -> None:
     assert null.anisotropy == pytest.approx(np.mean(anisotropies), rel=0.12)
 
 
+@pytest.mark.parametrize("n_large", [2, 3, 6, 12, 16])
+@pytest.mark.parametrize("ratio", [1.0, 1.01])
+def test_several_large_rows_agree_with_simulation(n_large: int, ratio: float) -> None:
+    """Rows of nearly the same norm, of which each adds to the leading direction."""
+    rng = np.random.default_rng(3)
+    norms, d = np.r_[20 * ratio ** np.arange(n_large), np.ones(60)], 128
+    shares = []
+    for _ in range(100):
+        rows = rng.standard_normal((len(norms), d))
+        rows *= (norms / np.linalg.norm(rows, axis=1))[:, None]
+        energies = np.linalg.eigvalsh(rows @ rows.T)
+        shares.append(energies[-1] / energies.sum())
+    assert random_rows(norms, d).anisotropy == pytest.approx(np.mean(shares), rel=0.02)
+
+
 def test_the_gaussian_maximum_agrees_with_simulation() -> None:
     z = np.abs(np.random.default_rng(2).standard_normal((4000, 200)))
     assert gaussian_max_ratio(200) == pytest.approx(z.max(1).mean() / 0.67449, rel=0.01)

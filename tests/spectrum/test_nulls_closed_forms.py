@@ -57,12 +57,26 @@ def test_of_several_spikes_the_largest_counts_once_for_all_others() -> None:
         assert random_rows(np.sqrt(energies), 100).anisotropy == pytest.approx(
             expected / energies.sum(), rel=1e-9
         )
-    for n_spikes in (2, 16):  # equal ones stay together, away from the others
-        energies = np.r_[np.full(n_spikes, 1e4), np.ones(40)]
-        expected = 1e4 + 40 * 1e4 / 9999 / 10_000
-        assert random_rows(np.sqrt(energies), 10_000).anisotropy == pytest.approx(
-            expected / energies.sum(), rel=1e-9
-        )
+
+
+def test_two_equal_spikes_repel_each_other_by_their_cosine() -> None:
+    """The largest eigenvalue of two unit rows is 1 + |cosine|, whose mean is √(2 / πd)."""
+    for d in (100, 10_000):
+        energies = np.r_[np.full(2, 1e6), np.ones(40)]
+        cosine = random_rows(np.sqrt(energies), d).anisotropy * energies.sum() / 1e6 - 1
+        assert cosine == pytest.approx(math.sqrt(2 / (math.pi * d)), rel=0.15)
+
+
+def test_more_than_16_equal_spikes_are_a_bulk_of_their_own() -> None:
+    for n_spikes in (17, 20, 300):
+        energies = np.r_[np.full(n_spikes, 1e6), np.full(40, 1e-3)]
+        edge = (1 + math.sqrt(n_spikes / 10_000)) ** 2
+        assert random_rows(np.sqrt(energies), 10_000).anisotropy == pytest.approx(edge / n_spikes, rel=1e-6)
+
+
+def test_zero_rows_change_nothing() -> None:
+    norms = np.geomspace(1, 30, 40)
+    assert random_rows(np.r_[norms, np.zeros(200)], 64) == random_rows(norms, 64)
 
 
 @pytest.mark.parametrize("norms", [[1, 1], [1, 1.3], [1, 5], [1, 1, 1], [3, 0, 0], [1e6, 1], [1e3, 1, 1]])

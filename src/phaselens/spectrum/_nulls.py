@@ -1,7 +1,7 @@
-"""Null values of activation statistics, in closed form: Gaussian coordinates, rows in random directions.
+"""Null values of activation statistics: Gaussian coordinates, rows in random directions.
 
-Each null is computed from the shape or norms of the activations that it is compared with. numpy and scipy only; the
-nulls of attention are in `phaselens.attention`.
+Each null is computed from the shape or norms of the activations that it is compared with, in closed form where there is
+one. numpy and scipy only; the nulls of attention are in `phaselens.attention`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _N_BINS = 64
 """Largest number of rows whose norms are used one by one; beyond it, neighbours are binned."""
 _N_UNBINNED = 16
 """Number of largest norms that are never binned."""
+_N_DRAWS = 256
+"""Number of drawn directions of a few leading rows, whose largest eigenvalue has no closed form."""
 
 
 def gaussian_max_ratio(n: int) -> float:
@@ -75,9 +77,10 @@ class NullSpectrum(NamedTuple):
 def random_rows(norms: ArrayLike, d: int) -> NullSpectrum:
     """Return the matrix entropy and p₁ of rows with these norms [pos] in random directions of `d` dimensions.
 
-    From the self-consistent equation of the resolvent (Marchenko & Pastur 1967; Silverstein 1995), so exact up to
-    terms of order 1/d, which is also the scatter of a simulation. Where fewer than ten rows share the
-    largest norm, p₁ is exact up to 1/√d only. NaN where all norms are 0.
+    From the self-consistent equation of the resolvent (Marchenko & Pastur 1967; Silverstein 1995). Entropy is exact up
+    to terms of order 1/d. p₁ is the share of the leading row, or rows of nearly the same norm, above the spectrum of
+    the others; where more than 16 rows belong to it, it is the upper edge of the spectrum, around which a simulation
+    scatters by its distance from the norm, times the number of these rows to the power −2/3. NaN where all norms are 0.
 
     Raises:
         InputError: unless norms are [pos].
@@ -107,7 +110,11 @@ def _binned(squares: FloatArray) -> tuple[FloatArray, FloatArray]:
     squares = np.sort(squares[squares > 0])[::-1]
     if len(squares) <= _N_BINS:
         return squares, np.ones(len(squares))
-    bins = np.array_split(squares[_N_UNBINNED:], _N_BINS - _N_UNBINNED)
+    rest = squares[_N_UNBINNED:]
+    # Equal numbers of neighbours in each bin, but none that differ by more than a factor of 2.
+    part = np.arange(len(rest)) * (_N_BINS - _N_UNBINNED) // len(rest)
+    starts = np.flatnonzero(np.diff(part) | np.diff(np.frexp(rest)[1])) + 1
+    bins = np.split(rest, starts)
     weight = np.concatenate([squares[:_N_UNBINNED], [values.mean() for values in bins]])
     count = np.concatenate([np.ones(_N_UNBINNED), [float(len(values)) for values in bins]])
     return weight, count
@@ -149,9 +156,27 @@ def _largest_share(weight: FloatArray, count: FloatArray, d: int) -> float:
     for n_outliers in range(1, min(_N_UNBINNED + 1, len(weight))):
         smallest = weight[n_outliers - 1]
         if weight[n_outliers] < smallest and slope(1.0 / smallest, n_outliers) < 0:
-            return eigenvalue(1.0 / weight[0], n_outliers) / d
+            largest = _largest_of_few(weight[:n_outliers], d)
+            return eigenvalue(1.0 / largest, n_outliers) / d
     low, high = 0.0, 1.0 / weight[0]
     for _ in range(80):
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle, 0) < 0 else (low, middle)
     return eigenvalue(low, 0) / d
+
+
+def _largest_of_few(squares: FloatArray, d: int) -> float:
+    """Return the expected largest eigenvalue of the Gram matrix of a few rows with these squared norms.
+
+    A mean over directions that are drawn from the same seed each time.
+    """
+    n = len(squares)
+    if n == 1:
+        return float(squares[0])
+    rng = np.random.default_rng(0)
+    # The triangular factor of n Gaussian rows, by its distribution (Bartlett 1933).
+    factor = np.tril(rng.standard_normal((_N_DRAWS, n, n)), -1)[:, :, :d]
+    diagonal = np.arange(min(n, d))
+    factor[:, diagonal, diagonal] = np.sqrt(rng.chisquare(d - diagonal, (_N_DRAWS, len(diagonal))))
+    rows = factor * (np.sqrt(squares) / np.linalg.norm(factor, axis=2))[:, :, None]
+    return float(np.linalg.eigvalsh(rows @ rows.transpose(0, 2, 1))[:, -1].mean())
