@@ -107,3 +107,11 @@ def test_a_row_that_sees_nothing_has_no_weights_and_no_gradient_that_is_nan():
         assert pattern[0, 0, 0].tolist() == [total, 0.0, 0.0]
         (gradient,) = torch.autograd.grad(pattern.square().sum(), scores)
         assert not gradient.isnan().any()
+
+
+def test_one_token_attends_to_itself():
+    q, k, v = random_qkv(1)
+    out, scores, pattern = attention.explicit(q, k, v, scale=0.5)
+    assert torch.equal(pattern, torch.ones_like(pattern))
+    assert torch.equal(out, v)
+    assert largest_difference(scores[..., 0], (q.double() * k.double()).sum(-1) * 0.5) < 1e-6

@@ -50,6 +50,16 @@ def test_norms_do_not_depend_on_the_block_of_tokens(
     torch.testing.assert_close(norms, expected, rtol=rtol, atol=0)
 
 
+def test_squares_beyond_float32_have_norms() -> None:
+    w_o, z = draw(3, 4, 7), draw(9, 3, 4, seed=1).float()
+    torch.testing.assert_close(
+        head_norms(z * 2.0**100, triangular(w_o)),
+        head_norms(z, triangular(w_o)) * 2.0**100,
+        rtol=1e-6,
+        atol=0,
+    )
+
+
 def test_no_token_has_no_norm() -> None:
     assert head_norms(torch.zeros(0, N_HEADS, D_HEAD), FACTOR).shape == (0, N_HEADS)
 
