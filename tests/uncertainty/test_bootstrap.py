@@ -109,7 +109,8 @@ def test_a_transform_omits_empty_texts_and_refuses_incomplete_ones():
     interval = mean_interval(values, present=present, transform=lambda m: m.sum(-1))
     assert [float(estimate) for estimate in interval] == [float(estimate) for estimate in expected]
     present[1, 0] = True
-    with pytest.raises(ValueError, match="1 of 3 texts have some values missing"):
+    message = "1 of 3 texts have some values missing; a transformed mean needs all values of a text or none"
+    with pytest.raises(ValueError, match=f"^{message}$"):
         mean_interval(values, present=present, transform=lambda m: m.sum(-1))
 
 

@@ -38,6 +38,14 @@ def test_a_transform_of_one_text_or_none_has_no_interval() -> None:
     assert low.tolist() == high.tolist() == [None] * 3
 
 
+def test_a_transform_is_not_called_without_texts() -> None:
+    def pair(means: np.ndarray) -> np.ndarray:
+        assert len(means)
+        return means[..., 0, :2]
+
+    assert [np.shape(estimate) for estimate in mean_interval(TABLE[:0], transform=pair)] == [()] * 3
+
+
 def test_what_is_not_present_may_hold_anything() -> None:
     first, second = TABLE[:, 0, 0].copy(), TABLE[:, 0, 1].copy()
     expected = paired_interval(first[2:], second[2:])
@@ -56,6 +64,8 @@ def test_statistics_do_not_depend_on_the_sizes_of_blocks(monkeypatch: pytest.Mon
     np.testing.assert_allclose(
         [np.asarray(e) for e in mean_interval(first, n_resamples=500)], intervals, rtol=1e-12
     )
+    monkeypatch.setattr(_paired, "_MAX_SIGNS", 7 * len(first))  # the last of 43 blocks has 6 draws
+    assert compare_paired(first, second, **options) == comparisons
     monkeypatch.setattr(_paired, "_MAX_SIGNS", 1)
     monkeypatch.setattr(_bootstrap, "_MAX_MEANS", 1)
     assert compare_paired(first, second, **options) == comparisons

@@ -55,6 +55,7 @@ def test_the_smallest_p_is_that_of_one_order_among_all_drawn() -> None:
     items = np.arange(30.0)
     assert rank_correlation(items, items).p_value == 1 / 10_000
     assert rank_correlation(items, -items, n_permutations=99).p_value == 1 / 100
+    assert rank_correlation(items, items % 7) == rank_correlation(items, items % 7, seed=0)
     assert rank_correlation(items, items % 7, seed=1) != rank_correlation(items, items % 7, seed=2)
 
 
