@@ -63,16 +63,27 @@ def measurement(checkpoint: Path, texts: Path) -> list[object]:
     return ["run", checkpoint, "-p", "sinks", "--texts", texts, "--quiet"]
 
 
+def in_shards(checkpoint: Path, texts: Path) -> list[object]:
+    return [*measurement(checkpoint, texts), "--shard-tokens", "8", "--format", "json"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(checkpoint: Path, texts: Path) -> dict[str, Any]:
+    """The metrics of a run that nothing disturbs."""
+    code, out, errors = ended(start(*in_shards(checkpoint, texts)))
+    assert (code, errors) == (0, "")
+    metrics: dict[str, Any] = json.loads(out)["metrics"]
+    return metrics
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_continues_after_a_signal_at_a_random_moment(
-    checkpoint: Path, texts: Path, tmp_path: Path, number: signal.Signals
+    checkpoint: Path, texts: Path, tmp_path: Path, undisturbed: dict[str, Any], number: signal.Signals
 ) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     moments = random.Random(seed)
-    command = [*measurement(checkpoint, texts), "--shard-tokens", "8", "--format", "json"]
-    code, whole, errors = ended(start(*command))
-    assert (code, errors) == (0, "")
+    command = in_shards(checkpoint, texts)
     for attempt in range(2):
         process = start(*command, "--out", tmp_path / str(attempt))
         time.sleep(moments.uniform(0, 8))
@@ -83,7 +94,7 @@ def test_a_run_continues_after_a_signal_at_a_random_moment(
         assert code in (0, 130, -number)
         code, out, errors = ended(start(*command, "--out", tmp_path / str(attempt)))
         assert code == 0, errors
-        assert json.loads(out)["metrics"] == json.loads(whole)["metrics"]
+        assert json.loads(out)["metrics"] == undisturbed
 
 
 def test_little_memory_is_one_line(checkpoint: Path, texts: Path) -> None:
@@ -156,14 +167,14 @@ def test_nothing_is_written_into_the_installation(checkpoint: Path, texts: Path,
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_an_odd_environment_changes_no_number(checkpoint: Path, texts: Path, name: str) -> None:
+def test_an_odd_environment_changes_no_number(
+    checkpoint: Path, texts: Path, undisturbed: dict[str, Any], name: str
+) -> None:
     environment, python = ENVIRONMENTS[name]
-    command = [*measurement(checkpoint, texts), "--format", "json"]
-    code, expected, _ = ended(start(*command))
-    assert code == 0
+    command = in_shards(checkpoint, texts)
     code, out, errors = ended(start(*command, environment=environment, python=python))
     assert (code, errors) == (0, "")
-    assert json.loads(out)["metrics"] == json.loads(expected)["metrics"]
+    assert json.loads(out)["metrics"] == undisturbed
     code, out, errors = ended(start(*command[:-2], environment=environment, python=python))
     assert (code, errors) == (0, "")
     assert "sinks" in out
@@ -228,7 +239,7 @@ def test_a_folder_with_any_name_works_or_is_one_line(
     folder = os.fsdecode(name(tmp_path))
     shutil.copytree(checkpoint, folder)
     environment = {"LC_ALL": locale, "PYTHONUTF8": None}
-    for options in (["--format", "json"], ["--format", "csv"], []):
+    for options in (["--format", "json"], []) if locale == "C" else (["--format", "csv"],):
         command = [*measurement(Path(folder), texts), *options]
         code, out, errors = ended(start(*command, environment=environment, errors="surrogateescape"))
         assert (code, errors) == (0, "") or (code in (2, 3) and errors.count("\n") == 1), errors

@@ -48,9 +48,9 @@ def test_the_order_missing_values_and_one_test_change_nothing(p_values: list[flo
 
 def test_arrays_are_accepted_and_other_values_refused() -> None:
     assert adjust_p_values(np.array([0.01, np.nan])) == [0.01, None]
-    assert adjust_p_values([]) == []
-    with pytest.raises(InputError, match=r"p_values from 0 to 1, received 1\.5"):
-        adjust_p_values([0.5, 1.5])
+    for wrong in (1.5, -0.25):
+        with pytest.raises(InputError, match=rf"p_values from 0 to 1, received {wrong}$"):
+            adjust_p_values([0.0, 1.0, wrong, 7.0])
     with pytest.raises(InputError, match="method is 'bonferroni'; "):
         adjust_p_values([0.5], method="bonferroni")
     with pytest.raises(InputError, match="each of p_values as a number or None, received '1'"):
@@ -61,6 +61,12 @@ def test_rows_get_the_two_columns() -> None:
     rows = with_adjusted_p([("a", 0.02), ("b", None), ("c", 0.03)], 1)
     assert rows == [("a", 0.02, 0.04, 0.03), ("b", None, None, None), ("c", 0.03, 0.04, 0.03)]
     assert [column.name for column in ADJUSTED_P] == ["p_holm", "p_bh"]
+
+
+@pytest.mark.parametrize("method", ADJUSTMENTS)
+def test_no_value_is_adjusted_to_none(method: str) -> None:
+    assert adjust_p_values([], method=method) == []
+    assert adjust_p_values([None, float("nan")], method=method) == [None, None]
 
 
 @pytest.mark.parametrize("method", ADJUSTMENTS)

@@ -38,6 +38,16 @@ def test_a_transform_of_one_text_or_none_has_no_interval() -> None:
     assert low.tolist() == high.tolist() == [None] * 3
 
 
+def test_a_cell_without_a_text_leaves_the_others_as_they_are() -> None:
+    present = np.ones(TABLE.shape, dtype=bool)
+    present[:, 1, 0] = False
+    mean, low, high = mean_interval(TABLE, present=present)
+    for estimate, expected in zip((mean, low, high), mean_interval(TABLE), strict=True):
+        assert estimate[1, 0] is np.ma.masked
+        others = present[0]
+        np.testing.assert_allclose(estimate[others], expected[others], rtol=1e-12)
+
+
 def test_a_transform_is_not_called_without_texts() -> None:
     def pair(means: np.ndarray) -> np.ndarray:
         assert len(means)

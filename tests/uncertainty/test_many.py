@@ -47,7 +47,27 @@ def test_one_text_has_a_difference_without_spread() -> None:
     (single,) = compare_paired([[1.0]], [[3.0]])
     assert (single.first, single.second, single.difference) == (1.0, 3.0, 2.0)
     assert single.ci_low is None
-    assert single.reasons["ci_low"] == "1 text; spread over texts needs at least 2"
+    missing = {"ci_low", "ci_high", "p_value", "p_exact", "d_z", "rank_biserial"}
+    assert single.reasons.keys() >= missing
+    assert {single.reasons[name] for name in missing} == {"1 text; spread over texts needs at least 2"}
+    assert all(getattr(single, name) is None for name in missing)
+
+
+def test_differences_within_the_rounding_of_either_side_have_no_effect_size() -> None:
+    large, small = np.full((4, 1), 1e16), np.array([[1.0], [3.0], [2.0], [1.0]])
+    for first, second in ((large, small), (small, large)):
+        (comparison,) = compare_paired(first, second)
+        assert comparison.d_z is None
+        assert "up to rounding" in comparison.reasons["d_z"]
+
+
+def test_a_large_quantity_makes_no_other_one_look_like_rounding() -> None:
+    large = np.full((12, 1), 1e18)
+    for first, second in ((0, 1), (1, 0)):
+        beside = [
+            np.hstack([table, large * is_large]) for table, is_large in ((FIRST, first), (SECOND, second))
+        ]
+        assert compare_paired(*beside)[:5] == compare_paired(FIRST, SECOND)
 
 
 def test_the_order_of_few_texts_does_not_matter() -> None:

@@ -25,6 +25,7 @@ FIRST, SECOND = RNG.normal(size=16), RNG.normal(size=16)
 V, T = [1.0, 2.0], [[1.0], [2.0]]
 NUMBERS = "as an array of numbers"
 SAME = "expected the same texts in all, received"
+MASK = "expected present as an array of True"
 PRESENT = "expected present of the values' shape"
 COUNTS = "expected n_predicted of at least 0, received"
 
@@ -67,7 +68,7 @@ COUNTS = "expected n_predicted of at least 0, received"
         (lambda: mean_interval(1.0), r"expected values \[text, \*cells\], received a single number"),
         (lambda: mean_interval(V, present=[[True]] * 2), rf"{PRESENT} \(2,\), received \(2, 1\)"),
         (lambda: mean_interval(V, transform=3), "expected transform as a function"),
-        (lambda: mean_interval(T, present=[[True], ["x"]]), "expected present as an array of True and False"),
+        (lambda: mean_interval(T, present=[[True], ["x"]]), rf"{MASK} and False, received \[\[True\], \['x'\]\]$"),
         (lambda: mean_interval([V, V], present=[[1, 1], [1, 0]], transform=np.mean), "1 of 2 texts have some values"),
         (lambda: spearman(["a"], V), f"expected first {NUMBERS}"),
         (lambda: spearman(V, ["a"]), f"expected second {NUMBERS}"),

@@ -41,7 +41,7 @@ def adjust_p_values(p_values: Iterable[float | None], *, method: str = "holm") -
         wrong = p[~((p >= 0) & (p <= 1))][0]
         raise InputError(f"expected p_values from 0 to 1, received {wrong:g}")
     adjusted: list[float | None] = [None] * len(values)
-    for index, value in zip(present, _ADJUST[method](p).tolist() if len(p) else [], strict=True):
+    for index, value in zip(present, _ADJUST[method](p).tolist(), strict=True):
         adjusted[index] = value
     return adjusted
 
@@ -54,7 +54,7 @@ def _is_nan(value: object) -> bool:
 
 def _holm(p: FloatArray) -> FloatArray:
     """Return the running maximum of p times the number of tests that are not smaller, at most 1."""
-    order = np.argsort(p, kind="stable")
+    order = np.argsort(p)
     steps = np.arange(len(p), 0, -1) * p[order]
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
