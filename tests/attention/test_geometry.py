@@ -75,6 +75,13 @@ def test_a_query_of_norm_zero_has_a_score_and_no_cosine() -> None:
     assert geometry.cosine.shape == geometry.bias.shape == (2,)
 
 
+def test_queries_and_keys_of_norm_one_have_cosines() -> None:
+    q = torch.eye(6)[torch.tensor([0, 1, 2, 1, 0, 2])][:, None]
+    k = torch.eye(6)[torch.tensor([0, 0, 1, 2, 1, 0])][:, None]
+    geometry = key_geometry(q, k, scale=1.0)
+    assert [float(values[0]) for values in geometry] == pytest.approx(dense(q, k, 0, 0, None, 1.0), abs=1e-12)
+
+
 def test_one_query_has_a_spread_of_zero() -> None:
     q, k = states(5, 2, 2)
     for position, window in ((3, None), (1, 2)):

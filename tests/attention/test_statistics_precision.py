@@ -1,0 +1,76 @@
+"""Statistics that a lower precision would spoil: long indices, masses, products and ties in half precision."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from phaselens import attention
+from tests.attention.reference import dense, largest_difference, random_qkv
+
+N = 320
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_no_statistic(dtype: torch.dtype) -> None:
+    """Whole numbers above 256 and all products are beyond bfloat16."""
+    q, k, _ = random_qkv(N, batch=1, group=2, dtype=dtype)
+    labels = (torch.arange(N) % 3)[None]
+    lse = dense(q, k, scale=0.6).lse
+    summary = attention.summarise(q, k, lse.float(), scale=0.6, top=True, segments=labels, largest=True)
+    expected = dense(q, k, scale=0.6)
+    assert summary.top.dtype == summary.segments.dtype == summary.largest.dtype == torch.float32
+    assert torch.equal(summary.top[..., 0].long(), expected.pattern.argmax(-1))
+    assert int(summary.top[..., 0].max()) > 256
+    in_segment = torch.stack([expected.pattern[..., labels[0] == label].sum(-1) for label in range(3)], -1)
+    assert largest_difference(summary.segments, in_segment) < 1e-5
+    assert largest_difference(summary.largest, largest_products(q, k)) < 1e-4
+
+
+def largest_products(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """The largest |q·k| of each query, float64."""
+    return (
+        dense(q, k, scale=1.0)
+        .scores.masked_fill(~torch.ones(q.shape[2], k.shape[2]).tril().bool(), 0.0)
+        .abs()
+        .amax(-1)
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"sink_logits": torch.full((2,), 30.0)}])
+@pytest.mark.parametrize("scale", [1e-6, 0.05, 0.6])
+def test_products_do_not_lose_digits_to_a_small_scale(scale: float, options: dict[str, object]) -> None:
+    q, k, _ = random_qkv(100, kv_heads=2, d=4)
+    lse = dense(q, k, scale=scale, **options).lse
+    largest = attention.summarise(q, k, lse.float(), scale=scale, largest=True, **options).largest
+    assert largest_difference(largest, largest_products(q, k)) < 3e-6
+
+
+@pytest.mark.parametrize(("gap", "n_equal"), [(0.7e-5, 2), (1.3e-5, 1)])
+def test_weights_that_differ_by_a_hundred_thousandth_are_equal(gap: float, n_equal: int) -> None:
+    scores = torch.tensor([0.0, -gap, -1.0])
+    k, q = scores.view(1, 1, 3, 1), torch.ones(1, 1, 1, 1)
+    lse = scores.logsumexp(0).view(1, 1, 1)
+    key, count = attention.top_keys(q, k, lse, scale=1.0)
+    assert (int(key), int(count)) == (0, n_equal)
+
+
+def test_the_only_token_has_nothing_left_beside_itself() -> None:
+    q, k, v = random_qkv(1)
+    rest = attention.attend_without(q, k, v, torch.tensor([[0]]), scale=1.0)
+    assert not rest.out.any()
+    assert (rest.lse == -math.inf).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_additive_mask_hides_from_half_of_its_most_negative_number_on(dtype: torch.dtype) -> None:
+    q, k, v = random_qkv(3, batch=1, kv_heads=1, dtype=dtype)
+    lowest = torch.finfo(dtype).min
+    mask = torch.zeros(1, 1, 3, 3, dtype=dtype)
+    mask[0, 0, 1] = lowest / 2
+    mask[0, 0, 2] = lowest / 2.5
+    _, _, pattern = attention.explicit(q, k, v, scale=0.0, mask=mask)
+    assert pattern[0, 0, 1].tolist() == [0.0] * 3
+    assert pattern[0, 0, 2].float().tolist() == pytest.approx([1 / 3] * 3, rel=1e-2)
