@@ -79,6 +79,7 @@ def test_masks_have_the_blocks_that_torch_finds(n, window) -> None:
     assert torch.equal(mask.to_dense(), expected.to_dense())
     for blocks in ("kv_num_blocks", "full_kv_num_blocks"):
         assert torch.equal(getattr(mask, blocks), getattr(expected, blocks))
+        assert getattr(mask, blocks).dtype == torch.int32
     for row, n_full in enumerate(mask.full_kv_num_blocks[0, 0].tolist()):
         full, expected_full = (of.full_kv_indices[0, 0, row, :n_full].tolist() for of in (mask, expected))
         assert full == expected_full

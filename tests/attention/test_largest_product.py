@@ -71,6 +71,14 @@ def test_it_is_that_of_the_visible_pairs(
         assert (query, key) == (dense_query, dense_key)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_products_may_all_be_small(window: int | None) -> None:
+    q, k = (1e-3 * torch.randn(24, 2, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert [value for value, _, _ in searched(q, k, window)] == pytest.approx(
+        [value for value, _, _ in dense(q, k, window)], rel=1e-12
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 24), window=st.none() | st.integers(1, 25), seed=st.integers(0, 999))
 def test_the_first_of_equal_products_counts(n: int, window: int | None, seed: int) -> None:

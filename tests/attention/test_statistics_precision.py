@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from phaselens import attention
+from phaselens.attention import _problem
 from tests.attention.reference import dense, largest_difference, random_qkv
 
 N = 320
@@ -74,3 +75,28 @@ def test_an_additive_mask_hides_from_half_of_its_most_negative_number_on(dtype: 
     _, _, pattern = attention.explicit(q, k, v, scale=0.0, mask=mask)
     assert pattern[0, 0, 1].tolist() == [0.0] * 3
     assert pattern[0, 0, 2].float().tolist() == pytest.approx([1 / 3] * 3, rel=1e-2)
+
+
+def test_distances_are_those_of_real_queries() -> None:
+    q, k, _ = random_qkv(9, dtype=torch.float64)
+    expected = dense(q, k, scale=0.6)
+    lengths = torch.tensor([9, 4])
+    mass = attention.distance_mass(q, k, expected.lse, lengths=lengths, scale=0.6)
+    for text, length in enumerate(lengths.tolist()):
+        for distance in range(9):
+            diagonal = expected.pattern[text, :, :length].diagonal(-distance, 1, 2).sum(-1)
+            assert largest_difference(mass[text, :, distance], diagonal) < 1e-12
+    with pytest.raises(RuntimeError, match="^distance_mass streams"):
+        attention.distance_mass(q.requires_grad_(), k, expected.lse, scale=0.6)
+
+
+@pytest.mark.parametrize("position", [0, 5, 16])
+def test_statistics_are_wide_where_torch_rounds_float32_products(
+    monkeypatch: pytest.MonkeyPatch, position: int
+) -> None:
+    monkeypatch.setattr(_problem, "products_are_exact", lambda device: False)
+    q, k, _ = random_qkv(17, group=2)
+    expected = dense(q, k, scale=0.6)
+    sink = attention.sink_mass(q, k, expected.lse, position, scale=0.6)
+    assert sink.dtype == torch.float64
+    assert largest_difference(sink, expected.pattern[..., position]) < 1e-12
