@@ -86,7 +86,7 @@ def test_distances_are_those_of_real_queries() -> None:
         for distance in range(9):
             diagonal = expected.pattern[text, :, :length].diagonal(-distance, 1, 2).sum(-1)
             assert largest_difference(mass[text, :, distance], diagonal) < 1e-12
-    with pytest.raises(RuntimeError, match="^distance_mass streams"):
+    with pytest.raises(RuntimeError, match=r"^distance_mass streams"):
         attention.distance_mass(q.requires_grad_(), k, expected.lse, scale=0.6)
 
 

@@ -21,6 +21,21 @@ def test_a_transform_may_return_other_cells_and_types(n_texts: int) -> None:
         assert end.tolist() == (expected[0, :2] > 0.1).astype(float).tolist()
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("share", [0.0, 1e-9, 0.3, 0.5, 0.76, 1 - 1e-9, 1.0])
+def test_quantiles_are_numpys(n: int, share: float) -> None:
+    values = np.random.default_rng(n).normal(size=(3, n))
+    np.testing.assert_allclose(
+        _bootstrap._quantile(values, share), np.quantile(values, share, axis=-1), rtol=1e-12
+    )
+
+
+def test_values_that_are_no_numbers_are_counted_with_what_to_do() -> None:
+    message = "2 of 5 values are NaN or infinite; mark them as not present, and report the reason"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        mean_interval([1.0, np.nan, 2.0, np.inf, np.nan, 3.0], present=[True] * 4 + [False, True])
+
+
 def test_the_identity_transforms_nothing() -> None:
     for estimate, expected in zip(
         mean_interval(TABLE, transform=lambda means: means), mean_interval(TABLE), strict=True

@@ -308,7 +308,7 @@ def test_pairing_removes_the_spread_between_texts():
         ({"lengths": [6, 3]}, "lengths of at least n_predicted"),
         ({"confidence": 95}, "confidence between 0 and 1, received 95"),
         ({"n_resamples": 0}, "at least 1 resample, received 0"),
-        ({"n_permutations": 0}, "at least 1 permutation, received 0"),
+        ({"n_permutations": 0}, "n_permutations as a whole number of at least 1, received 0"),
     ],
 )  # fmt: skip
 def test_errors_name_the_expected_and_the_received_argument(change, message):

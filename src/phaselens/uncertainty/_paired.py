@@ -30,8 +30,6 @@ class IntervalOptions:
 
     def __post_init__(self) -> None:
         require_draws(self.confidence, self.n_resamples, self.seed)
-        if isinstance(self.n_permutations, int) and self.n_permutations < 1:
-            raise ValueError(f"expected at least 1 permutation, received {self.n_permutations}")
         require_whole("n_permutations", self.n_permutations, 1)
 
     @property
