@@ -158,6 +158,59 @@ def test_a_kernel_with_wrong_results_is_not_believed(monkeypatch: pytest.MonkeyP
     assert largest_difference(lse, expected.lse) < 1e-5
 
 
+def test_a_failure_without_a_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args, **kwargs):
+        raise RuntimeError("  ")
+
+    use_kernel(monkeypatch, broken)
+    q, k, v = random_qkv(200, d=32)
+    with pytest.warns(RuntimeWarning, match=r"with a window: RuntimeError: no message\. "):
+        attention.attend(q, k, v, scale=0.3, window=5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "other"), [({"d": 32}, {"d": 16}), ({"d": 32, "d_v": 16}, {"d": 32, "d_v": 32})]
+)
+def test_a_kernel_that_fails_condemns_no_other_size(monkeypatch: pytest.MonkeyPatch, sizes, other) -> None:
+    def broken(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    use_kernel(monkeypatch, broken)
+    with pytest.warns(RuntimeWarning):
+        attention.attend(*random_qkv(200, **sizes), scale=0.3, window=5)
+    lengths = use_kernel(monkeypatch, flex_attention)
+    attention.attend(*random_qkv(200, **other), scale=0.3, window=5)
+    assert lengths == [200]
+
+
+def test_two_heads_may_share_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = use_kernel(monkeypatch, flex_attention)
+    q, k, v = random_qkv(200, group=2, d=16)
+    out, _ = attention.attend(q, k, v, scale=0.3, window=5)
+    assert largest_difference(out, dense(q, k, v, scale=0.3, window=5).out) < 1e-5
+    assert lengths == [200]
+
+
+@pytest.mark.parametrize(("scale", "shift", "is_right"), [(0.01, 1.5e-3, False), (30.0, 5e-3, True)])
+def test_a_log_sum_exp_is_compared_relative_to_its_size(
+    monkeypatch: pytest.MonkeyPatch, scale, shift, is_right
+) -> None:
+    def shifted(*args, **kwargs):
+        out, aux = flex_attention(*args, **kwargs)
+        return out, aux._replace(lse=aux.lse + shift)
+
+    lengths = use_kernel(monkeypatch, shifted)
+    q, k, v = random_qkv(200, d=32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        for _ in range(2):
+            attention.attend(q, k, v, scale=scale, window=1)
+    assert len([warning for warning in caught if "FlexAttention is not used" in str(warning.message)]) == (
+        not is_right
+    )
+    assert lengths == [200] * (1 + is_right)
+
+
 def test_a_text_with_nan_condemns_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = use_kernel(monkeypatch, flex_attention)
     q, k, v = random_qkv(200, d=32)

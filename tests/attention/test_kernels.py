@@ -141,3 +141,15 @@ def test_blocks_of_rows_equal_dense(monkeypatch, n_rows, dtype):
         assert largest_difference(out, expected.out) < tolerance
         assert largest_difference(lse, expected.lse) < tolerance
         assert not out[expected.lse == -torch.inf].any()
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+def test_a_bias_may_have_another_type(dtypes, mask) -> None:
+    q, k, v = random_qkv(6, dtype=dtypes[0])
+    bias = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(2)).to(dtypes[1])
+    out, lse = attention.attend(q, k, v, scale=0.6, bias=bias, mask=mask)
+    expected = dense(q, k, v, scale=0.6, bias=bias, mask=mask)
+    assert out.dtype == dtypes[0]
+    assert largest_difference(out, expected.out) < 1e-6
+    assert largest_difference(lse, expected.lse) < 1e-6

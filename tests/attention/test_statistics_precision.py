@@ -86,8 +86,40 @@ def test_distances_are_those_of_real_queries() -> None:
         for distance in range(9):
             diagonal = expected.pattern[text, :, :length].diagonal(-distance, 1, 2).sum(-1)
             assert largest_difference(mass[text, :, distance], diagonal) < 1e-12
-    with pytest.raises(RuntimeError, match=r"^distance_mass streams"):
-        attention.distance_mass(q.requires_grad_(), k, expected.lse, scale=0.6)
+
+
+STREAMS: dict[str, dict[str, object]] = {
+    "summarise": {"entropy": True},
+    "distance_mass": {},
+    "window_mass": {"width": 2},
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_statistic_that_has_no_gradient_says_its_name(name: str) -> None:
+    q, k, _ = random_qkv(5)
+    lse = dense(q, k, scale=0.6).lse.float()
+    with pytest.raises(RuntimeError, match=rf"^{name} streams through kernels"):
+        getattr(attention, name)(q.requires_grad_(), k, lse, scale=0.6, **STREAMS[name])
+
+
+@pytest.mark.parametrize("gain", [1.0, 1000.0])
+def test_masses_near_a_query_leave_out_the_keys_after_it(gain: float) -> None:
+    """With a mask that shows later keys, too, in float32 and where a head is computed again in float64."""
+    q, k, _ = random_qkv(11, kv_heads=1, group=2)
+    q = q * gain
+    mask = torch.ones(1, 1, 11, 11, dtype=torch.bool)
+    expected = dense(q, k, scale=0.6, mask=mask)
+    lse = expected.lse.float() if gain == 1 else expected.lse
+    query, key = torch.arange(11)[:, None], torch.arange(11)
+    near = (key < query) & (key >= query - 3)
+    mass = attention.window_mass(q, k, lse, 3, exclude_first=False, scale=0.6, mask=mask)
+    assert largest_difference(mass, (expected.pattern * near).sum(-1)) < 2e-6
+    for longest in (None, 4):
+        distances = attention.distance_mass(q, k, lse, longest=longest, scale=0.6, mask=mask)
+        for distance in range(4):
+            diagonal = expected.pattern.diagonal(-distance, -2, -1).sum(-1)
+            assert largest_difference(distances[..., distance], diagonal) < 1e-5
 
 
 @pytest.mark.parametrize("position", [0, 5, 16])

@@ -11,6 +11,7 @@ import pytest
 from phaselens.errors import InputError
 from phaselens.spectrum import (
     NullSpectrum,
+    _nulls,
     gaussian_exceedance,
     gaussian_max_ratio,
     random_rows,
@@ -65,6 +66,19 @@ def test_two_equal_spikes_repel_each_other_by_their_cosine() -> None:
         energies = np.r_[np.full(2, 1e6), np.ones(40)]
         cosine = random_rows(np.sqrt(energies), d).anisotropy * energies.sum() / 1e6 - 1
         assert cosine == pytest.approx(math.sqrt(2 / (math.pi * d)), rel=0.15)
+
+
+@pytest.mark.parametrize(("d", "expected"), [(2, 2 / math.pi), (3, 0.5)])
+def test_the_cosine_of_few_dimensions_is_exact(
+    monkeypatch: pytest.MonkeyPatch, d: int, expected: float
+) -> None:
+    monkeypatch.setattr(_nulls, "_N_DRAWS", 40_000)
+    assert _nulls._largest_of_few(np.array([1.0, 1.0]), d) - 1 == pytest.approx(expected, rel=0.01)
+
+
+def test_the_same_rows_have_the_same_null_each_time() -> None:
+    norms = np.r_[20.0, 20.0, 20.0, np.ones(40)]
+    assert random_rows(norms, 32) == random_rows(norms, 32)
 
 
 def test_more_than_16_equal_spikes_are_a_bulk_of_their_own() -> None:

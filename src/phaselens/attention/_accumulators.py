@@ -256,7 +256,7 @@ class DistanceMass:
     and is not divided again.
     """
 
-    def __init__(self, problem: Problem, real: Tensor | None, longest: int, whole_rows: bool = True) -> None:
+    def __init__(self, problem: Problem, real: Tensor | None, longest: int, whole_rows: bool) -> None:
         self.result = problem.q.new_zeros((*problem.q.shape[:2], longest), dtype=problem.compute_dtype)
         self.offset, self.real, self.whole_rows = problem.offset, real, whole_rows
 
@@ -293,7 +293,7 @@ class WindowMass:
         width: int,
         include_self: bool,
         exclude_first: bool,
-        whole_rows: bool = True,
+        whole_rows: bool,
     ) -> None:
         self.result = problem.q.new_zeros(problem.q.shape[:3], dtype=problem.compute_dtype)
         self.offset, self.width, self.whole_rows = problem.offset, width, whole_rows
