@@ -19,7 +19,7 @@ from phaselens.lens.description import LoadOptions, describe
 from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.finite_weights import require_finite
 from phaselens.lens.info import ROTATION_MODES
-from phaselens.lens.memory import garbage_kept
+from phaselens.lens.memory import collect_dropped, follow, garbage_kept
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.overrides import override_rope_scaling, override_softmax_scale
 from phaselens.lens.placement import DeviceMap
@@ -129,6 +129,7 @@ def load(
         scaling,
         placement,
     )
+    collect_dropped()
     if isinstance(source, ModelSource):
         _require_unused("a ModelSource, which has its own", revision=revision)
     elif isinstance(source, str | os.PathLike):
@@ -342,6 +343,7 @@ def _wrapped(
     with refusing(model, "add hook points to its modules"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
+    follow(lens, model.parameters())
     lens._arithmetic = arithmetic
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = tokenizer_note

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 import psutil
 import torch
+from torch import Tensor
 
 _BYTES = 31 * 2**20
 
@@ -37,6 +39,27 @@ def garbage_kept() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+_followed: list[tuple[weakref.ref[object], list[weakref.ref[Tensor]]]] = []
+"""Owners, and the tensors that should leave memory with each."""
+
+
+def follow(owner: object, tensors: Iterable[Tensor]) -> None:
+    """Let the next `collect_dropped` look whether these tensors left memory with their owner."""
+    _followed.append((weakref.ref(owner), [weakref.ref(tensor) for tensor in tensors]))
+
+
+def collect_dropped() -> None:
+    """Collect cycles if an owner that was followed is gone, but not its tensors.
+
+    Some of TransformerLens' adapters make cycles (Granite, Phi-3, GPT-NeoX); Python may not collect these for minutes.
+    """
+    dropped = [entry for entry in _followed if entry[0]() is None]
+    for entry in dropped:
+        _followed.remove(entry)
+    if any(tensor() is not None for _, tensors in dropped for tensor in tensors):
+        gc.collect()
 
 
 def is_out_of_memory(error: Exception) -> bool:

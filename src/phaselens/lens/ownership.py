@@ -91,6 +91,7 @@ class Ownership:
                 self._require_thread(lens, before)
             except InputError:
                 self._uses.remove(use)
+                use.frame = None
                 raise
         return use
 
@@ -105,6 +106,8 @@ class Ownership:
         inner_uses = self._uses[self._uses.index(use) + 1 :]
         if all(inner.is_live() for inner in inner_uses):
             self._uses.remove(use)
+            # The frame holds the use as a variable, and with it the lens and what the call returned.
+            use.frame = None
         else:
             self._restore(lens, use)
 
@@ -130,7 +133,11 @@ class Ownership:
         """Make the lens what it was before a use, and forget it with those inside it."""
         assert self._stores is not None, "made before the first use"
         use.before.restore(lens, self._stores)
-        del self._uses[self._uses.index(use) :]
+        start = self._uses.index(use)
+        forgotten = self._uses[start:]
+        del self._uses[start:]
+        for each in forgotten:
+            each.frame = None  # as in `end`
 
     def _require_thread(self, lens: HookedTransformer, uses: list[Use]) -> None:
         if any(use.thread != threading.get_ident() for use in uses):

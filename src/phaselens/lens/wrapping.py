@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import nn
 from transformer_lens.factories import architecture_adapter_factory
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -76,10 +81,11 @@ def wrap(
     keep_freed_memory()
     evaluate(model)
     name = name or model.config.name_or_path or model.config.model_type
-    if anatomy is None:
-        bridge = _build_from_adapter(model, tokenizer, name)
-    else:
-        bridge = build_from_anatomy(model, anatomy, tokenizer, name)
+    with _scanning_without_cycles():
+        if anatomy is None:
+            bridge = _build_from_adapter(model, tokenizer, name)
+        else:
+            bridge = build_from_anatomy(model, anatomy, tokenizer, name)
     if anatomy is None:
         model.set_attn_implementation(attention_dispatch.IMPLEMENTATION)
     else:
@@ -105,6 +111,25 @@ def wrap(
     evaluate_parts(bridge)
     lens: HookedTransformer = bridge
     return lens
+
+
+@contextmanager
+def _scanning_without_cycles() -> Iterator[None]:
+    """Let TransformerLens look for hooks without a strong reference to the bridge.
+
+    It does so by a function that refers to itself and to the bridge, whose weights would stay in memory until Python
+    collects cycles, long after the last reference to the lens is gone.
+    """
+    scan = TransformerBridge._scan_existing_hooks
+
+    def scan_weakly(bridge: TransformerBridge, module: nn.Module, prefix: str = "") -> None:
+        scan(weakref.proxy(bridge), module, prefix)
+
+    TransformerBridge._scan_existing_hooks = scan_weakly
+    try:
+        yield
+    finally:
+        TransformerBridge._scan_existing_hooks = scan
 
 
 def _build_from_adapter(
