@@ -81,7 +81,7 @@ def test_nan_and_infinity_are_refused_and_counted():
             r"expected present of the values' shape \(2,\), received \(1,\)",
         ),
         ({"values": [1.0], "confidence": 1.0}, "confidence between 0 and 1, received 1.0"),
-        ({"values": [1.0], "n_resamples": 0}, "at least 1 resample, received 0"),
+        ({"values": [1.0], "n_resamples": 0}, "n_resamples as a whole number of at least 1, received 0"),
     ],
 )
 def test_errors_name_the_expected_and_the_received_argument(arguments, message):

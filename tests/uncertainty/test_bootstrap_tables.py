@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from phaselens.uncertainty import _bootstrap, _paired, compare_paired, mean_interval, paired_interval
+from phaselens.uncertainty._bootstrap import resamples
 
 TABLE = np.random.default_rng(5).normal(size=(12, 2, 3))
 
@@ -60,7 +61,7 @@ def test_a_cell_without_a_text_leaves_the_others_as_they_are() -> None:
     for estimate, expected in zip((mean, low, high), mean_interval(TABLE), strict=True):
         assert estimate[1, 0] is np.ma.masked
         others = present[0]
-        np.testing.assert_allclose(estimate[others], expected[others], rtol=1e-12)
+        assert estimate[others].tolist() == pytest.approx(expected[others].tolist(), rel=1e-12)
 
 
 def test_a_transform_is_not_called_without_texts() -> None:
@@ -96,6 +97,23 @@ def test_statistics_do_not_depend_on_the_sizes_of_blocks(monkeypatch: pytest.Mon
     assert compare_paired(first, second, **options) == comparisons
     for comparison in comparisons:
         assert comparison.p_value * 301 == pytest.approx(round(comparison.p_value * 301))
+
+
+def test_paired_columns_hold_all_draws_however_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = compare_paired(TABLE[:, 0], TABLE[:, 1], n_resamples=500)
+    monkeypatch.setattr(_bootstrap, "_MAX_COUNTS", 10)
+    monkeypatch.setattr(_bootstrap, "_MANY_TEXTS", 5)
+    assert compare_paired(TABLE[:, 0], TABLE[:, 1], n_resamples=500) == expected
+
+
+def test_as_many_draws_as_there_are_resamples_are_all_of_them() -> None:
+    """Two texts have three resamples."""
+    every = mean_interval([0.0, 1.0], confidence=0.5)
+    assert [float(end) for end in mean_interval([0.0, 1.0], confidence=0.5, n_resamples=3)] == [
+        float(end) for end in every
+    ]
+    assert resamples(2, 3, 0).probabilities is not None
+    assert resamples(2, 2, 0).probabilities is None
 
 
 def test_an_end_may_have_exactly_the_probability_of_its_tail() -> None:

@@ -307,7 +307,7 @@ def test_pairing_removes_the_spread_between_texts():
         ({"lengths": [6]}, "lengths of 1"),
         ({"lengths": [6, 3]}, "lengths of at least n_predicted"),
         ({"confidence": 95}, "confidence between 0 and 1, received 95"),
-        ({"n_resamples": 0}, "at least 1 resample, received 0"),
+        ({"n_resamples": 0}, "n_resamples as a whole number of at least 1, received 0"),
         ({"n_permutations": 0}, "n_permutations as a whole number of at least 1, received 0"),
     ],
 )  # fmt: skip

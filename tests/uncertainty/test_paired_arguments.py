@@ -51,7 +51,7 @@ COUNTS = "expected n_predicted of at least 0, received"
         (lambda: compare_conditions(V, T, [np.inf, 1]), f"{COUNTS} inf for text 0"),
         (lambda: compare_conditions(V, T, V, n_permutations=0), "expected n_permutations as a whole number of at"),
         (lambda: compare_conditions(V, T, V, n_permutations=1.5), "expected n_permutations as a whole number"),
-        (lambda: compare_conditions(V, T, V, n_resamples=0), "expected at least 1 resample, received 0"),
+        (lambda: compare_conditions(V, T, V, n_resamples=0), "expected n_resamples as a whole number of at"),
         (lambda: compare_conditions(V, T, V, seed=-1), "expected seed as a whole number of at least 0, received -1"),
         (lambda: compare_conditions(V, T, V, confidence=0), "expected a confidence between 0 and 1, received 0"),
         (lambda: compare_conditions(V, T, V, confidence=1), "expected a confidence between 0 and 1, received 1"),

@@ -67,8 +67,6 @@ def require_confidence(confidence: float) -> None:
 def require_draws(confidence: float, n_resamples: int, seed: int) -> None:
     """Raise InputError for a confidence, number of resamples or seed that cannot be used."""
     require_confidence(confidence)
-    if isinstance(n_resamples, int) and n_resamples < 1:
-        raise InputError(f"expected at least 1 resample, received {n_resamples}")
     require_whole("n_resamples", n_resamples, 1)
     require_whole("seed", seed, 0)
 
