@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from phaselens.attention import _flex
+from phaselens.attention._problem import Problem
+from tests.attention.reference import random_qkv
 
+N, BAND = 130, {"scale": 0.3, "window": 5}
 CUDA = torch.device("cuda", 1)
 
 
@@ -35,3 +38,26 @@ def test_triton_is_looked_for_by_its_name(monkeypatch: pytest.MonkeyPatch) -> No
     for spec in (None, object()):
         monkeypatch.setattr(importlib.util, "find_spec", {"triton": spec}.__getitem__)
         assert _flex._has_triton.__wrapped__() is (spec is not None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "is_served"),
+    [
+        ({}, {}, True),
+        ({"scale": 0.0}, {}, False),
+        ({"mask": torch.ones(1, 1, N, N, dtype=torch.bool).tril()}, {}, False),
+        ({"bias": torch.ones(1, 1, 1, N)}, {}, False),
+        ({"hidden_keys": torch.tensor([[0]])}, {}, False),
+        ({}, {"d": 256}, True),
+        ({}, {"d": 257, "d_v": 64}, False),
+        ({}, {"d": 64, "d_v": 257}, False),
+        ({}, {"d": 16}, True),
+        ({}, {"d": 15}, False),
+    ],
+)
+def test_only_bands_of_common_sizes_are_served(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, object], sizes: dict[str, int], is_served: bool
+) -> None:
+    monkeypatch.setattr(_flex, "is_available", lambda device: True)
+    q, k, v = random_qkv(N, batch=1, kv_heads=1, **{"d": 32, **sizes})
+    assert _flex.serves(Problem(q, k, **{**BAND, **options}), v) is is_served

@@ -28,11 +28,14 @@ class RecordedCalls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[str, tuple[object, ...]]] = []
+        self.scales: list[object] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [value for value in (*args, *(kwargs or {}).values()) if isinstance(value, torch.Tensor)]
         assert {tensor.device.type for tensor in tensors} <= {"meta"}, func
         self.calls.append((func.overloadpacket.__name__, args))
+        if "scale" in (kwargs or {}):
+            self.scales.append(kwargs["scale"])
         return func(*args, **(kwargs or {}))
 
     def arguments(self, name: str) -> list[tuple[object, ...]]:
@@ -57,7 +60,8 @@ class ReadsOfTheHost(TorchDispatchMode):
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the device `meta` pass for an H100."""
     monkeypatch.setattr(_kernels, "_device_type", lambda tensor: "cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    capabilities = {torch.device("meta"): (9, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
 
 
 def attended(dtype: torch.dtype, d: int = 64, kv_heads: int = 2, **options: object) -> RecordedCalls:
@@ -79,6 +83,8 @@ def test_half_precision_runs_flash_attention_with_shared_key_heads(dtype, d) -> 
     calls = attended(dtype, d)
     (arguments,) = calls.arguments(FLASH)
     assert [tensor.shape[1] for tensor in arguments[:3]] == [4, 2, 2]
+    assert arguments[3:5] == (0.0, True)
+    assert calls.scales == [0.125]
     assert calls.arguments(EFFICIENT) == []
 
 
@@ -87,6 +93,8 @@ def test_float32_runs_efficient_attention_with_repeated_key_heads(d) -> None:
     calls = attended(torch.float32, d)
     (arguments,) = calls.arguments(EFFICIENT)
     assert [tensor.shape[1] for tensor in arguments[:3]] == [4, 4, 4]
+    assert arguments[3:] == (None, True, 0.0, True)
+    assert calls.scales == [0.125]
     assert calls.arguments(FLASH) == []
 
 
@@ -102,7 +110,7 @@ def test_a_window_runs_efficient_attention_on_blocks_of_rows_with_their_keys_onl
     ("dtype", "d", "options", "operator"),
     [
         (torch.float64, 64, {}, BLOCKS),
-        (torch.bfloat16, 320, {}, BLOCKS),
+        (torch.bfloat16, 257, {}, BLOCKS),
         (torch.bfloat16, 64, {"softcap": 30.0}, CAPPED_BLOCKS),
         (torch.float32, 64, {"softcap": 30.0, "window": 32}, CAPPED_BLOCKS),
     ],

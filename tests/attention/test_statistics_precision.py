@@ -109,6 +109,7 @@ def test_masses_near_a_query_leave_out_the_keys_after_it(gain: float) -> None:
     q, k, _ = random_qkv(11, kv_heads=1, group=2)
     q = q * gain
     mask = torch.ones(1, 1, 11, 11, dtype=torch.bool)
+    mask[..., :2] = False
     expected = dense(q, k, scale=0.6, mask=mask)
     lse = expected.lse.float() if gain == 1 else expected.lse
     query, key = torch.arange(11)[:, None], torch.arange(11)
@@ -132,3 +133,52 @@ def test_statistics_are_wide_where_torch_rounds_float32_products(
     sink = attention.sink_mass(q, k, expected.lse, position, scale=0.6)
     assert sink.dtype == torch.float64
     assert largest_difference(sink, expected.pattern[..., position]) < 1e-12
+
+
+@pytest.mark.parametrize("width", [9, 5])
+def test_queries_may_be_real_anywhere(width: int) -> None:
+    """As those of a text that is padded on its left."""
+    q, k, _ = random_qkv(9, d=5, dtype=torch.float64)
+    expected = dense(q, k, scale=0.6)
+    real = torch.ones(2, 9, dtype=torch.bool)
+    real[0, :3] = real[1, 5] = False
+    received = attention.summarise(q, k, expected.lse, scale=0.6, received=True, real=real).received
+    counted = expected.pattern.masked_fill(~real[:, None, :, None], 0.0).sum(-2)
+    assert largest_difference(received, counted) < 1e-12
+    if width != 9:
+        with pytest.raises(ValueError, match=r"real \[batch, query\] = \(2, 9\), received real \(2, 5\)"):
+            attention.summarise(q, k, expected.lse, scale=0.6, real=real[:, :width])
+
+
+@pytest.mark.parametrize(("batch", "kv_heads", "n"), [(4, 1, 6), (1, 4, 1), (1, 3, 6)])
+def test_one_large_head_leaves_the_others_their_statistics(batch: int, kv_heads: int, n: int) -> None:
+    q, k, _ = random_qkv(n, batch=batch, kv_heads=kv_heads)
+    q[0, 0] *= 3000
+    expected = dense(q, k, scale=0.6)
+    summary = attention.summarise(q, k, expected.lse, scale=0.6, entropy=True, received=True)
+    assert largest_difference(summary.received, expected.received) < 1e-5
+    assert largest_difference(summary.entropy, expected.entropy) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 5.0}, {"window": 3}])
+def test_a_mask_that_hides_everything_leaves_nothing(options: dict[str, object]) -> None:
+    q, k, v = random_qkv(6)
+    out, lse = attention.attend(q, k, v, scale=0.6, mask=torch.zeros(1, 1, 6, 6, dtype=torch.bool), **options)
+    assert not out.any()
+    assert (lse == -math.inf).all()
+
+
+def test_a_sink_logit_far_above_all_scores_takes_everything() -> None:
+    q, k, _ = random_qkv(6)
+    logits = torch.tensor([900.0, 300.0])
+    bias = torch.zeros(1, 1, 1, 6)
+    for options in ({}, {"bias": bias}, {"softcap": 3.0}):
+        expected = dense(q, k, scale=0.6, sink_logits=logits, **options)
+        summary = attention.summarise(
+            q, k, expected.lse, scale=0.6, sink_logits=logits, entropy=True, received=True, **options
+        )
+        assert largest_difference(summary.entropy, expected.entropy) < 1e-6
+        assert largest_difference(summary.received, expected.received) < 1e-6
+    out, lse = attention.attend(q, k, k, scale=0.6, sink_logits=logits, softcap=3.0)
+    assert out.isfinite().all()
+    assert largest_difference(lse, dense(q, k, scale=0.6, sink_logits=logits, softcap=3.0).lse) < 1e-4
