@@ -48,10 +48,10 @@ contract: $(STAMP)
 quick: $(STAMP)
 	$(PYTEST) -m "not slow"
 
-# Branch coverage of src/ and plugins/ by the quick tier, in one process (about ten minutes); see docs/testing.md.
+# Lines and branches of src/ and plugins/ that run in all tests, slower than these alone; see docs/testing.md.
 coverage: $(STAMP)
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/python -m coverage run -m pytest -m "not slow" -n 0
+	$(BIN)/python -m coverage run -m pytest -n logical --maxprocesses 8 --dist loadfile
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage json --quiet
 	$(BIN)/python -m coverage report

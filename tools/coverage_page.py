@@ -49,8 +49,21 @@ class Coverage:
     @property
     def percent(self) -> float:
         """Lines and branches that ran, in percent, as coverage.py adds them."""
-        n = self.n_lines + self.n_branches
-        return 100 * (self.n_covered_lines + self.n_covered_branches) / n if n else 100.0
+        return _percent(self.n_covered_lines + self.n_covered_branches, self.n_lines + self.n_branches)
+
+    @property
+    def percent_of_lines(self) -> float:
+        """Lines that ran, in percent."""
+        return _percent(self.n_covered_lines, self.n_lines)
+
+    @property
+    def percent_of_branches(self) -> float:
+        """Branches that were taken, in percent."""
+        return _percent(self.n_covered_branches, self.n_branches)
+
+
+def _percent(n_covered: int, n: int) -> float:
+    return 100 * n_covered / n if n else 100.0
 
 
 def by_module(report: Mapping[str, Any]) -> dict[str, Coverage]:
@@ -78,11 +91,11 @@ def tables(report: Mapping[str, Any]) -> str:
     packages: dict[str, list[Coverage]] = defaultdict(list)
     for path, coverage in modules.items():
         packages[package_of(path)].append(coverage)
-    lines = ["| package | lines | branches | covered |", "|---|---|---|---|"]
+    lines = _header("package")
     for name in sorted(packages):
         lines.append(_row(f"`{name}`", total(packages[name])))
     lines += [_row("all", total(modules.values())), "", f"Modules below {LOW:g} %, the lowest first:", ""]
-    lines += ["| module | lines | branches | covered |", "|---|---|---|---|"]
+    lines += _header("module")
     low = [path for path in modules if modules[path].percent < LOW]
     lines += [
         _row(f"`{path}`", modules[path]) for path in sorted(low, key=lambda path: modules[path].percent)
@@ -90,8 +103,14 @@ def tables(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _header(what: str) -> list[str]:
+    return [f"| {what} | lines | that ran | branches | that were taken | both |", "|---|---|---|---|---|---|"]
+
+
 def _row(name: str, coverage: Coverage) -> str:
-    return f"| {name} | {coverage.n_lines:,} | {coverage.n_branches:,} | {coverage.percent:.1f} % |"
+    shares = [coverage.percent_of_lines, coverage.percent_of_branches, coverage.percent]
+    lines, branches, both = (f"{share:.1f} %" for share in shares)
+    return f"| {name} | {coverage.n_lines:,} | {lines} | {coverage.n_branches:,} | {branches} | {both} |"
 
 
 def with_tables(page: str, report: Mapping[str, Any]) -> str:

@@ -31,17 +31,20 @@ def test_paths_are_from_the_root_and_packages_are_dotted() -> None:
 
 
 def test_lines_and_branches_count_alike() -> None:
-    assert Coverage(90, 90, 10, 0).percent == 90.0
+    part = Coverage(90, 90, 10, 0)
+    assert (part.percent, part.percent_of_lines, part.percent_of_branches) == (90.0, 100.0, 0.0)
     assert Coverage().percent == 100.0
     assert (Coverage(1, 1, 2, 2) + Coverage(3, 0)).percent == 50.0
 
 
 def test_the_tables_have_sums_and_the_lowest_modules_first() -> None:
     text = tables(REPORT)
-    assert "| `phaselens.lens` | 180 | 20 | 90.0 % |" in text
-    assert "| all | 190 | 20 | 88.1 % |" in text
+    assert "| `phaselens.lens` | 180 | 100.0 % | 20 | 0.0 % | 90.0 % |" in text
+    assert "| all | 190 | 97.4 % | 20 | 0.0 % | 88.1 % |" in text
     low = text.partition("Modules below 90 %")[2]
-    assert low.index("sinks.py` | 10 | 0 | 50.0 %") < low.index("bridge.py` | 80 | 20 | 80.0 %")
+    assert low.index("sinks.py` | 10 | 50.0 % | 0 | 100.0 % | 50.0 %") < low.index(
+        "bridge.py` | 80 | 100.0 %"
+    )
     assert "hooks.py" not in low
 
 
