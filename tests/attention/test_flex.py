@@ -169,7 +169,8 @@ def test_a_failure_without_a_message_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("sizes", "other"), [({"d": 32}, {"d": 16}), ({"d": 32, "d_v": 16}, {"d": 32, "d_v": 32})]
+    ("sizes", "other"),
+    [({"d": 32, "d_v": 16}, {"d": 16, "d_v": 16}), ({"d": 32, "d_v": 16}, {"d": 32, "d_v": 32})],
 )
 def test_a_kernel_that_fails_condemns_no_other_size(monkeypatch: pytest.MonkeyPatch, sizes, other) -> None:
     def broken(*args, **kwargs):

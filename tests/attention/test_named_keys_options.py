@@ -79,6 +79,20 @@ def test_large_scores_in_half_precision_are_read_in_float32(dtype: torch.dtype) 
     assert attention.reweighted(own, rest, v, keys, scores, edited).dtype == dtype
 
 
+def test_each_text_has_keys_of_its_own() -> None:
+    q, k, v = random_qkv(N, batch=3, group=2, dtype=torch.float64)
+    keys = torch.tensor([[0], [4], [-1]])
+    own, _ = attention.attend(q, k, v, scale=0.6)
+    scores = attention.key_scores(q, k, keys, scale=0.6)
+    rest = attention.attend_without(q, k, v, keys, scale=0.6)
+    edited = scores.clone()
+    edited[..., 5:, :] = -torch.inf
+    out = attention.reweighted(own, rest, v, keys, scores, edited)
+    mask = torch.ones(3, 1, N, N, dtype=torch.bool).tril()
+    mask[0, :, 5:, 0] = mask[1, :, 5:, 4] = False
+    assert largest_difference(out, dense(q, k, v, scale=0.6, mask=mask).out) < 1e-12
+
+
 def test_keys_of_another_number_of_texts_are_refused() -> None:
     q, k, v = random_qkv(5, batch=3)
     keys = torch.tensor([[0]])

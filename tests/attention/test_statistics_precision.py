@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from phaselens import attention
-from phaselens.attention import _problem
+from phaselens.attention import _key_blocks, _problem
 from tests.attention.reference import dense, largest_difference, random_qkv
 
 N = 320
@@ -40,10 +40,14 @@ def largest_products(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"sink_logits": torch.full((2,), 30.0)}])
-@pytest.mark.parametrize("scale", [1e-6, 0.05, 0.6])
-def test_products_do_not_lose_digits_to_a_small_scale(scale: float, options: dict[str, object]) -> None:
-    q, k, _ = random_qkv(100, kv_heads=2, d=4)
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}, {"sink_logits": True}])
+@pytest.mark.parametrize(("scale", "kv_heads"), [(1e-6, 2), (0.05, 2), (0.6, 2), (0.005, 2500)])
+def test_products_do_not_lose_digits_to_a_small_scale(
+    scale: float, kv_heads: int, options: dict[str, object]
+) -> None:
+    q, k, _ = random_qkv(100 if kv_heads == 2 else 6, batch=1, kv_heads=kv_heads, d=4)
+    if "sink_logits" in options:
+        options = {"sink_logits": torch.full((kv_heads,), 30.0)}
     lse = dense(q, k, scale=scale, **options).lse
     largest = attention.summarise(q, k, lse.float(), scale=scale, largest=True, **options).largest
     assert largest_difference(largest, largest_products(q, k)) < 3e-6
@@ -104,8 +108,11 @@ def test_a_statistic_that_has_no_gradient_says_its_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("gain", [1.0, 1000.0])
-def test_masses_near_a_query_leave_out_the_keys_after_it(gain: float) -> None:
+def test_masses_near_a_query_leave_out_the_keys_after_it(
+    monkeypatch: pytest.MonkeyPatch, gain: float
+) -> None:
     """With a mask that shows later keys, too, in float32 and where a head is computed again in float64."""
+    monkeypatch.setattr(_key_blocks, "ROWS", 4)
     q, k, _ = random_qkv(11, kv_heads=1, group=2)
     q = q * gain
     mask = torch.ones(1, 1, 11, 11, dtype=torch.bool)
@@ -158,6 +165,28 @@ def test_one_large_head_leaves_the_others_their_statistics(batch: int, kv_heads:
     summary = attention.summarise(q, k, expected.lse, scale=0.6, entropy=True, received=True)
     assert largest_difference(summary.received, expected.received) < 1e-5
     assert largest_difference(summary.entropy, expected.entropy) < 1e-5
+
+
+def test_a_large_head_beside_a_far_larger_sink_logit_has_no_mass() -> None:
+    q, k, _ = random_qkv(6, batch=1)
+    logits = torch.tensor([1e5, 0.0])
+    expected = dense(q * 3000, k, scale=0.6, sink_logits=logits)
+    summary = attention.summarise(
+        q * 3000, k, expected.lse, scale=0.6, sink_logits=logits, entropy=True, received=True
+    )
+    assert largest_difference(summary.received, expected.received) < 1e-6
+    assert largest_difference(summary.entropy, expected.entropy) < 1e-6
+
+
+def test_biased_scores_are_wide_where_torch_rounds_float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_problem, "products_are_exact", lambda device: False)
+    q, k, v = random_qkv(9)
+    bias = torch.randn(1, 2, 9, 9, generator=torch.Generator().manual_seed(2))
+    for options in ({"bias": bias}, {"bias": bias, "mask": torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()}):
+        out, lse = attention.attend(q, k, v, scale=0.6, **options)
+        expected = dense(q, k, v, scale=0.6, **options)
+        assert largest_difference(out, expected.out) < 1e-6
+        assert largest_difference(lse, expected.lse) < 1e-6
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 5.0}, {"window": 3}])
