@@ -19,7 +19,7 @@ from phaselens.lens.description import LoadOptions, describe
 from phaselens.lens.experts import use_runnable_experts
 from phaselens.lens.finite_weights import require_finite
 from phaselens.lens.info import ROTATION_MODES
-from phaselens.lens.memory import collect_dropped, follow, garbage_kept
+from phaselens.lens.memory import collect_dropped, followed, garbage_kept
 from phaselens.lens.model_source import ModelSource, require_adapter_scale
 from phaselens.lens.overrides import override_rope_scaling, override_softmax_scale
 from phaselens.lens.placement import DeviceMap
@@ -143,8 +143,8 @@ def load(
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
-        return _from_object(source, options)
-    return _from_checkpoint(source, options, trust_remote_code, allow_pickle)
+        return followed(_from_object(source, options))
+    return followed(_from_checkpoint(source, options, trust_remote_code, allow_pickle))
 
 
 def _require_types(
@@ -343,7 +343,6 @@ def _wrapped(
     with refusing(model, "add hook points to its modules"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         lens = wrap(model, _copy_for_transformer_lens(tokenizer), name, anatomy)
-    follow(lens, model.parameters())
     lens._arithmetic = arithmetic
     lens.text_tokenizer = tokenizer
     lens.tokenizer_note = tokenizer_note

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import psutil
 import torch
-from torch import Tensor
+from torch import nn
 
 _BYTES = 31 * 2**20
 
@@ -41,24 +41,30 @@ def garbage_kept() -> Iterator[None]:
             gc.enable()
 
 
-_followed: list[tuple[weakref.ref[object], list[weakref.ref[Tensor]]]] = []
-"""Owners, and the tensors that should leave memory with each."""
+_followed: list[tuple[weakref.ref[nn.Module], list[weakref.ref[nn.Parameter]]]] = []
+"""Modules, and the weights that should leave memory with each."""
+_following = threading.Lock()
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def follow(owner: object, tensors: Iterable[Tensor]) -> None:
-    """Let the next `collect_dropped` look whether these tensors left memory with their owner."""
-    _followed.append((weakref.ref(owner), [weakref.ref(tensor) for tensor in tensors]))
+def followed(module: ModuleT) -> ModuleT:
+    """Return the module; the next `collect_dropped` looks whether its weights left memory with it."""
+    weights = [weakref.ref(weight) for weight in module.parameters()]
+    with _following:
+        _followed.append((weakref.ref(module), weights))
+    return module
 
 
 def collect_dropped() -> None:
-    """Collect cycles if an owner that was followed is gone, but not its tensors.
+    """Collect cycles if a module that was followed is gone, but not its weights.
 
     Some of TransformerLens' adapters make cycles (Granite, Phi-3, GPT-NeoX); Python may not collect these for minutes.
     """
-    dropped = [entry for entry in _followed if entry[0]() is None]
-    for entry in dropped:
-        _followed.remove(entry)
-    if any(tensor() is not None for _, tensors in dropped for tensor in tensors):
+    with _following:
+        dropped = [entry for entry in _followed if entry[0]() is None]
+        for entry in dropped:
+            _followed.remove(entry)
+    if any(weight() is not None for _, weights in dropped for weight in weights):
         gc.collect()
 
 
