@@ -55,10 +55,16 @@ def without_collections() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize("use", USES)
+QUICK = ("streamed", "failed")
+
+
 @pytest.mark.parametrize(
-    "family",
-    ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "gpt-oss", "smollm3"))],
+    ("family", "use"),
+    [
+        pytest.param(family, use, marks=[] if family == "llama" and use in QUICK else pytest.mark.slow)
+        for family in ("llama", "gpt2", "gpt-oss", "smollm3")
+        for use in USES
+    ],
 )
 def test_weights_leave_memory_with_the_lens(family: str, use: str) -> None:
     lens = phaselens.load(tiny_model(family))
