@@ -48,10 +48,14 @@ contract: $(STAMP)
 quick: $(STAMP)
 	$(PYTEST) -m "not slow"
 
-# Lines and branches of src/ and plugins/ that run in all tests, slower than these alone; see docs/testing.md.
+# Lines and branches of src/ and plugins/ that run in the quick tier and in the slow tests of processes and contracts; see
+# docs/testing.md.
+SLOW_COVERED := tests/runs tests/testing tests/plugin tests/cli/test_plugins_command.py
+COVERED := $(BIN)/python -m coverage run -m pytest -n logical --maxprocesses 8 --dist loadfile
 coverage: $(STAMP)
 	rm -rf build/coverage && mkdir -p build/coverage
-	$(BIN)/python -m coverage run -m pytest -n logical --maxprocesses 8 --dist loadfile
+	$(COVERED) -m "not slow"
+	$(COVERED) -m slow $(SLOW_COVERED)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage json --quiet
 	$(BIN)/python -m coverage report
