@@ -36,7 +36,7 @@ def test_the_losses_are_those_of_the_cards_and_logs() -> None:
         assert f"{float(loss):.2f}" in PAGE
         rows = [json.loads(line) for line in (RESULTS / f"{twin}.jsonl").read_text().splitlines()]
         assert f"{rows[0]['loss']:.2f}" in PAGE
-        assert rows[-1]["tokens"] == 917_504
+        assert rows[-1]["tokens"] == 2_883_584
 
 
 def test_the_numbers_of_the_study_are_the_stored_ones() -> None:
