@@ -109,8 +109,10 @@ def _header(what: str) -> list[str]:
 
 def _row(name: str, coverage: Coverage) -> str:
     shares = [coverage.percent_of_lines, coverage.percent_of_branches, coverage.percent]
-    lines, branches, both = (f"{share:.1f} %" for share in shares)
-    return f"| {name} | {coverage.n_lines:,} | {lines} | {coverage.n_branches:,} | {branches} | {both} |"
+    lines, branches, total_share = (f"{share:.1f} %" for share in shares)
+    return (
+        f"| {name} | {coverage.n_lines:,} | {lines} | {coverage.n_branches:,} | {branches} | {total_share} |"
+    )
 
 
 def with_tables(page: str, report: Mapping[str, Any]) -> str:

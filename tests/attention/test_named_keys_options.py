@@ -37,15 +37,15 @@ def test_named_keys_that_are_hidden_have_no_score(has_mask: bool) -> None:
 def test_one_list_of_named_keys_joins_each_texts_hidden_ones() -> None:
     q, k, v = random_qkv(N, group=2, dtype=torch.float64)
     named = torch.tensor([[0, 9]])
-    rest = attention.attend_without(q, k, v, named, scale=0.6, hidden_keys=HIDDEN)
-    every = torch.cat([HIDDEN, named.expand(2, -1)], -1)
-    expected = dense(q, k, v, scale=0.6, mask=mask_without(every))
+    remainder = attention.attend_without(q, k, v, named, scale=0.6, hidden_keys=HIDDEN)
+    hidden_and_named = torch.cat([HIDDEN, named.expand(2, -1)], -1)
+    expected = dense(q, k, v, scale=0.6, mask=mask_without(hidden_and_named))
     sees_some = expected.lse.isfinite()
-    assert largest_difference(rest.lse, expected.lse) < 1e-12
-    assert largest_difference(rest.out[sees_some], expected.out[sees_some]) < 1e-12
+    assert largest_difference(remainder.lse, expected.lse) < 1e-12
+    assert largest_difference(remainder.out[sees_some], expected.out[sees_some]) < 1e-12
     shared = attention.attend_without(q, k, v, named, scale=0.6, hidden_keys=torch.tensor([[3, 5]]))
-    both = torch.tensor([[0, 3, 5, 9]]).expand(2, -1)
-    assert largest_difference(shared.lse, dense(q, k, scale=0.6, mask=mask_without(both)).lse) < 1e-12
+    shared_keys = torch.tensor([[0, 3, 5, 9]]).expand(2, -1)
+    assert largest_difference(shared.lse, dense(q, k, scale=0.6, mask=mask_without(shared_keys)).lse) < 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -66,28 +66,28 @@ def test_large_scores_in_half_precision_are_read_in_float32(dtype: torch.dtype) 
     q, k, v = random_qkv(N, group=2, dtype=dtype)
     q[0, 1] *= 300
     keys = torch.tensor([[0]])
-    rest = attention.attend_without(q, k, v, keys, scale=0.6)
-    others = torch.tensor([[0], [0]])
-    expected = dense(q, k, v, scale=0.6, mask=mask_without(others))
+    remainder = attention.attend_without(q, k, v, keys, scale=0.6)
+    first_key = torch.tensor([[0], [0]])
+    expected = dense(q, k, v, scale=0.6, mask=mask_without(first_key))
     sees_some = expected.lse[0, 1].isfinite()
-    assert rest.out.dtype == torch.float32
-    assert largest_difference(rest.out[0, 1, sees_some], expected.out[0, 1, sees_some]) < 1e-6
-    own, _ = attention.attend(q, k, v, scale=0.6)
+    assert remainder.out.dtype == torch.float32
+    assert largest_difference(remainder.out[0, 1, sees_some], expected.out[0, 1, sees_some]) < 1e-6
+    attended, _ = attention.attend(q, k, v, scale=0.6)
     scores = attention.key_scores(q, k, keys, scale=0.6)
     edited = scores.clone()
     edited[:, :, 1:] -= 2.0
-    assert attention.reweighted(own, rest, v, keys, scores, edited).dtype == dtype
+    assert attention.reweighted(attended, remainder, v, keys, scores, edited).dtype == dtype
 
 
 def test_each_text_has_keys_of_its_own() -> None:
     q, k, v = random_qkv(N, batch=3, group=2, dtype=torch.float64)
     keys = torch.tensor([[0], [4], [-1]])
-    own, _ = attention.attend(q, k, v, scale=0.6)
+    attended, _ = attention.attend(q, k, v, scale=0.6)
     scores = attention.key_scores(q, k, keys, scale=0.6)
-    rest = attention.attend_without(q, k, v, keys, scale=0.6)
+    remainder = attention.attend_without(q, k, v, keys, scale=0.6)
     edited = scores.clone()
     edited[..., 5:, :] = -torch.inf
-    out = attention.reweighted(own, rest, v, keys, scores, edited)
+    out = attention.reweighted(attended, remainder, v, keys, scores, edited)
     mask = torch.ones(3, 1, N, N, dtype=torch.bool).tril()
     mask[0, :, 5:, 0] = mask[1, :, 5:, 4] = False
     assert largest_difference(out, dense(q, k, v, scale=0.6, mask=mask).out) < 1e-12
@@ -96,8 +96,8 @@ def test_each_text_has_keys_of_its_own() -> None:
 def test_keys_of_another_number_of_texts_are_refused() -> None:
     q, k, v = random_qkv(5, batch=3)
     keys = torch.tensor([[0]])
-    own, _ = attention.attend(q, k, v, scale=1.0)
-    rest = attention.attend_without(q, k, v, keys, scale=1.0)
+    attended, _ = attention.attend(q, k, v, scale=1.0)
+    remainder = attention.attend_without(q, k, v, keys, scale=1.0)
     scores = attention.key_scores(q, k, keys, scale=1.0)
     with pytest.raises(InputError, match=r"expected keys \[batch \| 1, n\]"):
-        attention.reweighted(own, rest, v, torch.tensor([[0], [0]]), scores, scores)
+        attention.reweighted(attended, remainder, v, torch.tensor([[0], [0]]), scores, scores)

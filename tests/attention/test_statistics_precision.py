@@ -64,9 +64,9 @@ def test_weights_that_differ_by_a_hundred_thousandth_are_equal(gap: float, n_equ
 
 def test_the_only_token_has_nothing_left_beside_itself() -> None:
     q, k, v = random_qkv(1)
-    rest = attention.attend_without(q, k, v, torch.tensor([[0]]), scale=1.0)
-    assert not rest.out.any()
-    assert (rest.lse == -math.inf).all()
+    remainder = attention.attend_without(q, k, v, torch.tensor([[0]]), scale=1.0)
+    assert not remainder.out.any()
+    assert (remainder.lse == -math.inf).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -60,8 +60,8 @@ def test_a_cell_without_a_text_leaves_the_others_as_they_are() -> None:
     mean, low, high = mean_interval(TABLE, present=present)
     for estimate, expected in zip((mean, low, high), mean_interval(TABLE), strict=True):
         assert estimate[1, 0] is np.ma.masked
-        others = present[0]
-        assert estimate[others].tolist() == pytest.approx(expected[others].tolist(), rel=1e-12)
+        has_texts = present[0]
+        assert estimate[has_texts].tolist() == pytest.approx(expected[has_texts].tolist(), rel=1e-12)
 
 
 def test_a_transform_is_not_called_without_texts() -> None:
@@ -108,9 +108,9 @@ def test_paired_columns_hold_all_draws_however_many(monkeypatch: pytest.MonkeyPa
 
 def test_as_many_draws_as_there_are_resamples_are_all_of_them() -> None:
     """Two texts have three resamples."""
-    every = mean_interval([0.0, 1.0], confidence=0.5)
+    all_resamples = mean_interval([0.0, 1.0], confidence=0.5)
     assert [float(end) for end in mean_interval([0.0, 1.0], confidence=0.5, n_resamples=3)] == [
-        float(end) for end in every
+        float(end) for end in all_resamples
     ]
     assert resamples(2, 3, 0).probabilities is not None
     assert resamples(2, 2, 0).probabilities is None

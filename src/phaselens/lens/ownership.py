@@ -136,8 +136,8 @@ class Ownership:
         start = self._uses.index(use)
         forgotten = self._uses[start:]
         del self._uses[start:]
-        for each in forgotten:
-            each.frame = None  # as in `end`
+        for forgotten_use in forgotten:
+            forgotten_use.frame = None  # as in `end`
 
     def _require_thread(self, lens: HookedTransformer, uses: list[Use]) -> None:
         if any(use.thread != threading.get_ident() for use in uses):

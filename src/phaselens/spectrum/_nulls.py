@@ -110,11 +110,11 @@ def _binned(squares: FloatArray) -> tuple[FloatArray, FloatArray]:
     squares = np.sort(squares[squares > 0])[::-1]
     if len(squares) <= _N_BINS:
         return squares, np.ones(len(squares))
-    rest = squares[_N_UNBINNED:]
+    smaller = squares[_N_UNBINNED:]
     # Equal numbers of neighbours in each bin, but none that differ by more than a factor of 2.
-    part = np.arange(len(rest)) * (_N_BINS - _N_UNBINNED) // len(rest)
-    starts = np.flatnonzero(np.diff(part) | np.diff(np.frexp(rest)[1])) + 1
-    bins = np.split(rest, starts)
+    part = np.arange(len(smaller)) * (_N_BINS - _N_UNBINNED) // len(smaller)
+    starts = np.flatnonzero(np.diff(part) | np.diff(np.frexp(smaller)[1])) + 1
+    bins = np.split(smaller, starts)
     weight = np.concatenate([squares[:_N_UNBINNED], [values.mean() for values in bins]])
     count = np.concatenate([np.ones(_N_UNBINNED), [float(len(values)) for values in bins]])
     return weight, count
