@@ -58,7 +58,8 @@ class EventRecorder:
         elif event in _CHANGES:
             for path in arguments[: _CHANGES[event]]:
                 if isinstance(path, str | bytes | os.PathLike):
-                    self._record("write", path)
+                    folder = None if event == "os.truncate" else arguments[-1]
+                    self._record("write", _in_folder(path, folder))
         elif event in _PROCESSES:
             self._record("process", repr(arguments[:2]))
         elif event in _SOCKETS:
@@ -67,6 +68,13 @@ class EventRecorder:
     def _record(self, kind: str, subject: str | bytes | os.PathLike[Any]) -> None:
         text = os.fsdecode(subject) if kind in ("read", "write") else str(subject)
         os.write(self._descriptor, json.dumps([kind, text[:4096]]).encode() + b"\n")
+
+
+def _in_folder(path: str | bytes | os.PathLike[Any], descriptor: object) -> str:
+    """Return the path of a change, whose last argument is the folder that it is relative to, as a descriptor, or -1."""
+    if isinstance(descriptor, int) and descriptor >= 0:
+        return os.path.join(os.readlink(f"/proc/self/fd/{descriptor}"), os.fsdecode(path))
+    return os.fsdecode(path)
 
 
 def serve() -> None:

@@ -188,6 +188,7 @@ def test_what_must_not_be_is_seen(runner: CaseRunner, checkpoints: Path) -> None
     deeds = {
         "open('../secret.safetensors', 'rb')": "read of ../secret.safetensors",
         "open('elsewhere', 'w')": "write of elsewhere",
+        "os.mkdir('elsewhere', dir_fd=os.open('..', os.O_RDONLY))": "write of ",
         "subprocess.run(['true'])": "process: ",
         "__import__('socket').socket().connect_ex(('127.0.0.1', 9))": "socket: ",
         "os._exit(9)": "exit code 9",
@@ -198,3 +199,14 @@ def test_what_must_not_be_is_seen(runner: CaseRunner, checkpoints: Path) -> None
         (inputs / "fuzzed.py").write_text(f"{WORKING}\n{deed}\n")
         outcome = runner.run(*RUN, "-p", "fuzzed", "--plugin-file", "fuzzed.py")
         assert any(problem in seen for seen in outcome.problems(runner.folders)), (deed, outcome)
+
+
+def test_an_interrupt_while_figures_are_drawn_removes_the_unfinished_ones(
+    runner: CaseRunner, checkpoints: Path
+) -> None:
+    """Python removes a folder by descriptors, with names that are relative to it."""
+    inputs = prepare(runner, checkpoints)
+    plot = "    @classmethod\n    def plot(cls, tables, figure):\n        raise KeyboardInterrupt()\n"
+    (inputs / "fuzzed.py").write_text(f"{WORKING}{plot}")
+    arguments = ("-p", "fuzzed", "--plugin-file", "fuzzed.py", "--out", "out/run")
+    require_sound(runner, plot, *RUN, *arguments)

@@ -105,6 +105,10 @@ START_COST = (
     "architecture that it knows (`python -X importtime -m phaselens run rope -p sinks`); the sha256 of the "
     "weights, which the result records, is part of it, too."
 )
+CAUSAL_COST = (
+    "The baseline, the clean pass, the condition and its controls are forwards with losses; each saves only the layers "
+    "below its lowest edit."
+)
 GOALS = [
     Goal("sinks, 4,096 tokens", BARE, 1.03, "sinks.py", of_streams("sink", 4096, "cpu")),
     Goal("all statistics, 4,096 tokens", BARE, 1.5, "sinks.py", of_streams("all", 4096, "cpu")),
@@ -113,7 +117,14 @@ GOALS = [
     Goal("sinks, 16,384 tokens", MEMORY, 1.2, "sinks.py", of_streams("sink", 16384, "peak")),
     Goal("sinks, 32,768 tokens", MEMORY, 1.2, "sinks.py", of_streams("sink", 32768, "peak")),
     Goal("SmolLM2-135M: sinks", "× bare forwards with loss, CPU", 1.0, "real.py", of_real("sinks")),
-    Goal("SmolLM2-135M: bos-mlp", "× bare forwards with loss, CPU", 4.0, "real.py", of_real("bos-mlp")),
+    Goal(
+        "SmolLM2-135M: bos-mlp",
+        "× bare forwards with loss, CPU",
+        4.0,
+        "real.py",
+        of_real("bos-mlp"),
+        CAUSAL_COST,
+    ),
     Goal(
         "SmolLM2-135M: start, one text", "CPU seconds", 6.0, "real.py", of_start("start smollm2"), START_COST
     ),
