@@ -19,9 +19,10 @@ def test_half_precision_rounds_no_statistic(dtype: torch.dtype) -> None:
     """Whole numbers above 256 and all products are beyond bfloat16."""
     q, k, _ = random_qkv(N, batch=1, group=2, dtype=dtype)
     labels = (torch.arange(N) % 3)[None]
-    lse = dense(q, k, scale=0.6).lse
-    summary = attention.summarise(q, k, lse.float(), scale=0.6, top=True, segments=labels, largest=True)
     expected = dense(q, k, scale=0.6)
+    summary = attention.summarise(
+        q, k, expected.lse.float(), scale=0.6, top=True, segments=labels, largest=True
+    )
     assert summary.top.dtype == summary.segments.dtype == summary.largest.dtype == torch.float32
     assert torch.equal(summary.top[..., 0].long(), expected.pattern.argmax(-1))
     assert int(summary.top[..., 0].max()) > 256
@@ -142,8 +143,7 @@ def test_statistics_are_wide_where_torch_rounds_float32_products(
     assert largest_difference(sink, expected.pattern[..., position]) < 1e-12
 
 
-@pytest.mark.parametrize("width", [9, 5])
-def test_queries_may_be_real_anywhere(width: int) -> None:
+def test_queries_may_be_real_anywhere() -> None:
     """As those of a text that is padded on its left."""
     q, k, _ = random_qkv(9, d=5, dtype=torch.float64)
     expected = dense(q, k, scale=0.6)
@@ -152,9 +152,8 @@ def test_queries_may_be_real_anywhere(width: int) -> None:
     received = attention.summarise(q, k, expected.lse, scale=0.6, received=True, real=real).received
     counted = expected.pattern.masked_fill(~real[:, None, :, None], 0.0).sum(-2)
     assert largest_difference(received, counted) < 1e-12
-    if width != 9:
-        with pytest.raises(ValueError, match=r"real \[batch, query\] = \(2, 9\), received real \(2, 5\)"):
-            attention.summarise(q, k, expected.lse, scale=0.6, real=real[:, :width])
+    with pytest.raises(ValueError, match=r"real \[batch, query\] = \(2, 9\), received real \(2, 5\)"):
+        attention.summarise(q, k, expected.lse, scale=0.6, real=real[:, :5])
 
 
 @pytest.mark.parametrize(("batch", "kv_heads", "n"), [(4, 1, 6), (1, 4, 1), (1, 3, 6)])

@@ -91,7 +91,6 @@ class Ownership:
                 self._require_thread(lens, before)
             except InputError:
                 self._uses.remove(use)
-                use.frame = None
                 raise
         return use
 
