@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo real test test-oldest check static format lint types contract quick coverage mutation pair families bench docs clean
+.PHONY: demo real test test-oldest check static format lint types contract bundled quick coverage mutation pair families bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/phaselens run --plugin sinks
@@ -31,7 +31,7 @@ check: static quick
 test-oldest:
 	$(MAKE) quick VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
-static: format lint types contract
+static: format lint types contract bundled
 
 format: $(STAMP)
 	$(BIN)/ruff format --check src plugins tests tools
@@ -44,6 +44,10 @@ types: $(STAMP)
 
 contract: $(STAMP)
 	$(BIN)/lint-imports
+
+# That the bill of materials lists what is bundled.
+bundled: $(STAMP)
+	$(BIN)/python -m tools.sbom --check
 
 quick: $(STAMP)
 	$(PYTEST) -m "not slow"

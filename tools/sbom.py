@@ -99,7 +99,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The bill of materials of what is bundled")
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
-        return int(not FILE.exists() or FILE.read_text(encoding="utf-8") != text())
+        if FILE.exists() and FILE.read_text(encoding="utf-8") == text():
+            return 0
+        print(f"{FILE.name} does not list what is bundled. Run: python -m tools.sbom", file=sys.stderr)
+        return 1
     FILE.write_text(text(), encoding="utf-8")
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tools.sbom import DATA, FILE, ROOT, model_component, sbom, text
+from tools.sbom import DATA, FILE, ROOT, main, model_component, sbom, text
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MODELS = sorted(folder for folder in (DATA / "models").iterdir() if folder.is_dir())
@@ -58,3 +58,18 @@ def test_every_extra_is_documented_on_the_start_page() -> None:
     table = page.partition("| extra | for |")[2].partition("\n\n")[0]
     for extra in PROJECT["optional-dependencies"]:
         assert f"`{extra}`" in table, extra
+
+
+def test_an_outdated_list_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tools.sbom.FILE", tmp_path / "sbom.cdx.json")
+    monkeypatch.setattr("sys.argv", ["sbom", "--check"])
+    assert main() == 1
+    assert "python -m tools.sbom" in capsys.readouterr().err
+
+    monkeypatch.setattr("sys.argv", ["sbom"])
+    assert main() == 0
+    monkeypatch.setattr("sys.argv", ["sbom", "--check"])
+    assert main() == 0
+    assert capsys.readouterr().err == ""
