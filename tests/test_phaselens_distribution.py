@@ -8,10 +8,14 @@ import tarfile
 import tomllib
 import zipfile
 from email.parser import HeaderParser
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 from tests.environments import Environment
 
@@ -51,6 +55,26 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         archive.extractall(folder, filter="data")
     (source,) = folder.iterdir()
     return build(source, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.mark.parametrize("constraints", ["constraints.txt", "constraints-oldest.txt"])
+def test_pinned_versions_support_the_oldest_python(constraints: str) -> None:
+    oldest = min(specifier.version for specifier in SpecifierSet(PROJECT["requires-python"]))
+    lines = (ROOT / constraints).read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    pinned = {canonicalize_name(pin.name): pin.specifier for pin in pins}
+    installed = [
+        found
+        for found in distributions()
+        if found.version in pinned.get(canonicalize_name(found.name), SpecifierSet("==0"))
+    ]
+    assert len(installed) > 20
+    too_new = [
+        f"{found.name} {found.version} needs Python {found.metadata['Requires-Python']}"
+        for found in installed
+        if not SpecifierSet(found.metadata["Requires-Python"] or "").contains(f"{oldest}.0")
+    ]
+    assert not too_new
 
 
 @pytest.mark.slow
