@@ -108,6 +108,7 @@ def test_a_result_table_opens_filters_and_is_downloaded(page: Any, tmp_path: Pat
     details = page.locator(".data-tables details", has_text="one row per text, layer and head").first
     details.locator("summary").click()
     rows = details.locator("tbody tr")
+    rows.first.wait_for()  # the table is built once its details have opened
     n_rows = rows.count()
     details.locator("input").fill("script")
     assert 0 < rows.count() < n_rows
@@ -202,6 +203,7 @@ def test_nothing_overflows_and_axe_finds_nothing_serious(
     assert len(opened.page.screenshot(path=tmp_path / "page.png")) > 10_000
     if AXE.is_file():
         opened.page.locator(".data-tables summary").first.click()
+        opened.page.locator(".data-tables details[open] tbody tr").first.wait_for()
         opened.page.evaluate(AXE.read_text(encoding="utf-8"))
         violations = opened.page.evaluate(
             "axe.run().then(r => r.violations.map(v => [v.impact, v.id, v.nodes[0].html]))"

@@ -85,9 +85,10 @@ def test_all_branches_together_equal_whole_forwards(lens: Any) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_a_branch_alone_equals_a_whole_forward(lens: Any, name: str) -> None:
     finals: list[Tensor] = []
-    unedited = torch.ones(())
-    assert run_branches(lens, batch(), [branch_of(lens, *CASES[name], finals=finals)], unedited) is unedited
-    require_real_rows_close(finals[0], expected_under(lens, *CASES[name]))
+    unedited = run_branches(lens, batch(), [branch_of(lens, *CASES[name], finals=finals)], finals.append)
+    assert finals[0] is unedited
+    require_real_rows_close(unedited, lens.stream(TOKENS, lengths=torch.tensor(LENGTHS)))
+    require_real_rows_close(finals[1], expected_under(lens, *CASES[name]))
 
 
 @pytest.mark.parametrize("layer", range(N_LAYERS))
@@ -98,20 +99,45 @@ def test_the_baseline_goes_on_from_any_layer(lens: Any, layer: int, point: str) 
     require_real_rows_close(run_branches(lens, batch(), branches), expected)
 
 
-def test_a_model_that_cannot_resume_runs_whole_forwards(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lens, "resume_problem", "layers share a state")
-    starts: list[Any] = []
+def recorded_streams(lens: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int | None, int | None]]:
+    """Return a list that gets, of each forward, whether it starts from the tokens, its first layer, and its end."""
+    streams: list[tuple[bool, int | None, int | None]] = []
     stream = type(lens).stream
 
     def record_stream(self: Any, tokens: Any = None, hooks: Any = (), **options: Any) -> Any:
-        starts.append((tokens is TOKENS, options.get("start_at_layer"), options.get("stop_at_layer")))
+        streams.append((tokens is TOKENS, options.get("start_at_layer"), options.get("stop_at_layer")))
         return stream(self, tokens, hooks, **options)
 
     monkeypatch.setattr(type(lens), "stream", record_stream)
+    return streams
+
+
+def test_the_unedited_output_is_received_first_without_repeating_layers(
+    lens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = recorded_streams(lens, monkeypatch)
+    finals: list[Tensor] = []
+    edits = [half("hook_embed", 0), half("blocks.1.attn.hook_q", 1), half("blocks.1.attn.hook_q", 2)]
+    branches = [branch_of(lens, edit, finals=finals) for edit in edits]
+    unedited = run_branches(lens, batch(), branches, finals.append)
+    assert streams == [
+        (True, None, 1),  # up to the lowest layer of a branch that resumes
+        (False, 1, None),
+        (True, None, None),
+        (False, 1, None),
+        (False, 1, None),
+    ]
+    assert finals[0] is unedited
+    assert len(finals) == 4
+
+
+def test_a_model_that_cannot_resume_runs_whole_forwards(lens: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lens, "resume_problem", "layers share a state")
+    streams = recorded_streams(lens, monkeypatch)
     finals: list[Tensor] = []
     edits = [half("blocks.1.hook_mlp_out", 0), half("blocks.2.attn.hook_v", 1)]
     baseline = run_branches(lens, batch(), [branch_of(lens, edit, finals=finals) for edit in edits])
-    assert starts == [(True, None, None)] * 3
+    assert streams == [(True, None, None)] * 3
     require_real_rows_close(baseline, lens.stream(TOKENS, lengths=torch.tensor(LENGTHS)))
     for edit, final in zip(edits, finals, strict=True):
         require_real_rows_close(final, expected_under(lens, edit))
@@ -148,9 +174,7 @@ def count_calls(lens: Any, *edits: Edit) -> Counter[str]:
         for suffix, short in modules.items()
         if path.endswith(f"{suffix}.original_component") or path.endswith(f"original_component.{suffix}")
     ]
-    unedited = lens.stream(TOKENS, lengths=torch.tensor(LENGTHS))
-    counter.clear()
-    run_branches(lens, batch(), [branch_of(lens, edit, finals=[]) for edit in edits], unedited)
+    run_branches(lens, batch(), [branch_of(lens, edit, finals=[]) for edit in edits])
     for handle in handles:
         handle.remove()
     return counter

@@ -96,17 +96,14 @@ def _run_batch(
     """Run the conditions of all metrics on one batch, and record the baseline for each metric."""
     n_tokens = sum(batch.lengths)
     rows = _ScoredRows(lens, task, batch)
-    unedited = None
-    if any(causal(member).needs_divergence for member in members):
-        with out_of_memory_explained(lens, batch):
-            unedited = rows.keep_reference()
+    needs_reference = any(causal(member).needs_divergence for member in members)
     branches = [
         _branch(lens, member, condition, rows, lambda: observer.advance(n_tokens))
         for member in members
         for condition in causal(member).losses.conditions.values()
     ]
     with out_of_memory_explained(lens, batch):
-        final = run_branches(lens, batch, branches, unedited)
+        final = run_branches(lens, batch, branches, rows.keep_reference if needs_reference else None)
         outcomes = list(rows.outcomes(final, with_divergence=rows.reference is not None))
     for member in (member for member in members if member.works):
         with guarded(member.result, lens.info.label, "record"):
@@ -182,14 +179,11 @@ class _ScoredRows:
         ]
         self._spans = list(zip(starts, batch.lengths, strict=True))
 
-    def keep_reference(self) -> Tensor:
-        """Run the unedited model, keep its predictions for comparison, and return its final norm's output."""
+    def keep_reference(self, final: Tensor) -> None:
+        """Keep the unedited model's predictions from its final norm's output [batch, pos, d_model]."""
         from phaselens.lens.token_losses import ReferencePredictions
 
-        lengths = self.batch.lengths_on(self._lens.device)
-        final = self._lens.stream(self.batch.tokens, lengths=lengths)
         self.reference = ReferencePredictions(self._lens, self._rows_of(final))
-        return final
 
     def _rows_of(self, final: Tensor) -> Tensor:
         """Return the rows [token, d_model] of final [batch, pos, d_model] that predict a scored token."""

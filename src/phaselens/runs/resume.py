@@ -61,11 +61,14 @@ def lowest_layer(edit: Edit, n_layers: int) -> int:
 
 
 def run_branches(
-    lens: HookedTransformer, batch: Batch, branches: Sequence[Branch], final: Tensor | None = None
+    lens: HookedTransformer,
+    batch: Batch,
+    branches: Sequence[Branch],
+    receive_unedited: Callable[[Tensor], object] | None = None,
 ) -> Tensor:
     """Run every branch, and return the unedited model's final norm output [batch, pos, d_model].
 
-    That output is not computed again if the caller has it already, as `final`.
+    `receive_unedited` takes that output before any branch runs.
     """
     baseline = BaselinePass(lens, batch)
     n_layers = lens.info.n_layers
@@ -73,10 +76,15 @@ def run_branches(
     for branch in branches:
         lowest = min(lowest_layer(edit, n_layers) for edit in branch.editor.edits)
         branches_by_layer.setdefault(lowest, []).append(branch)
+    final = None
+    if receive_unedited is not None:
+        resumed_layers = [layer for layer in branches_by_layer if layer != FROM_TOKENS]
+        final = baseline.final_output(min(resumed_layers, default=n_layers))
+        receive_unedited(final)
     for lowest in sorted(branches_by_layer):
         for branch, forward in baseline.forwards(lowest, branches_by_layer[lowest]):
             branch.guard(lambda branch=branch, forward=forward: branch.receive(forward()))  # type: ignore[misc]
-    return baseline.final_output() if final is None else final
+    return baseline.final_output(n_layers) if final is None else final
 
 
 def _edited_points(branch: Branch, layer: int) -> list[str]:
@@ -138,12 +146,11 @@ class BaselinePass:
         self._layer = layer
         return self._residual
 
-    def final_output(self) -> Tensor:
-        """Return the unedited model's final norm output [batch, pos, d_model]."""
+    def final_output(self, layer: int) -> Tensor:
+        """Return the unedited model's final norm output [batch, pos, d_model]; the pass moves up to `layer` only."""
         if not self._can_resume:
             return self._stream(self._batch.tokens)
-        n_layers = self._lens.info.n_layers
-        return self._stream(residual=self.advance_to(n_layers), start_at_layer=n_layers)
+        return self._stream(residual=self.advance_to(layer), start_at_layer=layer)
 
     def forwards(self, lowest: int, branches: Sequence[Branch]) -> Iterator[tuple[Branch, Forward]]:
         """Yield the forward of each branch whose lowest layer is `lowest`; they must be run in this order."""
