@@ -20,12 +20,12 @@ TYPES = model_types()
 VERDICTS = verdicts(PAGE.read_text(encoding="utf-8"))
 
 
-def contradictions(sample: list[str]) -> dict[str, str]:
-    """Try model types in every dtype; return those whose result is not the page's, with the result."""
+def contradictions(sample: list[str], dtypes: tuple[str, ...] = DTYPES) -> dict[str, str]:
+    """Try model types; return those whose result is not the page's, with the result."""
     return {
         f"{trial.model_type} in {dtype}": f"{verdict(trial, dtype)}: {trial}"
-        for trial in survey(sample)
-        for dtype in DTYPES
+        for trial in survey(sample, dtypes=dtypes)
+        for dtype in dtypes
         if not is_on_page(trial, dtype)
     }
 
@@ -56,8 +56,11 @@ def test_a_random_dozen_of_types_gives_what_the_page_says() -> None:
 
 
 @pytest.mark.slow
-def test_every_type_gives_what_the_page_says() -> None:
-    assert contradictions(list(TYPES)) == {}, "if the lens is right, run: make families"
+@pytest.mark.parametrize("third", range(3))
+def test_every_type_gives_what_the_page_says(third: int) -> None:
+    """In float32 and, to halve the time, in one of the dtypes beside it; `make families` tries all of them."""
+    dtypes = (DTYPES[0], DTYPES[1 + third])
+    assert contradictions(TYPES[third::3], dtypes) == {}, "if the lens is right, run: make families"
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom"])
