@@ -189,7 +189,7 @@ def test_shards_that_exist_are_merged_without_loading_the_model(tmp_path: Path) 
         ("llama", {"over-mixing": {}, "sinks": {}}),
         ("mamba", {"sinks": {}, "bos-norm": {}}),
         ("bamba", {"sinks": {}, "bos-mlp": {}}),
-        ("llama", {"passkey": {"lengths": "40, 60", "n": 1, "conditions": "bos-mlp"}}),
+        ("llama", {"passkey": {"lengths": "150, 200", "n": 1, "symbols": "ab", "conditions": "bos-mlp"}}),
     ],
 )
 def test_metrics_with_texts_of_their_own_and_without_values_continue_too(
@@ -203,6 +203,7 @@ def test_metrics_with_texts_of_their_own_and_without_values_continue_too(
     }
     options["texts"] = [f"{text} {number}" for number, text in enumerate(options["texts"])]
     expected = measure(lens, **options)
+    assert not expected.failed
     with pytest.raises(KeyboardInterrupt):
         measure(lens, out=tmp_path, observer=InterruptingAfter(3, KeyboardInterrupt()), **options)
     for _ in range(2):

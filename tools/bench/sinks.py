@@ -4,7 +4,8 @@
 
 Every measurement runs in a new process, so that the peak memory belongs to one variant. The variants alternate, round
 by round, so that changes in the machine's speed affect all of them. A random Llama (8 layers, d_model 512, 8 heads) is
-built in code.
+built in code. glibc keeps memory that is freed: whether it returns blocks to the system, and has them zeroed again,
+depends on where the last one happens to lie, and costs a forward of the same operations up to a tenth.
 
     baseline   Hugging Face, SDPA, no unembedding
     lens       the lens, nothing hooked
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -34,6 +36,8 @@ HOOKS = {
     "all": ("hook_lse", "hook_sink", "hook_entropy", "hook_received"),
 }
 N_LAYERS = 8
+# 32 MiB is the largest threshold that glibc accepts.
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 30)}
 # Their attention matrices exceed the memory of an ordinary machine: 8 layers of 8 heads of 16,384² floats.
 TOO_LARGE = {("eager", 16384), ("bridge", 16384)}
 
@@ -101,7 +105,7 @@ def child(variant: str, length: int, threads: int, repeats: int) -> None:
 def measure(variant: str, length: int, threads: int) -> dict[str, float] | None:
     repeats = {512: 7, 2048: 4}.get(length, 2 if length <= 4096 else 1)
     command = [sys.executable, __file__, "--child", variant, str(length), str(threads), str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | KEEP_FREED_MEMORY)
     if done.returncode != 0:
         print(f"{variant} at {length}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None

@@ -139,10 +139,14 @@ def measure_in_new_process(variant: str, length: int, threads: int, repeats: int
     """Run `measure_variant` in a new process."""
     import os
 
+    from tools.bench.sinks import KEEP_FREED_MEMORY
+
     limit = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
     command = [sys.executable, __file__, "--one", variant, "--lengths", str(length)]
     command += ["--threads", str(threads), "--repeats", str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **limit})
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **limit, **KEEP_FREED_MEMORY}
+    )
     measurement: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return measurement
 

@@ -317,17 +317,14 @@ def read_only_reason(name: str) -> str:
     declared = declaration(name)
     if declared is None or declared.is_editable:
         return ""
-    editable_points = (
-        "an activation that it depends on"
-        if declared.quantity == "loss"
-        else "hook_key_scores, hook_pattern or hook_attn_scores"
-    )
-    return f"it is a measurement that nothing in the model depends on; edit {editable_points} instead"
+    in_its_place = "hook_key_scores, hook_pattern or hook_attn_scores"
+    if declared.quantity == "loss":
+        in_its_place = "an activation that it depends on"
+    return f"it is a measurement that nothing in the model depends on; edit {in_its_place} instead"
 
 
 def depends_on_sink_position(name: str) -> bool:
-    """Return whether the values at the point are those of one sink position, so that another one needs another
-    forward."""
+    """Return whether the values at the point are those of one sink position; another one needs another forward."""
     declared = declaration(name)
     return declared is not None and declared.is_of_sink
 
