@@ -6,7 +6,7 @@ import functools
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 import phaselens
@@ -123,7 +123,7 @@ def test_a_norm_inside_the_projection_is_applied_before_the_product():
 def test_an_adapter_is_part_of_the_weight():
     model = tiny_model("llama-gqa", dtype=torch.float64)
     stored = model.model.layers[0].self_attn.o_proj.weight.detach().clone()
-    model.add_adapter(LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False))
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False), model)
     lens = phaselens.load(model.to(torch.float64).eval())
     weight = lens.weight_of(0, "attn.W_O")
     assert (weight.flatten(0, 1).T - stored).abs().max() > 0.01

@@ -86,7 +86,8 @@ def adapted() -> Any:
     model = tiny_model("llama-gqa", dtype=torch.float64)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(6)
-        model.add_adapter(peft.LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False))
+        config = peft.LoraConfig(r=2, target_modules=["o_proj"], init_lora_weights=False)
+        peft.inject_adapter_in_model(config, model)
     return model.to(torch.float64).eval()
 
 
