@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -14,18 +17,24 @@ import psutil
 import torch
 from torch import nn
 
-_BYTES = 31 * 2**20
+# Parameters of glibc's mallopt, and their values. 32 MB is the largest size of blocks that it keeps rather than maps.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES, _LARGEST_KEPT_BLOCK = 256 << 20, 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Make glibc keep the memory of freed tensors, up to 64 MB, for the next ones.
+    """Make glibc keep the memory of freed tensors of up to 32 MB, 256 MB in all, for the next ones.
 
-    By default it returns most of it to the system, which has to clear each page again for the next layer: several per
-    cent of a pass on a CPU that holds many activations. Its limit follows the largest block that was ever freed, up
-    to 32 MB, so this function allocates such a block and frees it, without touching a page. It has no effect on another
-    allocator, or if the environment sets a limit (MALLOC_TRIM_THRESHOLD_).
+    By default it returns most of it to the system, which has to clear each page again for the next layer: up to a tenth
+    of a pass on a CPU. It has no effect on another allocator, or if the environment sets a limit
+    (MALLOC_TRIM_THRESHOLD_).
     """
-    torch.empty(_BYTES, dtype=torch.uint8, device="cpu")
+    if sys.platform != "linux" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BLOCK)
+        mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
 @contextmanager
