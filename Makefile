@@ -21,8 +21,9 @@ real: $(REAL_STAMP)
 	$(BIN)/phaselens run smollm2 smollm2-drope --bos always --n-texts 20 \
 	  -p sinks -p bos-norm -p compression -p bos-mlp -p bos-v -p qk-disruption -p massive-values
 
+# One process more than there are cores: slow tests often wait for the processes that they start.
 test: $(STAMP)
-	$(PYTEST)
+	$(PYTEST) -n $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 ))
 
 check: static quick
 

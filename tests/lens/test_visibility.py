@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import transformers
 import phaselens
 from phaselens.errors import RefusedModel
 from phaselens.lens import checks, masks
-from phaselens.lens.visibility import disagreements, measure_windows, visible
+from phaselens.lens.visibility import _measured_window, disagreements, measure_windows, visible
 from phaselens.testing import tiny_model
 from tests.marks import mark_later_slow
 
@@ -77,11 +76,17 @@ def test_windows_are_measured_at_any_size_without_a_text_of_that_length(window):
         assert lens.info.windows == tuple(size and window for size in WINDOWED[name][2])
 
 
-def test_measuring_windows_is_fast():
-    lens = phaselens.load(tiny_model("gemma2"), check=False)
-    start = time.perf_counter()
-    measure_windows(lens)
-    assert time.perf_counter() - start < 0.1
+def test_a_window_is_found_without_evaluating_its_rule_for_a_whole_text():
+    n_cells = 0
+
+    def rule(query, key):
+        nonlocal n_cells
+        sees = visible(query, key, 100_000)
+        n_cells += sees.numel()
+        return sees
+
+    assert _measured_window(rule, "a layer", 1) == (100_000, None)
+    assert n_cells < 10_000
 
 
 @pytest.mark.parametrize("family", mark_later_slow(["llama", "mistral", "gpt-oss", "gpt2"], 2))

@@ -48,6 +48,7 @@ def test_the_page_has_a_row_for_each_type_and_their_count_in_its_first_line() ->
     assert len(VERDICTS) == 189
 
 
+@pytest.mark.slow
 def test_a_random_dozen_of_types_gives_what_the_page_says() -> None:
     seed = time.time_ns() % 10**6
     print(f"seed {seed}")
