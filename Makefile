@@ -7,7 +7,8 @@ REAL_STAMP := $(VENV)/.installed-real
 CORPUS ?= corpus
 CONSTRAINTS ?= constraints.txt
 # One process per core; the tests of a file stay together, since they share models.
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+PARALLEL := -n logical --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest $(PARALLEL)
 # Only the installation may use the network.
 export HF_HUB_OFFLINE ?= 1
 
@@ -57,7 +58,7 @@ quick: $(STAMP)
 # and installations, which take as long as the rest and run little that the others do not.
 NOT_COVERED := tests/docs tests/fuzz tests/tools tests/cli/test_entry_faults.py tests/plugins/test_phaselens_example.py \
   tests/test_phaselens_distribution.py
-COVERED := $(BIN)/python -m coverage run -m pytest -n logical --maxprocesses 8 --dist loadfile
+COVERED := $(BIN)/python -m coverage run -m pytest $(PARALLEL)
 coverage: $(STAMP)
 	rm -rf build/coverage && mkdir -p build/coverage
 	$(COVERED) -m "not slow"

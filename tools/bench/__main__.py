@@ -201,8 +201,8 @@ INTRODUCTION = """# Performance
 
 `make bench` measures these ratios, and writes this page and `benchmarks/latest.json`. Each script under `tools/bench`
 says what it measures. CPU seconds are those of the process, on one thread: other work on the machine disturbs them less
-than wall time, but by up to a third all the same. So each is measured in several processes by turns, and the fastest
-count. For the ratios to a bare forward, glibc keeps the memory that is freed, on both sides (`sinks.py` says why).
+than wall time, but by up to a third all the same. So each is measured several times, and the fastest counts. For
+the ratios to a bare forward, glibc keeps the memory that is freed, on both sides (`sinks.py` says why).
 """
 GPU_NOTE = """Nothing has run on a GPU yet. `tools/gpu/check.sh` runs the CUDA tests and `tools/bench/gpu.py` there.
 
